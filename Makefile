@@ -1,0 +1,62 @@
+# Two commands do everything on a machine with git, make and Python 3.10+: make demo, make test.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+OUT ?= data/shards
+RUN ?= runs/srcnn
+CONFIG ?= configs/train.yaml
+DEMO ?= demo
+DEMO_PHOTOS := $(or $(PHOTOS),$(DEMO)/photos)
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+
+.PHONY: help setup lint types test shards train demo clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+setup: $(READY)  ## make the environment in .venv and install everything
+
+$(READY): setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version) if sys.version_info < (3, 10) else 0'
+	$(PYTHON) -m venv $(VENV) || (echo "no venv here; on Debian: apt-get install python3-venv" >&2; exit 1)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@
+
+lint: $(READY)  ## flake8 and isort
+	$(BIN)/flake8
+	$(BIN)/isort --check-only --quiet .
+
+types: $(READY)  ## mypy, strict
+	$(BIN)/mypy
+
+test: lint types  ## every check: lint, types, tests
+	$(BIN)/python -m pytest
+
+shards: $(READY)  ## photos -> shards: make shards PHOTOS=dir [OUT=data/shards] [ARGS='--key value']
+	@test -n "$(PHOTOS)" || (echo "say which photos: make shards PHOTOS=dir [OUT=$(OUT)]" >&2; exit 2)
+	$(BIN)/python -m shards --config configs/shards.yaml --photos "$(PHOTOS)" --out "$(OUT)" $(ARGS)
+
+train: $(READY)  ## shards -> network, one process: make train [OUT=data/shards] [RUN=runs/srcnn] [CONFIG=...] [ARGS=...]
+	$(LAUNCH) launch/train.py --config $(CONFIG) --shards "$(OUT)" --run "$(RUN)" $(ARGS)
+
+demo: $(READY)  ## photos, shards, training, restored photo and report in a few minutes: make demo [PHOTOS=dir]
+	@test -n "$(PHOTOS)" || $(BIN)/python -m shards.skylines $(DEMO)/photos --num 24
+	$(BIN)/python -m shards --config configs/shards.yaml --photos "$(DEMO_PHOTOS)" --out $(DEMO)/shards --allow_refused true
+	$(LAUNCH) launch/train.py --config configs/demo.yaml --shards $(DEMO)/shards --run $(DEMO)/run
+	@photo="$$($(BIN)/python -c "import json; print(json.load(open('$(DEMO)/shards/val/manifest.json'))['photos'][0]['name'])")" && \
+	$(BIN)/srcnn degrade "$(DEMO_PHOTOS)/$$photo" -o $(DEMO)/degraded --quality 20 && \
+	$(BIN)/srcnn restore $(DEMO)/degraded -o $(DEMO)/restored --model $(DEMO)/run --format png
+	@echo
+	@cat $(DEMO)/run/report/table.md
+	@echo
+	@echo "Look at:"
+	@echo "  $(DEMO)/run/report/index.html   curves, tiles, a whole photo before and after"
+	@echo "  $(DEMO)/shards/train.png        what was trained on: clean left, degraded right"
+	@echo "  $(DEMO)/degraded, $(DEMO)/restored   a photo it never saw, as JPEG of quality 20 and restored"
+
+clean:  ## remove what demo and tests made; .venv, data and runs stay
+	rm -rf $(DEMO) build *.egg-info .pytest_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

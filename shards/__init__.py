@@ -1,0 +1,1 @@
+"""Preprocessing: a folder of photographs -> tar shards of tile pairs. `python -m shards --help`."""

@@ -1,0 +1,58 @@
+"""`python -m shards --config configs/shards.yaml --photos DIR --out DIR`: what `make shards` runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from shards.plan import ShardsConfig
+from shards.pool import ShardsFailed
+from shards.sheet import write_sheet
+from shards.write import Summary, make_shards
+from srcnn.config import parse
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 done, 1 photos refused (unless `allow_refused`) or no pair made, 2 a wrong key."""
+    config = parse(ShardsConfig, "python -m shards", __doc__, arguments)
+    try:
+        summary = make_shards(config)
+        for split, manifest in summary.manifests.items():
+            if summary.num_new_shards or not Path(config.out, f"{split}.png").exists():
+                write_sheet(Path(config.out, split), manifest, config.num_sheet_pairs)
+    except (ShardsFailed, FileNotFoundError, ValueError, OSError) as error:
+        print(f"shards: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("shards: interrupted; start again to go on with the shards that are missing", file=sys.stderr)
+        return 130
+    return report(config, summary)
+
+
+def report(config: ShardsConfig, summary: Summary) -> int:
+    """Prints what the folder holds, then every refused photo with its reason; returns the exit status."""
+    if not summary.num_new_shards:
+        print(f"{config.out}: up to date, nothing to do")
+    manifests = summary.manifests.values()
+    for manifest in manifests:
+        print(
+            f"{manifest.split}: {manifest.num_samples} pairs of {len(manifest.photos)} photos "
+            f"in {len(manifest.shards)} shards, degraded PSNR {manifest.degraded_psnr:.2f} dB"
+        )
+        if not manifest.num_samples:
+            cure = "give more photos, or a folder of its own with --val"
+            print(f"warning: no {manifest.split} pairs; {cure}", file=sys.stderr)
+    if summary.num_ignored_files:
+        print(f"{summary.num_ignored_files} files that are no photos (by their suffix) were not looked at")
+    refused = [item for manifest in manifests for item in manifest.refused]
+    for item in refused:
+        print(f"refused: {item.name}: {item.reason}", file=sys.stderr)
+    if refused:
+        cure = "mend or remove them, or accept it: --allow_refused true"
+        print(f"{len(refused)} photos refused; {cure}", file=sys.stderr)
+    accepted = not refused or config.allow_refused
+    return 0 if accepted and any(manifest.num_samples for manifest in manifests) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""The output folder: who works in it, what was begun, which shards are finished, the manifests at the end."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from shards import plan
+from shards.plan import ShardsConfig, ShardTask
+from shards.pool import ShardsFailed
+from srcnn import files, sample
+from srcnn.config import plain
+from srcnn.sample import SPLITS, Manifest, PhotoRecord, Refused, Shard
+
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """What is known of a finished shard; kept beside it as NUMBER.json until the manifest is written."""
+
+    shard: Shard
+    photos: tuple[PhotoRecord, ...]
+    refused: tuple[Refused, ...]
+
+
+@contextmanager
+def occupied(out: Path) -> Iterator[None]:
+    """Keeps other shard makers out of the folder; raises ShardsFailed where one is at work there already."""
+    out.mkdir(parents=True, exist_ok=True)
+    handle = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise ShardsFailed(f"{out}: another process is making shards there; wait for it") from error
+    except OSError:
+        pass  # a network disk that knows no locks on folders
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def claim(out: Path, config: ShardsConfig, tasks: list[ShardTask]) -> None:
+    """Notes in `out` what is made there, or checks that it is what was begun there, and clears away what a
+    killed run left half-written.
+
+    Raises:
+        ShardsFailed: the folder holds shards of another config, of other photos, or none of ours.
+    """
+    identity = plain(config.identity())
+    content = {"config": identity, "plan_sha256": plan.plan_hash(tasks), "num_shards": len(tasks)}
+    cure = "choose another OUT, or remove this folder to make them anew"
+    if (out / PLAN).is_file():
+        begun = files.read_json(out / PLAN)
+        before = begun.get("config", {})
+        if before != identity:
+            changed = [key for key in identity if before.get(key) != identity[key]]
+            told = ", ".join(f"{key}: {before.get(key)} there, {identity[key]} now" for key in changed)
+            raise ShardsFailed(f"{out}: holds shards made with another config ({told}); {cure}")
+        if begun != content:
+            raise ShardsFailed(f"{out}: holds shards of other photos than those found now; {cure}")
+    elif any(not path.name.startswith(files.TEMPORARY_PREFIX) for path in out.iterdir()):
+        raise ShardsFailed(f"{out}: is not empty and holds no shards of ours; choose another OUT")
+    else:
+        files.write_json(out / PLAN, content)
+    for folder in (out, *(out / split for split in SPLITS)):
+        folder.mkdir(exist_ok=True)
+        for path in folder.glob(f"{files.TEMPORARY_PREFIX}*"):
+            path.unlink()
+
+
+def write_record(path: Path, result: ShardResult) -> None:
+    """Keeps the result beside its shard `path` until the manifest is written."""
+    files.write_json(path.with_suffix(".json"), asdict(result))
+
+
+def finished_shards(out: Path, tasks: Iterable[ShardTask]) -> dict[ShardTask, ShardResult]:
+    """The shards that lie under their final name, as long as they were when they were finished."""
+    known = {split: _known_from_manifest(out / split) for split in SPLITS}
+    finished = {}
+    for task in tasks:
+        path = out / task.split / task.name
+        record = path.with_suffix(".json")
+        result = _read_record(record) if record.is_file() else known[task.split].get(task.name)
+        if result and path.is_file() and path.stat().st_size == result.shard.bytes:
+            finished[task] = result
+    return finished
+
+
+def _read_record(path: Path) -> ShardResult:
+    content = files.read_json(path)
+    photos = tuple(PhotoRecord(**photo) for photo in content["photos"])
+    refused = tuple(Refused(**item) for item in content["refused"])
+    return ShardResult(Shard(**content["shard"]), photos, refused)
+
+
+def _known_from_manifest(folder: Path) -> dict[str, ShardResult]:
+    """By shard name; a manifest does not say in which shard a refused photo was, so each gets them all."""
+    if not (folder / sample.MANIFEST).is_file():
+        return {}
+    manifest = Manifest.read(folder, check_shards=False)
+    photos: dict[str, list[PhotoRecord]] = {shard.name: [] for shard in manifest.shards}
+    for photo in manifest.photos:
+        photos[photo.shard].append(photo)
+    return {
+        shard.name: ShardResult(shard, tuple(photos[shard.name]), manifest.refused)
+        for shard in manifest.shards
+    }
+
+
+def finish_split(
+    config: ShardsConfig, split: str, tasks: list[ShardTask], refused: list[Refused]
+) -> Manifest:
+    """Gathers what is known of the split's shards into its manifest, unless that says the same already."""
+    folder = Path(config.out) / split
+    mine = [task for task in tasks if task.split == split]
+    finished = finished_shards(Path(config.out), mine)
+    results = [finished[task] for task in mine]
+    planned = {source.name for task in mine for source in task.sources}
+    late = {item for result in results for item in result.refused if item.name in planned}
+    early = {item for item in refused if item.split == split}
+    manifest = Manifest(
+        split=split,
+        tile_shape=config.tile_shape,
+        encoding=config.encoding,
+        stride=sample.npy_stride(config.tile_shape) if config.encoding == "npy" else None,
+        config=plain(config.identity()),
+        shards=tuple(result.shard for result in results),
+        photos=tuple(photo for result in results for photo in result.photos),
+        refused=tuple(sorted(early | late, key=lambda item: item.name)),
+        versions=sample.writer_versions(),
+    )
+    there = Manifest.read(folder, check_shards=False) if (folder / sample.MANIFEST).is_file() else None
+    if there and replace(manifest, versions=there.versions) == there:
+        manifest = there
+    else:
+        manifest.write(folder)
+    for task in mine:
+        (folder / task.name).with_suffix(".json").unlink(missing_ok=True)
+    return manifest

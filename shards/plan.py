@@ -1,0 +1,235 @@
+"""Pure planning: photos -> (split, shard, photo). No reading, no writing."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+from srcnn.degrade import Degradation
+from srcnn.photo import MAX_MEGAPIXELS, Resize
+from srcnn.sample import SPLITS, Encoding, Refused
+from srcnn.tiles import JPEG_BLOCK_PIXELS, grid
+
+# Keys that say where and how fast, not what: shards made with other values of these are the same shards.
+WHERE_AND_HOW = (
+    "photos",
+    "pairs",
+    "val",
+    "out",
+    "num_workers",
+    "allow_refused",
+    "num_sheet_pairs",
+    "max_megapixels",
+)
+MAX_JPEG_SIDE = 65500  # pixels; JPEG_MAX_DIMENSION of libjpeg
+
+
+@dataclass(frozen=True)
+class ShardsConfig:
+    """Settings of shard making.
+
+    Args:
+        photos: folder of clean photos; read with everything below it.
+        pairs: instead of photos: folder of pictures twice as wide as high, left clean, right degraded.
+        val: folder of the validation photos (or pairs); empty: split `photos` by the hash of their content.
+        out: folder the shards go to, in out/train and out/val.
+        folders: folder below `photos` -> its own resize rule; when given, only these folders are read.
+        resize: "1024x1024" (width x height), "long:1024" (long side), "x0.5" (factor) or "none".
+        degradation: how the clean photo is spoiled.
+        color: "luma" stores Pillow's L, "rgb" all three channels.
+        tile_pixels: side of a tile; a multiple of 8, so that tiles lie on the JPEG block grid.
+        val_fraction: share of the photos that go to validation when `val` is empty.
+        encoding: "npy" (fast to read) or "png" (smaller, for archives and slow links).
+        samples_per_shard: pairs after which a new shard is begun; photos are never torn apart.
+        max_megapixels: larger photos are refused.
+        num_workers: processes; 0 takes one for each core.
+        allow_refused: exit with status 0 even if some photos were refused.
+        num_sheet_pairs: random pairs drawn on the contact sheet of each split.
+    """
+
+    photos: str = ""
+    pairs: str = ""
+    val: str = ""
+    out: str = "data/shards"
+    folders: dict[str, str] = field(default_factory=dict)
+    resize: str = "1024x1024"
+    degradation: Degradation = field(default_factory=Degradation)
+    color: Literal["luma", "rgb"] = "luma"
+    tile_pixels: int = 128
+    val_fraction: float = 0.2
+    encoding: Encoding = "npy"
+    samples_per_shard: int = 1024
+    max_megapixels: float = MAX_MEGAPIXELS
+    num_workers: int = 0
+    allow_refused: bool = False
+    num_sheet_pairs: int = 24
+
+    def __post_init__(self) -> None:
+        if bool(self.photos) == bool(self.pairs):
+            raise ValueError("give either photos (folder of clean photos) or pairs (folder of pair pictures)")
+        if self.tile_pixels < JPEG_BLOCK_PIXELS or self.tile_pixels % JPEG_BLOCK_PIXELS:
+            raise ValueError(f"tile_pixels {self.tile_pixels}: expected a multiple of {JPEG_BLOCK_PIXELS}")
+        if not 0 <= self.val_fraction < 1:
+            raise ValueError(f"val_fraction {self.val_fraction}: expected 0 <= fraction < 1")
+        if self.samples_per_shard < 1 or self.num_workers < 0:
+            raise ValueError("samples_per_shard starts at 1 and num_workers at 0")
+        if self.num_sheet_pairs < 0 or self.max_megapixels <= 0:
+            raise ValueError("num_sheet_pairs starts at 0, max_megapixels above 0")
+        for rule in (self.resize, *self.folders.values()):
+            Resize.parse(rule)
+
+    @property
+    def tile_shape(self) -> tuple[int, ...]:
+        """(H, W) or (H, W, 3)."""
+        side = (self.tile_pixels, self.tile_pixels)
+        return side if self.color == "luma" else (*side, 3)
+
+    def identity(self) -> dict[str, Any]:
+        """The keys that decide what the pairs are; shards are kept and completed only where these are equal."""
+        values = {key: value for key, value in dataclasses.asdict(self).items() if key not in WHERE_AND_HOW}
+        kind, split = "pairs" if self.pairs else "photos", "folders" if self.val else "hash"
+        return values | {"kind": kind, "split": split}
+
+    def resize_rule(self, name: str) -> Resize:
+        """The rule for the photo of this relative name: of the longest of `folders` around it, or `resize`."""
+        matches = [folder for folder in self.folders if PurePosixPath(name).is_relative_to(folder)]
+        return Resize.parse(self.folders[max(matches, key=len)] if matches else self.resize)
+
+    def num_samples(self, name: str, width: int, height: int) -> int:
+        """How many pairs a photo of this size (pixels, upright) will give."""
+        if self.pairs:
+            return int((width, height) == (2 * self.tile_pixels, self.tile_pixels))
+        rows, columns = grid(*self.clean_size(name, width, height)[::-1], self.tile_pixels)
+        return rows * columns
+
+    def num_samples_of(self, source: Source) -> int:
+        return self.num_samples(source.name, source.width, source.height)
+
+    def clean_size(self, name: str, width: int, height: int) -> tuple[int, int]:
+        """(width, height) after resizing and cutting to a multiple of the scale."""
+        scale = self.degradation.scale
+        width, height = self.resize_rule(name).size(width, height)
+        return width - width % scale, height - height % scale
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file that was looked at: `root` and relative `name`; upright pixels; `split` is "" until assigned."""
+
+    root: str
+    name: str
+    sha256: str
+    width: int
+    height: int
+    split: str = ""
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard to write: the unit of work, independent of all others."""
+
+    split: str
+    number: int
+    first_sample: int
+    sources: tuple[Source, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.number:06d}.tar"
+
+
+def split_of(sha256: str, val_fraction: float) -> str:
+    """The split of a photo by its content's hash: adding or removing other photos moves none."""
+    return "val" if int(sha256[:16], 16) < val_fraction * 2**64 else "train"
+
+
+def assign_splits(config: ShardsConfig, sources: Sequence[Source]) -> list[Source]:
+    """Fills in `split` where `val` did not. With two photos or more neither split stays empty: if the hashes
+    leave one so, the photo with the lowest hash goes to validation, or the one with the highest to training.
+    """
+    if config.val or not config.val_fraction:
+        return [replace(source, split=source.split or "train") for source in sources]
+    splits = {source.sha256: split_of(source.sha256, config.val_fraction) for source in sources}
+    if len(splits) > 1 and len(set(splits.values())) == 1:
+        splits[min(splits)], splits[max(splits)] = "val", "train"
+    return [replace(source, split=splits[source.sha256]) for source in sources]
+
+
+def refuse_by_size(config: ShardsConfig, sources: Iterable[Source]) -> tuple[list[Source], list[Refused]]:
+    """Parts the photos that give at least one pair from those that give none."""
+    usable, refused = [], []
+    for source in sources:
+        if reason := _fault_of_size(config, source):
+            refused.append(Refused(source.name, reason, source.split))
+        else:
+            usable.append(source)
+    return usable, refused
+
+
+def _fault_of_size(config: ShardsConfig, source: Source) -> str:
+    num_samples = config.num_samples_of(source)
+    if config.pairs:
+        size = f"{2 * config.tile_pixels}x{config.tile_pixels}"
+        return "" if num_samples else f"{source.width}x{source.height} pixels, a pair picture has {size}"
+    width, height = config.clean_size(source.name, source.width, source.height)
+    if not num_samples:
+        return f"too small: {width}x{height} pixels after resizing, a tile has {config.tile_pixels}"
+    if config.degradation.quality_bounds() and max(width, height) > MAX_JPEG_SIDE:
+        return f"{width}x{height} pixels after resizing: JPEG holds {MAX_JPEG_SIDE} at most"
+    return ""
+
+
+def refuse_leaks(sources: Sequence[Source]) -> tuple[list[Source], list[Refused]]:
+    """Refuses training photos whose content is in the validation folder too: no photo is in both splits."""
+    held_out = {source.sha256: source.name for source in sources if source.split == "val"}
+    kept, refused = [], []
+    for source in sources:
+        if source.split == "train" and source.sha256 in held_out:
+            reason = f"the same file as the validation photo {held_out[source.sha256]}"
+            refused.append(Refused(source.name, reason, source.split))
+        else:
+            kept.append(source)
+    return kept, refused
+
+
+def plan_shards(config: ShardsConfig, sources: Iterable[Source]) -> list[ShardTask]:
+    """Deals photos, in the order given, to shards of about `samples_per_shard` pairs in each split."""
+    tasks: list[ShardTask] = []
+    by_split: dict[str, list[Source]] = {split: [] for split in SPLITS}
+    for source in sources:
+        by_split[source.split].append(source)
+    for split, members in by_split.items():
+        number = first_sample = 0
+        for group in _groups(config, members):
+            tasks.append(ShardTask(split, number, first_sample, tuple(group)))
+            number += 1
+            first_sample += sum(config.num_samples_of(source) for source in group)
+    return tasks
+
+
+def _groups(config: ShardsConfig, sources: Iterable[Source]) -> Iterator[list[Source]]:
+    """Photos of one shard each: as many as fit into `samples_per_shard`, at least one."""
+    group: list[Source] = []
+    group_samples = 0
+    for source in sources:
+        num_samples = config.num_samples_of(source)
+        if group and group_samples + num_samples > config.samples_per_shard:
+            yield group
+            group, group_samples = [], 0
+        group.append(source)
+        group_samples += num_samples
+    if group:
+        yield group
+
+
+def plan_hash(tasks: Iterable[ShardTask]) -> str:
+    """sha256 over which content goes where."""
+    identity = [
+        [task.split, task.number, [[source.name, source.sha256] for source in task.sources]] for task in tasks
+    ]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()

@@ -1,0 +1,42 @@
+"""Training and using SRCNN on photographs. The way of the data, and the module of each step:
+
+    photo -> resized      photo.py      file <-> array
+      -> degraded         degrade.py    JPEG, bicubic
+      -> tile pairs       tiles.py      cut, windows with a halo, join
+      -> shards           sample.py     the contract of tar members and manifest
+      -> batches          order.py      which sample stands where
+                          stream.py     reading, ranks, prefetch
+      -> network          model.py      SRCNN, weights on disk
+      -> training         optimize.py   optimizer, schedule, averaged weights
+                          run.py        settings and state of a run
+                          train.py      the loop
+                          validate.py   exact PSNR over all ranks
+      -> checkpoint       checkpoint.py
+      -> restored photo   restore.py, score.py, report.py
+
+`files.py` writes files whole, `config.py` reads settings, `tracking.py` and `meter.py` record a run, `metrics.py`
+measures photos and tiles.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from srcnn.metrics import psnr, psnr_b, ssim
+    from srcnn.model import SRCNN, ModelConfig, load_model
+    from srcnn.restore import restore
+
+__all__ = ["SRCNN", "ModelConfig", "load_model", "psnr", "psnr_b", "restore", "ssim"]
+_HOMES = {
+    "SRCNN": "model", "ModelConfig": "model", "load_model": "model", "restore": "restore",
+    "psnr": "metrics", "psnr_b": "metrics", "ssim": "metrics",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the public names when first used: torch takes seconds, preprocessing does without it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'srcnn' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"srcnn.{_HOMES[name]}"), name)

@@ -1,0 +1,141 @@
+"""The `srcnn` command, for people who have photos: restore, score, report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+from tqdm import tqdm
+
+from srcnn.degrade import Degradation
+from srcnn.files import write_json
+from srcnn.model import DEFAULT_WEIGHTS, SRCNN, load_model
+from srcnn.photo import PhotoRefused, find_photos, over_white, read_photo, write_photo
+from srcnn.report import write_report
+from srcnn.restore import output_paths, restore_file
+from srcnn.score import LUMA_NAMES, Score, score_photo, to_json, to_markdown
+from srcnn.stream import ShardReader
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 all done, 1 something was refused or missing, 2 wrong usage."""
+    options = command_line().parse_args(arguments)
+    try:
+        return int(options.action(options))
+    except (FileNotFoundError, ValueError, OSError) as error:
+        print(f"srcnn {options.command}: {error}", file=sys.stderr)
+        return 1
+
+
+def command_line() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="srcnn", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    restore = commands.add_parser("restore", help="restore a damaged photo, or a folder of them")
+    restore.add_argument("source", type=Path, help="a photo, or a folder that is read with everything below it")
+    restore.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder for the restored photos")
+    restore.add_argument("--format", choices=("jpg", "png", "webp", "tiff"), help="default: as the photo's own")
+    restore.add_argument("--quality", type=int, default=95, help="of JPEG and WebP written, 1..100 (default: 95)")
+    restore.set_defaults(action=restore_command)
+
+    degrade = commands.add_parser("degrade", help="save a clean photo as a JPEG of low quality, to try restoring")
+    degrade.add_argument("source", type=Path, help="a photo, or a folder that is read with everything below it")
+    degrade.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder for the JPEGs")
+    degrade.add_argument("--quality", type=int, default=20, help="JPEG quality, 1..100 (default: 20)")
+    degrade.set_defaults(action=degrade_command)
+
+    score = commands.add_parser("score", help="degrade clean photos, restore them, and measure")
+    score.add_argument("source", type=Path, help="folder of clean photos")
+    score.add_argument("--quality", type=int, default=20, help="JPEG quality to degrade with (default: 20)")
+    lumas = "; ".join(f"{key} = {name}" for key, name in LUMA_NAMES.items())
+    score.add_argument("--luma", choices=tuple(LUMA_NAMES), default="l", help=f"{lumas} (default: l)")
+    score.add_argument("--json", type=Path, metavar="FILE", help="write the table as JSON too")
+    score.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as Markdown too")
+    score.set_defaults(action=score_command)
+
+    for command in (restore, score):
+        command.add_argument("--model", default=DEFAULT_WEIGHTS, metavar="FILE",
+                             help=f"weights: a file, a run folder or a shipped name (default: {DEFAULT_WEIGHTS})")
+
+    report = commands.add_parser("report", help="write the report of a training run again")
+    report.add_argument("run", type=Path, help="folder of the run")
+    report.set_defaults(action=report_command)
+    return parser
+
+
+def load_on_device(source: str) -> SRCNN:
+    """The network, on the GPU where there is one."""
+    model = load_model(source).to(memory_format=torch.channels_last)
+    return model.cuda() if torch.cuda.is_available() else model
+
+
+def degrade_command(options: argparse.Namespace) -> int:
+    quality = Degradation(jpeg_quality=options.quality).quality("0" * 64)
+    for path, target in output_paths(options.source, options.out, ".jpg").items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_photo(target, read_photo(path), quality or 0, subsampling="4:2:0")
+        print(target)
+    return 0
+
+
+def restore_command(options: argparse.Namespace) -> int:
+    if not 1 <= options.quality <= 100:
+        raise ValueError(f"--quality {options.quality}: expected 1..100")
+    targets = output_paths(options.source, options.out, f".{options.format}" if options.format else "")
+    model = load_on_device(options.model)
+    num_refused = 0
+    for path, target in tqdm(targets.items(), "photos restored", disable=None):
+        try:
+            photo = restore_file(path, target, model, options.quality)
+        except PhotoRefused as error:
+            num_refused += 1
+            tqdm.write(f"refused: {error}", file=sys.stderr)
+            continue
+        notes = f" ({', '.join(photo.notes)})" if photo.notes else ""
+        tqdm.write(f"{target}{notes}")
+    print(f"{len(targets) - num_refused} photos restored, {num_refused} refused", file=sys.stderr)
+    return int(num_refused > 0)
+
+
+def score_command(options: argparse.Namespace) -> int:
+    degradation = Degradation(jpeg_quality=options.quality)
+    photos, _ = find_photos(options.source)
+    if not photos:
+        raise FileNotFoundError(f"{options.source}: no photo (JPEG, PNG, WebP, TIFF, BMP) in this folder or below it")
+    model = load_on_device(options.model)
+    scores: list[Score] = []
+    num_refused = 0
+    for path in tqdm(photos, "photos scored", disable=None):
+        try:
+            name = path.relative_to(options.source).as_posix()
+            scores.append(score_photo(name, over_white(read_photo(path)), model, options.luma, degradation))
+        except ValueError as error:
+            num_refused += 1
+            print(f"refused: {error}", file=sys.stderr)
+    if not scores:
+        raise ValueError(f"{options.source}: none of the {len(photos)} photos could be scored")
+    table = to_markdown(scores)
+    print(f"JPEG quality {options.quality}, luma {LUMA_NAMES[options.luma]}, {options.model}\n\n{table}", end="")
+    if options.json:
+        settings = {"quality": options.quality, "luma": options.luma, "model": options.model}
+        write_json(options.json, settings | {"photos": (rows := to_json(scores))[:-1], "mean": rows[-1]})
+    if options.markdown:
+        options.markdown.write_text(table, encoding="utf-8")
+    return int(num_refused > 0)
+
+
+def report_command(options: argparse.Namespace) -> int:
+    settings = options.run / "config.yaml"
+    if not settings.is_file():
+        raise FileNotFoundError(f"{settings}: no training run here")
+    config = yaml.safe_load(settings.read_text(encoding="utf-8"))
+    split = "train" if config["overfit_tiles"] else "val"
+    print(write_report(options.run, ShardReader(Path(config["shards"], split), config["overfit_tiles"])))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

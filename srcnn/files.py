@@ -1,0 +1,53 @@
+"""Files that appear under their name whole or not at all, their hashes, and JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+TEMPORARY_PREFIX = ".writing-"
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file to write; flushed to the disk and renamed to `path` at the end, removed on an error."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY_PREFIX, suffix=path.suffix)
+    os.close(handle)
+    try:
+        with open(temporary, "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    # A file name that is no UTF-8 comes as lone surrogates, which only an escape can hold.
+    with atomic_file(path) as file:
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        file.write(text.encode(errors="backslashreplace"))
+
+
+def read_json(path: Path) -> Any:
+    """Raises ValueError, naming the file, where it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged: {error}") from error
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

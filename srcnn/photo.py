@@ -1,0 +1,260 @@
+"""Photo file <-> array: orientation, colour modes, alpha, 16 bit; resize; RGB -> luma.
+
+Arrays are uint8, `(H, W)` for greyscale and `(H, W, 3)` for RGB, levels 0..255. No torch here: preprocessing
+workers import this module and must start fast.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+
+from srcnn.files import atomic_file
+
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp"})
+# A 250-megapixel photo takes 750 MB as RGB; whatever claims more is taken for a decompression bomb.
+MAX_MEGAPIXELS = 250.0
+ORIENTATION_TAG = 0x0112
+TIFF_TEXT_TAGS = {270, 271, 272, 305, 306, 315, 316, 33432}  # description, maker, model, ... copyright
+
+LumaKind = Literal["l", "y"]
+
+
+class PhotoRefused(ValueError):
+    """A photo that cannot be used; the message says which one and why."""
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A decoded photo, upright.
+
+    Attributes:
+        pixels: uint8, (H, W) or (H, W, 3) RGB.
+        alpha: uint8 (H, W), or None where the file has no transparency.
+        format: Pillow's name of the file format ("JPEG", "PNG", ...).
+        metadata: what `write_photo` puts back: `exif` (orientation already reset), `icc_profile`, `dpi`.
+        notes: conversions the reader had to make ("CMYK converted to RGB").
+    """
+
+    pixels: np.ndarray
+    alpha: np.ndarray | None = None
+    format: str = "PNG"
+    metadata: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def find_photos(folder: Path, exclude: Path | None = None) -> tuple[list[Path], list[Path]]:
+    """All files below `folder`, in the order of their relative names: (photos by suffix, other files).
+
+    Hidden files and folders, and whatever lies below `exclude`, are not looked at. Links to folders are
+    followed, each folder once. A folder that cannot be listed raises its OSError; a broken link is listed as
+    a file.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder of photos")
+    excluded = exclude.resolve() if exclude else None
+    photos: list[Path] = []
+    others: list[Path] = []
+    seen: set[Path] = set()
+    for parent, folders, names in os.walk(folder, onerror=_stop, followlinks=True):
+        real = Path(parent).resolve()
+        if real in seen or (excluded and real.is_relative_to(excluded)):
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for path in (Path(parent, name) for name in names if not name.startswith(".")):
+            # neither sockets nor pipes: opening one would wait for ever
+            if path.is_file() or not path.exists():
+                (photos if path.suffix.lower() in SUFFIXES else others).append(path)
+    for paths in (photos, others):
+        paths.sort(key=lambda path: path.relative_to(folder).as_posix())
+    return photos, others
+
+
+def _stop(error: OSError) -> NoReturn:
+    raise error
+
+
+@contextmanager
+def open_image(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Iterator[Image.Image]:
+    """Opens a photo file and checks what its header says; every failure to read it becomes PhotoRefused."""
+    pillow_limit = Image.MAX_IMAGE_PIXELS
+    try:
+        Image.MAX_IMAGE_PIXELS = None  # our own bound, below, names the photo and the cure
+        # A file object, not a path: Pillow maps a TIFF given by path to memory, with the width and height of
+        # a sideways one swapped (Pillow 11 to 13: scrambled pixels).
+        with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
+            if image.width * image.height > max_megapixels * 1e6:
+                raise PhotoRefused(
+                    f"{path}: {image.width}x{image.height} pixels is more than {max_megapixels:g} megapixels"
+                )
+            # MPO: a camera JPEG with a preview
+            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+                raise PhotoRefused(f"{path}: has {image.n_frames} frames; save the one you mean as a file")
+            yield image
+    except (PhotoRefused, MemoryError):
+        raise
+    except UnidentifiedImageError as error:
+        raise PhotoRefused(f"{path}: not a {', '.join(FORMATS)} picture, or damaged") from error
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
+        raise PhotoRefused(f"{path}: cannot be read: {error}") from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = pillow_limit
+
+
+def read_photo(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Photo:
+    """Decodes a photo upright.
+
+    Raises:
+        PhotoRefused: unreadable, truncated, several frames, floating-point pixels, or more pixels than
+            allowed.
+    """
+    with open_image(path, max_megapixels) as image:
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        metadata = _metadata(image)
+        pixels, alpha, notes = image_to_arrays(upright, path)
+        return Photo(pixels, alpha, "JPEG" if image.format == "MPO" else str(image.format), metadata, notes)
+
+
+def _metadata(image: Image.Image) -> dict[str, Any]:
+    """What `write_photo` can put back: no orientation, and no profile of another colour space."""
+    exif = image.getexif()
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # whose tags also say how its pixels are stored
+        exif = Image.Exif()
+        for tag in TIFF_TEXT_TAGS & image.getexif().keys():
+            exif[tag] = image.getexif()[tag]
+        for folder in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+            exif.get_ifd(folder).update(image.getexif().get_ifd(folder))
+    exif.pop(ORIENTATION_TAG, None)
+    metadata: dict[str, Any] = {"exif": exif.tobytes() if len(exif) else None, "dpi": image.info.get("dpi")}
+    if image.mode not in ("CMYK", "LAB"):
+        metadata["icc_profile"] = image.info.get("icc_profile")
+    return {key: value for key, value in metadata.items() if value}
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) after the EXIF orientation. Decodes nothing but PNG, whose EXIF may come last."""
+    sideways = image.getexif().get(ORIENTATION_TAG, 1) >= 5
+    width, height = image.size
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # Pillow turns its size, before version 11 it did not
+        width, height = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
+    return (height, width) if sideways else (width, height)
+
+
+def image_to_arrays(
+    image: Image.Image, name: object = "image"
+) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]:
+    """Pillow image of any mode -> (pixels uint8 (H, W) or (H, W, 3), alpha or None, notes on conversions)."""
+    if image.mode == "F":
+        raise PhotoRefused(f"{name}: floating-point pixels have no defined range; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        # Pillow's own I;16 -> L clips at 255; a 16-bit level v is v / 257 on the scale of 8 bits.
+        wide = np.asarray(image).astype(np.float64)
+        return np.clip(np.rint(wide / 257), 0, 255).astype(np.uint8), None, ("16 bits reduced to 8",)
+    alpha = None
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        alpha = np.asarray(rgba.getchannel("A"))
+    grey = image.mode in ("1", "L", "LA", "La")
+    notes = () if grey or image.mode in ("RGB", "RGBA") else (f"{image.mode} converted to RGB",)
+    return np.asarray(image.convert("L" if grey else "RGB")), alpha, notes
+
+
+def over_white(photo: Photo) -> np.ndarray:
+    """The photo's pixels laid over white where it is transparent: what a viewer shows."""
+    if photo.alpha is None:
+        return photo.pixels
+    opacity = photo.alpha.astype(np.float32) / 255
+    if photo.pixels.ndim == 3:
+        opacity = opacity[..., None]
+    return np.rint(photo.pixels * opacity + 255 * (1 - opacity)).astype(np.uint8)
+
+
+def write_photo(path: Path, photo: Photo, quality: int = 95, subsampling: str = "4:4:4") -> None:
+    """Writes by the suffix of `path`, under a temporary name first; JPEG and WebP with `quality`."""
+    bands = [photo.pixels] if photo.pixels.ndim == 2 else list(np.moveaxis(photo.pixels, -1, 0))
+    jpeg = path.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif")
+    if photo.alpha is not None and not jpeg:
+        bands.append(photo.alpha)
+    mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[len(bands)]
+    image = Image.merge(mode, [Image.fromarray(band) for band in bands])
+    if image.mode == "LA" and path.suffix.lower() == ".bmp":
+        image = image.convert("RGBA")  # BMP knows no LA
+    options: dict[str, Any] = {"subsampling": subsampling} if jpeg else {}
+    with atomic_file(path) as file:
+        format_name = Image.registered_extensions()[path.suffix.lower()]
+        image.save(file, format_name, quality=quality, **options, **photo.metadata)
+
+
+@dataclass(frozen=True)
+class Resize:
+    """A parsed resize rule: `width`x`height`, or `long_side` pixels, or a `factor`; or to keep the size."""
+
+    width: int = 0
+    height: int = 0
+    long_side: int = 0
+    factor: float = 1.0
+
+    @staticmethod
+    def parse(rule: str) -> Resize:
+        """ "1024x1024" (width x height), "long:1024" (long side), "x0.5" (factor) or "none"."""
+        if rule == "none":
+            return Resize()
+        if match := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", rule):
+            return Resize(width=int(match[1]), height=int(match[2]))
+        if match := re.fullmatch(r"long:([1-9]\d*)", rule):
+            return Resize(long_side=int(match[1]))
+        if (match := re.fullmatch(r"x(\d*\.?\d+)", rule)) and float(match[1]):
+            return Resize(factor=float(match[1]))
+        raise ValueError(f'resize "{rule}": expected WIDTHxHEIGHT such as 1024x1024, long:1024, x0.5 or none')
+
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        """The size (width, height) in pixels that a photo of that size becomes."""
+        if self.width:
+            return self.width, self.height
+        factor = self.long_side / max(width, height) if self.long_side else self.factor
+        return max(1, round(width * factor)), max(1, round(height * factor))
+
+
+def resize(pixels: np.ndarray, rule: Resize) -> np.ndarray:
+    """Lanczos-resizes uint8 pixels as the rule says (Pillow's, with antialiasing)."""
+    height, width = pixels.shape[:2]
+    size = rule.size(width, height)
+    if size == (width, height):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
+
+
+def luma_l(pixels: np.ndarray) -> np.ndarray:
+    """RGB (H, W, 3) uint8 -> Pillow's L, full range 0..255, of ITU-R 601-2.
+
+    (19595 R + 38470 G + 7471 B + 2^15) / 2^16, rounded down.
+
+    Greyscale comes back as it is.
+    """
+    return pixels if pixels.ndim == 2 else np.asarray(Image.fromarray(pixels).convert("L"))
+
+
+def luma_y(pixels: np.ndarray) -> np.ndarray:
+    """RGB (H, W, 3) uint8 -> limited-range Y 16..235 of ITU-R BT.601 rounded to uint8, as MATLAB's rgb2ycbcr.
+
+    The papers' greyscale. A greyscale array is taken to be Y already.
+    """
+    if pixels.ndim == 2:
+        return pixels
+    weights = np.array([65.481, 128.553, 24.966]) / 255
+    return np.rint(16 + pixels.astype(np.float64) @ weights).astype(np.uint8)
+
+
+LUMA = {"l": luma_l, "y": luma_y}

@@ -1,0 +1,179 @@
+"""The figures of a run: loss and PSNR curves, tiles, a whole photo before and after; as PNG and as one HTML page."""
+
+from __future__ import annotations
+
+import base64
+import html
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from srcnn.files import atomic_file
+from srcnn.metrics import psnr
+from srcnn.model import SRCNN, load_model
+from srcnn.restore import restore_pixels
+from srcnn.stream import ShardReader
+from srcnn.tiles import grid, join, windows
+from srcnn.tracking import STEP_KEY, read_metrics
+
+GAP_PIXELS = 8
+CAPTION_PIXELS = 24
+DETAIL_ZOOM = 4
+COLUMNS = ("degraded", "restored", "clean")
+FIGURES = {
+    "psnr.png": "PSNR over the training: the degraded input, training tiles, validation tiles",
+    "loss.png": "Mean squared error over the training",
+    "tiles.png": "Validation tiles",
+    "photo.png": "A validation photo in whole, and a detail",
+}
+
+
+def write_report(run: Path, reader: ShardReader) -> Path:
+    """Writes `run`/report/ from metrics.jsonl, the best checkpoint and the validation shards; returns index.html.
+
+    Raises:
+        FileNotFoundError: no metrics.jsonl or no checkpoint in the run folder.
+    """
+    folder = run / "report"
+    folder.mkdir(exist_ok=True)
+    points = read_metrics(run)
+    model = load_model(run)
+    draw_curves(points, folder)
+    save_picture(captioned(pair_rows(reader, model, num_pairs=4), COLUMNS), folder / "tiles.png")
+    save_picture(photo_before_after(reader, model), folder / "photo.png")
+    table = results_table(points)
+    for name, content in (("table.md", table), ("index.html", html_page(run.name, table, folder))):
+        with atomic_file(folder / name) as file:
+            file.write(content.encode())
+    return folder / "index.html"
+
+
+def draw_curves(points: list[dict[str, float]], folder: Path) -> None:
+    """loss.png and psnr.png: training and validation against tiles seen."""
+    from matplotlib.figure import Figure  # slow to import, and wanted only here
+
+    curves = {
+        "loss.png": ("mean squared error", {"train/loss": "training", "val/loss": "validation"}),
+        "psnr.png": ("PSNR, dB", {"val/psnr_in": "degraded input", "train/psnr": "training", "val/psnr": "validation"}),
+    }
+    for name, (label, lines) in curves.items():
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.subplots()
+        for key, title in lines.items():
+            line = [(point[STEP_KEY], point[key]) for point in points if key in point]
+            marker = "o" if key.startswith("val") else ""
+            axes.plot(*zip(*line, strict=True), label=title, marker=marker, markersize=3, linewidth=1.3)
+        axes.set(xlabel="training tiles seen", ylabel=label, yscale="log" if name == "loss.png" else "linear")
+        axes.grid(alpha=0.3)
+        axes.legend()
+        figure.savefig(folder / name, dpi=120)
+
+
+def pair_rows(reader: ShardReader, model: SRCNN, num_pairs: int) -> np.ndarray:
+    """The pairs spread evenly over a split, a row each: degraded, restored, clean; uint8 (rows, columns[, 3])."""
+    chosen = np.linspace(0, reader.num_samples - 1, min(num_pairs, reader.num_samples)).astype(np.int64)
+    folded = _ready(model)
+    rows = []
+    for clean, degraded in zip(*reader.read(chosen), strict=True):
+        rows.append(side_by_side(degraded, restore_pixels(degraded, folded), clean))
+    return np.concatenate(rows)
+
+
+def _ready(model: SRCNN) -> SRCNN:
+    """A folded copy where the model is: not wrapped by Accelerate's autocast."""
+    return model.folded().to(next(model.parameters()).device).eval()
+
+
+def side_by_side(*pictures: np.ndarray) -> np.ndarray:
+    """Pictures of one size in a row, with white gaps to their right and below."""
+    return np.concatenate([_with_gap(picture) for picture in pictures], axis=1)
+
+
+def _with_gap(picture: np.ndarray) -> np.ndarray:
+    return np.pad(picture, [(0, GAP_PIXELS), (0, GAP_PIXELS), (0, 0)][: picture.ndim], constant_values=255)
+
+
+def photo_before_after(reader: ShardReader, model: SRCNN) -> np.ndarray:
+    """The validation photo of middling input PSNR, put together from its tiles, degraded, restored whole, and clean;
+    below, its busiest detail magnified.
+    """
+    records = sorted(reader.manifest.photos, key=lambda record: record.degraded_psnr)
+    record = records[len(records) // 2]
+    shards = [shard.name for shard in reader.manifest.shards]
+    before = sum(shard.num_samples for shard in reader.manifest.shards[: shards.index(record.shard)])
+    samples = before + record.first_sample + np.arange(record.num_samples)
+    rows, columns = grid(record.height, record.width, reader.manifest.tile_shape[0])
+    if rows * columns != record.num_samples:  # an imported pair picture: one tile
+        rows = columns = 1
+    clean, degraded = (join(tiles, rows, columns) for tiles in reader.read(samples))
+    return before_after(degraded, restore_pixels(degraded, _ready(model)), clean)
+
+
+def before_after(degraded: np.ndarray, restored: np.ndarray, clean: np.ndarray) -> np.ndarray:
+    """Degraded, restored, clean with their PSNR above; below, where the network gained most, magnified."""
+    pictures = (degraded, restored, clean)
+    captions = [f"{name} {psnr(clean, picture):.2f} dB" for name, picture in zip(COLUMNS[:2], pictures, strict=False)]
+    whole = captioned(side_by_side(*pictures), (*captions, COLUMNS[2]))
+    detail = _best_detail(degraded, restored, clean)
+    magnified = side_by_side(*(_magnify(picture[detail], picture.shape[1]) for picture in pictures))
+    return np.concatenate([whole, magnified])
+
+
+def _best_detail(degraded: np.ndarray, restored: np.ndarray, clean: np.ndarray) -> tuple[slice, slice]:
+    """The part of the photo, of a grid of such parts, whose squared error fell most."""
+    fall = (degraded.astype(float) - clean) ** 2 - (restored.astype(float) - clean) ** 2
+    height, width = clean.shape[:2]
+    parts = [window.target for window in windows(height, width, max(1, width // DETAIL_ZOOM), halo=0)]
+    return max(parts, key=lambda part: fall[part].sum())
+
+
+def _magnify(detail: np.ndarray, width: int) -> np.ndarray:
+    """Pixels as squares, as wide as the photo above."""
+    large = detail.repeat(DETAIL_ZOOM, 0).repeat(DETAIL_ZOOM, 1)[:, :width]
+    extra = [(0, 0), (0, width - large.shape[1]), (0, 0)][: large.ndim]
+    return np.pad(large, extra, constant_values=255)
+
+
+def captioned(picture: np.ndarray, captions: tuple[str, ...]) -> np.ndarray:
+    """A strip of captions, one for each of equally wide columns, above a picture."""
+    strip = Image.new("L" if picture.ndim == 2 else "RGB", (picture.shape[1], CAPTION_PIXELS), "white")
+    draw = ImageDraw.Draw(strip)
+    for number, caption in enumerate(captions):
+        draw.text((number * picture.shape[1] // len(captions) + 4, 5), caption, fill="black")
+    return np.concatenate([np.asarray(strip), picture])
+
+
+def save_picture(picture: np.ndarray, path: Path) -> None:
+    """Writes uint8 pixels as PNG."""
+    with atomic_file(path) as file:
+        Image.fromarray(picture).save(file, "PNG")
+
+
+def results_table(points: list[dict[str, float]]) -> str:
+    """Every validation as a row of a Markdown table."""
+    lines = ["| tiles seen | input dB | output dB | gain dB | gain % | SSIM in | SSIM out |", "|---" * 7 + "|"]
+    for point in points:
+        if "val/psnr" in point:
+            keys = ("val/psnr_in", "val/psnr", "val/gain", "val/gain_percent", "val/ssim_in", "val/ssim")
+            decimals = (2, 2, 2, 1, 4, 4)
+            cells = [f"{point[key]:.{places}f}" for key, places in zip(keys, decimals, strict=True)]
+            lines.append(f"| {point[STEP_KEY]:,.0f} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def html_page(title: str, table: str, folder: Path) -> str:
+    """One self-contained page: the pictures are inside it, and what comes from files is escaped."""
+    rows = [line.strip("|").split("|") for line in table.splitlines() if not line.startswith("|---")]
+    cells = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    figures = "".join(
+        f'<h2>{caption}</h2><img alt="{caption}" src="data:image/png;base64,'
+        f'{base64.b64encode((folder / name).read_bytes()).decode()}">'
+        for name, caption in FIGURES.items()
+    )
+    style = "body{font:16px sans-serif;max-width:1100px;margin:2em auto;padding:0 1em}img{max-width:100%}" \
+            "td{padding:.2em 1em;border-bottom:1px solid #ddd;text-align:right}"
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{style}</style><h1>{html.escape(title)}</h1><table>{cells}</table>{figures}</html>\n"
+    )

@@ -1,0 +1,222 @@
+"""A training run: its settings, its state, its start, and how it goes to the disk and comes back."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import uuid
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+
+from srcnn import checkpoint, files
+from srcnn.config import plain, to_yaml
+from srcnn.model import SRCNN, Initialization, ModelConfig, initialize, load_model
+from srcnn.optimize import OptimizerConfig, build_optimizer
+from srcnn.stream import ShardReader, StreamState
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a training run. Progress is counted in samples (tiles) over all ranks.
+
+    Args:
+        run: folder of the run; started again with the same folder it continues from its latest checkpoint.
+        shards: folder with train/ and val/, as `make shards` wrote it.
+        model: the network.
+        initialization: start of the weights: "kaiming" (robust), "pytorch" (the source's), "paper".
+        centred: subtract 0.5 from pixels before the first layer while training; folded into its bias when saved.
+        weights: start from these weights (file, run folder or shipped name) instead of random ones; empty: random.
+        seed: decides the start, the order of the samples and their flips.
+        total_samples: length of the training, tiles.
+        batch_size_per_process: tiles a rank contributes to each optimizer step.
+        micro_batch_size: tiles through the network at once; gradients accumulate over the batch. 0: by the device.
+        augment: flips and 90-degree rotations, the same for both tiles of a pair.
+        loss_crop: leave out of the loss the pixels that padding reaches (restoring with a halo never uses them).
+        mixed_precision: "no", "bf16" or "fp16"; "auto": bf16 where the device computes it natively; null takes what
+            `accelerate launch` was told.
+        compile: torch.compile the network.
+        optimizer: what changes the weights.
+        log_every_samples: tiles between two log lines.
+        validate_every_samples: tiles between two validations, each followed by a checkpoint.
+        keep_checkpoints: the latest ones kept; the best is kept beside them.
+        trackers: any of "wandb", "tensorboard"; metrics.jsonl is always written.
+        num_pictures: pairs shown to the trackers at each validation.
+        upload_best: send the best checkpoint to wandb as an artifact at the end.
+        overfit_tiles: train and validate on the first so many training tiles only, to see that the loop learns; 0: off.
+    """
+
+    run: str = "runs/srcnn"
+    shards: str = "data/shards"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    initialization: Initialization = "kaiming"
+    centred: bool = True
+    weights: str = ""
+    seed: int = 0
+    total_samples: int = 640_000
+    batch_size_per_process: int = 32
+    micro_batch_size: int = 0
+    augment: bool = True
+    loss_crop: bool = False
+    mixed_precision: Literal["no", "bf16", "fp16", "auto"] | None = None
+    compile: bool = False
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    log_every_samples: int = 6400
+    validate_every_samples: int = 64_000
+    keep_checkpoints: int = 2
+    trackers: list[Literal["wandb", "tensorboard"]] = field(default_factory=lambda: ["wandb"])
+    num_pictures: int = 4
+    upload_best: bool = False
+    overfit_tiles: int = 0
+
+    def __post_init__(self) -> None:
+        for key in ("total_samples", "batch_size_per_process", "log_every_samples", "validate_every_samples",
+                    "keep_checkpoints"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} {getattr(self, key)}: expected at least 1")
+        if min(self.micro_batch_size, self.overfit_tiles, self.num_pictures) < 0:
+            raise ValueError("micro_batch_size, overfit_tiles and num_pictures cannot be negative")
+
+    def identity(self, manifest_hash: str) -> dict[str, Any]:
+        """What must stay the same when a run continues."""
+        keys = ("model", "initialization", "centred", "weights", "seed", "overfit_tiles")
+        return {key: plain(asdict(self)[key]) for key in keys} | {"shards": manifest_hash}
+
+
+@dataclass
+class Run:
+    """Everything that changes while a run goes on."""
+
+    accelerator: Accelerator
+    network: SRCNN
+    model: torch.nn.Module
+    average: SRCNN | None
+    optimizer: Any
+    step: int = 0
+    samples: int = 0
+    best_psnr: float = float("-inf")
+    values: dict[str, float] = field(default_factory=dict)
+    tracker_id: str = ""
+
+    @property
+    def result(self) -> SRCNN:
+        """The weights that are validated and saved."""
+        return self.average or self.network
+
+
+def start_accelerator(config: TrainConfig) -> Accelerator:
+    """Accelerate's view of the processes. One gradient bucket: the network is tiny."""
+    precision = config.mixed_precision
+    if precision == "auto":
+        precision = "bf16" if computes_bf16() else "no"
+    accelerator = Accelerator(
+        # Accelerate takes the ranks of a machine without an accelerator for single processes unless told.
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=precision,
+        log_with=config.trackers or None,
+        project_dir=config.run,
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != accelerator.num_processes:
+        raise ValueError(f"{launched} processes were launched but Accelerate sees {accelerator.num_processes}; "
+                         "see configs/accelerate for settings of the launcher that work")
+    if accelerator.is_main_process:
+        Path(config.run, "checkpoints").mkdir(parents=True, exist_ok=True)
+    accelerator.wait_for_everyone()
+    return accelerator
+
+
+def computes_bf16() -> bool:
+    """Whether the device computes bfloat16 itself instead of emulating it."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def open_shards(config: TrainConfig) -> tuple[ShardReader, ShardReader]:
+    """Readers of the training and the validation split; the same few training tiles twice when overfitting."""
+    folder = Path(config.shards)
+    readers = (
+        ShardReader(folder / "train", config.overfit_tiles),
+        ShardReader(folder / ("train" if config.overfit_tiles else "val"), config.overfit_tiles),
+    )
+    channels = 3 if len(readers[0].manifest.tile_shape) == 3 else 1
+    if channels != config.model.channels:
+        raise ValueError(f"{folder}: tiles have {channels} channels, model.channels is {config.model.channels}")
+    return readers
+
+
+def start_run(config: TrainConfig, accelerator: Accelerator, reader: ShardReader) -> Run:
+    """Network, average and optimizer at their start; every rank draws the same weights."""
+    network = SRCNN(config.model, config.centred)
+    if config.weights:
+        network.load_folded(load_model(config.weights))
+    else:
+        initialize(network, config.initialization, config.seed)
+    network.to(accelerator.device).to(memory_format=torch.channels_last)
+    average = copy.deepcopy(network) if config.optimizer.average_halflife_samples else None
+    optimizer = build_optimizer(network, config.optimizer)
+    compiled = torch.compile(network) if config.compile else network
+    model, optimizer = accelerator.prepare(compiled, optimizer)
+    return Run(accelerator, network, model, average, optimizer, tracker_id=uuid.uuid4().hex[:8])
+
+
+def save_checkpoint(config: TrainConfig, run: Run, reader: ShardReader) -> None:
+    """The main process writes a checkpoint; all wait for it. The best is the one of the highest validation PSNR."""
+    accelerator = run.accelerator
+    is_best = run.values["val/psnr"] > run.best_psnr
+    run.best_psnr = max(run.best_psnr, run.values["val/psnr"])
+    if accelerator.is_main_process:
+        stream = StreamState(config.seed, run.samples // reader.num_samples, run.samples, reader.manifest.hash())
+        training = {
+            "step": run.step,
+            "best_psnr": run.best_psnr,
+            "values": run.values,
+            "tracker_id": run.tracker_id,
+            "stream": asdict(stream),
+            "identity": config.identity(stream.manifest_hash),
+            "network": run.network.state_dict(),
+            "average": run.average.state_dict() if run.average is not None else None,
+            "optimizer": run.optimizer.state_dict(),
+            "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
+        }
+        about = {key: f"{value:.4f}" for key, value in run.values.items()} | {"samples": str(run.samples)}
+        checkpoint.save(Path(config.run), run.step, run.result, training, about, is_best, config.keep_checkpoints)
+    accelerator.wait_for_everyone()
+
+
+def continue_run(config: TrainConfig, run: Run, reader: ShardReader) -> None:
+    """Takes up the latest checkpoint of the run folder, if there is one, on any number of ranks."""
+    folder = checkpoint.latest(Path(config.run))
+    if folder is not None:
+        state = checkpoint.load_training(folder)
+        check_identity(config, state["identity"], config.identity(reader.manifest.hash()))
+        run.network.load_state_dict(state["network"])
+        if run.average is not None:
+            run.average.load_state_dict(state["average"] or state["network"])
+        run.optimizer.load_state_dict(state["optimizer"])
+        if run.accelerator.scaler and state["scaler"]:
+            run.accelerator.scaler.load_state_dict(state["scaler"])
+        run.step, run.samples = state["step"], state["stream"]["consumed_samples"]
+        run.best_psnr, run.values, run.tracker_id = state["best_psnr"], state["values"], state["tracker_id"]
+        logger.info("continuing %s after %d tiles", folder, run.samples)
+    if run.accelerator.is_main_process:
+        with files.atomic_file(Path(config.run, "config.yaml")) as file:
+            file.write(to_yaml(config).encode())
+
+
+def check_identity(config: TrainConfig, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raises ValueError, with both values, where a run would continue as another one."""
+    for key, value in wanted.items():
+        if saved.get(key) != value:
+            raise ValueError(
+                f"{config.run} was begun with {key} {saved.get(key)}, not {value}; choose another run folder (--run), "
+                "or the old setting"
+            )

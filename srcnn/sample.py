@@ -1,0 +1,239 @@
+"""The shard contract: what a sample is called and how it is stored, and the manifest beside the shards.
+
+A shard is a plain USTAR tar any WebDataset reader opens: members `KEY.clean.npy` and `KEY.degraded.npy` (or
+`.png`), KEY ten digits. Encoding and decoding stand side by side here; both the writer and the reader use
+this module.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+from PIL import Image, features
+
+from srcnn.files import read_json, write_json
+
+FORMAT = "srcnn-shards"
+VERSION = 1
+MANIFEST = "manifest.json"
+SPLITS = ("train", "val")
+BLOCK_BYTES = 512  # tar's unit: one header, and what a member's bytes are padded to
+Encoding = Literal["npy", "png"]
+
+
+class ShardError(ValueError):
+    """Shards or a manifest that do not hold what they should; the message names the file and the cure."""
+
+
+def key(sample: int) -> str:
+    """Ten digits: the number of the sample in its split. No dot, whatever the photo is called."""
+    return f"{sample:010d}"
+
+
+def encode_tile(tile: np.ndarray, encoding: Encoding) -> bytes:
+    """uint8 tile (H, W) or (H, W, 3) -> the bytes of a member."""
+    buffer = io.BytesIO()
+    if encoding == "npy":
+        np.lib.format.write_array(buffer, np.ascontiguousarray(tile), version=(1, 0), allow_pickle=False)
+    else:
+        Image.fromarray(tile).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def decode_tile(content: bytes, encoding: Encoding) -> np.ndarray:
+    """The bytes of a member -> uint8 tile. Pickled arrays are refused."""
+    if encoding == "npy":
+        return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+        return np.asarray(image)
+
+
+def npy_header_bytes(tile_shape: tuple[int, ...]) -> int:
+    """Length of the npy header before the pixels of a tile (128 for all tiles of a usual size)."""
+    return len(encode_tile(np.empty(tile_shape, np.uint8), "npy")) - int(np.prod(tile_shape))
+
+
+def npy_stride(tile_shape: tuple[int, ...]) -> int:
+    """Bytes from one npy sample to the next in a shard: (header + content padded to 512) twice."""
+    content = npy_header_bytes(tile_shape) + int(np.prod(tile_shape))
+    return 2 * (BLOCK_BYTES + -(-content // BLOCK_BYTES) * BLOCK_BYTES)
+
+
+def write_sample(
+    tar: tarfile.TarFile, sample: int, clean: np.ndarray, degraded: np.ndarray, encoding: Encoding
+) -> None:
+    """Appends the two members of a pair, with nothing in them that depends on time, user or machine."""
+    for part, tile in (("clean", clean), ("degraded", degraded)):
+        content = encode_tile(tile, encoding)
+        member = tarfile.TarInfo(f"{key(sample)}.{part}.{encoding}")
+        member.size, member.mode = len(content), 0o644
+        tar.addfile(member, io.BytesIO(content))
+
+
+def open_shard_writer(file: IO[bytes]) -> tarfile.TarFile:
+    """A tar writer of the one format shards have (USTAR: no extension headers, fixed-size samples)."""
+    return tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file of a split: `name` inside the split's folder, `num_samples` pairs."""
+
+    name: str
+    bytes: int
+    sha256: str
+    num_samples: int
+
+
+@dataclass(frozen=True)
+class PhotoRecord:
+    """Where a photo went: its pairs lie one after the other in a shard, from its pair `first_sample` on.
+
+    Sizes are in pixels after resizing; `degraded_psnr` is the mean over the photo's tiles, in dB.
+    """
+
+    name: str
+    sha256: str
+    width: int
+    height: int
+    quality: int | None
+    shard: str
+    first_sample: int
+    num_samples: int
+    degraded_psnr: float
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A photo that is not in the shards, why, and the split it would have been in."""
+
+    name: str
+    reason: str
+    split: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a split's shards hold. One JSON file beside them.
+
+    Attributes:
+        tile_shape: (H, W), or (H, W, 3) in RGB mode; pixels.
+        stride: bytes from sample to sample in every shard; None where samples vary in size (png).
+        config: the settings that decide what the pairs are (resize, degradation, split, ...).
+    """
+
+    split: str
+    tile_shape: tuple[int, ...]
+    encoding: Encoding
+    stride: int | None
+    config: dict[str, Any]
+    shards: tuple[Shard, ...]
+    photos: tuple[PhotoRecord, ...]
+    refused: tuple[Refused, ...]
+    versions: dict[str, str]
+
+    @property
+    def num_samples(self) -> int:
+        return sum(shard.num_samples for shard in self.shards)
+
+    @property
+    def degraded_psnr(self) -> float:
+        """Mean PSNR over all degraded tiles, dB: what a network has to beat."""
+        total = sum(photo.degraded_psnr * photo.num_samples for photo in self.photos)
+        return total / max(1, self.num_samples)
+
+    def hash(self) -> str:
+        """sha256 over what the samples are: the shards' hashes in order, tile shape and encoding."""
+        identity = [[shard.sha256 for shard in self.shards], list(self.tile_shape), self.encoding]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+    def write(self, folder: Path) -> None:
+        content = {"format": FORMAT, "version": VERSION, "num_samples": self.num_samples}
+        write_json(folder / MANIFEST, content | dataclasses.asdict(self))
+
+    @staticmethod
+    def read(folder: Path, check_shards: bool = True) -> Manifest:
+        """Reads and checks `folder`/manifest.json, and with `check_shards` that these are there and whole in size.
+
+        Raises:
+            FileNotFoundError: no manifest there.
+            ShardError: not a manifest of this version, or a shard missing or of another size.
+        """
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path}: no shards here; make them with: make shards PHOTOS=dir OUT={folder.parent}"
+            )
+        try:
+            content = read_json(path)
+        except ValueError as error:
+            raise ShardError(str(error)) from error
+        manifest = _manifest_from_json(path, content)
+        for shard in manifest.shards if check_shards else ():
+            check_shard_size(folder / shard.name, shard)
+        return manifest
+
+
+def check_shard_size(path: Path, shard: Shard) -> None:
+    """Raises ShardError where the file is missing or not as long as the manifest says."""
+    size = path.stat().st_size if path.is_file() else None
+    if size != shard.bytes:
+        found = "is missing" if size is None else f"has {size} bytes"
+        raise ShardError(
+            f"{path}: {found}, the manifest says {shard.bytes} bytes; copy it again or make the shards anew"
+        )
+
+
+def _manifest_from_json(path: Path, content: Any) -> Manifest:
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ShardError(f'{path}: not a shard manifest ("format" is not "{FORMAT}")')
+    if content.get("version") != VERSION:
+        raise ShardError(f"{path}: version {content.get('version')}, this program reads version {VERSION}")
+    try:
+        manifest = Manifest(
+            split=content["split"],
+            tile_shape=tuple(content["tile_shape"]),
+            encoding=content["encoding"],
+            stride=content["stride"],
+            config=content["config"],
+            shards=tuple(Shard(**shard) for shard in content["shards"]),
+            photos=tuple(PhotoRecord(**photo) for photo in content["photos"]),
+            refused=tuple(Refused(**refused) for refused in content["refused"]),
+            versions=content["versions"],
+        )
+    except (KeyError, TypeError) as error:
+        raise ShardError(f"{path}: damaged: {error}") from error
+    for shard in manifest.shards:
+        if Path(shard.name).name != shard.name:
+            raise ShardError(f"{path}: shard name {shard.name!r} leads out of the folder")
+    if manifest.encoding == "npy" and manifest.stride != npy_stride(manifest.tile_shape):
+        raise ShardError(
+            f"{path}: stride {manifest.stride} does not fit tiles of shape {manifest.tile_shape}"
+        )
+    return manifest
+
+
+def writer_versions() -> dict[str, str]:
+    """Versions of what decides the degraded pixels: Pillow and its JPEG library."""
+    turbo = features.version("libjpeg_turbo")
+    return {
+        "pillow": str(features.version("pil")),
+        "libjpeg": f"turbo {turbo}" if turbo else str(features.version("jpg")),
+    }
+
+
+def read_pair(path: Path, sample: int, manifest: Manifest) -> tuple[np.ndarray, np.ndarray]:
+    """(clean, degraded) uint8 tiles of one pair of a shard, by plain tar reading: slow, any encoding."""
+    with tarfile.open(path, "r:") as tar:
+        clean, degraded = tar.getmembers()[2 * sample : 2 * sample + 2]
+        contents = [tar.extractfile(member) for member in (clean, degraded)]
+        first, second = (decode_tile(content.read(), manifest.encoding) for content in contents if content)
+        return first, second

@@ -1,0 +1,129 @@
+"""Training: `train(config)` reads as a table of contents; `train_step` can be called alone."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from srcnn.config import plain
+from srcnn.meter import Meter
+from srcnn.optimize import rate, set_rate, update_average
+from srcnn.report import pair_rows, write_report
+from srcnn.run import (
+    Run,
+    TrainConfig,
+    continue_run,
+    open_shards,
+    save_checkpoint,
+    start_accelerator,
+    start_run,
+)
+from srcnn.stream import Batch, ShardReader, prefetch, train_batches
+from srcnn.tracking import Tracking
+from srcnn.validate import crop, to_device, validate
+
+PREFETCH_BATCHES = 4
+CPU_MICRO_BATCH = 8  # tiles whose activations stay in a CPU's cache: faster than the whole batch at once
+logger = logging.getLogger(__name__)
+
+
+def train(config: TrainConfig) -> dict[str, float]:
+    """Trains to `total_samples` and returns the last validation; every rank runs the same number of steps.
+
+    Raises:
+        FileNotFoundError, ShardError: no shards, or not what their manifest says.
+        ValueError: the run folder belongs to another network, seed or data.
+        FloatingPointError: the loss is no longer finite.
+    """
+    accelerator = start_accelerator(config)
+    train_reader, val_reader = open_shards(config)
+    run = start_run(config, accelerator, train_reader)
+    continue_run(config, run, train_reader)
+    tracking = Tracking(accelerator, Path(config.run), plain(asdict(config)), config.total_samples, run.samples,
+                        run.tracker_id)
+    meter = Meter(accelerator.device)
+    for batch in batches(config, run, train_reader, meter):
+        train_step(config, run, batch, meter)
+        if crossed(run, config.log_every_samples, len(batch.samples), config.total_samples):
+            tracking.log(run.samples, meter.read(run))
+        if crossed(run, config.validate_every_samples, len(batch.samples), config.total_samples):
+            run.values = validate(run.result, val_reader, accelerator)
+            tracking.log(run.samples, run.values)
+            show_pictures(config, run, val_reader, tracking)
+            save_checkpoint(config, run, train_reader)
+            meter.restart()
+    finish(config, run, tracking, val_reader)
+    return run.values
+
+
+def batches(config: TrainConfig, run: Run, reader: ShardReader, meter: Meter) -> Iterator[Batch]:
+    """The rest of the stream for this rank, read ahead; the time spent waiting for it goes to the meter."""
+    accelerator = run.accelerator
+    ahead = prefetch(
+        train_batches(reader, config.seed, run.samples, config.total_samples, config.batch_size_per_process,
+                      accelerator.process_index, accelerator.num_processes),
+        PREFETCH_BATCHES,
+    )
+    while True:
+        begin = time.perf_counter()
+        batch = next(ahead, None)
+        meter.waited += time.perf_counter() - begin
+        if batch is None:
+            return
+        yield batch
+
+
+def train_step(config: TrainConfig, run: Run, batch: Batch, meter: Meter) -> None:
+    """One optimizer step over one global batch: mean squared error over all pixels of all ranks' tiles."""
+    accelerator = run.accelerator
+    clean, degraded = to_device(batch, accelerator.device, config.augment)
+    border = run.network.receptive_radius if config.loss_crop else 0
+    automatic = CPU_MICRO_BATCH if accelerator.device.type == "cpu" else len(clean)
+    micro = config.micro_batch_size or automatic
+    chunks = list(zip(torch.split(clean, micro), torch.split(degraded, micro), strict=True))
+    for number, (clean_chunk, degraded_chunk) in enumerate(chunks, 1):
+        with nullcontext() if number == len(chunks) else accelerator.no_sync(run.model):
+            restored = run.model(degraded_chunk)
+            loss = crop(restored - clean_chunk, border).square().mean()
+            accelerator.backward(loss * (len(clean_chunk) / len(clean)))
+        meter.add(loss, clean_chunk, degraded_chunk, restored)
+    clip = config.optimizer.clip_norm or float("inf")
+    meter.gradient_norm = accelerator.clip_grad_norm_(run.network.parameters(), clip)
+    set_rate(run.optimizer, rate(config.optimizer, run.samples, config.total_samples))
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    new_samples = len(clean) * accelerator.num_processes
+    run.step, run.samples = run.step + 1, run.samples + new_samples
+    if run.average is not None:
+        update_average(run.average, run.network, config.optimizer, run.samples, new_samples)
+
+
+def crossed(run: Run, every: int, batch_size: int, total_samples: int) -> bool:
+    """Whether the last step passed a multiple of `every` samples, or the end."""
+    before = run.samples - batch_size * run.accelerator.num_processes
+    return run.samples // every > before // every or run.samples >= total_samples
+
+
+def show_pictures(config: TrainConfig, run: Run, reader: ShardReader, tracking: Tracking) -> None:
+    """Sends the first validation pairs to the trackers: degraded, restored, clean side by side."""
+    if run.accelerator.is_main_process and config.num_pictures and config.trackers:
+        tracking.log_picture(run.samples, "degraded, restored, clean", pair_rows(reader, run.result, config.num_pictures))
+
+
+def finish(config: TrainConfig, run: Run, tracking: Tracking, reader: ShardReader) -> None:
+    """The report and the last words, on the main process."""
+    if run.accelerator.is_main_process:
+        gain = run.values.get("val/gain", 0.0)
+        if config.overfit_tiles:
+            verdict = "the loop learns" if gain > 1 else "too little: something is wrong, or total_samples too low"
+            logger.info("gained %.2f dB on the %d tiles trained on: %s", gain, config.overfit_tiles, verdict)
+        write_report(Path(config.run), reader)
+        if config.upload_best:
+            tracking.log_artifact(f"{Path(config.run).name}-best", Path(config.run, "best"))
+    tracking.finish()

@@ -1,0 +1,58 @@
+"""Small shards and a small training config, for the tests of everything after the shards."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from shards.plan import ShardsConfig
+from shards.write import make_shards
+from srcnn.model import ModelConfig
+from srcnn.optimize import OptimizerConfig
+from srcnn.run import TrainConfig
+
+
+def draw_photo(seed, height, width):
+    """A photo with edges and smooth parts, RGB."""
+    random = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:height, :width]
+    photo = np.zeros((height, width, 3))
+    for channel in range(3):
+        for _ in range(5):
+            y, x, phase = random.uniform(-0.3, 0.3, 3)
+            photo[..., channel] += np.sin(y * rows + x * columns + 20 * phase)
+        top, left = random.integers(0, height // 2), random.integers(0, width // 2)
+        photo[top : top + height // 3, left : left + width // 3, channel] += 2
+    photo = (photo - photo.min()) / (photo.max() - photo.min())
+    return (255 * photo).astype(np.uint8)
+
+
+def write_photos(folder, num_photos, height=101, width=167, seed=0):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(num_photos):
+        Image.fromarray(draw_photo(seed + number, height, width)).save(folder / f"photo {number}.png")
+    return folder
+
+
+def small_shards(folder, num_train=5, num_val=3, **config):
+    """Shards of 32x32 tiles: 15 a photo, several shards a split."""
+    photos = write_photos(folder / "photos", num_train)
+    val = write_photos(folder / "val photos", num_val, seed=100)
+    values = {"resize": "none", "tile_pixels": 32, "samples_per_shard": 30, "num_workers": 1} | config
+    make_shards(ShardsConfig(photos=str(photos), val=str(val), out=str(folder / "shards"), **values), show_progress=False)
+    return folder / "shards"
+
+
+def small_config(run: Path, shards: Path, **changes):
+    """A training of a small network, 8 steps of 8 tiles."""
+    values = {
+        "model": ModelConfig(filters=(8, 4), residual=True),
+        "optimizer": OptimizerConfig(lr=2e-3),
+        "total_samples": 64,
+        "batch_size_per_process": 8,
+        "log_every_samples": 32,
+        "validate_every_samples": 32,
+        "mixed_precision": "no",
+        "trackers": [],
+    }
+    return TrainConfig(run=str(run), shards=str(shards), **(values | changes))

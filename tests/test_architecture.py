@@ -1,0 +1,58 @@
+"""The imports go one way, and modules stay small."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BASE = {"files", "config"}  # may be imported by any
+ALLOWED = {
+    "files": set(), "config": set(), "order": set(), "tiles": set(), "metrics": set(), "photo": set(), "sample": set(),
+    "model": set(),
+    "degrade": {"photo"},
+    "stream": {"sample", "order"},
+    "optimize": {"model"},
+    "checkpoint": {"model"},
+    "tracking": set(),
+    "restore": {"photo", "tiles", "model"},
+    "score": {"photo", "degrade", "metrics", "model", "restore"},
+    "report": {"metrics", "model", "restore", "stream", "tiles", "tracking"},
+    "validate": {"metrics", "model", "stream"},
+    "run": {"checkpoint", "model", "optimize", "stream"},
+    "meter": {"metrics", "run"},
+    "train": {"meter", "optimize", "report", "run", "stream", "tracking", "validate"},
+}
+SOURCES = sorted(path for folder in ("srcnn", "shards", "launch") for path in (ROOT / folder).glob("*.py"))
+
+
+def imported(path):
+    """Modules of ours that a file imports, as (package, module)."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            parts = node.module.split(".")
+            if parts[0] in ("srcnn", "shards", "launch"):
+                names = [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
+                yield from ((parts[0], name) for name in names)
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.parent.name == "srcnn"], ids=lambda path: path.stem)
+def test_imports_inside_srcnn_go_one_way(path):
+    for package, name in imported(path):
+        assert package == "srcnn", f"{path.name} imports {package}"
+        if path.stem not in ("__main__", "__init__"):
+            assert name in ALLOWED[path.stem] | BASE, f"{path.name} imports srcnn.{name}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_modules_and_functions_stay_small(path):
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= 300
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert node.end_lineno - node.lineno < 60, f"{path.name}: {node.name}"
+
+
+def test_no_launch_file_hides_a_package_it_imports():
+    names = {path.stem for path in (ROOT / "launch").glob("*.py")}
+    assert not names & {"wandb", "accelerate", "torch", "webdataset", "evaluate", "srcnn", "shards"}

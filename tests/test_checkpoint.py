@@ -1,0 +1,69 @@
+"""Checkpoints: whole or not there, verified, rotated, the best kept."""
+
+import pytest
+import torch
+
+from srcnn import checkpoint
+from srcnn.model import SRCNN, ModelConfig, load_model
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return SRCNN(ModelConfig(filters=(2, 2)))
+
+
+def save(run, step, model, is_best=False, keep=2):
+    return checkpoint.save(run, step, model, {"step": step}, {"samples": str(step)}, is_best, keep)
+
+
+def test_the_latest_few_and_the_best_are_kept(tmp_path, model):
+    for step in range(1, 6):
+        save(tmp_path, step, model, is_best=step == 2)
+    assert [folder.name for folder in checkpoint.step_folders(tmp_path)] == [
+        "step-00000002", "step-00000004", "step-00000005",
+    ]
+    assert (tmp_path / "best").resolve().name == "step-00000002"
+    assert checkpoint.latest(tmp_path).name == "step-00000005"
+    assert checkpoint.load_training(checkpoint.latest(tmp_path)) == {"step": 5}
+    assert not list(tmp_path.rglob(".writing-*"))
+
+
+def test_the_best_can_be_loaded_from_the_run_folder_and_from_checkpoint_pth(tmp_path, model):
+    save(tmp_path, 1, model, is_best=True)
+    for source in (tmp_path, tmp_path / "checkpoint.pth", tmp_path / "best"):
+        assert torch.equal(load_model(source).conv1.weight, model.conv1.weight)
+
+
+@pytest.mark.parametrize("name", [checkpoint.MODEL, checkpoint.TRAINING, checkpoint.FILES])
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_taken(tmp_path, model, name, caplog):
+    save(tmp_path, 1, model)
+    damaged = save(tmp_path, 2, model) / name
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 0x55
+    damaged.write_bytes(content)
+    assert checkpoint.latest(tmp_path).name == "step-00000001"
+    assert "step-00000002" in caplog.text
+    damaged.unlink()
+    assert checkpoint.latest(tmp_path).name == "step-00000001"
+
+
+def test_a_half_written_checkpoint_is_never_taken_and_cleared_away(tmp_path, model):
+    half = tmp_path / "checkpoints" / ".writing-step-00000003"
+    half.mkdir(parents=True)
+    (half / checkpoint.MODEL).write_bytes(b"half")
+    assert checkpoint.latest(tmp_path) is None
+    save(tmp_path, 1, model)
+    assert not half.exists()
+
+
+def test_a_failed_save_leaves_what_was_there(tmp_path, model, monkeypatch):
+    save(tmp_path, 1, model, is_best=True)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError):
+        save(tmp_path, 2, model, is_best=True)
+    assert checkpoint.latest(tmp_path).name == (tmp_path / "best").resolve().name == "step-00000001"

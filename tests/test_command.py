@@ -1,0 +1,65 @@
+"""The srcnn command: restore, degrade, report; exit statuses and messages."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from small import draw_photo, small_config, small_shards
+
+from srcnn.__main__ import main
+from srcnn.train import train
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    train(small_config(folder / "run", small_shards(folder)))
+    return folder / "run"
+
+
+def test_a_photo_is_degraded_and_restored_by_a_users_own_run(tmp_path, run, capsys):
+    Image.fromarray(draw_photo(0, 61, 83)).save(tmp_path / "Фото 1.0 🌆.png")
+    assert main(["degrade", str(tmp_path / "Фото 1.0 🌆.png"), "-o", str(tmp_path / "bad"), "--quality", "20"]) == 0
+    assert main(["restore", str(tmp_path / "bad"), "-o", str(tmp_path / "good"), "--model", str(run)]) == 0
+    with Image.open(tmp_path / "good" / "Фото 1.0 🌆.jpg") as image:
+        assert image.size == (83, 61) and image.mode == "RGB"
+    assert "1 photos restored, 0 refused" in capsys.readouterr().err
+
+
+def test_a_damaged_photo_is_refused_by_name_and_the_others_are_restored(tmp_path, run, capsys):
+    Image.fromarray(draw_photo(0, 40, 40)).save(tmp_path / "a.png")
+    (tmp_path / "b.jpg").write_bytes(b"no picture")
+    assert main(["restore", str(tmp_path), "-o", str(tmp_path / "out"), "--model", str(run), "--format", "png"]) == 1
+    message = capsys.readouterr().err
+    assert "b.jpg" in message and "1 photos restored, 1 refused" in message
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [(["restore", "nowhere", "-o", "out"], "nowhere: no such photo"),
+     (["score", "nowhere"], "nowhere: no such folder"),
+     (["report", "nowhere"], "no training run here"),
+     (["restore", "nowhere", "-o", "out", "--quality", "0"], "--quality 0")],
+)
+def test_what_is_missing_is_named(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_the_report_is_written_again_and_escapes_what_it_shows(tmp_path, run):
+    report = run / "report"
+    shutil.rmtree(report)
+    assert main(["report", str(run)]) == 0
+    page = (report / "index.html").read_text()
+    assert page.count("data:image/png;base64,") == 4
+    for name in ("loss.png", "psnr.png", "tiles.png", "photo.png"):
+        with Image.open(report / name) as picture:
+            pixels = np.asarray(picture.convert("L"))
+            assert min(picture.size) > 100 and pixels.std() > 5
+    evil = run.with_name("<script>alert(1)<script>")
+    shutil.copytree(run, evil, symlinks=True)
+    assert main(["report", str(evil)]) == 0
+    assert "<script>" not in (evil / "report" / "index.html").read_text()

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import yaml
+
+from srcnn.config import nearest, parse, to_yaml
+
+
+@dataclass(frozen=True)
+class Inner:
+    """Inner.
+
+    Args:
+        strength: how strong.
+    """
+
+    strength: int = 3
+
+    def __post_init__(self) -> None:
+        if self.strength < 1:
+            raise ValueError(f"strength {self.strength}: expected 1 or more")
+
+
+@dataclass(frozen=True)
+class Outer:
+    """Outer.
+
+    Args:
+        learning_rate: size of a step.
+        mode: which one.
+        inner: the inner ones.
+        sizes: a list.
+        folders: a mapping.
+    """
+
+    learning_rate: float = 0.5
+    mode: Literal["first", "second"] = "first"
+    inner: Inner = field(default_factory=Inner)
+    sizes: list[int] = field(default_factory=lambda: [1, 2])
+    folders: dict[str, str] = field(default_factory=dict)
+
+
+def read(*arguments: str) -> Outer:
+    return parse(Outer, "program", "What it does.", list(arguments))
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line of the error."""
+    with pytest.raises(SystemExit) as ended:
+        read(*arguments)
+    assert ended.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1:] == ["program --help explains every key"]
+    assert lines[0].startswith("program: ")
+    return lines[0]
+
+
+def yaml_file(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_command_line_wins_over_yaml_and_yaml_over_defaults(tmp_path: Path) -> None:
+    file = yaml_file(tmp_path, "mode: second\ninner:\n  strength: 7\n")
+    assert read("--config", file, "--inner.strength", "9") == Outer(mode="second", inner=Inner(9))
+    assert read("--config", file) == Outer(mode="second", inner=Inner(7))
+    assert read() == Outer()
+
+
+@pytest.mark.parametrize("number", ["1e-4", "1E-4", "1.0e-4", "0.0001"])
+def test_exponents_without_a_point_are_numbers(tmp_path: Path, number: str) -> None:
+    file = yaml_file(tmp_path, f"learning_rate: {number}\n")
+    assert read("--config", file).learning_rate == 0.0001
+    assert read("--learning_rate", number).learning_rate == 0.0001
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("lerning_rate: 1", "learning_rate"),
+        ("strength: 1", "inner.strength"),
+        ("inner: {strenght: 1}", "inner.strength"),
+        ("modes: first", "mode"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: str, right: str
+) -> None:
+    assert f'did you mean "{right}"?' in refusal(capsys, "--config", yaml_file(tmp_path, wrong))
+
+
+def test_an_unknown_option_names_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert 'did you mean "learning_rate"?' in refusal(capsys, "--learning-rat", "1")
+    assert 'did you mean "inner.strength"?' in refusal(capsys, "--inner.strengh", "1")
+
+
+def test_a_key_like_no_other_gets_no_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "did you mean" not in refusal(capsys, "--zzzz", "1")
+    assert nearest("zzzz", ["learning_rate", "mode"]) == []
+
+
+def test_a_key_at_the_top_wins_over_one_of_the_same_name_below() -> None:
+    assert nearest("scal", ["scale", "inner.scale"]) == ["scale"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--learning_rate", "fast"), ("--mode", "third"), ("--inner.strength", "x")]
+)
+def test_a_wrong_value_is_one_line_that_names_its_key(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, str]
+) -> None:
+    line = refusal(capsys, *arguments)
+    assert arguments[0][2:] in line and arguments[1] in line
+
+
+def test_what_the_dataclass_refuses_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refusal(capsys, "--inner.strength", "0").endswith("strength 0: expected 1 or more")
+
+
+def test_yaml_that_is_none_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refusal(capsys, "--config", yaml_file(tmp_path, "a: [1\nb: }"))
+    assert "nowhere.yaml" in refusal(capsys, "--config", str(tmp_path / "nowhere.yaml"))
+
+
+def test_abbreviated_options_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--learning" in refusal(capsys, "--learning", "1")
+
+
+def test_the_resolved_config_reads_back_the_same(tmp_path: Path) -> None:
+    config = Outer(1e-7, "second", Inner(5), [3], {"города": "x0.5"})
+    text = to_yaml(config)
+    assert read("--config", yaml_file(tmp_path, text)) == config
+    assert yaml.safe_load(text)["folders"] == {"города": "x0.5"}
+
+
+def test_help_explains_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read("--help")
+    shown = capsys.readouterr().out
+    for words in ("size of a step", "which one", "how strong", "a mapping", "default: 0.5", "{first,second}"):
+        assert words in shown

@@ -1,0 +1,144 @@
+"""Real processes under `accelerate launch`: one rank and several give the same samples and the same validation."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from small import small_shards
+from wandb.proto import wandb_internal_pb2
+
+from srcnn.tracking import read_metrics
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = {"model": {"filters": [8, 4], "residual": True}, "optimizer": {"lr": 2e-3}, "total_samples": 96,
+            "log_every_samples": 48, "validate_every_samples": 48, "trackers": [], "mixed_precision": "no"}
+
+
+def launch(num_processes, *arguments, environment=None):
+    """Runs launch/train.py under Accelerate on the CPU; returns the finished process."""
+    number = "--num_processes=1" if num_processes == 1 else f"--num_processes={num_processes}"
+    config = ROOT / "configs/accelerate" / ("cpu.yaml" if num_processes == 1 else "cpu2.yaml")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), number]
+    command += ["--main_process_port=0"] if num_processes > 1 else []
+    return subprocess.run([*command, str(ROOT / "launch/train.py"), *map(str, arguments)], cwd=ROOT, text=True,
+                          capture_output=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})})
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return small_shards(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "small.yaml"
+    path.write_text(yaml.safe_dump(SETTINGS))
+    return path
+
+
+@pytest.mark.slow
+def test_one_two_and_three_ranks_train_alike(tmp_path, shards, config):
+    runs = {}
+    for num_processes, batch_size in ((1, 12), (2, 6), (3, 4)):
+        run = tmp_path / str(num_processes)
+        done = launch(num_processes, "--config", config, "--shards", shards, "--run", run,
+                      "--batch_size_per_process", batch_size)
+        assert done.returncode == 0, done.stderr
+        runs[num_processes] = read_metrics(run)
+    for points in (runs[2], runs[3]):
+        assert [point["samples"] for point in points] == [48, 48, 96, 96]
+        for key, tolerance in (("val/psnr", 1e-4), ("val/psnr_in", 1e-9), ("val/ssim", 1e-5), ("train/loss", 1e-7)):
+            expected = [point[key] for point in runs[1] if key in point]
+            assert [point[key] for point in points if key in point] == pytest.approx(expected, abs=tolerance)
+
+
+@pytest.mark.slow
+def test_a_run_continues_on_another_number_of_ranks(tmp_path, shards, config):
+    common = ("--config", config, "--shards", shards, "--run", tmp_path / "run")
+    first = launch(2, *common, "--batch_size_per_process", 6, "--total_samples", 48)
+    second = launch(1, *common, "--batch_size_per_process", 12)
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    whole = launch(1, *common[:-1], tmp_path / "whole", "--batch_size_per_process", 12)
+    assert whole.returncode == 0
+    parts, undisturbed = read_metrics(tmp_path / "run"), read_metrics(tmp_path / "whole")
+    assert parts[-1]["val/psnr"] == pytest.approx(undisturbed[-1]["val/psnr"], abs=1e-4)
+
+
+def test_wrong_keys_and_missing_shards_end_with_a_line_that_says_so(tmp_path, config):
+    wrong = launch(1, "--config", config, "--batch_size_per_proces", 3)
+    assert wrong.returncode != 0 and 'did you mean "batch_size_per_process"' in wrong.stderr
+    missing = launch(1, "--config", config, "--shards", tmp_path / "none", "--run", tmp_path / "run")
+    assert missing.returncode != 0 and "make shards" in missing.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_config_is_valid(path):
+    from shards.plan import ShardsConfig
+    from srcnn.config import parse
+    from srcnn.run import TrainConfig
+
+    assert path.read_text().startswith("# ")
+    if path.stem.startswith("shards"):
+        assert parse(ShardsConfig, "test", "", ["--config", str(path), "--photos", "x"]).tile_pixels == 128
+    else:
+        assert parse(TrainConfig, "test", "", ["--config", str(path)]).total_samples > 0
+
+
+def test_every_accelerate_config_is_one():
+    for path in (ROOT / "configs/accelerate").glob("*.yaml"):
+        settings = yaml.safe_load(path.read_text())
+        assert settings["num_processes"] >= 1 and settings["compute_environment"] == "LOCAL_MACHINE"
+
+
+def wandb_records(path):
+    """The records of a .wandb file: a header of 7 bytes, then LevelDB's log format, blocks of 32 KiB."""
+    content, position, parts = path.read_bytes(), 7, b""
+    while position + 7 <= len(content):
+        if 32_768 - position % 32_768 < 7:
+            position += 32_768 - position % 32_768
+            continue
+        length, kind = struct.unpack("<HB", content[position + 4 : position + 7])
+        parts += content[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(parts)
+            parts = b""
+            yield record
+
+
+@pytest.mark.slow
+def test_wandb_offline_keeps_one_run_with_every_point_over_a_restart(tmp_path, shards, config):
+    environment = {"WANDB_API_KEY": "", "HOME": str(tmp_path), "WANDB_DIR": str(tmp_path)}
+    arguments = ("--config", config, "--shards", shards, "--run", tmp_path / "run", "--trackers", '["wandb","tensorboard"]',
+                 "--batch_size_per_process", 6)
+    for total in (48, 96):
+        done = launch(2, *arguments, "--total_samples", total, environment=environment)
+        assert done.returncode == 0, done.stderr
+    files = sorted((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(files) == 2
+    records = [record for path in files for record in wandb_records(path)]
+    ids = {record.run.run_id for record in records if record.HasField("run")}
+    points = []
+    for record in records:
+        values = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
+        if "val/psnr" in values:
+            points.append((json.loads(values["samples"]), json.loads(values["val/psnr"])))
+    assert len(ids) == 1
+    assert points == [(p["samples"], p["val/psnr"]) for p in read_metrics(tmp_path / "run") if "val/psnr" in p]
+    assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
+
+
+def test_a_tracker_that_fails_does_not_stop_the_training(tmp_path, shards, config):
+    done = launch(1, "--config", config, "--shards", shards, "--run", tmp_path / "run", "--trackers", '["wandb"]',
+                  "--batch_size_per_process", 12,
+                  environment={"WANDB_API_KEY": "no-such-key", "WANDB_MODE": "online", "WANDB_BASE_URL": "http://127.0.0.1:9",
+                               "WANDB_INIT_TIMEOUT": "5"})
+    assert done.returncode == 0, done.stderr
+    assert "tracking stopped" in done.stderr
+    assert len(read_metrics(tmp_path / "run")) == 4

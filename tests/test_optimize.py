@@ -1,0 +1,56 @@
+"""Learning rates by samples, per-layer rates, averaged weights."""
+
+import math
+
+import pytest
+import torch
+
+from srcnn.model import SRCNN, ModelConfig, initialize
+from srcnn.optimize import OptimizerConfig, build_optimizer, rate, set_rate, update_average
+
+
+def test_the_schedule_depends_on_samples_alone():
+    config = OptimizerConfig(schedule="cosine", warmup_samples=100)
+    assert rate(config, 0, 1000) == pytest.approx(0.01, rel=1e-3)
+    assert rate(config, 500, 1000) == pytest.approx(0.5)
+    assert rate(config, 750, 1000) == pytest.approx(0.5 * (1 + math.cos(0.75 * math.pi)))
+    assert rate(config, 1000, 1000) == pytest.approx(0) == rate(config, 1234, 1000)
+    assert rate(OptimizerConfig(), 10**9, 1) == 1
+
+
+def test_the_last_layer_learns_at_its_own_rate():
+    model = SRCNN()
+    optimizer = build_optimizer(model, OptimizerConfig(name="sgd", lr=1e-2, last_layer_lr_factor=0.1, momentum=0))
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    set_rate(optimizer, 0.5)
+    optimizer.step()
+    moved = [float((a - b).max()) for a, b in zip(before, model.parameters(), strict=True)]
+    assert moved == pytest.approx([5e-3] * 4 + [5e-4] * 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("name,kind", [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+def test_the_optimizer_is_the_one_named(name, kind):
+    assert type(build_optimizer(SRCNN(), OptimizerConfig(name=name))) is kind
+
+
+def test_the_average_moves_half_way_in_a_half_life_whatever_the_batch():
+    config = OptimizerConfig(average_halflife_samples=100)
+    ends = []
+    for batch in (10, 50):
+        model, average = SRCNN(ModelConfig(filters=(2, 2))), SRCNN(ModelConfig(filters=(2, 2)))
+        initialize(model, "pytorch", 0)
+        torch.nn.init.zeros_(average.conv1.weight)
+        for samples in range(10_000, 10_100, batch):
+            update_average(average, model, config, samples, batch)
+        torch.testing.assert_close(average.conv1.weight, model.conv1.weight / 2)
+        ends.append(average.conv1.weight.clone())
+    torch.testing.assert_close(*ends)
+
+
+def test_settings_out_of_range_are_named():
+    with pytest.raises(ValueError, match="optimizer.lr"):
+        OptimizerConfig(lr=0)
+    with pytest.raises(ValueError, match="average_halflife_samples"):
+        OptimizerConfig(average_halflife_samples=-1)

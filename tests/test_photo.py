@@ -1,0 +1,362 @@
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import photo_pixels
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageCms
+
+from srcnn.photo import (
+    Photo,
+    PhotoRefused,
+    Resize,
+    find_photos,
+    luma_l,
+    luma_y,
+    open_image,
+    over_white,
+    read_photo,
+    resize,
+    upright_size,
+    write_photo,
+)
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """What the EXIF standard says a viewer shows of stored pixels, written out."""
+    swapped = np.swapaxes(pixels, 0, 1)
+    return {
+        1: pixels,
+        2: pixels[:, ::-1],
+        3: pixels[::-1, ::-1],
+        4: pixels[::-1],
+        5: swapped,
+        6: swapped[:, ::-1],
+        7: swapped[::-1, ::-1],
+        8: swapped[::-1],
+    }[orientation]
+
+
+def test_lossless_formats_come_back_as_they_were(tmp_path: Path) -> None:
+    pixels = photo_pixels(1, 77, 53)
+    for name, options in (("a.png", {}), ("a.tif", {}), ("a.bmp", {}), ("a.webp", {"lossless": True})):
+        for array in (pixels, pixels[..., 1]):
+            Image.fromarray(array).save(tmp_path / name, **options)
+            found = read_photo(tmp_path / name).pixels
+            # WebP has no greyscale
+            expected = np.stack([array] * 3, -1) if array.ndim == 2 and name == "a.webp" else array
+            np.testing.assert_array_equal(found, expected)
+            assert found.dtype == np.uint8
+
+
+def test_jpeg_pixels_are_those_pillow_decodes(tmp_path: Path) -> None:
+    Image.fromarray(photo_pixels(2, 101, 67)).save(tmp_path / "a.JPG", quality=71)
+    photo = read_photo(tmp_path / "a.JPG")
+    np.testing.assert_array_equal(photo.pixels, np.asarray(Image.open(tmp_path / "a.JPG")))
+    assert (photo.format, photo.alpha, photo.notes) == ("JPEG", None, ())
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.webp"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "I;16"])
+def test_every_orientation_is_applied_in_every_mode(
+    tmp_path: Path, orientation: int, name: str, mode: str
+) -> None:
+    if mode == "I;16" and name == "a.webp":
+        pytest.skip("WebP has no 16 bits")
+    pixels = photo_pixels(3, 77, 53)
+    stored = {"RGB": pixels, "L": pixels[..., 0], "I;16": pixels[..., 0].astype(np.uint16) * 257}[mode]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(
+        tmp_path / name, exif=exif, **({"lossless": True} if name == "a.webp" else {})
+    )
+    photo = read_photo(tmp_path / name)
+    shown = photo.pixels if photo.pixels.ndim == 3 else photo.pixels[..., None]
+    np.testing.assert_array_equal(shown[..., 0], turned(pixels, orientation)[..., 0])
+    with open_image(tmp_path / name) as image:
+        assert upright_size(image) == photo.pixels.shape[1::-1]
+    read_back = Image.Exif()
+    read_back.load(photo.metadata.get("exif", b""))
+    assert read_back.get(0x0112, 1) == 1
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_sixteen_bits_are_divided_by_257(tmp_path: Path, name: str) -> None:
+    levels = np.array([[0, 128, 129, 257 * 3, 257 * 200, 65534, 65535] * 5] * 3, np.uint16)
+    Image.fromarray(levels).save(tmp_path / name)
+    photo = read_photo(tmp_path / name)
+    np.testing.assert_array_equal(photo.pixels[0, :7], [0, 0, 1, 3, 200, 255, 255])
+    assert photo.notes == ("16 bits reduced to 8",)
+
+
+def test_cmyk_is_shown_as_pillow_shows_it_without_its_profile(tmp_path: Path) -> None:
+    image = Image.fromarray(photo_pixels(4, 61, 47)).convert("CMYK")
+    image.save(tmp_path / "a.jpg", icc_profile=b"a profile of four inks")
+    photo = read_photo(tmp_path / "a.jpg")
+    np.testing.assert_array_equal(photo.pixels, np.asarray(Image.open(tmp_path / "a.jpg").convert("RGB")))
+    assert photo.notes == ("CMYK converted to RGB",) and "icc_profile" not in photo.metadata
+
+
+def test_a_palette_with_transparency_gives_colours_and_alpha(tmp_path: Path) -> None:
+    image = Image.new("P", (31, 17), 0)
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.paste(1, (5, 3, 9, 11))
+    image.save(tmp_path / "a.png", transparency=0)
+    photo = read_photo(tmp_path / "a.png")
+    assert photo.alpha is not None
+    assert photo.pixels[0, 0].tolist() == [10, 20, 30] and photo.alpha[0, 0] == 0
+    assert photo.pixels[5, 7].tolist() == [200, 100, 50] and photo.alpha[5, 7] == 255
+    shown = over_white(photo)
+    assert shown[0, 0].tolist() == [255, 255, 255] and shown[5, 7].tolist() == [200, 100, 50]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_alpha_is_kept_and_lies_over_white(tmp_path: Path, mode: str) -> None:
+    rng = np.random.default_rng(5)
+    bands = rng.integers(0, 256, (19, 23, len(mode)), dtype=np.uint8)
+    Image.fromarray(bands, mode).save(tmp_path / "a.png")
+    photo = read_photo(tmp_path / "a.png")
+    assert photo.alpha is not None
+    np.testing.assert_array_equal(photo.alpha, bands[..., -1])
+    colours = bands[..., :3] if mode == "RGBA" else bands[..., 0]
+    np.testing.assert_array_equal(photo.pixels, colours)
+    shown = Image.new("RGBA", (23, 19), "white")
+    shown.alpha_composite(Image.open(tmp_path / "a.png").convert("RGBA"))
+    expected = np.asarray(shown.convert("RGB" if mode == "RGBA" else "L"))
+    assert np.abs(over_white(photo).astype(int) - expected).max() <= 1
+
+
+def test_one_bit_is_black_and_white(tmp_path: Path) -> None:
+    bits = np.random.default_rng(6).random((21, 37)) < 0.5
+    Image.fromarray(bits).save(tmp_path / "a.png")
+    photo = read_photo(tmp_path / "a.png")
+    np.testing.assert_array_equal(photo.pixels, bits * np.uint8(255))
+
+
+def write_png_header(path: Path, width: int, height: int) -> None:
+    """A PNG that claims a size and holds next to nothing."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(b"\0" * 99)), chunk(b"IEND", b""))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+def test_an_absurdly_large_photo_is_refused_by_its_header(tmp_path: Path) -> None:
+    write_png_header(tmp_path / "a.png", 40000, 40000)
+    with pytest.raises(PhotoRefused, match=r"a\.png: 40000x40000 pixels is more than 250 megapixels"):
+        read_photo(tmp_path / "a.png")
+
+
+def test_the_largest_photo_is_a_setting(tmp_path: Path) -> None:
+    Image.fromarray(photo_pixels(7, 101, 99)).save(tmp_path / "a.png")
+    assert read_photo(tmp_path / "a.png", max_megapixels=0.01).pixels.shape == (99, 101, 3)
+    with pytest.raises(PhotoRefused, match="more than 0.009 megapixels"):
+        read_photo(tmp_path / "a.png", max_megapixels=0.009)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif", ".bmp"])
+def test_a_truncated_photo_is_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"cut{suffix}"
+    Image.fromarray(photo_pixels(8)).save(path)
+    whole = path.read_bytes()
+    for length in (0, 9, len(whole) // 2, len(whole) - len(whole) // 10):
+        path.write_bytes(whole[:length])
+        with pytest.raises(PhotoRefused, match=f"cut{suffix}: "):
+            read_photo(path)
+
+
+def test_what_is_no_photo_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("no picture at all\n" * 99)
+    with pytest.raises(PhotoRefused, match="text.jpg: not a JPEG, PNG, WEBP, TIFF, BMP picture"):
+        read_photo(tmp_path / "text.jpg")
+    Image.new("L", (9, 9)).save(tmp_path / "a.gif")
+    (tmp_path / "a.gif").rename(tmp_path / "gif.png")
+    with pytest.raises(PhotoRefused, match="gif.png"):
+        read_photo(tmp_path / "gif.png")
+    with pytest.raises(PhotoRefused, match="none.png"):
+        read_photo(tmp_path / "none.png")
+
+
+def test_several_frames_and_floating_point_are_refused(tmp_path: Path) -> None:
+    frames = [Image.fromarray(photo_pixels(seed, 33, 21)) for seed in (1, 2, 3)]
+    frames[0].save(tmp_path / "pages.tif", save_all=True, append_images=frames[1:])
+    with pytest.raises(PhotoRefused, match="has 3 frames"):
+        read_photo(tmp_path / "pages.tif")
+    Image.fromarray(np.ones((21, 33), np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(PhotoRefused, match="float.tif: floating-point"):
+        read_photo(tmp_path / "float.tif")
+
+
+def test_a_camera_jpeg_with_a_preview_is_its_first_picture(tmp_path: Path) -> None:
+    photo, preview = Image.fromarray(photo_pixels(1, 99, 77)), Image.fromarray(photo_pixels(1, 33, 21))
+    photo.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[preview])
+    found = read_photo(tmp_path / "a.jpg")
+    assert found.format == "JPEG" and found.pixels.shape == (77, 99, 3)
+
+
+def test_pillows_own_size_limit_is_left_as_it_was(tmp_path: Path) -> None:
+    before = Image.MAX_IMAGE_PIXELS
+    with pytest.raises(PhotoRefused):
+        read_photo(tmp_path / "none.png")
+    assert Image.MAX_IMAGE_PIXELS == before
+
+
+@pytest.mark.parametrize("source", [".jpg", ".png", ".tif", ".webp"])
+@pytest.mark.parametrize("target", [".jpg", ".png", ".tif", ".webp", ".bmp"])
+def test_exif_profile_and_resolution_survive(tmp_path: Path, source: str, target: str) -> None:
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112] = "A maker", 6
+    exif.get_ifd(0x8769)[0x829A] = 0.125  # exposure time
+    image = Image.fromarray(photo_pixels(9, 77, 53))
+    image.save(tmp_path / f"in{source}", exif=exif.tobytes(), icc_profile=SRGB, dpi=(300, 300))
+    photo = read_photo(tmp_path / f"in{source}")
+    write_photo(tmp_path / f"out{target}", photo)
+    found = read_photo(tmp_path / f"out{target}")
+    assert found.pixels.shape == (77, 53, 3)
+    if target in (".png", ".tif", ".bmp"):
+        np.testing.assert_array_equal(found.pixels, photo.pixels)
+    if target == ".bmp":
+        return
+    read_back = Image.Exif()
+    read_back.load(found.metadata["exif"])
+    assert read_back[0x010F] == "A maker" and float(read_back.get_ifd(0x8769)[0x829A]) == 0.125
+    assert read_back.get(0x0112, 1) == 1
+    assert found.metadata["icc_profile"] == SRGB
+    if ".webp" not in (source, target):
+        assert [round(float(side)) for side in found.metadata["dpi"]] == [300, 300]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp", ".jpg", ".webp"])
+@pytest.mark.parametrize("grey", [True, False])
+def test_a_transparent_photo_is_written_in_every_format(tmp_path: Path, suffix: str, grey: bool) -> None:
+    pixels = photo_pixels(10, 31, 27)
+    alpha = np.random.default_rng(0).integers(0, 256, (27, 31), dtype=np.uint8)
+    write_photo(tmp_path / f"a{suffix}", Photo(pixels[..., 0] if grey else pixels, alpha))
+    found = read_photo(tmp_path / f"a{suffix}")
+    assert found.pixels.shape[:2] == (27, 31)
+    if suffix in (".png", ".tif", ".webp"):
+        assert found.alpha is not None
+        np.testing.assert_array_equal(found.alpha, alpha)
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"before")
+    with pytest.raises(OSError):
+        write_photo(path, Photo(np.zeros((1, 70000), np.uint8)))  # JPEG holds 65500 columns at most
+    assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
+
+
+def test_photos_are_found_in_the_order_of_their_names_whatever_these_are(tmp_path: Path) -> None:
+    names = ["a b.jpg", "a.b.c.PNG", "sub/éü.webp", "sub/Москва.tif", "sub/🌆.bmp", "z.jpeg"]
+    hidden = [".hidden.jpg", ".folder/a.jpg", "sub/.b.png"]
+    for name in [*names, *hidden, "notes.txt", "sub/list"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    photos, others = find_photos(tmp_path)
+    assert [path.relative_to(tmp_path).as_posix() for path in photos] == sorted(names)
+    assert [path.name for path in others] == ["notes.txt", "list"]
+
+
+def test_links_are_followed_once_and_loops_end(tmp_path: Path) -> None:
+    (tmp_path / "photos/sub").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/far.jpg").touch()
+    (tmp_path / "photos/sub/near.jpg").touch()
+    (tmp_path / "photos/sub/loop").symlink_to(tmp_path / "photos")
+    (tmp_path / "photos/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "photos/gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    os.mkfifo(tmp_path / "photos/pipe.jpg")
+    photos, others = find_photos(tmp_path / "photos")
+    found = [path.relative_to(tmp_path / "photos").as_posix() for path in photos]
+    assert (found, others) == (["gone.jpg", "link/far.jpg", "sub/near.jpg"], [])
+
+
+def test_an_excluded_folder_is_not_looked_at(tmp_path: Path) -> None:
+    for name in ("a.jpg", "out/b.jpg", "out/deep/c.jpg", "outside/d.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    photos, _ = find_photos(tmp_path, exclude=tmp_path / "outside/../out")
+    assert [path.name for path in photos] == ["a.jpg", "d.jpg"]
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+        find_photos(tmp_path / "nowhere")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may list every folder")
+def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0)
+    with pytest.raises(PermissionError, match="locked"):
+        find_photos(tmp_path)
+
+
+SIDES = st.integers(1, 5000)
+
+
+@given(width=SIDES, height=SIDES, side=SIDES)
+def test_the_long_side_becomes_what_was_asked_for(width: int, height: int, side: int) -> None:
+    found = Resize.parse(f"long:{side}").size(width, height)
+    assert max(found) == side and min(found) >= 1
+    short = side * min(width, height) / max(width, height)
+    assert abs(min(found) - max(1, short)) <= 0.5
+
+
+@given(width=SIDES, height=SIDES)
+def test_fixed_sizes_factors_and_none(width: int, height: int) -> None:
+    assert Resize.parse("640x479").size(width, height) == (640, 479)
+    assert Resize.parse("none").size(width, height) == (width, height)
+    halved = Resize.parse("x0.5").size(width, height)
+    assert all(abs(new - max(1, old / 2)) <= 0.5 for new, old in zip(halved, (width, height), strict=True))
+
+
+@pytest.mark.parametrize(
+    "rule", ["", "1024", "0x5", "5x0", "long:0", "x0", "x0.0", "x-1", "1024X768", "long", "1x2x3"]
+)
+def test_other_resize_rules_are_refused(rule: str) -> None:
+    with pytest.raises(ValueError, match="expected WIDTHxHEIGHT such as 1024x1024, long:1024, x0.5 or none"):
+        Resize.parse(rule)
+
+
+def test_resizing_is_pillows_lanczos_and_nothing_where_the_size_stays() -> None:
+    pixels = photo_pixels(11, 99, 67)
+    expected = np.asarray(Image.fromarray(pixels).resize((41, 53), Image.Resampling.LANCZOS))
+    np.testing.assert_array_equal(resize(pixels, Resize.parse("41x53")), expected)
+    assert resize(pixels, Resize.parse("99x67")) is pixels
+
+
+def test_l_is_pillows_formula_written_out() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (63, 65, 3), dtype=np.uint8)
+    red, green, blue = np.moveaxis(pixels.astype(np.int64), -1, 0)
+    np.testing.assert_array_equal(luma_l(pixels), (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16)
+    assert luma_l(pixels[..., 0].copy()).shape == (63, 65)
+
+
+def test_y_is_scikit_images_limited_range() -> None:
+    color = pytest.importorskip("skimage.color")
+    pixels = np.random.default_rng(1).integers(0, 256, (63, 65, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(luma_y(pixels), np.rint(color.rgb2ycbcr(pixels)[..., 0]).astype(np.uint8))
+    ends = np.array([[[0, 0, 0], [255, 255, 255]]], np.uint8)
+    assert luma_y(ends).tolist() == [[16, 235]]
+
+
+def test_every_real_photo_can_be_read(shared_data: Path) -> None:
+    photos, _ = find_photos(shared_data / "train" / "camera_samples")
+    smallest = sorted(photos, key=lambda path: path.stat().st_size)[:4]
+    assert len(smallest) == 4
+    for path in smallest:
+        with open_image(path) as image:
+            size = upright_size(image)
+        assert read_photo(path).pixels.shape == (size[1], size[0], 3)

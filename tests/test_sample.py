@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from srcnn import sample
+from srcnn.sample import Encoding, Manifest, PhotoRecord, Refused, Shard, ShardError
+
+SHAPES: list[tuple[int, ...]] = [(128, 128), (128, 128, 3), (8, 8), (72, 72), (256, 256, 3)]
+
+
+def tiles(num: int, shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(num).integers(0, 256, (num, *shape), dtype=np.uint8)
+
+
+def write_tar(path: Path, pairs: np.ndarray, encoding: Encoding = "npy") -> None:
+    """A shard of the pairs (n, 2, H, W[, 3])."""
+    with path.open("wb") as file, sample.open_shard_writer(file) as tar:
+        for number, (clean, degraded) in enumerate(pairs):
+            sample.write_sample(tar, number, clean, degraded, encoding)
+
+
+def manifest(**changes: Any) -> Manifest:
+    whole = Manifest(
+        split="train",
+        tile_shape=(16, 16),
+        encoding="npy",
+        stride=sample.npy_stride((16, 16)),
+        config={"resize": "none", "degradation": {"jpeg_quality": [10, 40]}},
+        shards=(Shard("000000.tar", 12, "ab", 3), Shard("000001.tar", 5, "cd", 1)),
+        photos=(
+            PhotoRecord("Москва 🌆.png", "00", 33, 17, 20, "000000.tar", 0, 3, 30.0),
+            PhotoRecord("b.jpg", "11", 16, 16, None, "000001.tar", 0, 1, 34.0),
+        ),
+        refused=(Refused("c.jpg", "too small", "train"),),
+        versions=sample.writer_versions(),
+    )
+    return dataclasses.replace(whole, **changes)
+
+
+def write_with_shards(folder: Path, written: Manifest) -> None:
+    written.write(folder)
+    for shard in written.shards:
+        (folder / shard.name).write_bytes(b"x" * shard.bytes)
+
+
+@given(number=st.integers(0, 10**10 - 1))
+def test_a_key_is_ten_digits_in_the_order_of_the_numbers(number: int) -> None:
+    assert len(sample.key(number)) == 10 and int(sample.key(number)) == number
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("encoding", ["npy", "png"])
+def test_a_tile_comes_back_as_it_was(shape: tuple[int, ...], encoding: Encoding) -> None:
+    tile = tiles(1, shape)[0]
+    for array in (tile, tile[::-1].swapaxes(0, 1)):  # the second is not contiguous
+        found = sample.decode_tile(sample.encode_tile(array, encoding), encoding)
+        np.testing.assert_array_equal(found, array)
+        assert found.dtype == np.uint8
+
+
+def test_npy_members_are_what_numpy_reads() -> None:
+    tile = tiles(1, (24, 40))[0]
+    np.testing.assert_array_equal(np.load(io.BytesIO(sample.encode_tile(tile, "npy"))), tile)
+
+
+def test_pickled_arrays_are_refused() -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([{"a": 1}], dtype=object))
+    with pytest.raises(ValueError, match="allow_pickle"):
+        sample.decode_tile(buffer.getvalue(), "npy")
+
+
+def test_a_grey_tile_of_128_takes_34816_bytes() -> None:
+    assert sample.npy_stride((128, 128)) == 34816
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_sample_i_lies_at_i_strides(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    pairs = tiles(10, shape).reshape(5, 2, *shape)
+    write_tar(tmp_path / "a.tar", pairs)
+    content, stride = (tmp_path / "a.tar").read_bytes(), sample.npy_stride(shape)
+    num_pixels = int(np.prod(shape))
+    for number, pair in enumerate(pairs):
+        for part, tile in enumerate(pair):
+            start = number * stride + part * stride // 2 + 512 + sample.npy_header_bytes(shape)
+            np.testing.assert_array_equal(
+                np.frombuffer(content, np.uint8, num_pixels, start).reshape(shape), tile
+            )
+
+
+def test_members_tell_nothing_of_time_user_or_machine(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", tiles(4, (8, 8)).reshape(2, 2, 8, 8))
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        members = tar.getmembers()
+    parts = [f"000000000{number}.{part}.npy" for number in (0, 1) for part in ("clean", "degraded")]
+    assert [member.name for member in members] == parts
+    for member in members:
+        facts = (member.mtime, member.uid, member.gid, member.uname, member.gname, member.mode)
+        assert facts == (0, 0, 0, "", "", 0o644)
+        assert not member.pax_headers
+
+
+@pytest.mark.parametrize("encoding", ["npy", "png"])
+@pytest.mark.parametrize("shape", [(16, 16), (16, 16, 3)])
+def test_stock_webdataset_reads_the_same_pairs(
+    tmp_path: Path, encoding: Encoding, shape: tuple[int, ...]
+) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    pairs = tiles(14, shape).reshape(7, 2, *shape)
+    write_tar(tmp_path / "a.tar", pairs, encoding)
+    stream = webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False, empty_check=False)
+    if encoding == "png":
+        stream = stream.decode("rgb8" if len(shape) == 3 else "l8")
+    else:
+        stream = stream.decode()
+    found = list(stream)
+    assert [item["__key__"] for item in found] == [f"{number:010d}" for number in range(7)]
+    for item, (clean, degraded) in zip(found, pairs, strict=True):
+        np.testing.assert_array_equal(item[f"clean.{encoding}"], clean)
+        np.testing.assert_array_equal(item[f"degraded.{encoding}"], degraded)
+
+
+def test_any_aligned_range_of_a_shard_is_a_stream_of_its_own(tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    pairs = tiles(14, (16, 16)).reshape(7, 2, 16, 16)
+    write_tar(tmp_path / "a.tar", pairs)
+    stride = sample.npy_stride((16, 16))
+    part = io.BytesIO((tmp_path / "a.tar").read_bytes()[2 * stride : 5 * stride])
+    members = list(webdataset.tariterators.tar_file_iterator(part))
+    assert [member["fname"][:10] for member in members[::2]] == [sample.key(number) for number in (2, 3, 4)]
+    np.testing.assert_array_equal(sample.decode_tile(members[0]["data"], "npy"), pairs[2, 0])
+
+
+@pytest.mark.parametrize("encoding", ["npy", "png"])
+def test_a_pair_is_read_by_its_number(tmp_path: Path, encoding: Encoding) -> None:
+    pairs = tiles(6, (16, 16)).reshape(3, 2, 16, 16)
+    write_tar(tmp_path / "a.tar", pairs, encoding)
+    for number in range(3):
+        found = sample.read_pair(tmp_path / "a.tar", number, manifest(encoding=encoding))
+        np.testing.assert_array_equal(np.stack(found), pairs[number])
+
+
+def test_a_manifest_comes_back_as_it_was(tmp_path: Path) -> None:
+    write_with_shards(tmp_path, manifest())
+    assert Manifest.read(tmp_path) == manifest()
+    content = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
+    assert (content["format"], content["version"], content["num_samples"]) == ("srcnn-shards", 1, 4)
+    assert "Москва 🌆.png" in (tmp_path / "manifest.json").read_text(encoding="utf-8")
+
+
+def test_a_name_that_is_no_utf8_survives(tmp_path: Path) -> None:
+    name = b"caf\xe9.png".decode("utf-8", "surrogateescape")
+    odd = dataclasses.replace(manifest().photos[0], name=name)
+    write_with_shards(tmp_path, manifest(photos=(odd,)))
+    assert Manifest.read(tmp_path).photos[0].name == name
+    json.loads((tmp_path / "manifest.json").read_bytes().decode("utf-8"))
+
+
+def test_the_mean_psnr_counts_tiles_not_photos() -> None:
+    assert manifest().num_samples == 4
+    assert manifest().degraded_psnr == pytest.approx((3 * 30 + 34) / 4)
+    assert manifest(shards=(), photos=()).degraded_psnr == 0
+
+
+def test_the_hash_is_that_of_the_samples() -> None:
+    assert manifest(split="val", refused=(), versions={}).hash() == manifest().hash()
+    other = Shard("000001.tar", 5, "ce", 1)
+    changes: list[dict[str, Any]] = [
+        {"shards": (manifest().shards[0], other)},
+        {"shards": manifest().shards[::-1]},
+        {"tile_shape": (8, 8)},
+        {"encoding": "png"},
+    ]
+    assert len({manifest(**change).hash() for change in changes} | {manifest().hash()}) == 5
+
+
+def test_a_missing_or_short_shard_is_named(tmp_path: Path) -> None:
+    write_with_shards(tmp_path, manifest())
+    (tmp_path / "000001.tar").write_bytes(b"x")
+    with pytest.raises(ShardError, match=r"000001\.tar: has 1 bytes, the manifest says 5 bytes"):
+        Manifest.read(tmp_path)
+    (tmp_path / "000001.tar").unlink()
+    with pytest.raises(ShardError, match=r"000001\.tar: is missing"):
+        Manifest.read(tmp_path)
+    assert Manifest.read(tmp_path, check_shards=False) == manifest()
+
+
+def test_no_manifest_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="make shards PHOTOS=dir OUT="):
+        Manifest.read(tmp_path / "train")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "other"}, "not a shard manifest"),
+        ({"version": 2}, "version 2, this program reads version 1"),
+        ({"stride": 100}, "stride 100 does not fit"),
+        (
+            {"shards": [{"name": "../a.tar", "bytes": 1, "sha256": "", "num_samples": 1}]},
+            "leads out of the folder",
+        ),
+        ({"shards": [{"name": "a.tar"}]}, "damaged"),
+        ({"photos": None}, "damaged"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_refused(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    write_with_shards(tmp_path, manifest())
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ShardError, match=message):
+        Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '"text"'])
+def test_a_manifest_that_is_no_json_object_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(ShardError, match="manifest.json"):
+        Manifest.read(tmp_path)

@@ -1,0 +1,179 @@
+"""The training loop in this process: same result however it is cut up, continued exactly, learning at all."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from small import small_config, small_shards
+
+from srcnn import checkpoint
+from srcnn.model import SRCNN, ModelConfig, initialize, load_model
+from srcnn.optimize import OptimizerConfig
+from srcnn.order import symmetries_at
+from srcnn.stream import Batch, ShardReader
+from srcnn.tracking import read_metrics
+from srcnn.train import train
+from srcnn.validate import to_device, transform, validate
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return small_shards(tmp_path_factory.mktemp("shards"))
+
+
+def weights(run):
+    return [tensor.numpy() for tensor in load_model(run).state_dict().values()]
+
+
+def assert_same_weights(first, second, tolerance=0.0):
+    for a, b in zip(weights(first), weights(second), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance)
+
+
+def test_a_run_leaves_what_the_design_promises(tmp_path, shards):
+    values = train(small_config(tmp_path / "run", shards))
+    names = {path.relative_to(tmp_path / "run").as_posix() for path in (tmp_path / "run").rglob("*")}
+    assert {"config.yaml", "metrics.jsonl", "checkpoint.pth", "best", "checkpoints/step-00000008/model.safetensors",
+            "report/loss.png", "report/psnr.png", "report/tiles.png", "report/photo.png", "report/table.md",
+            "report/index.html"} <= names
+    points = read_metrics(tmp_path / "run")
+    assert [point["samples"] for point in points] == [32, 32, 64, 64]
+    assert points[-1]["val/psnr"] == values["val/psnr"]
+    assert values["val/gain"] == pytest.approx(values["val/psnr"] - values["val/psnr_in"])
+    assert values["val/psnr_in"] == pytest.approx(ShardReader(shards / "val").manifest.degraded_psnr, abs=1e-3)
+    for key in ("train/loss", "train/psnr", "learning_rate", "tiles_per_second", "data_wait", "gradient_norm", "memory_gib"):
+        assert np.isfinite(points[0][key])
+
+
+def test_training_learns(tmp_path, shards):
+    config = small_config(tmp_path / "run", shards, total_samples=4000, validate_every_samples=4000,
+                          log_every_samples=400, optimizer=OptimizerConfig(lr=3e-3, schedule="cosine"))
+    assert train(config)["val/gain"] > 0.3
+
+
+def test_micro_batches_change_nothing_but_rounding(tmp_path, shards):
+    for micro in (8, 3, 1):
+        train(small_config(tmp_path / str(micro), shards, micro_batch_size=micro))
+    assert_same_weights(tmp_path / "8", tmp_path / "3", 1e-6)
+    assert_same_weights(tmp_path / "8", tmp_path / "1", 1e-6)
+
+
+def test_a_run_is_repeatable_to_the_last_bit(tmp_path, shards):
+    for name in ("a", "b"):
+        train(small_config(tmp_path / name, shards))
+    assert_same_weights(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize("halflife", [0, 100])
+def test_a_continued_run_equals_an_uninterrupted_one(tmp_path, shards, halflife):
+    optimizer = OptimizerConfig(lr=2e-3, average_halflife_samples=halflife)
+    train(small_config(tmp_path / "whole", shards, optimizer=optimizer))
+    train(small_config(tmp_path / "parts", shards, optimizer=optimizer, total_samples=32))
+    train(small_config(tmp_path / "parts", shards, optimizer=optimizer, total_samples=64))
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+    whole, parts = read_metrics(tmp_path / "whole"), read_metrics(tmp_path / "parts")
+    for key in ("samples", "train/loss", "val/psnr"):
+        assert [point.get(key) for point in whole] == [point.get(key) for point in parts]
+
+
+def test_a_finished_run_started_again_changes_nothing(tmp_path, shards):
+    train(small_config(tmp_path / "run", shards))
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes(), weights(tmp_path / "run")
+    values = train(small_config(tmp_path / "run", shards))
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before[0]
+    assert values["val/psnr"] == read_metrics(tmp_path / "run")[-1]["val/psnr"]
+
+
+def test_numbers_after_the_checkpoint_are_not_doubled_when_continuing(tmp_path, shards):
+    run = tmp_path / "run"
+    train(small_config(run, shards, total_samples=32))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"samples": 48, "train/loss": 1.0}) + '\n{"samples": 5')  # then killed
+    train(small_config(run, shards))
+    assert [point["samples"] for point in read_metrics(run)] == [32, 32, 64, 64]
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"model": ModelConfig(filters=(8, 5), residual=True)}])
+def test_a_run_does_not_continue_as_another(tmp_path, shards, change):
+    train(small_config(tmp_path / "run", shards))
+    with pytest.raises(ValueError, match=f"was begun with {next(iter(change))}"):
+        train(small_config(tmp_path / "run", shards, **change))
+
+
+def test_a_run_may_continue_with_another_batch_size(tmp_path, shards):
+    train(small_config(tmp_path / "run", shards, total_samples=32))
+    train(small_config(tmp_path / "run", shards, batch_size_per_process=4))
+    state = checkpoint.load_training(checkpoint.latest(tmp_path / "run"))
+    assert (state["step"], state["stream"]["consumed_samples"]) == (4 + 8, 64)
+
+
+def test_averaged_weights_are_validated_and_saved(tmp_path, shards):
+    config = small_config(tmp_path / "run", shards, optimizer=OptimizerConfig(lr=5e-3, average_halflife_samples=1000))
+    train(config)
+    state = checkpoint.load_training(checkpoint.latest(tmp_path / "run"))
+    average = SRCNN(config.model, centred=True)
+    average.load_state_dict(state["average"])
+    assert not torch.equal(state["average"]["conv1.weight"], state["network"]["conv1.weight"])
+    scored = validate(average, ShardReader(shards / "val"), Accelerator(cpu=True))
+    assert read_metrics(tmp_path / "run")[-1]["val/psnr"] == pytest.approx(scored["val/psnr"], abs=1e-9)
+
+
+def test_overfitting_trains_and_validates_on_the_same_tiles(tmp_path, shards, caplog):
+    caplog.set_level("INFO")
+    config = small_config(tmp_path / "run", shards, model=ModelConfig(residual=True), overfit_tiles=4, augment=False,
+                          batch_size_per_process=4, total_samples=4000, validate_every_samples=4000,
+                          optimizer=OptimizerConfig(lr=2e-3, last_layer_lr_factor=0.1, schedule="cosine"))
+    values = train(config)
+    assert values["val/gain"] > 1
+    assert values["val/psnr"] == pytest.approx(read_metrics(tmp_path / "run")[-2]["train/psnr"], abs=0.1)
+    assert "the loop learns" in caplog.text
+
+
+def test_starting_from_other_weights(tmp_path, shards):
+    train(small_config(tmp_path / "first", shards))
+    values = train(small_config(tmp_path / "second", shards, weights=str(tmp_path / "first"), total_samples=8,
+                                validate_every_samples=8, optimizer=OptimizerConfig(lr=1e-12)))
+    assert values["val/psnr"] == pytest.approx(read_metrics(tmp_path / "first")[-1]["val/psnr"], abs=1e-4)
+
+
+def test_tiles_and_network_of_other_channels_are_refused(tmp_path, shards):
+    with pytest.raises(ValueError, match="tiles have 1 channels, model.channels is 3"):
+        train(small_config(tmp_path / "run", shards, model=ModelConfig(channels=3)))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, shards):
+    with pytest.raises(FloatingPointError, match="lower optimizer.lr"):
+        train(small_config(tmp_path / "run", shards, optimizer=OptimizerConfig(name="sgd", lr=1e30)))
+    assert checkpoint.latest(tmp_path / "run") is None
+
+
+def test_both_tiles_of_a_pair_get_the_symmetry_of_their_position():
+    tiles = np.random.default_rng(0).integers(0, 256, (64, 5, 5), np.uint8)
+    symmetries = symmetries_at(3, np.arange(64))
+    batch = Batch(tiles, 255 - tiles, np.arange(64), symmetries)
+    clean, degraded = to_device(batch, torch.device("cpu"), augment=True)
+    torch.testing.assert_close(clean + degraded, torch.ones_like(clean))
+    for tile, symmetry, out in zip(tiles, symmetries, clean, strict=True):
+        expected = tile[:, ::-1] if symmetry & 1 else tile
+        expected = expected[::-1] if symmetry & 2 else expected
+        expected = expected.T if symmetry & 4 else expected
+        np.testing.assert_allclose(out[0].numpy() * 255, expected, atol=1e-3)
+
+
+def test_the_eight_symmetries_are_all_different():
+    square = torch.arange(9.0).view(1, 1, 3, 3).expand(8, 1, 3, 3)
+    results = transform(square, torch.arange(8, dtype=torch.uint8))
+    assert len({tuple(result.flatten().tolist()) for result in results}) == 8
+
+
+def test_validation_does_not_depend_on_the_batch_size(shards, monkeypatch):
+    model = SRCNN(ModelConfig(residual=True))
+    initialize(model, "pytorch", 0)
+    reader, accelerator = ShardReader(shards / "val"), Accelerator(cpu=True)
+    scores = []
+    for size in (1, 7, 64):
+        monkeypatch.setitem(__import__("srcnn.validate").validate.BATCH_SIZE, "cpu", size)
+        scores.append(validate(model, reader, accelerator)["val/psnr"])
+    assert scores == pytest.approx([scores[0]] * 3, abs=1e-5)
