@@ -66,7 +66,7 @@ def _start_worker() -> None:
     """Ctrl-C is the parent's to handle; a parent that was killed takes its workers with it, which otherwise
     would wait for ever, or write beside those of the next start.
     """
-    pass
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

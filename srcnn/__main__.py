@@ -1,4 +1,4 @@
-"""The `srcnn` command, for people who have photos: restore, score, report."""
+"""The `srcnn` command, for people who have photos: restore, score, compare, degrade, report."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from srcnn.degrade import Degradation
+from srcnn.degrade import Degradation, degrade
 from srcnn.files import write_json
 from srcnn.model import DEFAULT_WEIGHTS, SRCNN, load_model
-from srcnn.photo import PhotoRefused, find_photos, over_white, read_photo, write_photo
-from srcnn.report import write_report
-from srcnn.restore import output_paths, restore_file
+from srcnn.photo import Photo, PhotoRefused, find_photos, over_white, read_photo, write_photo
+from srcnn.report import before_after, write_report
+from srcnn.restore import output_paths, restore, restore_file
 from srcnn.score import LUMA_NAMES, Score, score_photo, to_json, to_markdown
 from srcnn.stream import ShardReader
 
@@ -34,18 +34,18 @@ def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="srcnn", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    restore = commands.add_parser("restore", help="restore a damaged photo, or a folder of them")
-    restore.add_argument("source", type=Path, help="a photo, or a folder that is read with everything below it")
-    restore.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder for the restored photos")
-    restore.add_argument("--format", choices=("jpg", "png", "webp", "tiff"), help="default: as the photo's own")
-    restore.add_argument("--quality", type=int, default=95, help="of JPEG and WebP written, 1..100 (default: 95)")
-    restore.set_defaults(action=restore_command)
+    mend = commands.add_parser("restore", help="restore a damaged photo, or a folder of them")
+    mend.add_argument("source", type=Path, help="a photo, or a folder that is read with everything below it")
+    mend.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder for the restored photos")
+    mend.add_argument("--format", choices=("jpg", "png", "webp", "tiff"), help="default: as the photo's own")
+    mend.add_argument("--quality", type=int, default=95, help="of JPEG and WebP written, 1..100 (default: 95)")
+    mend.set_defaults(action=restore_command)
 
-    degrade = commands.add_parser("degrade", help="save a clean photo as a JPEG of low quality, to try restoring")
-    degrade.add_argument("source", type=Path, help="a photo, or a folder that is read with everything below it")
-    degrade.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder for the JPEGs")
-    degrade.add_argument("--quality", type=int, default=20, help="JPEG quality, 1..100 (default: 20)")
-    degrade.set_defaults(action=degrade_command)
+    spoil = commands.add_parser("degrade", help="save a clean photo as a JPEG of low quality, to try restoring")
+    spoil.add_argument("source", type=Path, help="a photo, or a folder that is read with everything below it")
+    spoil.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder for the JPEGs")
+    spoil.add_argument("--quality", type=int, default=20, help="JPEG quality, 1..100 (default: 20)")
+    spoil.set_defaults(action=degrade_command)
 
     score = commands.add_parser("score", help="degrade clean photos, restore them, and measure")
     score.add_argument("source", type=Path, help="folder of clean photos")
@@ -56,7 +56,13 @@ def command_line() -> argparse.ArgumentParser:
     score.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as Markdown too")
     score.set_defaults(action=score_command)
 
-    for command in (restore, score):
+    compare = commands.add_parser("compare", help="draw a clean photo degraded, restored and as it was, with a detail")
+    compare.add_argument("source", type=Path, help="a clean photo")
+    compare.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="picture to write (.png, .jpg)")
+    compare.add_argument("--quality", type=int, default=20, help="JPEG quality to degrade with (default: 20)")
+    compare.set_defaults(action=compare_command)
+
+    for command in (mend, score, compare):
         command.add_argument("--model", default=DEFAULT_WEIGHTS, metavar="FILE",
                              help=f"weights: a file, a run folder or a shipped name (default: {DEFAULT_WEIGHTS})")
 
@@ -125,6 +131,17 @@ def score_command(options: argparse.Namespace) -> int:
     if options.markdown:
         options.markdown.write_text(table, encoding="utf-8")
     return int(num_refused > 0)
+
+
+def compare_command(options: argparse.Namespace) -> int:
+    degradation = Degradation(jpeg_quality=options.quality)
+    clean = over_white(read_photo(options.source))
+    degraded = degrade(clean, degradation, options.quality)
+    picture = before_after(degraded, restore(degraded, load_on_device(options.model)), clean)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    write_photo(options.out, Photo(picture))
+    print(options.out)
+    return 0
 
 
 def report_command(options: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from srcnn.files import atomic_file
 from srcnn.metrics import psnr
 from srcnn.model import SRCNN, load_model
+from srcnn.photo import luma_l
 from srcnn.restore import restore_pixels
 from srcnn.stream import ShardReader
 from srcnn.tiles import grid, join, windows
@@ -111,9 +112,12 @@ def photo_before_after(reader: ShardReader, model: SRCNN) -> np.ndarray:
 
 
 def before_after(degraded: np.ndarray, restored: np.ndarray, clean: np.ndarray) -> np.ndarray:
-    """Degraded, restored, clean with their PSNR above; below, where the network gained most, magnified."""
+    """Degraded, restored, clean, grey or RGB, with the PSNR of their luma (Pillow's L) above; below, where the network
+    gained most, magnified.
+    """
     pictures = (degraded, restored, clean)
-    captions = [f"{name} {psnr(clean, picture):.2f} dB" for name, picture in zip(COLUMNS[:2], pictures, strict=False)]
+    measured = [psnr(luma_l(clean), luma_l(picture)) for picture in pictures[:2]]
+    captions = [f"{name} {decibels:.2f} dB" for name, decibels in zip(COLUMNS[:2], measured, strict=True)]
     whole = captioned(side_by_side(*pictures), (*captions, COLUMNS[2]))
     detail = _best_detail(degraded, restored, clean)
     magnified = side_by_side(*(_magnify(picture[detail], picture.shape[1]) for picture in pictures))

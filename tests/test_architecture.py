@@ -17,7 +17,7 @@ ALLOWED = {
     "tracking": set(),
     "restore": {"photo", "tiles", "model"},
     "score": {"photo", "degrade", "metrics", "model", "restore"},
-    "report": {"metrics", "model", "restore", "stream", "tiles", "tracking"},
+    "report": {"metrics", "model", "photo", "restore", "stream", "tiles", "tracking"},
     "validate": {"metrics", "model", "stream"},
     "run": {"checkpoint", "model", "optimize", "stream"},
     "meter": {"metrics", "run"},

@@ -27,6 +27,13 @@ def test_a_photo_is_degraded_and_restored_by_a_users_own_run(tmp_path, run, caps
     assert "1 photos restored, 0 refused" in capsys.readouterr().err
 
 
+def test_a_comparison_is_drawn_from_a_clean_photo(tmp_path, run):
+    Image.fromarray(draw_photo(0, 61, 83)).save(tmp_path / "clean.png")
+    assert main(["compare", str(tmp_path / "clean.png"), "-o", str(tmp_path / "a" / "b.png"), "--model", str(run)]) == 0
+    with Image.open(tmp_path / "a" / "b.png") as picture:
+        assert picture.width == 3 * (83 + 8) and picture.mode == "RGB"
+
+
 def test_a_damaged_photo_is_refused_by_name_and_the_others_are_restored(tmp_path, run, capsys):
     Image.fromarray(draw_photo(0, 40, 40)).save(tmp_path / "a.png")
     (tmp_path / "b.jpg").write_bytes(b"no picture")

@@ -529,6 +529,20 @@ def test_photos_that_cannot_be_used_are_named_with_the_reason_and_counted(
     assert sum(len(pairs_of(out, split)) for split in ("train", "val")) == 72
 
 
+def test_the_keys_of_a_photo_refused_while_decoding_stay_unused(
+    tmp_path: Path, photos_folder: PhotosFolder
+) -> None:
+    photos, out = photos_folder(3), tmp_path / "out"
+    Image.fromarray(photo_pixels(9)).save(photos / "photo-000-cut.jpg")
+    os.truncate(photos / "photo-000-cut.jpg", 3000)
+    options = ("--photos", photos, "--out", out, "--val_fraction", 0, "--samples_per_shard", 1000)
+    assert make(*options) == 1
+    keys = sorted(pairs_of(out, "train"))
+    # Shards are filled by name: photo-000-cut.jpg has the keys of the first six tiles, and uses none of them.
+    assert keys == [f"{number:010d}" for number in range(6, 24)]
+    assert [photo.first_sample for photo in Manifest.read(out / "train").photos] == [0, 6, 12]
+
+
 def test_all_kinds_of_pictures_become_pairs(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
