@@ -1,7 +1,7 @@
 """python launch/release.py --run runs/NAME --photos DIR [--out srcnn/weights]
 
 Puts a run's best weights where the package ships them, with a model card: data, config, commit, and the scores on the
-folders of clean photos below DIR (DIR/live1_y, DIR/classic5, DIR/city20, ...; greyscale ones are taken as limited-range Y).
+folders of clean photos below DIR: live1_y, classic5 (greyscale, taken as limited-range Y), live1_color, city20, ...
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import yaml
 
 from srcnn.degrade import Degradation
 from srcnn.files import write_json
-from srcnn.model import WEIGHTS, SRCNN, find_weights, load_model, save_model
+from srcnn.model import SRCNN, WEIGHTS, load_model, save_model
 from srcnn.photo import LumaKind, find_photos, read_photo
 from srcnn.sample import Manifest
 from srcnn.score import LUMA_NAMES, mean_score, score_photo
@@ -37,7 +37,8 @@ def main() -> int:
     model = load_model(options.run)
     scores = score_sets(model, options.photos, options.quality)
     config = yaml.safe_load((options.run / "config.yaml").read_text(encoding="utf-8"))
-    card = {"config": config, "data": data_card(config), "commit": commit(), "scores": scores}
+    settings = {key: value for key, value in config.items() if key not in ("run", "shards")}  # paths of one machine
+    card = {"config": settings, "data": data_card(config), "commit": commit(), "scores": scores}
     options.out.mkdir(parents=True, exist_ok=True)
     name = options.run.resolve().name
     save_model(model, options.out / f"{name}.safetensors")

@@ -121,7 +121,13 @@ class SRCNN(nn.Module):
 
 def pad(pixels: torch.Tensor, width: int) -> torch.Tensor:
     """Repeats the edge pixels `width` times on every side."""
-    return functional.pad(pixels, (width,) * 4, mode="replicate") if width else pixels
+    if not torch.compiler.is_compiling():
+        return functional.pad(pixels, (width,) * 4, mode="replicate")
+    # torch.compile on the CPU fails on the backward of replicate padding with channels_last gradients (2.13 to 2.15).
+    top, bottom = (edge.expand(-1, -1, width, -1) for edge in (pixels[:, :, :1], pixels[:, :, -1:]))
+    rows = torch.cat([top, pixels, bottom], 2)
+    left, right = (edge.expand(-1, -1, -1, width) for edge in (rows[..., :1], rows[..., -1:]))
+    return torch.cat([left, rows, right], 3)
 
 
 def initialize(model: SRCNN, how: Initialization, seed: int) -> None:

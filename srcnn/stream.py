@@ -59,7 +59,7 @@ class ShardReader:
         if max_samples:
             self.num_samples = min(max_samples, self.num_samples)
         if not self.num_samples:
-            raise ShardError(f"{folder}: holds no pairs; make shards of more photos, or give photos of their own with --val")
+            raise ShardError(f"{folder}: holds no pairs; make shards of more photos, or give some with --val")
         self._ends = np.cumsum([shard.num_samples for shard in self.manifest.shards])
         self._shards: dict[int, _MappedShard] = {}
 
@@ -111,7 +111,8 @@ class _MappedShard:
         with tarfile.open(self.path, "r:") as tar:
             members = [slice(member.offset_data, member.offset_data + member.size) for member in tar]
         if len(members) != 2 * num_samples:
-            raise ShardError(f"{self.path}: has {len(members)} members, expected {2 * num_samples}; make the shards anew")
+            found = f"has {len(members)} members, expected {2 * num_samples}"
+            raise ShardError(f"{self.path}: {found}; make the shards anew")
         return list(zip(members[::2], members[1::2], strict=True))
 
     def read(self, sample: int, clean: np.ndarray, degraded: np.ndarray) -> None:
@@ -155,32 +156,37 @@ def prefetch(items: Iterator[ItemT], depth: int) -> Iterator[ItemT]:
     """
     ready: queue.Queue[Any] = queue.Queue(depth)
     stopped = threading.Event()
-    end = object()
-
-    def offer(item: Any) -> None:
-        while not stopped.is_set():
-            try:
-                return ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def produce() -> None:
-        try:
-            for item in items:
-                offer(item)
-                if stopped.is_set():
-                    return
-            offer(end)
-        except BaseException as error:
-            offer(error)
-
-    thread = threading.Thread(target=produce, name="prefetch", daemon=True)
+    thread = threading.Thread(target=_produce, args=(items, ready, stopped), name="prefetch", daemon=True)
     thread.start()
     try:
-        while (item := ready.get()) is not end:
+        while (item := ready.get()) is not _END:
             if isinstance(item, BaseException):
                 raise item
             yield item
     finally:
         stopped.set()
         thread.join()
+
+
+_END = object()
+
+
+def _produce(items: Iterator[Any], ready: queue.Queue[Any], stopped: threading.Event) -> None:
+    """The thread of `prefetch`: puts items, then the end or the error, until it is told to stop."""
+    try:
+        for item in items:
+            _offer(item, ready, stopped)
+            if stopped.is_set():
+                return
+        _offer(_END, ready, stopped)
+    except BaseException as error:
+        _offer(error, ready, stopped)
+
+
+def _offer(item: Any, ready: queue.Queue[Any], stopped: threading.Event) -> None:
+    """Puts an item as soon as there is room; gives up when told to stop."""
+    while not stopped.is_set():
+        try:
+            return ready.put(item, timeout=0.1)
+        except queue.Full:
+            continue

@@ -26,7 +26,13 @@ class Tracking:
     """
 
     def __init__(
-        self, accelerator: Accelerator, run: Path, config: Mapping[str, Any], total_samples: int, start: int, run_id: str
+        self,
+        accelerator: Accelerator,
+        run: Path,
+        config: Mapping[str, Any],
+        total_samples: int,
+        start: int,
+        run_id: str,
     ) -> None:
         self.accelerator = accelerator
         self.path = run / METRICS

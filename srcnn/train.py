@@ -113,7 +113,8 @@ def crossed(run: Run, every: int, batch_size: int, total_samples: int) -> bool:
 def show_pictures(config: TrainConfig, run: Run, reader: ShardReader, tracking: Tracking) -> None:
     """Sends the first validation pairs to the trackers: degraded, restored, clean side by side."""
     if run.accelerator.is_main_process and config.num_pictures and config.trackers:
-        tracking.log_picture(run.samples, "degraded, restored, clean", pair_rows(reader, run.result, config.num_pictures))
+        rows = pair_rows(reader, run.result, config.num_pictures)
+        tracking.log_picture(run.samples, "degraded, restored, clean", rows)
 
 
 def finish(config: TrainConfig, run: Run, tracking: Tracking, reader: ShardReader) -> None:

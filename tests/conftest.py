@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -12,8 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shards.__main__ import main
+from srcnn.sample import Manifest
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+PhotosFolder = Callable[..., Path]
+# One photo of 203x149 gives six tiles of 64, and is a shard of its own.
+SMALL = ("--resize", "none", "--tile_pixels", 64, "--samples_per_shard", 6, "--num_workers", 1)
 
 
 def photo_pixels(seed: int, width: int = 203, height: int = 149) -> np.ndarray:
@@ -69,3 +76,28 @@ def run_shards(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def quiet_env() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+
+
+def make(*arguments: object) -> int:
+    """The exit status of the shard maker, run here."""
+    return main([*map(str, (*SMALL, *arguments))])
+
+
+def contents(out: Path) -> dict[str, str]:
+    """sha256 of every file below a folder, by name."""
+    files = sorted(path for path in out.rglob("*") if path.is_file())
+    return {path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def traces(out: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of every file below a folder: another one if it was written again."""
+    files = (path for path in out.rglob("*") if path.is_file())
+    return {path.relative_to(out).as_posix(): (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}
+
+
+def pairs_of(out: Path, split: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Every pair of a split by its key, as stock webdataset reads it."""
+    webdataset = pytest.importorskip("webdataset")
+    urls = [str(out / split / shard.name) for shard in Manifest.read(out / split).shards]
+    stream = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False).decode()
+    return {item["__key__"]: (item["clean.npy"], item["degraded.npy"]) for item in stream}

@@ -34,12 +34,13 @@ def write_photos(folder, num_photos, height=101, width=167, seed=0):
     return folder
 
 
-def small_shards(folder, num_train=5, num_val=3, **config):
+def small_shards(folder, num_train=5, num_val=3, **changes):
     """Shards of 32x32 tiles: 15 a photo, several shards a split."""
     photos = write_photos(folder / "photos", num_train)
     val = write_photos(folder / "val photos", num_val, seed=100)
-    values = {"resize": "none", "tile_pixels": 32, "samples_per_shard": 30, "num_workers": 1} | config
-    make_shards(ShardsConfig(photos=str(photos), val=str(val), out=str(folder / "shards"), **values), show_progress=False)
+    values = {"resize": "none", "tile_pixels": 32, "samples_per_shard": 30, "num_workers": 1} | changes
+    config = ShardsConfig(photos=str(photos), val=str(val), out=str(folder / "shards"), **values)
+    make_shards(config, show_progress=False)
     return folder / "shards"
 
 

@@ -25,8 +25,9 @@ def launch(num_processes, *arguments, environment=None):
     config = ROOT / "configs/accelerate" / ("cpu.yaml" if num_processes == 1 else "cpu2.yaml")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), number]
     command += ["--main_process_port=0"] if num_processes > 1 else []
-    return subprocess.run([*command, str(ROOT / "launch/train.py"), *map(str, arguments)], cwd=ROOT, text=True,
-                          capture_output=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})})
+    command += [str(ROOT / "launch/train.py"), *map(str, arguments)]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=300, env=variables)
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +116,8 @@ def wandb_records(path):
 @pytest.mark.slow
 def test_wandb_offline_keeps_one_run_with_every_point_over_a_restart(tmp_path, shards, config):
     environment = {"WANDB_API_KEY": "", "HOME": str(tmp_path), "WANDB_DIR": str(tmp_path)}
-    arguments = ("--config", config, "--shards", shards, "--run", tmp_path / "run", "--trackers", '["wandb","tensorboard"]',
-                 "--batch_size_per_process", 6)
+    arguments = ("--config", config, "--shards", shards, "--run", tmp_path / "run", "--batch_size_per_process", 6,
+                 "--trackers", '["wandb", "tensorboard"]')
     for total in (48, 96):
         done = launch(2, *arguments, "--total_samples", total, environment=environment)
         assert done.returncode == 0, done.stderr
@@ -137,8 +138,8 @@ def test_wandb_offline_keeps_one_run_with_every_point_over_a_restart(tmp_path, s
 def test_a_tracker_that_fails_does_not_stop_the_training(tmp_path, shards, config):
     done = launch(1, "--config", config, "--shards", shards, "--run", tmp_path / "run", "--trackers", '["wandb"]',
                   "--batch_size_per_process", 12,
-                  environment={"WANDB_API_KEY": "no-such-key", "WANDB_MODE": "online", "WANDB_BASE_URL": "http://127.0.0.1:9",
-                               "WANDB_INIT_TIMEOUT": "5"})
+                  environment={"WANDB_API_KEY": "no-such-key", "WANDB_MODE": "online",
+                               "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_INIT_TIMEOUT": "5"})
     assert done.returncode == 0, done.stderr
     assert "tracking stopped" in done.stderr
     assert len(read_metrics(tmp_path / "run")) == 4

@@ -103,6 +103,19 @@ def test_a_centred_network_is_saved_folded_and_gives_the_same_output(tmp_path, s
     torch.testing.assert_close(again(degraded), model(degraded), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
+def test_a_compiled_network_gives_the_same_output_and_gradients():
+    model = some_model(residual=True).to(memory_format=torch.channels_last)
+    degraded = torch.rand(2, 1, 24, 32).to(memory_format=torch.channels_last)
+    results = []
+    for network in (model, torch.compile(model)):
+        model.zero_grad()
+        restored = network(degraded)
+        restored.square().mean().backward()
+        results.append((restored.detach(), [parameter.grad.clone() for parameter in model.parameters()]))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-6)
+
+
 def test_initialization_depends_on_the_seed_alone():
     first, second, other = some_model(3), some_model(3), some_model(4)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))

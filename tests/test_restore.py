@@ -59,7 +59,8 @@ def test_colour_restores_the_luma_and_keeps_the_chroma(model):
     # levels away from 0 and 255, so that clipping does not mix the channels
     pixels = 100 + random_photo(45, 51, 3) // 8
     restored = restore_pixels(pixels, model, 32).astype(float)
-    before, after = (np.asarray(Image.fromarray(p.astype(np.uint8)).convert("YCbCr"), float) for p in (pixels, restored))
+    images = [Image.fromarray(photo.astype(np.uint8)) for photo in (pixels, restored)]
+    before, after = (np.asarray(image.convert("YCbCr"), float) for image in images)
     assert np.abs(before[..., 1:] - after[..., 1:]).max() <= 1.5
     luma = (pixels @ np.array([0.299, 0.587, 0.114])).astype(np.float32) / 255
     with torch.no_grad():

@@ -5,12 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from skimage.color import rgb2ycbcr
 from small import draw_photo
 
 from srcnn.__main__ import main
 from srcnn.degrade import Degradation
-from srcnn.model import SRCNN, ModelConfig, load_model, save_model
+from srcnn.model import DEFAULT_WEIGHTS, SRCNN, WEIGHTS, ModelConfig, load_model, save_model
 from srcnn.photo import find_photos, read_photo
 from srcnn.score import degraded_luma, mean_score, score_photo, to_json, to_markdown
 
@@ -38,15 +39,18 @@ def test_limited_range_y_is_matlabs():
 
 def score_folder(folder, luma, quality, model):
     photos, _ = find_photos(folder)
-    return mean_score(
-        score_photo(path.name, read_photo(path).pixels, model, luma, Degradation(jpeg_quality=quality)) for path in photos
-    )
+    degradation = Degradation(jpeg_quality=quality)
+    return mean_score(score_photo(path.name, read_photo(path).pixels, model, luma, degradation) for path in photos)
 
 
 @pytest.mark.parametrize(
     "photos,quality,published",
-    [("live1_y", 10, (27.77, 0.773, 25.33)), ("live1_y", 20, (30.07, 0.851, 27.57)), ("live1_y", 40, (32.35, 0.904, 29.96)),
-     ("classic5", 20, (30.12, 0.834, 27.50))],
+    [
+        ("live1_y", 10, (27.77, 0.773, 25.33)),
+        ("live1_y", 20, (30.07, 0.851, 27.57)),
+        ("live1_y", 40, (32.35, 0.904, 29.96)),
+        ("classic5", 20, (30.12, 0.834, 27.50)),
+    ],
 )
 def test_the_published_jpeg_rows_come_out_to_the_last_digit(shared_data, identity, photos, quality, published):
     score = score_folder(shared_data / "val" / photos, "y", quality, identity)
@@ -54,19 +58,14 @@ def test_the_published_jpeg_rows_come_out_to_the_last_digit(shared_data, identit
 
 
 def test_the_shipped_weights_still_gain_what_their_card_says(shared_data):
-    card = json.loads((find_card()).read_text())
+    card = json.loads((WEIGHTS / f"{DEFAULT_WEIGHTS}.json").read_text())
     score = score_folder(shared_data / "val" / "classic5", "y", 20, load_model())
     assert score.gain == pytest.approx(card["scores"]["classic5, Y, quality 20"]["gain"], abs=0.01)
 
 
-def find_card():
-    from srcnn.model import DEFAULT_WEIGHTS, WEIGHTS
-
-    return WEIGHTS / f"{DEFAULT_WEIGHTS}.json"
-
-
 def test_tables_hold_every_photo_and_the_mean(identity):
-    scores = [score_photo(name, draw_photo(seed, 40, 56), identity, "l", Degradation()) for seed, name in enumerate("ab")]
+    photos = {"a": draw_photo(0, 40, 56), "b": draw_photo(1, 40, 56)}
+    scores = [score_photo(name, pixels, identity, "l", Degradation()) for name, pixels in photos.items()]
     rows = to_json(scores)
     assert [row["photo"] for row in rows] == ["a", "b", "mean of 2"]
     assert rows[2]["psnr_in"] == pytest.approx((rows[0]["psnr_in"] + rows[1]["psnr_in"]) / 2)
@@ -74,8 +73,6 @@ def test_tables_hold_every_photo_and_the_mean(identity):
 
 
 def test_the_command_writes_the_table_as_json_and_markdown(tmp_path, identity, capsys):
-    from PIL import Image
-
     save_model(identity, tmp_path / "model.safetensors")
     (tmp_path / "photos").mkdir()
     Image.fromarray(draw_photo(0, 40, 56)).save(tmp_path / "photos" / "a|b.png")

@@ -7,8 +7,8 @@ from srcnn.tracking import Tracking, read_metrics
 
 
 def tracking(run, start=0, log_with=None):
-    return Tracking(Accelerator(cpu=True, log_with=log_with, project_dir=str(run)), run, {"model": {"kernels": [9, 1, 5]}},
-                    100, start, "id")
+    accelerator = Accelerator(cpu=True, log_with=log_with, project_dir=str(run))
+    return Tracking(accelerator, run, {"model": {"kernels": [9, 1, 5]}}, 100, start, "id")
 
 
 def test_points_are_written_in_order_and_read_back(tmp_path):

@@ -1,0 +1,285 @@
+"""`python -m shards` started again: the same bytes always; killed, interrupted, the disk full."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import (
+    REPOSITORY,
+    SMALL,
+    PhotosFolder,
+    contents,
+    make,
+    photo_pixels,
+    quiet_env,
+    run_shards,
+    shards_command,
+    traces,
+)
+from PIL import Image
+
+from shards import folder
+from shards.__main__ import main
+
+LARGE = ("--resize", "long:1536", "--samples_per_shard", 1, "--num_sheet_pairs", 2)
+
+
+def start_and_wait_for_shards(*arguments: object, num_shards: int = 3) -> subprocess.Popen[str]:
+    """A shard maker in a process group of its own, as soon as it has finished some shards."""
+    out = Path(str(arguments[arguments.index("--out") + 1]))
+    process = subprocess.Popen(
+        shards_command(*arguments),
+        cwd=REPOSITORY,
+        env=quiet_env(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while len(list(out.glob("*/0*.tar"))) < num_shards:
+        assert process.poll() is None and time.monotonic() < deadline, "ended before it could be interrupted"
+        time.sleep(0.002)
+    return process
+
+
+def children_of(process_id: int) -> list[int]:
+    listed = Path(f"/proc/{process_id}/task/{process_id}/children")
+    if not listed.is_file():
+        pytest.skip("no list of child processes here")
+    return [int(child) for child in listed.read_text().split()]
+
+
+def is_alive(process_id: int) -> bool:
+    """A process that is neither gone nor a zombie."""
+    try:
+        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_killed_halfway_it_keeps_finished_shards_and_completes_the_rest(
+    tmp_path: Path, photos_folder: PhotosFolder, num_workers: int
+) -> None:
+    photos, out = photos_folder(16, width=307, height=203), tmp_path / "out"
+    options = (*LARGE, "--photos", photos, "--num_workers", num_workers)
+    process = start_and_wait_for_shards(*options, "--out", out)
+    children = children_of(process.pid)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 10
+    while any(is_alive(child) for child in children):  # no orphans that write on
+        assert time.monotonic() < deadline, "workers outlive the killed shard maker"
+        time.sleep(0.01)
+    assert not (out / "train/manifest.json").exists()
+    kept = {
+        name: trace for name, trace in traces(out).items() if Path(name).suffix == ".tar" and "/0" in name
+    }
+    assert 3 <= len(kept) < 16
+    (out / "train/.writing-left.tar").write_bytes(b"half a shard")
+    assert run_shards(*options, "--out", out).returncode == 0
+    assert kept.items() <= traces(out).items()
+    assert main([*map(str, options), "--num_workers", "1", "--out", str(tmp_path / "undisturbed")]) == 0
+    assert contents(out) == contents(tmp_path / "undisturbed")
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_with_one_line_and_status_130(tmp_path: Path, photos_folder: PhotosFolder) -> None:
+    photos, out = photos_folder(16, width=307, height=203), tmp_path / "out"
+    options = (*LARGE, "--photos", photos, "--out", out, "--num_workers", 2)
+    process = start_and_wait_for_shards(*options)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.splitlines() == [
+        "shards: interrupted; start again to go on with the shards that are missing"
+    ]
+    assert not list(out.rglob(".writing-*"))
+    assert run_shards(*options).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_second_shard_maker_in_the_same_folder_is_refused(
+    tmp_path: Path, photos_folder: PhotosFolder
+) -> None:
+    photos, out = photos_folder(16, width=307, height=203), tmp_path / "out"
+    options = (*LARGE, "--photos", photos, "--out", out, "--num_workers", 1)
+    process = start_and_wait_for_shards(*options, num_shards=1)
+    os.kill(process.pid, signal.SIGSTOP)
+    second = run_shards(*options)
+    os.kill(process.pid, signal.SIGCONT)
+    assert second.returncode == 1 and "another process is making shards there" in second.stderr
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MB, where this user may mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("mounting a small disk is not permitted")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_full_disk_is_one_line_and_the_finished_shards_are_kept(
+    tmp_path: Path, photos_folder: PhotosFolder, small_disk: Path, num_workers: int
+) -> None:
+    photos, out = photos_folder(18), small_disk / "out"
+    options = (*SMALL, "--photos", photos, "--num_sheet_pairs", 2, "--num_workers", num_workers)
+    result = run_shards(*options, "--out", out)
+    assert result.returncode == 1
+    assert len(result.stderr.splitlines()) == 1 and "No space left on device" in result.stderr
+    kept = {name: trace for name, trace in traces(out).items() if "/0" in name and name.endswith(".tar")}
+    assert kept and not list(out.rglob(".writing-*"))
+    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
+    assert run_shards(*options, "--out", out).returncode == 0
+    assert kept.items() <= traces(out).items()
+    assert main([*map(str, options), "--num_workers", "1", "--out", str(tmp_path / "undisturbed")]) == 0
+    assert contents(out) == contents(tmp_path / "undisturbed")
+
+
+def test_a_disk_full_before_the_first_shard_does_not_spoil_the_folder(
+    tmp_path: Path, photos_folder: PhotosFolder
+) -> None:
+    options = (*SMALL, "--photos", photos_folder(2), "--out", tmp_path / "out")
+
+    def run_with_files_of(num_bytes: int) -> subprocess.CompletedProcess[str]:
+        limit = (num_bytes, resource.RLIM_INFINITY)
+        return subprocess.run(
+            shards_command(*options),
+            cwd=REPOSITORY,
+            env=quiet_env(),
+            capture_output=True,
+            text=True,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+        )
+
+    for num_bytes in (100, 20_000):  # too few for the plan, then for a shard
+        failed = run_with_files_of(num_bytes)
+        assert (
+            failed.returncode == 1 and "File too large" in failed.stderr and "Traceback" not in failed.stderr
+        )
+    assert run_shards(*options).returncode == 0
+
+
+@pytest.mark.slow
+def test_the_number_of_workers_changes_no_byte(tmp_path: Path, photos_folder: PhotosFolder) -> None:
+    photos = photos_folder(3)
+    Image.fromarray(photo_pixels(9)).save(photos / "broken.jpg")
+    os.truncate(photos / "broken.jpg", 3000)
+    for num_workers in (1, 2, 7):
+        out = tmp_path / str(num_workers)
+        result = run_shards(*SMALL, "--photos", photos, "--out", out, "--num_workers", num_workers)
+        assert result.returncode == 1
+    assert contents(tmp_path / "1") == contents(tmp_path / "2") == contents(tmp_path / "7")
+    assert sum(name.endswith(".tar") for name in contents(tmp_path / "1")) == 4
+
+
+def test_where_the_photos_lie_changes_no_byte(tmp_path: Path, photos_folder: PhotosFolder) -> None:
+    photos = photos_folder(4)
+    shutil.copytree(photos, tmp_path / "elsewhere/copy")
+    os.utime(tmp_path / "elsewhere/copy/photo-001.png", (1, 1))
+    assert make("--photos", photos, "--out", tmp_path / "a") == 0
+    assert make("--photos", tmp_path / "elsewhere/copy", "--out", tmp_path / "b") == 0
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_a_finished_folder_is_left_alone(
+    tmp_path: Path, photos_folder: PhotosFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--photos", photos_folder(3), "--out", tmp_path / "out")
+    assert make(*options) == 0
+    before = traces(tmp_path / "out")
+    assert {"train.png", "val.png", "plan.json", "train/manifest.json", "val/000000.tar"} <= before.keys()
+    assert "nothing to do" not in capsys.readouterr().out
+    assert make(*options) == 0
+    assert traces(tmp_path / "out") == before
+    assert "up to date, nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("lost", ["train/000001.tar", "train/manifest.json", "val/manifest.json"])
+def test_what_was_lost_is_made_again(tmp_path: Path, photos_folder: PhotosFolder, lost: str) -> None:
+    options = ("--photos", photos_folder(6), "--out", tmp_path / "out")
+    assert make(*options) == 0
+    before, times = contents(tmp_path / "out"), traces(tmp_path / "out")
+    (tmp_path / "out" / lost).unlink()
+    assert make(*options) == 0
+    assert contents(tmp_path / "out") == before
+    again = {name for name, trace in traces(tmp_path / "out").items() if trace != times[name]}
+    # A lost manifest does not tell the shards' records any more.
+    assert {name for name in again if name.endswith(".tar")} == (
+        {lost}
+        if lost.endswith(".tar")
+        else {name for name in before if name.startswith(lost[:3]) and ".tar" in name}
+    )
+
+
+def test_a_shard_cut_short_is_made_again(tmp_path: Path, photos_folder: PhotosFolder) -> None:
+    options = ("--photos", photos_folder(6), "--out", tmp_path / "out")
+    assert make(*options) == 0
+    before = contents(tmp_path / "out")
+    os.truncate(tmp_path / "out/train/000002.tar", 4096)
+    assert make(*options) == 0
+    assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("num_records", [0, 1, 3])
+def test_killed_between_manifest_and_records_is_mended(
+    tmp_path: Path, photos_folder: PhotosFolder, monkeypatch: pytest.MonkeyPatch, num_records: int
+) -> None:
+    options = ("--photos", photos_folder(6), "--out", tmp_path / "out")
+    assert make(*options, "--out", tmp_path / "undisturbed") == 0
+    unlinked: list[Path] = []
+    original = Path.unlink
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if path.stem.isdigit():  # the record of a shard
+            if len(unlinked) == num_records:
+                raise KeyboardInterrupt
+            unlinked.append(path)
+        original(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder.Path, "unlink", unlink)
+        assert make(*options) == 130
+    assert (tmp_path / "out/train/manifest.json").is_file()
+    assert any(path.name != "manifest.json" for path in (tmp_path / "out/train").glob("*.json"))
+    assert make(*options) == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("at", ["record", "shard"])
+def test_a_record_without_its_shard_and_a_shard_without_its_record_are_made_again(
+    tmp_path: Path, photos_folder: PhotosFolder, at: str
+) -> None:
+    options = ("--photos", photos_folder(6), "--out", tmp_path / "out")
+    assert make(*options) == 0
+    before = contents(tmp_path / "out")
+    (tmp_path / "out/train/manifest.json").unlink()
+    stale = {
+        "shard": {"name": "000000.tar", "bytes": 7, "sha256": "", "num_samples": 1},
+        "photos": [],
+        "refused": [],
+    }
+    (tmp_path / "out/train/000000.json").write_text(json.dumps(stale))
+    if at == "record":
+        (tmp_path / "out/train/000000.tar").unlink()
+    assert make(*options) == 0
+    assert contents(tmp_path / "out") == before
