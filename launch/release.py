@@ -88,24 +88,19 @@ def to_markdown(name: str, model: SRCNN, card: dict[str, Any]) -> str:
 
 SRCNN {"-".join(map(str, model.config.kernels))}, filters {"-".join(map(str, model.config.filters))},
 {"with" if model.config.residual else "without"} a residual connection, {num_parameters:,} parameters, for the luma of
-photographs damaged by JPEG. Licence: Apache-2.0, as the code.
+photographs damaged by JPEG of about this quality. Licence: Apache-2.0, as the code.
 
 **Trained on** {data["num_photos"]} photographs ({", ".join(data["folders"])}), {data["num_tiles"]:,} tiles;
 {card["config"]["total_samples"]:,} tiles seen. Best checkpoint by validation PSNR on the folder given as `val` when the
 shards were made. Commit {card["commit"]}, data {data["manifest_hash"][:12]}, Pillow {data["versions"]["pillow"]},
 libjpeg {data["versions"]["libjpeg"]}. Config and shard settings: {name}.json.
 
-**Scores** (Y: {LUMA_NAMES["y"]}; L: {LUMA_NAMES["l"]}; no border cut, output rounded to uint8, mean over photos):
+**Scores** (Y and L: the two kinds of greyscale, {LUMA_NAMES["y"]} and {LUMA_NAMES["l"]};
+no border cut off, output clipped and rounded to uint8, mean over the photos):
 
 | photos | input dB | output dB | gain dB | gain % | SSIM | PSNR-B |
 |---|---:|---:|---:|---:|---|---|
 {rows}
-
-Settings of the training:
-
-```json
-{json.dumps(card["config"], indent=1)}
-```
 """
 
 

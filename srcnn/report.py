@@ -7,7 +7,7 @@ import html
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from srcnn.files import atomic_file
 from srcnn.metrics import psnr
@@ -19,7 +19,6 @@ from srcnn.tiles import grid, join, windows
 from srcnn.tracking import STEP_KEY, read_metrics
 
 GAP_PIXELS = 8
-CAPTION_PIXELS = 24
 DETAIL_ZOOM = 4
 COLUMNS = ("degraded", "restored", "clean")
 FIGURES = {
@@ -41,7 +40,8 @@ def write_report(run: Path, reader: ShardReader) -> Path:
     points = read_metrics(run)
     model = load_model(run)
     draw_curves(points, folder)
-    save_picture(captioned(pair_rows(reader, model, num_pairs=4), COLUMNS), folder / "tiles.png")
+    tiles = pair_rows(reader, model, num_pairs=4)
+    save_picture(captioned(tiles.repeat(2, 0).repeat(2, 1), COLUMNS), folder / "tiles.png")
     save_picture(photo_before_after(reader, model), folder / "photo.png")
     table = results_table(points)
     for name, content in (("table.md", table), ("index.html", html_page(run.name, table, folder))):
@@ -140,11 +140,13 @@ def _magnify(detail: np.ndarray, width: int) -> np.ndarray:
 
 
 def captioned(picture: np.ndarray, captions: tuple[str, ...]) -> np.ndarray:
-    """A strip of captions, one for each of equally wide columns, above a picture."""
-    strip = Image.new("L" if picture.ndim == 2 else "RGB", (picture.shape[1], CAPTION_PIXELS), "white")
+    """A strip of captions, one for each of equally wide columns, above a picture; as large as the width allows."""
+    width = picture.shape[1] // len(captions)
+    size = max(10, width // 20)
+    strip = Image.new("L" if picture.ndim == 2 else "RGB", (picture.shape[1], 2 * size), "white")
     draw = ImageDraw.Draw(strip)
     for number, caption in enumerate(captions):
-        draw.text((number * picture.shape[1] // len(captions) + 4, 5), caption, fill="black")
+        draw.text((number * width + size // 2, size // 3), caption, fill="black", font=ImageFont.load_default(size))
     return np.concatenate([np.asarray(strip), picture])
 
 
