@@ -7,7 +7,6 @@ folders of clean photos below DIR: live1_y, classic5 (greyscale, taken as limite
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from dataclasses import asdict

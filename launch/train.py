@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import sys
 
+from accelerate import PartialState
+
 from srcnn.config import parse
 from srcnn.run import TrainConfig
 from srcnn.train import train
@@ -18,6 +20,7 @@ def main() -> int:
     config = parse(TrainConfig, "launch/train.py", __doc__ or "")
     try:
         train(config)
+        PartialState().destroy_process_group()
     except (FileNotFoundError, ValueError, FloatingPointError) as error:
         print(f"launch/train.py: {error}", file=sys.stderr)
         return 1

@@ -7,7 +7,9 @@ import html
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
+from torchvision.utils import make_grid
 
 from srcnn.files import atomic_file
 from srcnn.metrics import psnr
@@ -72,13 +74,14 @@ def draw_curves(points: list[dict[str, float]], folder: Path) -> None:
 
 
 def pair_rows(reader: ShardReader, model: SRCNN, num_pairs: int) -> np.ndarray:
-    """The pairs spread evenly over a split, a row each: degraded, restored, clean; uint8 (rows, columns[, 3])."""
+    """The pairs spread evenly over a split, a row each: degraded, restored, clean; uint8 (rows, columns, 3)."""
     chosen = np.linspace(0, reader.num_samples - 1, min(num_pairs, reader.num_samples)).astype(np.int64)
     folded = _ready(model)
-    rows = []
+    tiles = []
     for clean, degraded in zip(*reader.read(chosen), strict=True):
-        rows.append(side_by_side(degraded, restore_pixels(degraded, folded), clean))
-    return np.concatenate(rows)
+        tiles += [degraded, restore_pixels(degraded, folded), clean]
+    stacked = torch.from_numpy(np.stack(tiles).reshape(len(tiles), *tiles[0].shape[:2], -1)).permute(0, 3, 1, 2)
+    return make_grid(stacked, nrow=len(COLUMNS), padding=GAP_PIXELS, pad_value=255).permute(1, 2, 0).numpy()
 
 
 def _ready(model: SRCNN) -> SRCNN:

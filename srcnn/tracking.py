@@ -98,7 +98,7 @@ class Tracking:
             self.bar.set_postfix(shown)
 
     def log_picture(self, samples: int, name: str, picture: np.ndarray) -> None:
-        """Sends a uint8 (H, W) picture to the trackers that show pictures (wandb, TensorBoard)."""
+        """Sends a uint8 (H, W, 3) picture to the trackers that show pictures (wandb, TensorBoard)."""
 
         def send() -> None:
             if run := self._tracker("wandb"):
@@ -106,7 +106,7 @@ class Tracking:
 
                 run.log({name: wandb.Image(picture), STEP_KEY: samples})
             if writer := self._tracker("tensorboard"):
-                writer.add_image(name, picture, samples, dataformats="HW" if picture.ndim == 2 else "HWC")
+                writer.add_image(name, picture, samples, dataformats="HWC")
 
         self._try(send)
 
@@ -121,7 +121,8 @@ class Tracking:
 
     def finish(self) -> None:
         self.bar.close()
-        self._try(self.accelerator.end_training)
+        for tracker in self.accelerator.trackers:
+            self._try(tracker.finish)
 
 
 _SHOWN = ("train/loss", "train/psnr", "val/psnr", "val/gain", "tiles_per_second", "data_wait")
