@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 OUT ?= data/shards
 RUN ?= runs/srcnn
 CONFIG ?= configs/train.yaml
-DEMO ?= demo
+DEMO ?= demo/$(if $(PHOTOS),own,skylines)
 DEMO_PHOTOS := $(or $(PHOTOS),$(DEMO)/photos)
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
@@ -14,7 +14,7 @@ LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_pr
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## make the environment in .venv and install everything
 
@@ -22,6 +22,7 @@ $(READY): setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version) if sys.version_info < (3, 10) else 0'
 	$(PYTHON) -m venv $(VENV) || (echo "no venv here; on Debian: apt-get install python3-venv" >&2; exit 1)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	@echo "installing PyTorch and the rest into $(VENV): gigabytes, some minutes"
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	@touch $@
 
@@ -44,7 +45,8 @@ train: $(READY)  ## shards -> network, one process: make train [OUT=data/shards]
 
 demo: $(READY)  ## photos, shards, training, restored photo and report in a few minutes: make demo [PHOTOS=dir]
 	@test -n "$(PHOTOS)" || $(BIN)/python -m shards.skylines $(DEMO)/photos --num 24
-	$(BIN)/python -m shards --config configs/shards.yaml --photos "$(DEMO_PHOTOS)" --out $(DEMO)/shards --allow_refused true
+	$(BIN)/python -m shards --config configs/shards.yaml --photos "$(DEMO_PHOTOS)" --out $(DEMO)/shards --allow_refused true \
+	|| (echo "for other photos begin anew: rm -r $(DEMO), or make demo PHOTOS=dir DEMO=folder" >&2; exit 1)
 	$(LAUNCH) launch/train.py --config configs/demo.yaml --shards $(DEMO)/shards --run $(DEMO)/run
 	@photo="$$($(BIN)/python -c "import json; print(json.load(open('$(DEMO)/shards/val/manifest.json'))['photos'][0]['name'])")" && \
 	$(BIN)/srcnn degrade "$(DEMO_PHOTOS)/$$photo" -o $(DEMO)/degraded --quality 20 && \
@@ -58,5 +60,5 @@ demo: $(READY)  ## photos, shards, training, restored photo and report in a few 
 	@echo "  $(DEMO)/degraded, $(DEMO)/restored   a photo it never saw, as JPEG of quality 20 and restored"
 
 clean:  ## remove what demo and tests made; .venv, data and runs stay
-	rm -rf $(DEMO) build *.egg-info .pytest_cache .mypy_cache .hypothesis
+	rm -rf demo build *.egg-info .pytest_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -18,9 +18,9 @@ import yaml
 from srcnn.degrade import Degradation
 from srcnn.files import write_json
 from srcnn.model import SRCNN, WEIGHTS, load_model, save_model
-from srcnn.photo import LumaKind, find_photos, read_photo
+from srcnn.photo import LumaKind
 from srcnn.sample import Manifest
-from srcnn.score import LUMA_NAMES, mean_score, score_photo
+from srcnn.score import LUMA_NAMES, mean_score, score_folder
 
 SETS: tuple[tuple[str, LumaKind], ...] = (("live1_y", "y"), ("classic5", "y"), ("live1_color", "l"), ("city20", "l"),
                                           ("bsd100", "l"), ("set14", "l"))
@@ -52,9 +52,8 @@ def score_sets(model: SRCNN, photos: Path, quality: int) -> dict[str, Any]:
     scores = {}
     for folder, luma in SETS:
         if (photos / folder).is_dir():
-            found, _ = find_photos(photos / folder)
-            degradation = Degradation(jpeg_quality=quality)
-            mean = mean_score(score_photo(p.name, read_photo(p).pixels, model, luma, degradation) for p in found)
+            found, _ = score_folder(photos / folder, model, luma, Degradation(jpeg_quality=quality))
+            mean = mean_score(found)
             scores[f"{folder}, {luma.upper()}, quality {quality}"] = asdict(mean) | {
                 "gain": mean.gain, "gain_percent": mean.gain_percent, "num_photos": len(found),
             }
@@ -70,7 +69,7 @@ def data_card(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit the weights were trained and scored at, with a mark where the tree had changes."""
+    """The commit the weights were scored and released at, with a mark where the tree had changes."""
     return subprocess.check_output(["git", "describe", "--always", "--dirty", "--abbrev=12"], text=True).strip()
 
 
@@ -91,7 +90,8 @@ photographs damaged by JPEG of about this quality. Licence: Apache-2.0, as the c
 
 **Trained on** {data["num_photos"]} photographs ({", ".join(data["folders"])}), {data["num_tiles"]:,} tiles;
 {card["config"]["total_samples"]:,} tiles seen. Best checkpoint by validation PSNR on the folder given as `val` when the
-shards were made. Commit {card["commit"]}, data {data["manifest_hash"][:12]}, Pillow {data["versions"]["pillow"]},
+shards were made. Released at commit {card["commit"]}, data {data["manifest_hash"][:12]},
+Pillow {data["versions"]["pillow"]},
 libjpeg {data["versions"]["libjpeg"]}. Config and shard settings: {name}.json.
 
 **Scores** (Y and L: the two kinds of greyscale, {LUMA_NAMES["y"]} and {LUMA_NAMES["l"]};

@@ -55,6 +55,7 @@ def claim(out: Path, config: ShardsConfig, tasks: list[ShardTask]) -> None:
     """
     identity = plain(config.identity())
     content = {"config": identity, "plan_sha256": plan.plan_hash(tasks), "num_shards": len(tasks)}
+    versions = {"versions": sample.writer_versions()}
     cure = "choose another OUT, or remove this folder to make them anew"
     if (out / PLAN).is_file():
         begun = files.read_json(out / PLAN)
@@ -63,16 +64,24 @@ def claim(out: Path, config: ShardsConfig, tasks: list[ShardTask]) -> None:
             changed = [key for key in identity if before.get(key) != identity[key]]
             told = ", ".join(f"{key}: {before.get(key)} there, {identity[key]} now" for key in changed)
             raise ShardsFailed(f"{out}: holds shards made with another config ({told}); {cure}")
-        if begun != content:
+        if begun | content != begun:
             raise ShardsFailed(f"{out}: holds shards of other photos than those found now; {cure}")
     elif any(not path.name.startswith(files.TEMPORARY_PREFIX) for path in out.iterdir()):
         raise ShardsFailed(f"{out}: is not empty and holds no shards of ours; choose another OUT")
     else:
-        files.write_json(out / PLAN, content)
+        files.write_json(out / PLAN, content | versions)
     for folder in (out, *(out / split for split in SPLITS)):
         folder.mkdir(exist_ok=True)
         for path in folder.glob(f"{files.TEMPORARY_PREFIX}*"):
             path.unlink()
+
+
+def check_versions(out: Path) -> None:
+    """Raises ShardsFailed where the shards there were made by another Pillow or JPEG library: pixels would differ."""
+    begun, now = files.read_json(out / PLAN).get("versions"), sample.writer_versions()
+    if begun != now:
+        cure = "install those again, or remove this folder to make all shards anew"
+        raise ShardsFailed(f"{out}: its finished shards were made with {begun}, here is {now}; {cure}")
 
 
 def write_record(path: Path, result: ShardResult) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from srcnn.files import atomic_file
-from srcnn.sample import Manifest, read_pair
+from srcnn.sample import Manifest
+from srcnn.stream import ShardReader
 
 COLUMNS = 4
 GAP_PIXELS = 8
@@ -22,19 +23,10 @@ def write_sheet(folder: Path, manifest: Manifest, num_pairs: int, seed: int = 0)
     num_pairs = min(num_pairs, manifest.num_samples)
     if not num_pairs:
         return None
-    ends = np.cumsum([shard.num_samples for shard in manifest.shards])
     chosen = np.sort(np.random.default_rng(seed).choice(manifest.num_samples, num_pairs, replace=False))
-    rows = []
-    for start in range(0, num_pairs, COLUMNS):
-        cells = []
-        for position in chosen[start : start + COLUMNS]:
-            number = int(np.searchsorted(ends, position, side="right"))
-            within = int(position - ends[number] + manifest.shards[number].num_samples)
-            pair = read_pair(folder / manifest.shards[number].name, within, manifest)
-            cells.append(_pad(np.concatenate(pair, axis=1)))
-        while len(cells) < COLUMNS:
-            cells.append(np.full_like(cells[0], 255))
-        rows.append(np.concatenate(cells, axis=1))
+    cells = [_pad(np.concatenate(pair, axis=1)) for pair in zip(*ShardReader(folder).read(chosen), strict=True)]
+    cells += [np.full_like(cells[0], 255)] * (-num_pairs % COLUMNS)
+    rows = [np.concatenate(cells[start : start + COLUMNS], axis=1) for start in range(0, len(cells), COLUMNS)]
     path = folder.with_suffix(".png")
     with atomic_file(path) as file:
         Image.fromarray(np.concatenate(rows)).save(file, "PNG")

@@ -65,6 +65,8 @@ def make_shards(config: ShardsConfig, show_progress: bool = True) -> Summary:
         folder.claim(out, config, tasks)
         finished = folder.finished_shards(out, tasks)
         missing = [task for task in tasks if task not in finished]
+        if missing and finished:
+            folder.check_versions(out)
         for _ in run(partial(write_shard, config), missing, title="shards written"):
             pass
         manifests = {split: folder.finish_split(config, split, tasks, refused) for split in SPLITS}

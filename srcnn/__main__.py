@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,10 +15,10 @@ from tqdm import tqdm
 from srcnn.degrade import Degradation, degrade
 from srcnn.files import write_json
 from srcnn.model import DEFAULT_WEIGHTS, SRCNN, load_model
-from srcnn.photo import Photo, PhotoRefused, find_photos, over_white, read_photo, write_photo
+from srcnn.photo import Photo, over_white, read_photo, write_photo
 from srcnn.report import before_after, write_report
 from srcnn.restore import output_paths, restore, restore_file
-from srcnn.score import LUMA_NAMES, Score, score_photo, to_json, to_markdown
+from srcnn.score import LUMA_NAMES, score_folder, to_json, to_markdown
 from srcnn.stream import ShardReader
 
 
@@ -78,51 +80,52 @@ def load_on_device(source: str) -> SRCNN:
     return model.cuda() if torch.cuda.is_available() else model
 
 
+def for_each_photo(targets: dict[Path, Path], title: str, work: Callable[[Path, Path], Photo]) -> int:
+    """Does `work` on every (photo, target); a photo that cannot be read or written is named, and the others are done.
+
+    Returns the exit status: 1 if any was refused. A full disk and the like end it.
+    """
+    num_refused = 0
+    for path, target in tqdm(targets.items(), title, disable=None):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            photo = work(path, target)
+        except (ValueError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            num_refused += 1
+            tqdm.write(f"refused: {str(path) + ': ' if str(path) not in str(error) else ''}{error}", file=sys.stderr)
+            continue
+        tqdm.write(f"{target}{f' ({notes})' if (notes := ', '.join(photo.notes)) else ''}")
+    print(f"{title}: {len(targets) - num_refused}, refused: {num_refused}", file=sys.stderr)
+    return int(num_refused > 0)
+
+
 def degrade_command(options: argparse.Namespace) -> int:
-    quality = Degradation(jpeg_quality=options.quality).quality("0" * 64)
-    for path, target in output_paths(options.source, options.out, ".jpg").items():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_photo(target, read_photo(path), quality or 0, subsampling="4:2:0")
-        print(target)
-    return 0
+    Degradation(jpeg_quality=options.quality)  # checks the range
+
+    def work(path: Path, target: Path) -> Photo:
+        photo = read_photo(path)
+        write_photo(target, photo, options.quality, subsampling="4:2:0")
+        return photo
+
+    return for_each_photo(output_paths(options.source, options.out, ".jpg"), "photos degraded", work)
 
 
 def restore_command(options: argparse.Namespace) -> int:
     if not 1 <= options.quality <= 100:
         raise ValueError(f"--quality {options.quality}: expected 1..100")
     targets = output_paths(options.source, options.out, f".{options.format}" if options.format else "")
-    model = load_on_device(options.model)
-    num_refused = 0
-    for path, target in tqdm(targets.items(), "photos restored", disable=None):
-        try:
-            photo = restore_file(path, target, model, options.quality)
-        except PhotoRefused as error:
-            num_refused += 1
-            tqdm.write(f"refused: {error}", file=sys.stderr)
-            continue
-        notes = f" ({', '.join(photo.notes)})" if photo.notes else ""
-        tqdm.write(f"{target}{notes}")
-    print(f"{len(targets) - num_refused} photos restored, {num_refused} refused", file=sys.stderr)
-    return int(num_refused > 0)
+    work = partial(restore_file, model=load_on_device(options.model), quality=options.quality)
+    return for_each_photo(targets, "photos restored", work)
 
 
 def score_command(options: argparse.Namespace) -> int:
     degradation = Degradation(jpeg_quality=options.quality)
-    photos, _ = find_photos(options.source)
-    if not photos:
-        raise FileNotFoundError(f"{options.source}: no photo (JPEG, PNG, WebP, TIFF, BMP) in this folder or below it")
     model = load_on_device(options.model)
-    scores: list[Score] = []
-    num_refused = 0
-    for path in tqdm(photos, "photos scored", disable=None):
-        try:
-            name = path.relative_to(options.source).as_posix()
-            scores.append(score_photo(name, over_white(read_photo(path)), model, options.luma, degradation))
-        except ValueError as error:
-            num_refused += 1
-            print(f"refused: {error}", file=sys.stderr)
-    if not scores:
-        raise ValueError(f"{options.source}: none of the {len(photos)} photos could be scored")
+    scores, refused = score_folder(options.source, model, options.luma, degradation, show_progress=True)
+    for reason in refused:
+        print(f"refused: {reason}", file=sys.stderr)
     table = to_markdown(scores)
     print(f"JPEG quality {options.quality}, luma {LUMA_NAMES[options.luma]}, {options.model}\n\n{table}", end="")
     if options.json:
@@ -130,7 +133,7 @@ def score_command(options: argparse.Namespace) -> int:
         write_json(options.json, settings | {"photos": (rows := to_json(scores))[:-1], "mean": rows[-1]})
     if options.markdown:
         options.markdown.write_text(table, encoding="utf-8")
-    return int(num_refused > 0)
+    return int(bool(refused))
 
 
 def compare_command(options: argparse.Namespace) -> int:

@@ -26,7 +26,8 @@ logger = logging.getLogger(__name__)
 def save(
     run: Path, step: int, model: SRCNN, training: Mapping[str, Any], about: Mapping[str, str], is_best: bool, keep: int
 ) -> Path:
-    """Writes a checkpoint under a temporary name and renames it; then drops all but the latest `keep` and the best.
+    """Writes a checkpoint under a temporary name and renames it; then drops all but the latest `keep` and the best,
+    and whatever is numbered higher: damaged ones that were passed over.
 
     Args:
         step: optimizer steps taken, for the folder's name.
@@ -49,10 +50,15 @@ def save(
         shutil.rmtree(folder)
     os.replace(temporary, folder)
     if is_best:
-        _link(run / "best", folder)
-        save_state_dict(model, run / "checkpoint.pth")
-    _rotate(run, keep)
+        mark_best(run, folder, model)
+    _rotate(run, folder, keep)
     return folder
+
+
+def mark_best(run: Path, folder: Path, model: SRCNN) -> None:
+    """Makes `best` and checkpoint.pth those of this checkpoint."""
+    _link(run / "best", folder)
+    save_state_dict(model, run / "checkpoint.pth")
 
 
 def _link(link: Path, folder: Path) -> None:
@@ -63,10 +69,11 @@ def _link(link: Path, folder: Path) -> None:
     os.replace(temporary, link)
 
 
-def _rotate(run: Path, keep: int) -> None:
+def _rotate(run: Path, newest: Path, keep: int) -> None:
     best = (run / "best").resolve()
-    for folder in step_folders(run)[:-keep]:
-        if folder.resolve() != best:
+    older = [folder for folder in step_folders(run) if folder.name <= newest.name]
+    for folder in step_folders(run):
+        if folder not in older[-keep:] and folder.resolve() != best:
             shutil.rmtree(folder)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import resource
+import sys
 import time
 
 import torch
@@ -45,15 +46,18 @@ class Meter:
             "train/psnr": psnr_out / num_tiles,
             "learning_rate": run.optimizer.param_groups[0]["lr"],
             "gradient_norm": float(self.gradient_norm or 0),
+            "skipped_steps": run.skipped_steps,
             "tiles_per_second": num_tiles / seconds,
             "data_wait": waited_seconds / run.accelerator.num_processes / seconds,
             "memory_gib": memory_gib(self.device),
             "step": run.step,
         }
+        if not math.isfinite(values["gradient_norm"]):
+            del values["gradient_norm"]  # fp16 overflowed: the step was skipped and counted
         self.restart()
         if not math.isfinite(values["train/loss"]):
             loss_text = f"the loss is {values['train/loss']} after {run.samples} tiles"
-            raise FloatingPointError(f"{loss_text}: lower optimizer.lr")
+            raise FloatingPointError(f"{loss_text}: lower optimizer.lr and start a new run")
         return values
 
 
@@ -61,4 +65,5 @@ def memory_gib(device: torch.device) -> float:
     """The most memory used so far, GiB: of the GPU where there is one, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -107,7 +108,13 @@ class SRCNN(nn.Module):
         return model
 
     def load_folded(self, model: SRCNN) -> None:
-        """Takes the weights of a model that is not centred; the reverse of `folded`."""
+        """Takes the weights of a model that is not centred; the reverse of `folded`.
+
+        Raises:
+            ValueError: that model is another network.
+        """
+        if model.config != self.config:
+            raise ValueError(f"these weights are of {model.config}, the network wanted is {self.config}")
         self.load_state_dict(model.state_dict())
         if self.centred:
             self._shift_bias(CENTRE)
@@ -117,6 +124,18 @@ class SRCNN(nn.Module):
         assert self.conv1.bias is not None
         with torch.no_grad():
             self.conv1.bias += shift * self.conv1.weight.sum(dim=(1, 2, 3))
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Convolutions on an NVIDIA GPU in whole float32 instead of TF32's 10 bits, as on the CPU."""
+    convolution = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = convolution.fp32_precision
+    convolution.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        convolution.fp32_precision = before
 
 
 def pad(pixels: torch.Tensor, width: int) -> torch.Tensor:

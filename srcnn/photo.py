@@ -20,7 +20,8 @@ from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageErr
 from srcnn.files import atomic_file
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp"})
+JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
+SUFFIXES = JPEG_SUFFIXES | frozenset({".png", ".webp", ".tif", ".tiff", ".bmp"})
 # A 250-megapixel photo takes 750 MB as RGB; whatever claims more is taken for a decompression bomb.
 MAX_MEGAPIXELS = 250.0
 ORIENTATION_TAG = 0x0112
@@ -182,9 +183,18 @@ def over_white(photo: Photo) -> np.ndarray:
 
 
 def write_photo(path: Path, photo: Photo, quality: int = 95, subsampling: str = "4:4:4") -> None:
-    """Writes by the suffix of `path`, under a temporary name first; JPEG and WebP with `quality`."""
-    bands = [photo.pixels] if photo.pixels.ndim == 2 else list(np.moveaxis(photo.pixels, -1, 0))
-    jpeg = path.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif")
+    """Writes by the suffix of `path`, under a temporary name first; JPEG and WebP with `quality`.
+
+    JPEG knows no transparency: the photo is laid over white.
+
+    Raises:
+        ValueError: a suffix of no photo format.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"{path}: expected one of {', '.join(sorted(SUFFIXES))} at the end of the name")
+    jpeg = path.suffix.lower() in JPEG_SUFFIXES
+    pixels = over_white(photo) if jpeg else photo.pixels
+    bands = [pixels] if pixels.ndim == 2 else list(np.moveaxis(pixels, -1, 0))
     if photo.alpha is not None and not jpeg:
         bands.append(photo.alpha)
     mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[len(bands)]

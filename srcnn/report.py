@@ -21,6 +21,7 @@ from srcnn.tiles import grid, join, windows
 from srcnn.tracking import STEP_KEY, read_metrics
 
 GAP_PIXELS = 8
+MAX_SIDE = 1600  # pixels of a photo drawn in the report; of larger ones the top left part
 DETAIL_ZOOM = 4
 COLUMNS = ("degraded", "restored", "clean")
 FIGURES = {
@@ -110,7 +111,7 @@ def photo_before_after(reader: ShardReader, model: SRCNN) -> np.ndarray:
     rows, columns = grid(record.height, record.width, reader.manifest.tile_shape[0])
     if rows * columns != record.num_samples:  # an imported pair picture: one tile
         rows = columns = 1
-    clean, degraded = (join(tiles, rows, columns) for tiles in reader.read(samples))
+    clean, degraded = (join(tiles, rows, columns)[:MAX_SIDE, :MAX_SIDE] for tiles in reader.read(samples))
     return before_after(degraded, restore_pixels(degraded, _ready(model)), clean)
 
 

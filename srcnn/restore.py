@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from srcnn.model import SRCNN
-from srcnn.photo import Photo, find_photos, image_to_arrays, read_photo, write_photo
+from srcnn.model import SRCNN, full_precision
+from srcnn.photo import JPEG_SUFFIXES, Photo, find_photos, image_to_arrays, read_photo, write_photo
 from srcnn.tiles import windows
 
 TILE_PIXELS = {"cpu": 192, "cuda": 1024}  # the activations of a tile stay in a CPU's cache, or fill a GPU
@@ -68,19 +68,22 @@ def run_network(pixels: np.ndarray, model: SRCNN) -> np.ndarray:
     missing = [(0, max(0, model.min_pixels - height)), (0, max(0, model.min_pixels - width)), (0, 0)]
     channels = np.moveaxis(np.pad(np.atleast_3d(pixels), missing, mode="edge"), -1, 0)
     tensor = torch.from_numpy(np.ascontiguousarray(channels)[None]).to(next(model.parameters()).device)
-    restored = model(tensor.contiguous(memory_format=torch.channels_last))[0].float().cpu().numpy()
+    with full_precision():
+        restored = model(tensor.contiguous(memory_format=torch.channels_last))[0].float().cpu().numpy()
     return np.moveaxis(restored, 0, -1)[:height, :width].reshape(pixels.shape)
 
 
 def restore_file(path: Path, target: Path, model: SRCNN, quality: int = 95) -> Photo:
-    """Restores one photo file into another, with its metadata; returns the photo as it was read.
+    """Restores one photo file into another, with its metadata; returns the photo as it was read, and notes on what
+    could not be kept.
 
     Raises:
         PhotoRefused: the photo cannot be read.
     """
     photo = read_photo(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     write_photo(target, restore(photo, model), quality)
+    if photo.alpha is not None and target.suffix.lower() in JPEG_SUFFIXES:
+        return replace(photo, notes=(*photo.notes, "transparency laid over white"))
     return photo
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import os
 import uuid
 from dataclasses import asdict, dataclass, field
@@ -17,9 +16,8 @@ from srcnn import checkpoint, files
 from srcnn.config import plain, to_yaml
 from srcnn.model import SRCNN, Initialization, ModelConfig, initialize, load_model
 from srcnn.optimize import OptimizerConfig, build_optimizer
+from srcnn.order import ORDER_VERSION
 from srcnn.stream import ShardReader, StreamState
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,8 @@ class TrainConfig:
     def identity(self, manifest_hash: str) -> dict[str, Any]:
         """What must stay the same when a run continues."""
         keys = ("model", "initialization", "centred", "weights", "seed", "overfit_tiles")
-        return {key: plain(asdict(self)[key]) for key in keys} | {"shards": manifest_hash}
+        kept = {key: plain(asdict(self)[key]) for key in keys}
+        return kept | {"optimizer.name": self.optimizer.name, "shards": manifest_hash, "order_version": ORDER_VERSION}
 
 
 @dataclass
@@ -99,6 +98,7 @@ class Run:
     average: SRCNN | None
     optimizer: Any
     step: int = 0
+    skipped_steps: int = 0
     samples: int = 0
     best_psnr: float = float("-inf")
     values: dict[str, float] = field(default_factory=dict)
@@ -115,18 +115,20 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
     precision = config.mixed_precision
     if precision == "auto":
         precision = "bf16" if computes_bf16() else "no"
+    found = torch.accelerator.current_accelerator(check_available=True)
     accelerator = Accelerator(
-        # Accelerate takes the ranks of a machine without an accelerator for single processes unless told.
-        cpu=not torch.accelerator.is_available(),
+        # Accelerate takes the ranks of a machine without an accelerator for single processes unless told. MPS, which
+        # has no float64 for exact sums, counts as none.
+        cpu=found is None or found.type == "mps",
         mixed_precision=precision,
-        log_with=config.trackers or None,
-        project_dir=config.run,
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != accelerator.num_processes:
         raise ValueError(f"{launched} processes were launched but Accelerate sees {accelerator.num_processes}; "
                          "see configs/accelerate for settings of the launcher that work")
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("mixed_precision fp16 needs a GPU; on a CPU use bf16 or no")
     if accelerator.is_main_process:
         Path(config.run, "checkpoints").mkdir(parents=True, exist_ok=True)
     accelerator.wait_for_everyone()
@@ -137,7 +139,8 @@ def computes_bf16() -> bool:
     """Whether the device computes bfloat16 itself instead of emulating it."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return bool(supported and supported())
 
 
 def open_shards(config: TrainConfig) -> tuple[ShardReader, ShardReader]:
@@ -150,6 +153,10 @@ def open_shards(config: TrainConfig) -> tuple[ShardReader, ShardReader]:
     channels = 3 if len(readers[0].manifest.tile_shape) == 3 else 1
     if channels != config.model.channels:
         raise ValueError(f"{folder}: tiles have {channels} channels, model.channels is {config.model.channels}")
+    radius = sum(kernel // 2 for kernel in config.model.kernels)
+    side, shortest = readers[0].manifest.tile_shape[0], max(11, 2 * radius + 1 if config.loss_crop else 1)
+    if side < shortest:
+        raise ValueError(f"{folder}: tiles of {side} pixels; this network and its scores need {shortest} at least")
     return readers
 
 
@@ -177,11 +184,14 @@ def save_checkpoint(config: TrainConfig, run: Run, reader: ShardReader) -> None:
         stream = StreamState(config.seed, run.samples // reader.num_samples, run.samples, reader.manifest.hash())
         training = {
             "step": run.step,
+            "skipped_steps": run.skipped_steps,
             "best_psnr": run.best_psnr,
+            "is_best": is_best,
             "values": run.values,
             "tracker_id": run.tracker_id,
             "stream": asdict(stream),
             "identity": config.identity(stream.manifest_hash),
+            "config": plain(asdict(config)),
             "network": run.network.state_dict(),
             "average": run.average.state_dict() if run.average is not None else None,
             "optimizer": run.optimizer.state_dict(),
@@ -193,23 +203,42 @@ def save_checkpoint(config: TrainConfig, run: Run, reader: ShardReader) -> None:
 
 
 def continue_run(config: TrainConfig, run: Run, reader: ShardReader) -> None:
-    """Takes up the latest checkpoint of the run folder, if there is one, on any number of ranks."""
+    """Takes up the latest checkpoint of the run folder, if there is one, on any number of ranks.
+
+    Raises:
+        ValueError: the checkpoint is of another network, seed or data, or the ranks do not all find it.
+    """
     folder = checkpoint.latest(Path(config.run))
     if folder is not None:
         state = checkpoint.load_training(folder)
         check_identity(config, state["identity"], config.identity(reader.manifest.hash()))
-        run.network.load_state_dict(state["network"])
-        if run.average is not None:
-            run.average.load_state_dict(state["average"] or state["network"])
-        run.optimizer.load_state_dict(state["optimizer"])
-        if run.accelerator.scaler and state["scaler"]:
-            run.accelerator.scaler.load_state_dict(state["scaler"])
-        run.step, run.samples = state["step"], state["stream"]["consumed_samples"]
-        run.best_psnr, run.values, run.tracker_id = state["best_psnr"], state["values"], state["tracker_id"]
-        logger.info("continuing %s after %d tiles", folder, run.samples)
+        load_state(run, state)
+        if run.accelerator.is_main_process and state["is_best"]:
+            checkpoint.mark_best(Path(config.run), folder, run.result)  # a kill may have come before it
+    found = run.accelerator.gather(torch.tensor([run.samples], device=run.accelerator.device)).tolist()
+    if len(set(found)) > 1:
+        raise ValueError(f"{config.run}: the ranks find checkpoints after {found} tiles; put it where all nodes see it")
     if run.accelerator.is_main_process:
         with files.atomic_file(Path(config.run, "config.yaml")) as file:
             file.write(to_yaml(config).encode())
+
+
+def load_state(run: Run, state: dict[str, Any]) -> None:
+    """Puts a checkpoint's training state into the run; the optimizer's settings stay those of the config."""
+    run.network.load_state_dict(state["network"])
+    if run.average is not None:
+        run.average.load_state_dict(state["average"] or state["network"])
+    settings = [
+        {key: value for key, value in group.items() if key != "params"} for group in run.optimizer.param_groups
+    ]
+    run.optimizer.load_state_dict(state["optimizer"])
+    for group, setting in zip(run.optimizer.param_groups, settings, strict=True):
+        group.update(setting)
+    if run.accelerator.scaler and state["scaler"]:
+        run.accelerator.scaler.load_state_dict(state["scaler"])
+    run.step, run.samples = state["step"], state["stream"]["consumed_samples"]
+    run.best_psnr, run.values, run.tracker_id = state["best_psnr"], state["values"], state["tracker_id"]
+    run.skipped_steps = state["skipped_steps"]
 
 
 def check_identity(config: TrainConfig, saved: dict[str, Any], wanted: dict[str, Any]) -> None:

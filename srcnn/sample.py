@@ -228,12 +228,3 @@ def writer_versions() -> dict[str, str]:
         "pillow": str(features.version("pil")),
         "libjpeg": f"turbo {turbo}" if turbo else str(features.version("jpg")),
     }
-
-
-def read_pair(path: Path, sample: int, manifest: Manifest) -> tuple[np.ndarray, np.ndarray]:
-    """(clean, degraded) uint8 tiles of one pair of a shard, by plain tar reading: slow, any encoding."""
-    with tarfile.open(path, "r:") as tar:
-        clean, degraded = tar.getmembers()[2 * sample : 2 * sample + 2]
-        contents = [tar.extractfile(member) for member in (clean, degraded)]
-        first, second = (decode_tile(content.read(), manifest.encoding) for content in contents if content)
-        return first, second

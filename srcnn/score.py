@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from srcnn.degrade import Degradation, crop_to_multiple, degrade
 from srcnn.metrics import psnr, psnr_b, ssim
 from srcnn.model import SRCNN
-from srcnn.photo import LUMA, LumaKind
+from srcnn.photo import LUMA, LumaKind, find_photos, over_white, read_photo
 from srcnn.restore import restore_pixels
 
 LUMA_NAMES = {"l": "L (full range, Pillow)", "y": "Y (limited range, BT.601, as the papers)"}
@@ -63,6 +65,31 @@ def score_photo(name: str, pixels: np.ndarray, model: SRCNN, luma: LumaKind, deg
     restored = restore_pixels(degraded, model)
     before, after = (_measures(clean, other) for other in (degraded, restored))
     return Score(name, before[0], after[0], before[1], after[1], before[2], after[2])
+
+
+def score_folder(
+    folder: Path, model: SRCNN, luma: LumaKind, degradation: Degradation, show_progress: bool = False
+) -> tuple[list[Score], list[str]]:
+    """Scores every photo below a folder; (scores, why each other photo was refused).
+
+    Raises:
+        FileNotFoundError: no such folder, or no photo in it.
+        ValueError: not one of the photos could be scored.
+    """
+    photos, _ = find_photos(folder)
+    if not photos:
+        raise FileNotFoundError(f"{folder}: no photo (JPEG, PNG, WebP, TIFF, BMP) in this folder or below it")
+    scores: list[Score] = []
+    refused: list[str] = []
+    for path in tqdm(photos, "photos scored", disable=not show_progress or None):
+        name = path.relative_to(folder).as_posix()
+        try:
+            scores.append(score_photo(name, over_white(read_photo(path)), model, luma, degradation))
+        except ValueError as error:
+            refused.append(f"{name}: {str(error).removeprefix(f'{path}: ')}")
+    if not scores:
+        raise ValueError(f"{folder}: none of the {len(photos)} photos could be scored: {'; '.join(refused[:5])}")
+    return scores, refused
 
 
 def _measures(clean: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:

@@ -6,71 +6,80 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from tqdm import tqdm
+
+from srcnn.files import atomic_file
 
 logger = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
 STEP_KEY = "samples"
+_SHOWN = ("train/loss", "train/psnr", "val/psnr", "val/gain", "tiles_per_second", "data_wait")
 
 
 class Tracking:
-    """The main process's record of a run; on the other ranks every call does nothing.
+    """The record of a run. It is kept by the main process; on the others every call does nothing.
 
     A tracker that fails is named once and left out from then on; training goes on, metrics.jsonl has the numbers.
     """
 
     def __init__(
         self,
-        accelerator: Accelerator,
         run: Path,
+        trackers: Sequence[str] | None,
         config: Mapping[str, Any],
         total_samples: int,
         start: int,
         run_id: str,
     ) -> None:
-        self.accelerator = accelerator
+        """`trackers` is None where this is not the main process; `start` the tiles seen so far."""
         self.path = run / METRICS
-        self.run_id = run_id
-        self.is_main = accelerator.is_main_process
-        self.broken = not self.is_main or not accelerator.log_with
-        self.bar = tqdm(
-            total=total_samples, initial=start, unit=" tiles", disable=not (self.is_main and sys.stderr.isatty())
-        )
+        self.is_main = trackers is not None
+        self.trackers: dict[str, Any] = {}
+        hidden = not (self.is_main and sys.stderr.isatty())
+        self.bar = tqdm(total=total_samples, initial=start, unit=" tiles", disable=hidden)
         if self.is_main:
             _drop_after(self.path, start)
-            self._try(lambda: self._start_trackers(run, config))
+        for name in trackers or ():
+            self._try(name, lambda name=name: self._start(name, run, config, run_id))  # type: ignore[misc]
 
-    def _start_trackers(self, run: Path, config: Mapping[str, Any]) -> None:
-        if not os.environ.get("WANDB_API_KEY") and not _netrc_has_wandb():
-            os.environ.setdefault("WANDB_MODE", "offline")  # no account: never a prompt
-        os.environ.setdefault("WANDB_SILENT", "true")
-        wandb = {"name": run.name, "dir": str(run), "id": self.run_id, "resume": "allow"}
+    def _start(self, name: str, run: Path, config: Mapping[str, Any], run_id: str) -> None:
         project = os.environ.get("WANDB_PROJECT", "srcnn")
-        self.accelerator.init_trackers(project, _flat(config), init_kwargs={"wandb": wandb})
-        if tracker := self._tracker("wandb"):
+        kind = LOGGER_TYPE_TO_CLASS[name]
+        if name == "wandb":
+            if not os.environ.get("WANDB_API_KEY") and not _netrc_has_wandb():
+                os.environ.setdefault("WANDB_MODE", "offline")  # no account: never a prompt
+            os.environ.setdefault("WANDB_SILENT", "true")
+            tracker = kind(project, name=run.name, dir=str(run), id=run_id, resume="allow")
+        else:
+            tracker = kind(project, logging_dir=str(run))
+        tracker.start()
+        tracker.store_init_configuration(_flat(config))
+        if name == "wandb":
             # Points carry their own axis: wandb drops what is logged at a step below the last, as after a resume.
-            tracker.define_metric(STEP_KEY)
-            tracker.define_metric("*", step_metric=STEP_KEY)
+            tracker.tracker.define_metric(STEP_KEY)
+            tracker.tracker.define_metric("*", step_metric=STEP_KEY)
+        self.trackers[name] = tracker
 
-    def _tracker(self, name: str) -> Any:
-        """The underlying run or writer of an active tracker, or None."""
-        found = [tracker for tracker in self.accelerator.trackers if tracker.name == name]
-        return found[0].tracker if found else None
-
-    def _try(self, action: Callable[[], None]) -> None:
-        if self.broken:
-            return
+    def _try(self, name: str, action: Callable[[], None]) -> None:
         try:
             action()
         except Exception as error:  # whatever a tracker raises, training goes on
-            self.broken = True
-            logger.warning("tracking stopped, the numbers go on in %s: %s", self.path, error)
+            self.trackers.pop(name, None)
+            logger.warning("tracking with %s stopped, the numbers go on in %s: %s", name, self.path, error)
+
+    def _for_each(self, action: Callable[[str, Any], None]) -> None:
+        for name, tracker in list(self.trackers.items()):
+            self._try(name, lambda name=name, tracker=tracker: action(name, tracker))  # type: ignore[misc]
+
+    def advance(self, samples: int) -> None:
+        """Moves the progress bar to `samples` tiles."""
+        self.bar.update(samples - self.bar.n)
 
     def log(self, samples: int, values: Mapping[str, float]) -> None:
         """Writes numbers at a progress of `samples` tiles to metrics.jsonl, the trackers and the person watching."""
@@ -79,53 +88,42 @@ class Tracking:
         point = {STEP_KEY: samples, **values}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(point) + "\n")
-        self._try(lambda: self._send(point, samples))
-        self._show(samples, values)
 
-    def _send(self, point: Mapping[str, float], samples: int) -> None:
-        for tracker in self.accelerator.trackers:
-            if tracker.name == "wandb":
-                tracker.tracker.log(dict(point))
-            else:
-                tracker.log(dict(point), step=samples)
+        def send(name: str, tracker: Any) -> None:
+            tracker.log(dict(point), step=None if name == "wandb" else samples)
 
-    def _show(self, samples: int, values: Mapping[str, float]) -> None:
+        self._for_each(send)
         shown = {key: f"{value:.4g}" for key, value in values.items() if key in _SHOWN}
-        self.bar.update(samples - self.bar.n)
         if self.bar.disable:
             logger.info("%d tiles  %s", samples, "  ".join(f"{key} {value}" for key, value in shown.items()))
         else:
             self.bar.set_postfix(shown)
 
-    def log_picture(self, samples: int, name: str, picture: np.ndarray) -> None:
+    def log_picture(self, samples: int, title: str, picture: np.ndarray) -> None:
         """Sends a uint8 (H, W, 3) picture to the trackers that show pictures (wandb, TensorBoard)."""
 
-        def send() -> None:
-            if run := self._tracker("wandb"):
+        def send(name: str, tracker: Any) -> None:
+            if name == "wandb":
                 import wandb
 
-                run.log({name: wandb.Image(picture), STEP_KEY: samples})
-            if writer := self._tracker("tensorboard"):
-                writer.add_image(name, picture, samples, dataformats="HWC")
+                tracker.tracker.log({title: wandb.Image(picture), STEP_KEY: samples})
+            elif name == "tensorboard":
+                tracker.tracker.add_image(title, picture, samples, dataformats="HWC")
 
-        self._try(send)
+        self._for_each(send)
 
-    def log_artifact(self, name: str, folder: Path) -> None:
+    def log_artifact(self, title: str, folder: Path) -> None:
         """Uploads a folder as a wandb artifact of type model."""
 
-        def send() -> None:
-            if run := self._tracker("wandb"):
-                run.log_artifact(str(folder), name=name, type="model")
+        def send(name: str, tracker: Any) -> None:
+            if name == "wandb":
+                tracker.tracker.log_artifact(str(folder), name=title, type="model")
 
-        self._try(send)
+        self._for_each(send)
 
     def finish(self) -> None:
         self.bar.close()
-        for tracker in self.accelerator.trackers:
-            self._try(tracker.finish)
-
-
-_SHOWN = ("train/loss", "train/psnr", "val/psnr", "val/gain", "tiles_per_second", "data_wait")
+        self._for_each(lambda name, tracker: tracker.finish())
 
 
 def _netrc_has_wandb() -> bool:
@@ -148,8 +146,11 @@ def _drop_after(path: Path, samples: int) -> None:
     """Takes out the points past `samples`: they were logged after the checkpoint that is continued from."""
     if not path.is_file():
         return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _progress(line) <= samples]
-    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if _progress(line) <= samples]
+    if kept != lines:
+        with atomic_file(path) as file:
+            file.write("".join(line + "\n" for line in kept).encode())
 
 
 def _progress(line: str) -> float:

@@ -45,21 +45,41 @@ def train(config: TrainConfig) -> dict[str, float]:
     train_reader, val_reader = open_shards(config)
     run = start_run(config, accelerator, train_reader)
     continue_run(config, run, train_reader)
-    tracking = Tracking(accelerator, Path(config.run), plain(asdict(config)), config.total_samples, run.samples,
-                        run.tracker_id)
+    announce(config, run, train_reader, val_reader)
+    tracking = Tracking(Path(config.run), config.trackers if accelerator.is_main_process else None,
+                        plain(asdict(config)), config.total_samples, run.samples, run.tracker_id)
     meter = Meter(accelerator.device)
     for batch in batches(config, run, train_reader, meter):
         train_step(config, run, batch, meter)
+        tracking.advance(run.samples)
         if crossed(run, config.log_every_samples, len(batch.samples), config.total_samples):
             tracking.log(run.samples, meter.read(run))
         if crossed(run, config.validate_every_samples, len(batch.samples), config.total_samples):
-            run.values = validate(run.result, val_reader, accelerator)
+            run.values = validate_run(run, val_reader)
             tracking.log(run.samples, run.values)
             show_pictures(config, run, val_reader, tracking)
             save_checkpoint(config, run, train_reader)
             meter.restart()
     finish(config, run, tracking, val_reader)
     return run.values
+
+
+def announce(config: TrainConfig, run: Run, train_reader: ShardReader, val_reader: ShardReader) -> None:
+    """Says once what is about to happen."""
+    accelerator = run.accelerator
+    if accelerator.is_main_process:
+        kernels = "-".join(map(str, config.model.kernels))
+        where = f"{accelerator.num_processes} x {accelerator.device.type}, precision {accelerator.mixed_precision}"
+        data = f"{train_reader.num_samples} training and {val_reader.num_samples} validation tiles"
+        logger.info("SRCNN %s on %s, %s; %d of %d tiles done", kernels, where, data, run.samples, config.total_samples)
+
+
+def validate_run(run: Run, reader: ShardReader) -> dict[str, float]:
+    """The scores of the weights that are saved, and where these are averaged, the PSNR of the last ones too."""
+    values = validate(run.result, reader, run.accelerator)
+    if run.average is not None:
+        values["val/psnr_last_weights"] = validate(run.network, reader, run.accelerator)["val/psnr"]
+    return values
 
 
 def batches(config: TrainConfig, run: Run, reader: ShardReader, meter: Meter) -> Iterator[Batch]:
@@ -100,6 +120,7 @@ def train_step(config: TrainConfig, run: Run, batch: Batch, meter: Meter) -> Non
     run.optimizer.zero_grad()
     new_samples = len(clean) * accelerator.num_processes
     run.step, run.samples = run.step + 1, run.samples + new_samples
+    run.skipped_steps += int(run.optimizer.step_was_skipped)
     if run.average is not None:
         update_average(run.average, run.network, config.optimizer, run.samples, new_samples)
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from accelerate import Accelerator
 
 from srcnn.metrics import ssim, sum_over_ranks, tile_psnr
-from srcnn.model import SRCNN
+from srcnn.model import SRCNN, full_precision
 from srcnn.stream import Batch, ShardReader, prefetch, val_batches
 
-BATCH_SIZE = {"cpu": 8, "cuda": 512}
+BATCH_SIZE = {"cpu": 8, "cuda": 128}
 
 
 def to_device(batch: Batch, device: torch.device, augment: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,13 +50,17 @@ def validate(model: SRCNN, reader: ShardReader, accelerator: Accelerator) -> dic
     Returns:
         val/psnr_in, val/psnr (dB; output clipped to [0, 1], not rounded), val/gain (dB), val/gain_percent, val/ssim_in,
         val/ssim, val/loss (mean squared error).
+
+    Raises:
+        FloatingPointError: the network's output is not finite; on all ranks alike.
     """
     model = model.folded().to(accelerator.device).to(memory_format=torch.channels_last).eval()  # free of autocast
     sums = torch.zeros(6, dtype=torch.float64, device=accelerator.device)
     size = BATCH_SIZE.get(accelerator.device.type, 64)
     for batch in prefetch(val_batches(reader, size, accelerator.process_index, accelerator.num_processes), 2):
         clean, degraded = to_device(batch, accelerator.device)
-        restored = model(degraded)
+        with full_precision():
+            restored = model(degraded)
         shown = restored.clamp(0, 1)
         scores = (
             tile_psnr(clean, degraded),
@@ -67,6 +73,8 @@ def validate(model: SRCNN, reader: ShardReader, accelerator: Accelerator) -> dic
         sums += torch.stack([score.double().sum().to(sums.device) for score in scores])
     psnr_in, psnr, ssim_in, ssim_out, loss, num_tiles = sum_over_ranks(sums).tolist()
     assert num_tiles == reader.num_samples, "a validation tile was missed or counted twice"
+    if not math.isfinite(loss):
+        raise FloatingPointError("the network's output is no longer finite: lower optimizer.lr and start a new run")
     means = {"val/psnr_in": psnr_in, "val/psnr": psnr, "val/ssim_in": ssim_in, "val/ssim": ssim_out, "val/loss": loss}
     values = {key: total / num_tiles for key, total in means.items()}
     values["val/gain"] = values["val/psnr"] - values["val/psnr_in"]

@@ -19,11 +19,11 @@ ALLOWED = {
     "score": {"photo", "degrade", "metrics", "model", "restore"},
     "report": {"metrics", "model", "photo", "restore", "stream", "tiles", "tracking"},
     "validate": {"metrics", "model", "stream"},
-    "run": {"checkpoint", "model", "optimize", "stream"},
+    "run": {"checkpoint", "model", "optimize", "order", "stream"},
     "meter": {"metrics", "run"},
     "train": {"meter", "optimize", "report", "run", "stream", "tracking", "validate"},
 }
-SOURCES = sorted(path for folder in ("srcnn", "shards", "launch") for path in (ROOT / folder).glob("*.py"))
+SOURCES = sorted(path for folder in ("srcnn", "shards", "launch", "tests") for path in (ROOT / folder).glob("*.py"))
 
 
 def imported(path):

@@ -48,6 +48,15 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_taken(tmp_path, mod
     assert checkpoint.latest(tmp_path).name == "step-00000001"
 
 
+def test_damaged_checkpoints_that_were_passed_over_do_not_push_out_new_ones(tmp_path, model):
+    save(tmp_path, 1, model, is_best=True)
+    (save(tmp_path, 9, model) / checkpoint.MODEL).write_bytes(b"damaged")
+    for step in (2, 3):  # the run went on from step 1
+        save(tmp_path, step, model, keep=1)
+        assert checkpoint.latest(tmp_path).name == f"step-{step:08d}"
+    assert [folder.name for folder in checkpoint.step_folders(tmp_path)] == ["step-00000001", "step-00000003"]
+
+
 def test_a_half_written_checkpoint_is_never_taken_and_cleared_away(tmp_path, model):
     half = tmp_path / "checkpoints" / ".writing-step-00000003"
     half.mkdir(parents=True)

@@ -24,7 +24,7 @@ def test_a_photo_is_degraded_and_restored_by_a_users_own_run(tmp_path, run, caps
     assert main(["restore", str(tmp_path / "bad"), "-o", str(tmp_path / "good"), "--model", str(run)]) == 0
     with Image.open(tmp_path / "good" / "Фото 1.0 🌆.jpg") as image:
         assert image.size == (83, 61) and image.mode == "RGB"
-    assert "1 photos restored, 0 refused" in capsys.readouterr().err
+    assert "photos restored: 1, refused: 0" in capsys.readouterr().err
 
 
 def test_a_comparison_is_drawn_from_a_clean_photo(tmp_path, run):
@@ -39,8 +39,29 @@ def test_a_damaged_photo_is_refused_by_name_and_the_others_are_restored(tmp_path
     (tmp_path / "b.jpg").write_bytes(b"no picture")
     assert main(["restore", str(tmp_path), "-o", str(tmp_path / "out"), "--model", str(run), "--format", "png"]) == 1
     message = capsys.readouterr().err
-    assert "b.jpg" in message and "1 photos restored, 1 refused" in message
+    assert "b.jpg" in message and "photos restored: 1, refused: 1" in message
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+
+
+def test_degrading_a_folder_goes_on_after_a_photo_that_cannot_be_read(tmp_path, capsys):
+    (tmp_path / "a.jpg").write_bytes(b"no picture")
+    Image.fromarray(draw_photo(0, 40, 40)).save(tmp_path / "b.png")
+    assert main(["degrade", str(tmp_path), "-o", str(tmp_path / "out")]) == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.jpg"]
+    assert "a.jpg" in capsys.readouterr().err
+
+
+def test_transparency_is_laid_over_white_where_a_jpeg_is_wanted(tmp_path, run, capsys):
+    pixels = np.zeros((40, 40, 4), np.uint8)  # black, and hidden
+    Image.fromarray(pixels, "RGBA").save(tmp_path / "a.png")
+    arguments = ["restore", str(tmp_path / "a.png"), "-o", str(tmp_path / "out"), "--model", str(run)]
+    assert main([*arguments, "--format", "jpg"]) == 0
+    assert "laid over white" in capsys.readouterr().out
+    with Image.open(tmp_path / "out" / "a.jpg") as image:
+        assert np.asarray(image.convert("L")).min() > 200
+    assert main(arguments) == 0
+    with Image.open(tmp_path / "out" / "a.png") as image:
+        assert image.mode == "RGBA" and np.asarray(image.getchannel("A")).max() == 0
 
 
 @pytest.mark.parametrize(
@@ -48,10 +69,12 @@ def test_a_damaged_photo_is_refused_by_name_and_the_others_are_restored(tmp_path
     [(["restore", "nowhere", "-o", "out"], "nowhere: no such photo"),
      (["score", "nowhere"], "nowhere: no such folder"),
      (["report", "nowhere"], "no training run here"),
-     (["restore", "nowhere", "-o", "out", "--quality", "0"], "--quality 0")],
+     (["restore", "nowhere", "-o", "out", "--quality", "0"], "--quality 0"),
+     (["compare", "clean.png", "-o", "picture"], "picture: expected one of")],
 )
 def test_what_is_missing_is_named(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
+    Image.fromarray(draw_photo(0, 40, 40)).save("clean.png")
     assert main(arguments) == 1
     assert message in capsys.readouterr().err
 

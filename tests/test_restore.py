@@ -150,6 +150,7 @@ def test_an_interrupted_write_leaves_no_file(tmp_path, model, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full)
+    (tmp_path / "out").mkdir()
     with pytest.raises(OSError, match="No space"):
         restore_file(tmp_path / "old.jpg", tmp_path / "out" / "new.jpg", model)
     assert list((tmp_path / "out").iterdir()) == []

@@ -141,15 +141,6 @@ def test_any_aligned_range_of_a_shard_is_a_stream_of_its_own(tmp_path: Path) -> 
     np.testing.assert_array_equal(sample.decode_tile(members[0]["data"], "npy"), pairs[2, 0])
 
 
-@pytest.mark.parametrize("encoding", ["npy", "png"])
-def test_a_pair_is_read_by_its_number(tmp_path: Path, encoding: Encoding) -> None:
-    pairs = tiles(6, (16, 16)).reshape(3, 2, 16, 16)
-    write_tar(tmp_path / "a.tar", pairs, encoding)
-    for number in range(3):
-        found = sample.read_pair(tmp_path / "a.tar", number, manifest(encoding=encoding))
-        np.testing.assert_array_equal(np.stack(found), pairs[number])
-
-
 def test_a_manifest_comes_back_as_it_was(tmp_path: Path) -> None:
     write_with_shards(tmp_path, manifest())
     assert Manifest.read(tmp_path) == manifest()

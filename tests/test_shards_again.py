@@ -283,3 +283,16 @@ def test_a_record_without_its_shard_and_a_shard_without_its_record_are_made_agai
         (tmp_path / "out/train/000000.tar").unlink()
     assert make(*options) == 0
     assert contents(tmp_path / "out") == before
+
+
+def test_another_pillow_does_not_complete_what_one_began(
+    photos_folder: PhotosFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["--photos", photos_folder(6), "--out", out, *SMALL]
+    assert make(*arguments) == 0
+    monkeypatch.setattr("srcnn.sample.writer_versions", lambda: {"pillow": "1", "libjpeg": "2"})
+    assert make(*arguments) == 0, "a finished folder stays as it is"
+    (out / "train" / "000000.tar").unlink()
+    assert make(*arguments) == 1
+    assert "here is {'pillow': '1'" in capsys.readouterr().err

@@ -24,7 +24,8 @@ def shards(tmp_path_factory):
 
 
 def weights(run):
-    return [tensor.numpy() for tensor in load_model(run).state_dict().values()]
+    """The latest weights, not the best ones, which may be older than what a test changes."""
+    return [tensor.numpy() for tensor in load_model(checkpoint.latest(run)).state_dict().values()]
 
 
 def assert_same_weights(first, second, tolerance=0.0):
@@ -103,6 +104,46 @@ def test_a_run_does_not_continue_as_another(tmp_path, shards, change):
         train(small_config(tmp_path / "run", shards, **change))
 
 
+def test_a_continued_run_takes_the_new_learning_rate_but_no_other_optimizer(tmp_path, shards):
+    train(small_config(tmp_path / "run", shards, total_samples=32))
+    train(small_config(tmp_path / "run", shards, optimizer=OptimizerConfig(lr=1e-5)))
+    points = [point["learning_rate"] for point in read_metrics(tmp_path / "run") if "learning_rate" in point]
+    assert points == pytest.approx([2e-3, 1e-5])
+    with pytest.raises(ValueError, match="was begun with optimizer.name adam, not sgd"):
+        train(small_config(tmp_path / "run", shards, optimizer=OptimizerConfig(name="sgd", lr=1e-5)))
+
+
+def test_a_kill_before_the_best_was_linked_is_mended_by_the_next_start(tmp_path, shards):
+    run = tmp_path / "run"
+    train(small_config(run, shards, validate_every_samples=64))
+    (run / "best").unlink()
+    (run / "checkpoint.pth").unlink()
+    train(small_config(run, shards, validate_every_samples=64))
+    assert (run / "best").resolve().name == "step-00000008" and (run / "checkpoint.pth").is_file()
+
+
+def test_weights_of_another_network_are_refused_as_a_start(tmp_path, shards):
+    train(small_config(tmp_path / "first", shards))
+    for model in (ModelConfig(filters=(8, 4)), ModelConfig(filters=(8, 5), residual=True)):
+        with pytest.raises(ValueError, match="these weights are of ModelConfig.*residual=True"):
+            train(small_config(tmp_path / "second", shards, model=model, weights=str(tmp_path / "first")))
+
+
+@pytest.mark.parametrize("changes", [{"encoding": "png"}, {"color": "rgb"}])
+def test_png_and_rgb_shards_train_too(tmp_path, changes):
+    channels = 3 if "color" in changes else 1
+    model = ModelConfig(filters=(8, 4), residual=True, channels=channels)
+    values = train(small_config(tmp_path / "run", small_shards(tmp_path, **changes), model=model))
+    assert np.isfinite(values["val/psnr"])
+
+
+def test_tiles_too_small_for_the_network_and_its_scores_are_named(tmp_path):
+    shards = small_shards(tmp_path, tile_pixels=16)
+    model = ModelConfig(kernels=(9, 5, 5), filters=(2, 2))
+    with pytest.raises(ValueError, match="tiles of 16 pixels.*need 17"):
+        train(small_config(tmp_path / "run", shards, model=model, loss_crop=True))
+
+
 def test_a_run_may_continue_with_another_batch_size(tmp_path, shards):
     train(small_config(tmp_path / "run", shards, total_samples=32))
     train(small_config(tmp_path / "run", shards, batch_size_per_process=4))
@@ -118,7 +159,9 @@ def test_averaged_weights_are_validated_and_saved(tmp_path, shards):
     average.load_state_dict(state["average"])
     assert not torch.equal(state["average"]["conv1.weight"], state["network"]["conv1.weight"])
     scored = validate(average, ShardReader(shards / "val"), Accelerator(cpu=True))
-    assert read_metrics(tmp_path / "run")[-1]["val/psnr"] == pytest.approx(scored["val/psnr"], abs=1e-9)
+    point = read_metrics(tmp_path / "run")[-1]
+    assert point["val/psnr"] == pytest.approx(scored["val/psnr"], abs=1e-9)
+    assert point["val/psnr_last_weights"] != point["val/psnr"]
 
 
 def test_overfitting_trains_and_validates_on_the_same_tiles(tmp_path, shards, caplog):
@@ -144,10 +187,15 @@ def test_tiles_and_network_of_other_channels_are_refused(tmp_path, shards):
         train(small_config(tmp_path / "run", shards, model=ModelConfig(channels=3)))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, shards):
+@pytest.mark.parametrize("log_every,validate_every", [(32, 32), (64, 8), (8, 64)])
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, shards, log_every, validate_every):
+    config = small_config(tmp_path / "run", shards, optimizer=OptimizerConfig(name="sgd", lr=1e30),
+                          log_every_samples=log_every, validate_every_samples=validate_every)
     with pytest.raises(FloatingPointError, match="lower optimizer.lr"):
-        train(small_config(tmp_path / "run", shards, optimizer=OptimizerConfig(name="sgd", lr=1e30)))
-    assert checkpoint.latest(tmp_path / "run") is None
+        train(config)
+    if folder := checkpoint.latest(tmp_path / "run"):
+        state = checkpoint.load_training(folder)
+        assert all(tensor.isfinite().all() for tensor in state["network"].values())
 
 
 def test_both_tiles_of_a_pair_get_the_symmetry_of_their_position():
