@@ -119,7 +119,7 @@ def wandb_records(path):
 def test_wandb_offline_keeps_one_run_with_every_point_over_a_restart(tmp_path, shards, config):
     environment = {"WANDB_API_KEY": "", "HOME": str(tmp_path), "WANDB_DIR": str(tmp_path)}
     arguments = ("--config", config, "--shards", shards, "--run", tmp_path / "run", "--batch_size_per_process", 6,
-                 "--trackers", '["wandb", "tensorboard"]')
+                 "--trackers", '["wandb", "tensorboard"]', "--upload_best", "true")
     for total in (48, 96):
         done = launch(2, *arguments, "--total_samples", total, environment=environment)
         assert done.returncode == 0, done.stderr
@@ -133,6 +133,7 @@ def test_wandb_offline_keeps_one_run_with_every_point_over_a_restart(tmp_path, s
         if "val/psnr" in values:
             points.append((json.loads(values["samples"]), json.loads(values["val/psnr"])))
     assert len(ids) == 1
+    assert {record.artifact.name for record in records if record.HasField("artifact")} >= {"run-best"}
     assert points == [(p["samples"], p["val/psnr"]) for p in read_metrics(tmp_path / "run") if "val/psnr" in p]
     assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
 
