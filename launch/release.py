@@ -82,6 +82,7 @@ def to_markdown(name: str, model: SRCNN, card: dict[str, Any]) -> str:
         for title, row in card["scores"].items()
     )
     data = card["data"]
+    continued = f", continuing from {card['config']['weights']}" if card["config"]["weights"] else ""
     return f"""# {name}
 
 SRCNN {"-".join(map(str, model.config.kernels))}, filters {"-".join(map(str, model.config.filters))},
@@ -89,7 +90,7 @@ SRCNN {"-".join(map(str, model.config.kernels))}, filters {"-".join(map(str, mod
 photographs damaged by JPEG of about this quality. Licence: Apache-2.0, as the code.
 
 **Trained on** {data["num_photos"]} photographs ({", ".join(data["folders"])}), {data["num_tiles"]:,} tiles;
-{card["config"]["total_samples"]:,} tiles seen. Best checkpoint by validation PSNR on the folder given as `val` when the
+{card["config"]["total_samples"]:,} tiles seen{continued}. Best checkpoint by validation PSNR on the folder given as `val` when the
 shards were made. Released at commit {card["commit"]}, data {data["manifest_hash"][:12]},
 Pillow {data["versions"]["pillow"]},
 libjpeg {data["versions"]["libjpeg"]}. Config and shard settings: {name}.json.
