@@ -90,9 +90,9 @@ SRCNN {"-".join(map(str, model.config.kernels))}, filters {"-".join(map(str, mod
 photographs damaged by JPEG of about this quality. Licence: Apache-2.0, as the code.
 
 **Trained on** {data["num_photos"]} photographs ({", ".join(data["folders"])}), {data["num_tiles"]:,} tiles;
-{card["config"]["total_samples"]:,} tiles seen{continued}. Best checkpoint by validation PSNR on the folder given as `val` when the
-shards were made. Released at commit {card["commit"]}, data {data["manifest_hash"][:12]},
-Pillow {data["versions"]["pillow"]},
+{card["config"]["total_samples"]:,} tiles seen{continued}.
+Best checkpoint by validation PSNR on the folder given as `val` when the shards were made.
+Released at commit {card["commit"]}, data {data["manifest_hash"][:12]}, Pillow {data["versions"]["pillow"]},
 libjpeg {data["versions"]["libjpeg"]}. Config and shard settings: {name}.json.
 
 **Scores** (Y and L: the two kinds of greyscale, {LUMA_NAMES["y"]} and {LUMA_NAMES["l"]};
