@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class Tracking:
         if self.is_main:
             _drop_after(self.path, start)
         for name in trackers or ():
-            self._try(name, lambda name=name: self._start(name, run, config, run_id))  # type: ignore[misc]
+            self._try(name, partial(self._start, name, run, config, run_id))
 
     def _start(self, name: str, run: Path, config: Mapping[str, Any], run_id: str) -> None:
         project = os.environ.get("WANDB_PROJECT", "srcnn")
@@ -75,7 +76,7 @@ class Tracking:
 
     def _for_each(self, action: Callable[[str, Any], None]) -> None:
         for name, tracker in list(self.trackers.items()):
-            self._try(name, lambda name=name, tracker=tracker: action(name, tracker))  # type: ignore[misc]
+            self._try(name, partial(action, name, tracker))
 
     def advance(self, samples: int) -> None:
         """Moves the progress bar to `samples` tiles."""
