@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from srcnn.files import write_json
 from srcnn.model import SRCNN, WEIGHTS, load_model, save_model
 from srcnn.photo import LumaKind
 from srcnn.sample import Manifest
-from srcnn.score import LUMA_NAMES, mean_score, score_folder
+from srcnn.score import LUMA_NAMES, score_folder, to_json
 
 SETS: tuple[tuple[str, LumaKind], ...] = (("live1_y", "y"), ("classic5", "y"), ("live1_color", "l"), ("city20", "l"),
                                           ("bsd100", "l"), ("set14", "l"))
@@ -53,10 +52,7 @@ def score_sets(model: SRCNN, photos: Path, quality: int) -> dict[str, Any]:
     for folder, luma in SETS:
         if (photos / folder).is_dir():
             found, _ = score_folder(photos / folder, model, luma, Degradation(jpeg_quality=quality))
-            mean = mean_score(found)
-            scores[f"{folder}, {luma.upper()}, quality {quality}"] = asdict(mean) | {
-                "gain": mean.gain, "gain_percent": mean.gain_percent, "num_photos": len(found),
-            }
+            scores[f"{folder}, {luma.upper()}, quality {quality}"] = to_json(found)[-1] | {"num_photos": len(found)}
     return scores
 
 

@@ -49,6 +49,11 @@ class ModelConfig:
         if min(*self.filters, self.channels) < 1:
             raise ValueError(f"model.filters {self.filters}, model.channels {self.channels}: expected at least 1")
 
+    @property
+    def receptive_radius(self) -> int:
+        """Pixels to each side that an output pixel depends on; also how far padding reaches in from an edge."""
+        return sum(kernel // 2 for kernel in self.kernels)
+
 
 class SRCNN(nn.Module):
     """Three convolutions: patches -> features -> non-linear map -> pixels. (N, C, H, W) -> the same shape, for any
@@ -77,8 +82,8 @@ class SRCNN(nn.Module):
 
     @property
     def receptive_radius(self) -> int:
-        """Pixels to each side that an output pixel depends on; also how far padding reaches in from an edge."""
-        return sum(kernel // 2 for kernel in self.config.kernels)
+        """The config's: what a halo has to be at least, in pixels."""
+        return self.config.receptive_radius
 
     @property
     def min_pixels(self) -> int:

@@ -82,6 +82,14 @@ def find_photos(folder: Path, exclude: Path | None = None) -> tuple[list[Path], 
     return photos, others
 
 
+def photos_below(folder: Path, exclude: Path | None = None) -> list[Path]:
+    """The photos that `find_photos` finds; raises FileNotFoundError where there is none."""
+    photos, _ = find_photos(folder, exclude)
+    if not photos:
+        raise FileNotFoundError(f"{folder}: no photo (JPEG, PNG, WebP, TIFF, BMP) in this folder or below it")
+    return photos
+
+
 def _stop(error: OSError) -> NoReturn:
     raise error
 

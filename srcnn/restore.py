@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from srcnn.model import SRCNN, full_precision
-from srcnn.photo import JPEG_SUFFIXES, Photo, find_photos, image_to_arrays, read_photo, write_photo
+from srcnn.photo import JPEG_SUFFIXES, Photo, image_to_arrays, photos_below, read_photo, write_photo
 from srcnn.tiles import windows
 
 TILE_PIXELS = {"cpu": 192, "cuda": 1024}  # the activations of a tile stay in a CPU's cache, or fill a GPU
@@ -99,9 +99,7 @@ def output_paths(source: Path, out: Path, suffix: str = "") -> dict[Path, Path]:
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such photo or folder")
     earlier_output = None if out.resolve() == source.resolve() else out
-    photos = find_photos(source, exclude=earlier_output)[0] if source.is_dir() else [source]
-    if not photos:
-        raise FileNotFoundError(f"{source}: no photo (JPEG, PNG, WebP, TIFF, BMP) in this folder or below it")
+    photos = photos_below(source, exclude=earlier_output) if source.is_dir() else [source]
     root = source if source.is_dir() else source.parent
     targets = {path: out / path.relative_to(root).with_suffix(suffix or path.suffix) for path in photos}
     sources = {path.resolve() for path in photos}

@@ -153,8 +153,8 @@ def open_shards(config: TrainConfig) -> tuple[ShardReader, ShardReader]:
     channels = 3 if len(readers[0].manifest.tile_shape) == 3 else 1
     if channels != config.model.channels:
         raise ValueError(f"{folder}: tiles have {channels} channels, model.channels is {config.model.channels}")
-    radius = sum(kernel // 2 for kernel in config.model.kernels)
-    side, shortest = readers[0].manifest.tile_shape[0], max(11, 2 * radius + 1 if config.loss_crop else 1)
+    border = config.model.receptive_radius if config.loss_crop else 0
+    side, shortest = readers[0].manifest.tile_shape[0], max(11, 2 * border + 1)
     if side < shortest:
         raise ValueError(f"{folder}: tiles of {side} pixels; this network and its scores need {shortest} at least")
     return readers

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from srcnn.degrade import Degradation, crop_to_multiple, degrade
 from srcnn.metrics import psnr, psnr_b, ssim
 from srcnn.model import SRCNN
-from srcnn.photo import LUMA, LumaKind, find_photos, over_white, read_photo
+from srcnn.photo import LUMA, LumaKind, over_white, photos_below, read_photo
 from srcnn.restore import restore_pixels
 
 LUMA_NAMES = {"l": "L (full range, Pillow)", "y": "Y (limited range, BT.601, as the papers)"}
@@ -76,9 +76,7 @@ def score_folder(
         FileNotFoundError: no such folder, or no photo in it.
         ValueError: not one of the photos could be scored.
     """
-    photos, _ = find_photos(folder)
-    if not photos:
-        raise FileNotFoundError(f"{folder}: no photo (JPEG, PNG, WebP, TIFF, BMP) in this folder or below it")
+    photos = photos_below(folder)
     scores: list[Score] = []
     refused: list[str] = []
     for path in tqdm(photos, "photos scored", disable=not show_progress or None):
@@ -124,5 +122,5 @@ def to_markdown(scores: list[Score]) -> str:
 
 def to_json(scores: list[Score]) -> list[dict[str, Any]]:
     """A dict for each photo, then the mean."""
-    extra = [{"gain": score.gain, "gain_percent": score.gain_percent} for score in [*scores, mean_score(scores)]]
-    return [asdict(score) | more for score, more in zip([*scores, mean_score(scores)], extra, strict=True)]
+    rows = [*scores, mean_score(scores)]
+    return [asdict(score) | {"gain": score.gain, "gain_percent": score.gain_percent} for score in rows]
