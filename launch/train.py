@@ -11,6 +11,7 @@ import sys
 from accelerate import PartialState
 
 from srcnn.config import parse
+from srcnn.feed import StreamFailed
 from srcnn.run import TrainConfig
 from srcnn.train import train
 
@@ -21,7 +22,7 @@ def main() -> int:
     try:
         train(config)
         PartialState().destroy_process_group()
-    except (FileNotFoundError, ValueError, FloatingPointError) as error:
+    except (OSError, ValueError, FloatingPointError, StreamFailed) as error:
         print(f"launch/train.py: {error}", file=sys.stderr)
         return 1
     return 0

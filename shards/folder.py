@@ -9,12 +9,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from shards import plan
 from shards.plan import ShardsConfig, ShardTask
 from shards.pool import ShardsFailed
 from srcnn import files, sample
 from srcnn.config import plain
-from srcnn.sample import SPLITS, Manifest, PhotoRecord, Refused, Shard
+from srcnn.index import ROW, encode_index, index_tar, write_index
+from srcnn.sample import SPLITS, IndexFile, Manifest, PhotoRecord, Refused, Shard
 
 PLAN = "plan.json"
 
@@ -89,6 +92,16 @@ def write_record(path: Path, result: ShardResult) -> None:
     files.write_json(path.with_suffix(".json"), asdict(result))
 
 
+def write_rows(path: Path, rows: np.ndarray) -> None:
+    """Keeps the index of the shard `path` beside it until that of the split is written."""
+    with files.atomic_file(_rows_path(path)) as file:
+        file.write(encode_index(rows))
+
+
+def _rows_path(shard: Path) -> Path:
+    return shard.with_suffix(".index.npy")
+
+
 def finished_shards(out: Path, tasks: Iterable[ShardTask]) -> dict[ShardTask, ShardResult]:
     """The shards that lie under their final name, as long as they were when they were finished."""
     known = {split: _known_from_manifest(out / split) for split in SPLITS}
@@ -134,22 +147,39 @@ def finish_split(
     planned = {source.name for task in mine for source in task.sources}
     late = {item for result in results for item in result.refused if item.name in planned}
     early = {item for item in refused if item.split == split}
+    shards = tuple(result.shard for result in results)
+    there = Manifest.read(folder, check_shards=False) if (folder / sample.MANIFEST).is_file() else None
+    index_there = there is not None and (folder / there.index.name).is_file()
     manifest = Manifest(
         split=split,
         tile_shape=config.tile_shape,
         encoding=config.encoding,
+        members=sample.MEMBERS[config.encoding],
         stride=sample.npy_stride(config.tile_shape) if config.encoding == "npy" else None,
         config=plain(config.identity()),
-        shards=tuple(result.shard for result in results),
+        index=there.index if there and index_there and there.shards == shards else finish_index(folder, config, shards),
+        shards=shards,
         photos=tuple(photo for result in results for photo in result.photos),
         refused=tuple(sorted(early | late, key=lambda item: item.name)),
         versions=sample.writer_versions(),
     )
-    there = Manifest.read(folder, check_shards=False) if (folder / sample.MANIFEST).is_file() else None
     if there and replace(manifest, versions=there.versions) == there:
         manifest = there
     else:
         manifest.write(folder)
     for task in mine:
         (folder / task.name).with_suffix(".json").unlink(missing_ok=True)
+        _rows_path(folder / task.name).unlink(missing_ok=True)
     return manifest
+
+
+def finish_index(folder: Path, config: ShardsConfig, shards: tuple[Shard, ...]) -> IndexFile:
+    """Writes the split's index out of those kept beside the shards; a shard without one is read again."""
+    rows = [np.empty(0, ROW)]
+    for shard in shards:
+        kept = _rows_path(folder / shard.name)
+        known = np.load(kept, allow_pickle=False) if kept.is_file() else None
+        if known is None:
+            known, _ = index_tar(folder / shard.name, sample.MEMBERS[config.encoding])
+        rows.append(known)
+    return write_index(folder, np.concatenate(rows))

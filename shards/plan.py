@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from srcnn.degrade import Degradation
 from srcnn.photo import MAX_MEGAPIXELS, Resize
-from srcnn.sample import SPLITS, Encoding, Refused
+from srcnn.sample import SPLITS, Refused, TileEncoding
 from srcnn.tiles import JPEG_BLOCK_PIXELS, grid
 
 # Keys that say where and how fast, not what: shards made with other values of these are the same shards.
@@ -62,7 +62,7 @@ class ShardsConfig:
     color: Literal["luma", "rgb"] = "luma"
     tile_pixels: int = 128
     val_fraction: float = 0.2
-    encoding: Encoding = "npy"
+    encoding: TileEncoding = "npy"
     samples_per_shard: int = 1024
     max_megapixels: float = MAX_MEGAPIXELS
     num_workers: int = 0

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from srcnn.files import atomic_file
+from srcnn.reader import ShardReader
 from srcnn.sample import Manifest
-from srcnn.stream import ShardReader
 
 COLUMNS = 4
 GAP_PIXELS = 8

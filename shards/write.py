@@ -16,6 +16,7 @@ from shards.plan import ShardsConfig, ShardTask, Source
 from shards.pool import ShardsFailed
 from srcnn import files, sample, tiles
 from srcnn.degrade import crop_to_multiple, degrade
+from srcnn.index import index_tar
 from srcnn.metrics import psnr
 from srcnn.photo import (
     PhotoRefused,
@@ -135,6 +136,7 @@ def write_shard(config: ShardsConfig, task: ShardTask) -> None:
         file.flush()
         num_bytes = os.fstat(file.fileno()).st_size
         shard = Shard(task.name, num_bytes, files.sha256_of(Path(file.name)), num_samples)
+        folder.write_rows(path, index_tar(Path(file.name), sample.MEMBERS[config.encoding])[0])
         folder.write_record(path, folder.ShardResult(shard, tuple(photos), tuple(refused)))
 
 

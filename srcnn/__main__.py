@@ -16,10 +16,11 @@ from srcnn.degrade import Degradation, degrade
 from srcnn.files import write_json
 from srcnn.model import DEFAULT_WEIGHTS, SRCNN, load_model
 from srcnn.photo import Photo, over_white, read_photo, write_photo
+from srcnn.reader import ShardReader
 from srcnn.report import before_after, write_report
 from srcnn.restore import output_paths, restore, restore_file
 from srcnn.score import LUMA_NAMES, score_folder, to_json, to_markdown
-from srcnn.stream import ShardReader
+from srcnn.storage import join
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -153,7 +154,7 @@ def report_command(options: argparse.Namespace) -> int:
         raise FileNotFoundError(f"{settings}: no training run here")
     config = yaml.safe_load(settings.read_text(encoding="utf-8"))
     split = "train" if config["overfit_tiles"] else "val"
-    print(write_report(options.run, ShardReader(Path(config["shards"], split), config["overfit_tiles"])))
+    print(write_report(options.run, ShardReader(join(config["shards"], split), config["overfit_tiles"])))
     return 0
 
 

@@ -51,3 +51,15 @@ def sha256_of(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+class OpenFile:
+    """The number of an open file, closed when nobody refers to it any more: threads may share and drop it."""
+
+    def __init__(self, path: Path, flags: int = os.O_RDONLY) -> None:
+        self.number = -1
+        self.number = os.open(path, flags | os.O_CLOEXEC, 0o644)
+
+    def __del__(self) -> None:
+        if self.number >= 0:
+            os.close(self.number)

@@ -2,16 +2,21 @@
 
 A keyed permutation of 0..N-1 is computed for just the positions asked for: a Feistel network over the next even number
 of bits, walked until it lands below N (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002).
+
+Two orders, both of the same form: `UniformOrder`, for shards with fast random access, and `RunOrder`, for shards that
+are read by runs of neighbouring samples. Position e N + p of the endless stream is position p of epoch e.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 
 ORDER_VERSION = 1  # part of the stream's state; another number means that positions meant other samples
 NUM_ROUNDS = 6
-NUM_SYMMETRIES = 8
 _MASK_64 = (1 << 64) - 1
+_SAMPLES, _SYMMETRIES, _CROPS, _RUNS, _SHORT_RUN, _WINDOWS = range(6)  # what a key is for
 
 
 def mix(values: np.ndarray) -> np.ndarray:
@@ -32,33 +37,156 @@ def derive_key(*numbers: int) -> np.uint64:
 
 def permute(positions: np.ndarray, num_samples: int, key: np.uint64) -> np.ndarray:
     """Positions in 0..num_samples-1, any shape -> the samples there, int64; a bijection for every key."""
-    half_bits = np.uint64(max(1, -(-(num_samples - 1).bit_length() // 2)))
-    half_mask = np.uint64((1 << int(half_bits)) - 1)
-    round_keys = [derive_key(int(key), number) for number in range(NUM_ROUNDS)]
+    positions = np.asarray(positions, np.uint64)
+    return permute_each(positions.ravel(), np.uint64(num_samples), key).reshape(positions.shape)
 
-    def feistel(values: np.ndarray) -> np.ndarray:
-        left, right = values >> half_bits, values & half_mask
-        for round_key in round_keys:
-            left, right = right, left ^ (mix(right ^ round_key) & half_mask)
-        return (left << half_bits) | right
 
-    samples = feistel(np.asarray(positions, np.uint64))
-    while (outside := samples >= np.uint64(num_samples)).any():
-        samples[outside] = feistel(samples[outside])
+def permute_each(positions: np.ndarray, sizes: np.ndarray | np.uint64, keys: np.ndarray | np.uint64) -> np.ndarray:
+    """`permute` of uint64 positions (n,), each in a set of its own size and key: scalars or (n,), both alike."""
+    half_bits = np.maximum(1, (_bit_length(sizes - np.uint64(1)) + np.uint64(1)) >> np.uint64(1)).astype(np.uint64)
+    half_mask = (np.uint64(1) << half_bits) - np.uint64(1)
+    mixed_keys = mix(np.atleast_1d(keys))
+    round_keys = np.stack([mix(mixed_keys ^ np.uint64(number)) for number in range(NUM_ROUNDS)])
+
+    def feistel(values: np.ndarray, chosen: np.ndarray | slice) -> np.ndarray:
+        bits, mask = (half_bits[chosen], half_mask[chosen]) if half_bits.ndim else (half_bits, half_mask)
+        left, right = values >> bits, values & mask
+        for round_key in round_keys[:, chosen] if half_bits.ndim else round_keys:
+            left, right = right, left ^ (mix(right ^ round_key) & mask)
+        return (left << bits) | right
+
+    samples = feistel(positions, slice(None))
+    outside = np.flatnonzero(samples >= sizes)
+    while len(outside):
+        samples[outside] = feistel(samples[outside], outside)
+        limits = sizes[outside] if isinstance(sizes, np.ndarray) and sizes.ndim else sizes
+        outside = outside[samples[outside] >= limits]
     return samples.astype(np.int64)
 
 
-def samples_at(seed: int, positions: np.ndarray, num_samples: int) -> np.ndarray:
-    """The samples (int64) at these positions of the endless stream: epoch e holds positions e N to (e + 1) N - 1."""
-    epochs, within = np.divmod(np.asarray(positions, np.int64), num_samples)
+def _bit_length(values: np.ndarray | np.uint64) -> np.ndarray:
+    """Bits of each whole number below 2^53 (0 has none)."""
+    return np.asarray(np.frexp(np.asarray(values, np.float64))[1], np.uint64)
+
+
+@dataclass(frozen=True)
+class UniformOrder:
+    """Every order of an epoch's samples is equally likely."""
+
+    seed: int
+    num_samples: int
+    num_lanes: int = 1
+
+    def samples_at(self, positions: np.ndarray) -> np.ndarray:
+        """The samples (int64) at these positions (n,) of the endless stream."""
+        return _by_epoch(self, positions)
+
+    def samples_of_epoch(self, epoch: int, within: np.ndarray) -> np.ndarray:
+        """The same for positions 0..num_samples-1 of one epoch."""
+        return permute(within, self.num_samples, derive_key(self.seed, epoch, _SAMPLES))
+
+    def __str__(self) -> str:
+        return "uniform"
+
+
+@dataclass(frozen=True)
+class RunOrder:
+    """Runs of neighbouring samples are read at once, yet neighbours lie far apart in the stream.
+
+    The runs of an epoch are permuted, dealt to lanes as equal stretches, and each lane's samples permuted inside
+    windows. Position p belongs to lane p mod num_lanes, so ranks that keep to their lanes read their own runs only. In
+    flight are `window_samples` samples, in all lanes and ranks together; lanes change windows one after the other.
+
+    Attributes:
+        run_samples: neighbours in a run; the last run of the data set may be shorter.
+        num_lanes: neighbours in the stream are of different lanes; at least the batch size is best.
+        window_samples: samples mixed with each other, over all lanes.
+    """
+
+    seed: int
+    num_samples: int
+    run_samples: int
+    num_lanes: int
+    window_samples: int
+
+    def samples_at(self, positions: np.ndarray) -> np.ndarray:
+        """The samples (int64) at these positions (n,) of the endless stream."""
+        return _by_epoch(self, positions)
+
+    def samples_of_epoch(self, epoch: int, within: np.ndarray) -> np.ndarray:
+        """The same for positions 0..num_samples-1 of one epoch."""
+        return self._samples_in_slots(epoch, self._slots(epoch, within))
+
+    def _slots(self, epoch: int, within: np.ndarray) -> np.ndarray:
+        """Positions -> places in the sequence of permuted runs, of which each lane has a stretch."""
+        places, lanes = np.divmod(within, self.num_lanes)
+        shortest, num_longer = divmod(self.num_samples, self.num_lanes)
+        lane_starts = lanes * shortest + np.minimum(lanes, num_longer)
+        lengths = shortest + (lanes < num_longer)
+        # Windows begin at another place in each lane; the first and the last have half a window to one and a half.
+        window = max(1, self.window_samples // self.num_lanes)
+        shifts = lanes * window // self.num_lanes - window // 2
+        last = np.maximum(0, (lengths - window // 2 - shifts) // window)
+        numbers = np.clip((places - shifts) // window, 0, last)
+        begins = np.where(numbers == 0, 0, numbers * window + shifts)
+        ends = np.where(numbers == last, lengths, (numbers + 1) * window + shifts)
+        keys = mix(mix(lanes.astype(np.uint64) ^ derive_key(self.seed, epoch, _WINDOWS)) ^ numbers.astype(np.uint64))
+        inside = permute_each((places - begins).astype(np.uint64), (ends - begins).astype(np.uint64), keys)
+        return lane_starts + begins + inside
+
+    def _samples_in_slots(self, epoch: int, slots: np.ndarray) -> np.ndarray:
+        """Places in the sequence of permuted runs -> samples. The short run lies between two others, drawn anew."""
+        num_runs, short = divmod(self.num_samples, self.run_samples)
+        short_start = int(derive_key(self.seed, epoch, _SHORT_RUN)) % (num_runs + 1) * self.run_samples
+        in_short = (slots >= short_start) & (slots < short_start + short)
+        runs, offsets = np.divmod(np.where(slots < short_start, slots, slots - short), self.run_samples)
+        runs[in_short] = 0
+        if num_runs:
+            runs = permute(runs, num_runs, derive_key(self.seed, epoch, _RUNS))
+        return np.where(in_short, num_runs * self.run_samples + slots - short_start, runs * self.run_samples + offsets)
+
+    def __str__(self) -> str:
+        return f"runs of {self.run_samples}, {self.num_lanes} lanes, windows of {self.window_samples}"
+
+
+Order = UniformOrder | RunOrder
+
+
+def _by_epoch(order: Order, positions: np.ndarray) -> np.ndarray:
+    """`samples_of_epoch` for each epoch that these positions touch."""
+    epochs, within = np.divmod(np.asarray(positions, np.int64), order.num_samples)
     samples = np.empty_like(within)
     for epoch in np.unique(epochs):
         chosen = epochs == epoch
-        samples[chosen] = permute(within[chosen], num_samples, derive_key(seed, int(epoch), 0))
+        samples[chosen] = order.samples_of_epoch(int(epoch), within[chosen])
     return samples
 
 
 def symmetries_at(seed: int, positions: np.ndarray) -> np.ndarray:
     """The symmetry of the square (0..7, uint8) at these positions; bits: flip columns, flip rows, transpose."""
-    keys = np.asarray(positions, np.int64).astype(np.uint64) ^ derive_key(seed, 1)
-    return (mix(keys) >> np.uint64(61)).astype(np.uint8)
+    return (_draw(seed, _SYMMETRIES, positions) >> np.uint64(61)).astype(np.uint8)
+
+
+def crops_at(seed: int, positions: np.ndarray) -> np.ndarray:
+    """Where to cut tiles out of larger pictures at these positions: (n, 2) in [0, 1), rows and columns."""
+    drawn = _draw(seed, _CROPS, positions)
+    halves = np.stack([drawn >> np.uint64(32), drawn & np.uint64(0xFFFFFFFF)], -1)
+    return halves / float(1 << 32)
+
+
+def _draw(seed: int, purpose: int, positions: np.ndarray) -> np.ndarray:
+    return mix(np.asarray(positions, np.int64).astype(np.uint64) ^ derive_key(seed, purpose))
+
+
+def part_of_batch(start: int, batch_size: int, rank: int, num_ranks: int, num_lanes: int = 1) -> np.ndarray:
+    """Rank r's positions (int64) of the global batch from position `start` on: the r-th of equal parts, to within one.
+
+    The batch is dealt by lanes (position mod num_lanes): a rank takes neighbouring lanes, the same ones in every
+    batch whose size divides num_lanes or is a multiple of it.
+    """
+    lanes = np.arange(num_lanes)
+    firsts = (lanes - start) % num_lanes
+    ends = np.cumsum(np.maximum(0, -((firsts - batch_size) // num_lanes)))
+    wanted = np.arange(batch_size * rank // num_ranks, batch_size * (rank + 1) // num_ranks)
+    of = np.searchsorted(ends, wanted, side="right")
+    return start + firsts[of] + num_lanes * (wanted - np.concatenate([[0], ends])[of])

@@ -15,8 +15,8 @@ from srcnn.files import atomic_file
 from srcnn.metrics import psnr
 from srcnn.model import SRCNN, load_model
 from srcnn.photo import luma_l
+from srcnn.reader import ShardReader
 from srcnn.restore import restore_pixels
-from srcnn.stream import ShardReader
 from srcnn.tiles import grid, join, windows
 from srcnn.tracking import STEP_KEY, read_metrics
 

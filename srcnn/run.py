@@ -14,10 +14,12 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from srcnn import checkpoint, files
 from srcnn.config import plain, to_yaml
+from srcnn.feed import process_group
 from srcnn.model import SRCNN, Initialization, ModelConfig, initialize, load_model
 from srcnn.optimize import OptimizerConfig, build_optimizer
-from srcnn.order import ORDER_VERSION
-from srcnn.stream import ShardReader, StreamState
+from srcnn.reader import ShardReader
+from srcnn.storage import join
+from srcnn.stream import StreamConfig, StreamState
 
 
 @dataclass(frozen=True)
@@ -26,20 +28,22 @@ class TrainConfig:
 
     Args:
         run: folder of the run; started again with the same folder it continues from its latest checkpoint.
-        shards: folder with train/ and val/, as `make shards` wrote it.
+        shards: folder with train/ and val/, as `make shards` wrote it, or its http(s), s3, gs or az address.
         model: the network.
         initialization: start of the weights: "kaiming" (robust), "pytorch" (the source's), "paper".
         centred: subtract 0.5 from pixels before the first layer while training; folded into its bias when saved.
         weights: start from these weights (file, run folder or shipped name) instead of random ones; empty: random.
         seed: decides the start, the order of the samples and their flips.
         total_samples: length of the training, tiles.
-        batch_size_per_process: tiles a rank contributes to each optimizer step.
+        batch_size: tiles of an optimizer step over all ranks, whatever their number; 0: batch_size_per_process of each.
+        batch_size_per_process: tiles a rank contributes to each optimizer step, where batch_size is 0.
         micro_batch_size: tiles through the network at once; gradients accumulate over the batch. 0: by the device.
         augment: flips and 90-degree rotations, the same for both tiles of a pair.
         loss_crop: leave out of the loss the pixels that padding reaches (restoring with a halo never uses them).
         mixed_precision: "no", "bf16" or "fp16"; "auto": bf16 where the device computes it natively; null takes what
             `accelerate launch` was told.
         compile: torch.compile the network.
+        stream: the order of the samples and how they are read.
         optimizer: what changes the weights.
         log_every_samples: tiles between two log lines.
         validate_every_samples: tiles between two validations, each followed by a checkpoint.
@@ -58,12 +62,14 @@ class TrainConfig:
     weights: str = ""
     seed: int = 0
     total_samples: int = 640_000
+    batch_size: int = 0
     batch_size_per_process: int = 32
     micro_batch_size: int = 0
     augment: bool = True
     loss_crop: bool = False
     mixed_precision: Literal["no", "bf16", "fp16", "auto"] | None = None
     compile: bool = False
+    stream: StreamConfig = field(default_factory=StreamConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     log_every_samples: int = 6400
     validate_every_samples: int = 64_000
@@ -78,14 +84,22 @@ class TrainConfig:
                     "keep_checkpoints"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} {getattr(self, key)}: expected at least 1")
-        if min(self.micro_batch_size, self.overfit_tiles, self.num_pictures) < 0:
-            raise ValueError("micro_batch_size, overfit_tiles and num_pictures cannot be negative")
+        if min(self.batch_size, self.micro_batch_size, self.overfit_tiles, self.num_pictures) < 0:
+            raise ValueError("batch_size, micro_batch_size, overfit_tiles and num_pictures cannot be negative")
 
-    def identity(self, manifest_hash: str) -> dict[str, Any]:
+    def global_batch_size(self, num_ranks: int) -> int:
+        """Tiles of an optimizer step over all ranks. Raises ValueError where some rank would have none."""
+        size = self.batch_size or self.batch_size_per_process * num_ranks
+        if size < num_ranks:
+            raise ValueError(f"batch_size {size}: expected at least one tile for each of the {num_ranks} ranks")
+        return size
+
+    def identity(self, state: StreamState) -> dict[str, Any]:
         """What must stay the same when a run continues."""
         keys = ("model", "initialization", "centred", "weights", "seed", "overfit_tiles")
         kept = {key: plain(asdict(self)[key]) for key in keys}
-        return kept | {"optimizer.name": self.optimizer.name, "shards": manifest_hash, "order_version": ORDER_VERSION}
+        stream = {"shards": state.manifest_hash, "order": state.order, "order_version": state.order_version}
+        return kept | {"optimizer.name": self.optimizer.name} | stream
 
 
 @dataclass
@@ -97,6 +111,7 @@ class Run:
     model: torch.nn.Module
     average: SRCNN | None
     optimizer: Any
+    group: Any
     step: int = 0
     skipped_steps: int = 0
     samples: int = 0
@@ -145,19 +160,24 @@ def computes_bf16() -> bool:
 
 def open_shards(config: TrainConfig) -> tuple[ShardReader, ShardReader]:
     """Readers of the training and the validation split; the same few training tiles twice when overfitting."""
-    folder = Path(config.shards)
-    readers = (
-        ShardReader(folder / "train", config.overfit_tiles),
-        ShardReader(folder / ("train" if config.overfit_tiles else "val"), config.overfit_tiles),
-    )
+    splits = ("train", "train" if config.overfit_tiles else "val")
+    locations = [join(config.shards, split) for split in splits]
+    readers = tuple(ShardReader(location, config.overfit_tiles, config.stream.access) for location in locations)
     channels = 3 if len(readers[0].manifest.tile_shape) == 3 else 1
     if channels != config.model.channels:
-        raise ValueError(f"{folder}: tiles have {channels} channels, model.channels is {config.model.channels}")
+        raise ValueError(f"{config.shards}: tiles have {channels} channels, model.channels is {config.model.channels}")
     border = config.model.receptive_radius if config.loss_crop else 0
     side, shortest = readers[0].manifest.tile_shape[0], max(11, 2 * border + 1)
     if side < shortest:
-        raise ValueError(f"{folder}: tiles of {side} pixels; this network and its scores need {shortest} at least")
-    return readers
+        needed = f"this network and its scores need {shortest} at least"
+        raise ValueError(f"{config.shards}: tiles of {side} pixels; {needed}")
+    return readers[0], readers[1]
+
+
+def stream_state(config: TrainConfig, run: Run, reader: ShardReader) -> StreamState:
+    """Where the stream stands: after the samples that the optimizer has used."""
+    order = str(config.stream.order_of(config.seed, reader))
+    return StreamState(config.seed, run.samples // reader.num_samples, run.samples, reader.manifest.hash(), order)
 
 
 def start_run(config: TrainConfig, accelerator: Accelerator, reader: ShardReader) -> Run:
@@ -172,16 +192,16 @@ def start_run(config: TrainConfig, accelerator: Accelerator, reader: ShardReader
     optimizer = build_optimizer(network, config.optimizer)
     compiled = torch.compile(network) if config.compile else network
     model, optimizer = accelerator.prepare(compiled, optimizer)
-    return Run(accelerator, network, model, average, optimizer, tracker_id=uuid.uuid4().hex[:8])
+    return Run(accelerator, network, model, average, optimizer, process_group(), tracker_id=uuid.uuid4().hex[:8])
 
 
-def save_checkpoint(config: TrainConfig, run: Run, reader: ShardReader) -> None:
-    """The main process writes a checkpoint; all wait for it. The best is the one of the highest validation PSNR."""
+def save_checkpoint(config: TrainConfig, run: Run, reader: ShardReader, validated: bool = True) -> None:
+    """The main process writes a checkpoint; all wait for it. The best is the validated one of the highest PSNR."""
     accelerator = run.accelerator
-    is_best = run.values["val/psnr"] > run.best_psnr
-    run.best_psnr = max(run.best_psnr, run.values["val/psnr"])
+    is_best = validated and run.values["val/psnr"] > run.best_psnr
+    run.best_psnr = max(run.best_psnr, run.values["val/psnr"]) if validated else run.best_psnr
     if accelerator.is_main_process:
-        stream = StreamState(config.seed, run.samples // reader.num_samples, run.samples, reader.manifest.hash())
+        stream = stream_state(config, run, reader)
         training = {
             "step": run.step,
             "skipped_steps": run.skipped_steps,
@@ -190,7 +210,7 @@ def save_checkpoint(config: TrainConfig, run: Run, reader: ShardReader) -> None:
             "values": run.values,
             "tracker_id": run.tracker_id,
             "stream": asdict(stream),
-            "identity": config.identity(stream.manifest_hash),
+            "identity": config.identity(stream),
             "config": plain(asdict(config)),
             "network": run.network.state_dict(),
             "average": run.average.state_dict() if run.average is not None else None,
@@ -211,7 +231,7 @@ def continue_run(config: TrainConfig, run: Run, reader: ShardReader) -> None:
     folder = checkpoint.latest(Path(config.run))
     if folder is not None:
         state = checkpoint.load_training(folder)
-        check_identity(config, state["identity"], config.identity(reader.manifest.hash()))
+        check_identity(config, state["identity"], config.identity(stream_state(config, run, reader)))
         load_state(run, state)
         if run.accelerator.is_main_process and state["is_best"]:
             checkpoint.mark_best(Path(config.run), folder, run.result)  # a kill may have come before it

@@ -19,14 +19,17 @@ from typing import IO, Any, Literal
 import numpy as np
 from PIL import Image, features
 
-from srcnn.files import read_json, write_json
+from srcnn.files import write_json
 
 FORMAT = "srcnn-shards"
-VERSION = 1
+VERSION = 2  # 2: with an index
 MANIFEST = "manifest.json"
 SPLITS = ("train", "val")
 BLOCK_BYTES = 512  # tar's unit: one header, and what a member's bytes are padded to
-Encoding = Literal["npy", "png"]
+MEMBERS = {encoding: (f"clean.{encoding}", f"degraded.{encoding}") for encoding in ("npy", "png")}
+FOREIGN_FORMATS = ("PNG", "JPEG", "WEBP")
+TileEncoding = Literal["npy", "png"]
+Encoding = Literal["npy", "png", "any"]  # any: pictures made elsewhere, of any size, to be cut to tiles
 
 
 class ShardError(ValueError):
@@ -38,7 +41,7 @@ def key(sample: int) -> str:
     return f"{sample:010d}"
 
 
-def encode_tile(tile: np.ndarray, encoding: Encoding) -> bytes:
+def encode_tile(tile: np.ndarray, encoding: TileEncoding) -> bytes:
     """uint8 tile (H, W) or (H, W, 3) -> the bytes of a member."""
     buffer = io.BytesIO()
     if encoding == "npy":
@@ -48,12 +51,34 @@ def encode_tile(tile: np.ndarray, encoding: Encoding) -> bytes:
     return buffer.getvalue()
 
 
-def decode_tile(content: bytes, encoding: Encoding) -> np.ndarray:
+def decode_tile(content: bytes | memoryview, encoding: Encoding) -> np.ndarray:
     """The bytes of a member -> uint8 tile. Pickled arrays are refused."""
     if encoding == "npy":
         return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
     with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
         return np.asarray(image)
+
+
+def decode_picture(content: bytes | memoryview, channels: int) -> np.ndarray:
+    """The bytes of a foreign member (npy, PNG, JPEG or WebP, 8 bits) -> uint8 (H, W), or (H, W, 3) for 3 channels.
+
+    Colour becomes grey as Pillow's "L" does it (ITU-R BT.601); grey becomes three equal channels.
+
+    Raises:
+        ValueError: another format, another type of number, a shape that is no picture.
+    """
+    if content[:6] == b"\x93NUMPY":
+        pixels = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+        if pixels.ndim == 3 and pixels.shape[2] == 1:
+            pixels = pixels[..., 0]
+        if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or pixels.ndim == 3 and pixels.shape[2] == 3):
+            raise ValueError(f"an array of {pixels.dtype}, {pixels.shape}; expected uint8 (H, W) or (H, W, 3)")
+        image = Image.fromarray(pixels)
+    else:
+        image = Image.open(io.BytesIO(content), formats=FOREIGN_FORMATS)
+        if image.mode not in ("L", "RGB"):
+            raise ValueError(f"a picture of mode {image.mode}; expected 8-bit grey or RGB")
+    return np.asarray(image.convert("RGB" if channels == 3 else "L"))
 
 
 def npy_header_bytes(tile_shape: tuple[int, ...]) -> int:
@@ -68,7 +93,7 @@ def npy_stride(tile_shape: tuple[int, ...]) -> int:
 
 
 def write_sample(
-    tar: tarfile.TarFile, sample: int, clean: np.ndarray, degraded: np.ndarray, encoding: Encoding
+    tar: tarfile.TarFile, sample: int, clean: np.ndarray, degraded: np.ndarray, encoding: TileEncoding
 ) -> None:
     """Appends the two members of a pair, with nothing in them that depends on time, user or machine."""
     for part, tile in (("clean", clean), ("degraded", degraded)):
@@ -91,6 +116,15 @@ class Shard:
     bytes: int
     sha256: str
     num_samples: int
+
+
+@dataclass(frozen=True)
+class IndexFile:
+    """The split's index beside its manifest, see `srcnn.index`."""
+
+    name: str
+    bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -126,15 +160,18 @@ class Manifest:
 
     Attributes:
         tile_shape: (H, W), or (H, W, 3) in RGB mode; pixels.
-        stride: bytes from sample to sample in every shard; None where samples vary in size (png).
+        members: names after a sample's key, of the clean and of the degraded picture.
+        stride: bytes from sample to sample in every shard; None where samples vary in size.
         config: the settings that decide what the pairs are (resize, degradation, split, ...).
     """
 
     split: str
     tile_shape: tuple[int, ...]
     encoding: Encoding
+    members: tuple[str, str]
     stride: int | None
     config: dict[str, Any]
+    index: IndexFile
     shards: tuple[Shard, ...]
     photos: tuple[PhotoRecord, ...]
     refused: tuple[Refused, ...]
@@ -169,20 +206,24 @@ class Manifest:
         """
         path = folder / MANIFEST
         if not path.is_file():
-            raise FileNotFoundError(
-                f"{path}: no shards here; make them with: make shards PHOTOS=dir OUT={folder.parent}"
-            )
-        try:
-            content = read_json(path)
-        except ValueError as error:
-            raise ShardError(str(error)) from error
-        manifest = _manifest_from_json(path, content)
+            cure = f"make them with: make shards PHOTOS=dir OUT={folder.parent}"
+            others = ", or for shards made elsewhere: python -m shards index" if any(folder.glob("*.tar")) else ""
+            raise FileNotFoundError(f"{path}: no shards here; {cure}{others}")
+        manifest = Manifest.parse(path.read_bytes(), str(path))
         for shard in manifest.shards if check_shards else ():
             check_shard_size(folder / shard.name, shard)
         return manifest
 
+    @staticmethod
+    def parse(content: bytes, where: str) -> Manifest:
+        """The manifest in a JSON text. Raises ShardError where it is none of this version."""
+        try:
+            return _manifest_from_json(where, json.loads(content))
+        except ValueError as error:
+            raise error if isinstance(error, ShardError) else ShardError(f"{where}: damaged: {error}") from error
 
-def check_shard_size(path: Path, shard: Shard) -> None:
+
+def check_shard_size(path: Path, shard: Shard | IndexFile) -> None:
     """Raises ShardError where the file is missing or not as long as the manifest says."""
     size = path.stat().st_size if path.is_file() else None
     if size != shard.bytes:
@@ -192,18 +233,21 @@ def check_shard_size(path: Path, shard: Shard) -> None:
         )
 
 
-def _manifest_from_json(path: Path, content: Any) -> Manifest:
+def _manifest_from_json(path: str, content: Any) -> Manifest:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ShardError(f'{path}: not a shard manifest ("format" is not "{FORMAT}")')
     if content.get("version") != VERSION:
-        raise ShardError(f"{path}: version {content.get('version')}, this program reads version {VERSION}")
+        cure = "make the shards anew with it"
+        raise ShardError(f"{path}: version {content.get('version')}, this program reads version {VERSION}; {cure}")
     try:
         manifest = Manifest(
             split=content["split"],
             tile_shape=tuple(content["tile_shape"]),
             encoding=content["encoding"],
+            members=tuple(content["members"]),
             stride=content["stride"],
             config=content["config"],
+            index=IndexFile(**content["index"]),
             shards=tuple(Shard(**shard) for shard in content["shards"]),
             photos=tuple(PhotoRecord(**photo) for photo in content["photos"]),
             refused=tuple(Refused(**refused) for refused in content["refused"]),
@@ -211,9 +255,9 @@ def _manifest_from_json(path: Path, content: Any) -> Manifest:
         )
     except (KeyError, TypeError) as error:
         raise ShardError(f"{path}: damaged: {error}") from error
-    for shard in manifest.shards:
-        if Path(shard.name).name != shard.name:
-            raise ShardError(f"{path}: shard name {shard.name!r} leads out of the folder")
+    for name in (manifest.index.name, *(shard.name for shard in manifest.shards)):
+        if Path(name).name != name:
+            raise ShardError(f"{path}: shard name {name!r} leads out of the folder")
     if manifest.encoding == "npy" and manifest.stride != npy_stride(manifest.tile_shape):
         raise ShardError(
             f"{path}: stride {manifest.stride} does not fit tiles of shape {manifest.tile_shape}"

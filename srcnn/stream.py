@@ -1,37 +1,51 @@
-"""Shards -> this rank's batches: a reader by arithmetic and memory mapping, the order of `order.py`, prefetch."""
+"""Shards -> this rank's batches: which samples (`picks`), their bytes (`read_ahead` or at random), some kept `ahead`.
+
+Every stage takes an iterator and gives one, and can be tried alone with a list.
+"""
 
 from __future__ import annotations
 
-import mmap
-import queue
-import tarfile
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from srcnn.order import ORDER_VERSION, samples_at, symmetries_at
-from srcnn.sample import BLOCK_BYTES, Manifest, ShardError, decode_tile, npy_header_bytes
+from srcnn.order import (
+    ORDER_VERSION,
+    Order,
+    RunOrder,
+    UniformOrder,
+    crops_at,
+    part_of_batch,
+    symmetries_at,
+)
+from srcnn.reader import Allocate, PairReader, Pairs, ShardReader
+from srcnn.storage import AccessConfig
 
+RUNS_IN_A_LANE = 32  # at least: a run at the border of two lanes is read twice
+POSITIONS_AT_ONCE = 8192  # for which samples are computed together: a call of NumPy costs as much as hundreds of them
+BATCHES_IN_USE = 3  # the ranks agree on one, one is being copied, one is trained on
 ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
 
 
 class Batch(NamedTuple):
-    """Pairs of tiles as they lie in the shards; uint8 NumPy, nothing shared with later batches.
+    """Pairs of tiles as they lie in the shards; NumPy arrays on the host, tensors on a device.
 
     Attributes:
-        clean, degraded: (N, H, W) or (N, H, W, 3).
+        clean, degraded: uint8, (N, H, W) or (N, H, W, 3).
         samples: (N,) int64, the numbers of the pairs in their split.
         symmetries: (N,) uint8, 0..7, what `augment` is to do with each pair.
     """
 
-    clean: np.ndarray
-    degraded: np.ndarray
-    samples: np.ndarray
-    symmetries: np.ndarray
+    clean: Any
+    degraded: Any
+    samples: Any
+    symmetries: Any
 
 
 @dataclass(frozen=True)
@@ -42,151 +56,224 @@ class StreamState:
     epoch: int
     consumed_samples: int
     manifest_hash: str
+    order: str
     order_version: int = ORDER_VERSION
 
 
-class ShardReader:
-    """Random access to the pairs of one split's folder. Shards are mapped when first read, and never parsed if npy.
+@dataclass(frozen=True)
+class StreamConfig:
+    """How samples are ordered and brought to the device.
 
-    Raises (from the constructor and from `read`):
-        FileNotFoundError, ShardError: no manifest, or shards that do not match it.
+    Args:
+        order: "uniform": any order of an epoch is equally likely, for shards on a local disk; "runs": neighbours are
+            read together and mixed in windows, for object stores and slow disks; "auto": by where the shards lie.
+        run_samples: neighbouring samples read at once ("runs").
+        window_samples: samples mixed with each other ("runs"); so many are held in memory, by all ranks together.
+        num_lanes: independent streams of runs that are dealt to the ranks ("runs"); a batch takes as many samples of
+            each, so as many lanes as a global batch has samples mix best; fewer are used for small sets.
+        resident: "host" or "device": read all samples into its memory once, on every rank; "no": read as needed.
+        num_threads: threads that fill batches.
+        prefetch_batches: batches kept ahead.
+        access: how object stores are read.
     """
 
-    def __init__(self, folder: Path, max_samples: int = 0) -> None:
-        self.folder = folder
-        self.manifest = Manifest.read(folder)
-        self.num_samples = self.manifest.num_samples
-        if max_samples:
-            self.num_samples = min(max_samples, self.num_samples)
-        if not self.num_samples:
-            raise ShardError(f"{folder}: holds no pairs; make shards of more photos, or give some with --val")
-        self._ends = np.cumsum([shard.num_samples for shard in self.manifest.shards])
-        self._shards: dict[int, _MappedShard] = {}
+    order: Literal["auto", "uniform", "runs"] = "auto"
+    run_samples: int = 8
+    window_samples: int = 32_768
+    num_lanes: int = 1024
+    resident: Literal["no", "host", "device"] = "no"
+    num_threads: int = 2
+    prefetch_batches: int = 4
+    access: AccessConfig = field(default_factory=AccessConfig)
 
-    def read(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Sample numbers (N,) -> (clean, degraded), uint8 (N, *tile_shape), in that order."""
-        clean = np.empty((len(samples), *self.manifest.tile_shape), np.uint8)
-        degraded = np.empty_like(clean)
-        numbers = np.searchsorted(self._ends, samples, side="right")
-        for row, (number, sample) in enumerate(zip(numbers.tolist(), samples.tolist(), strict=True)):
-            shard = self._shards.get(number) or self._map(number)
-            shard.read(sample - shard.first_sample, clean[row], degraded[row])
-        return clean, degraded
+    def __post_init__(self) -> None:
+        for key in ("run_samples", "window_samples", "num_lanes", "num_threads", "prefetch_batches"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"stream.{key} {getattr(self, key)}: expected at least 1")
 
-    def _map(self, number: int) -> _MappedShard:
-        first = int(self._ends[number]) - self.manifest.shards[number].num_samples
-        self._shards[number] = _MappedShard(self.folder, self.manifest, number, first)
-        return self._shards[number]
+    def order_of(self, seed: int, reader: PairReader) -> Order:
+        """The order of this reader's samples."""
+        if self.order == "uniform" or (self.order == "auto" and reader.is_local):
+            return UniformOrder(seed, reader.num_samples)
+        lanes = min(self.num_lanes, max(1, reader.num_samples // (RUNS_IN_A_LANE * self.run_samples)))
+        return RunOrder(seed, reader.num_samples, self.run_samples, lanes, self.window_samples)
 
 
-class _MappedShard:
-    """One memory-mapped shard; `read` fills rows of a batch."""
+class Picks(NamedTuple):
+    """What a batch is to hold: (N,) samples and symmetries, (N, 2) crops or None, and how far the stream is then."""
 
-    def __init__(self, folder: Path, manifest: Manifest, number: int, first_sample: int) -> None:
-        self.first_sample = first_sample
-        self.path = folder / manifest.shards[number].name
-        self.manifest = manifest
-        with self.path.open("rb") as file:
-            self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        num_samples = manifest.shards[number].num_samples
-        if manifest.stride is None:
-            self.members = self._index(num_samples)
-        else:
-            self.clean, self.degraded = self._views(manifest.stride, num_samples)
+    samples: np.ndarray
+    symmetries: np.ndarray
+    crops: np.ndarray | None
+    position: int
 
-    def _views(self, stride: int, num_samples: int) -> tuple[np.ndarray, np.ndarray]:
-        """The pixels of all clean and all degraded tiles, without copying or parsing."""
-        shape = self.manifest.tile_shape
-        if len(self.bytes) < stride * num_samples:
-            raise ShardError(f"{self.path}: shorter than {num_samples} pairs; copy it again or make the shards anew")
-        pixels = np.frombuffer(self.bytes, np.uint8, stride * num_samples).reshape(num_samples, stride)
-        start = BLOCK_BYTES + npy_header_bytes(shape)
-        end = start + int(np.prod(shape))
-        halves = (pixels[:, : stride // 2], pixels[:, stride // 2 :])
-        clean, degraded = (half[:, start:end].reshape(num_samples, *shape) for half in halves)
-        return clean, degraded
 
-    def _index(self, num_samples: int) -> list[tuple[slice, slice]]:
-        """Where each pair's two members lie; they vary in size, so the tar's headers are walked once."""
-        with tarfile.open(self.path, "r:") as tar:
-            members = [slice(member.offset_data, member.offset_data + member.size) for member in tar]
-        if len(members) != 2 * num_samples:
-            found = f"has {len(members)} members, expected {2 * num_samples}"
-            raise ShardError(f"{self.path}: {found}; make the shards anew")
-        return list(zip(members[::2], members[1::2], strict=True))
+def picks(order: Order, start: int, stop: int, batch_size: int, rank: int = 0, num_ranks: int = 1) -> Iterator[Picks]:
+    """This rank's part of each global batch of `batch_size`, from position `start` until `stop` is reached or passed.
 
-    def read(self, sample: int, clean: np.ndarray, degraded: np.ndarray) -> None:
-        if self.manifest.stride is not None:
-            clean[...], degraded[...] = self.clean[sample], self.degraded[sample]
-            return
-        for out, place in zip((clean, degraded), self.members[sample], strict=True):
-            tile = decode_tile(self.bytes[place], self.manifest.encoding)
-            if tile.shape != out.shape:
-                raise ShardError(f"{self.path}: pair {sample} has shape {tile.shape}, expected {out.shape}")
-            out[...] = tile
+    Every rank gives the same number of parts, equal to within one sample. The tail of an epoch is filled up with the
+    beginning of the next one, so that over the stream each sample comes exactly once an epoch.
+    """
+    steps_at_once = max(1, POSITIONS_AT_ONCE * num_ranks // batch_size)
+    starts = range(start, stop, batch_size)
+    for first in range(0, len(starts), steps_at_once):
+        steps = starts[first : first + steps_at_once]
+        parts = [part_of_batch(step, batch_size, rank, num_ranks, order.num_lanes) for step in steps]
+        positions = np.concatenate(parts)
+        chosen = order.samples_at(positions), symmetries_at(order.seed, positions), crops_at(order.seed, positions)
+        by_step = zip(*(np.split(array, len(steps)) for array in chosen), strict=True)
+        for step, (samples, symmetries, crops) in zip(steps, by_step, strict=True):
+            yield Picks(samples, symmetries, crops, step + batch_size)
+
+
+def picks_in_turn(num_samples: int, batch_size: int, rank: int = 0, num_ranks: int = 1) -> Iterator[Picks]:
+    """This rank's share of every sample exactly once, in turn, as they are; the last part may be short."""
+    first, last = (num_samples * part // num_ranks for part in (rank, rank + 1))
+    for start in range(first, last, batch_size):
+        samples = np.arange(start, min(last, start + batch_size))
+        yield Picks(samples, np.zeros(len(samples), np.uint8), None, int(samples[-1]) + 1)
 
 
 def train_batches(
-    reader: ShardReader, seed: int, start: int, stop: int, batch_size: int, rank: int = 0, num_ranks: int = 1
+    reader: PairReader,
+    config: StreamConfig,
+    seed: int,
+    start: int,
+    stop: int,
+    batch_size: int,
+    rank: int = 0,
+    num_ranks: int = 1,
+    allocate: Allocate | None = None,
 ) -> Iterator[Batch]:
-    """This rank's batches of the global batches from position `start` until `stop` is reached or passed.
+    """This rank's part of the global batches, see `picks`, read ahead by threads.
 
-    A global batch is the next `batch_size * num_ranks` positions; rank r takes the r-th part. Every rank gives the
-    same number of batches, all full: the tail of an epoch is filled up with the beginning of the next one, so that
-    over the stream each sample comes exactly once an epoch.
+    The arrays are used again: a batch is valid until three more have been asked for. `allocate` makes them (uint8 of a
+    shape; pinned memory for a GPU).
+
+    Raises (where the batch in question is due):
+        ReadFailed, ShardError: samples that cannot be read, or are not what the manifest says.
     """
-    for global_start in range(start, stop, batch_size * num_ranks):
-        positions = global_start + rank * batch_size + np.arange(batch_size)
-        samples = samples_at(seed, positions, reader.num_samples)
-        yield Batch(*reader.read(samples), samples, symmetries_at(seed, positions))
+    order = config.order_of(seed, reader)
+    parts = picks(order, start, stop, batch_size, rank, num_ranks)
+    if reader.in_memory or reader.is_local and isinstance(order, UniformOrder):
+        return _filled(reader, parts, config.num_threads, config.prefetch_batches, allocate)
+    assert isinstance(reader, ShardReader)
+    return _filled_from_runs(reader, parts, order, config, allocate)
 
 
-def val_batches(reader: ShardReader, batch_size: int, rank: int = 0, num_ranks: int = 1) -> Iterator[Batch]:
-    """This rank's share of every sample exactly once, in order, as they are; the last batch may be short."""
-    first, last = (reader.num_samples * part // num_ranks for part in (rank, rank + 1))
-    for start in range(first, last, batch_size):
-        samples = np.arange(start, min(last, start + batch_size))
-        yield Batch(*reader.read(samples), samples, np.zeros(len(samples), np.uint8))
+def val_batches(
+    reader: ShardReader, config: StreamConfig, batch_size: int, rank: int = 0, num_ranks: int = 1
+) -> Iterator[Batch]:
+    """This rank's share of every sample exactly once, see `picks_in_turn`; arrays as those of `train_batches`."""
+    parts = picks_in_turn(reader.num_samples, batch_size, rank, num_ranks)
+    return _filled(reader, parts, config.num_threads, config.prefetch_batches, None)
 
 
-def prefetch(items: Iterator[ItemT], depth: int) -> Iterator[ItemT]:
-    """The same items, made ahead by one thread, at most `depth` at a time; its error is raised at its place.
+def _filled(
+    reader: PairReader, parts: Iterator[Picks], num_threads: int, depth: int, allocate: Allocate | None
+) -> Iterator[Batch]:
+    """Batches by random access, several filled at a time."""
 
-    Closing the generator ends the thread.
-    """
-    ready: queue.Queue[Any] = queue.Queue(depth)
-    stopped = threading.Event()
-    thread = threading.Thread(target=_produce, args=(items, ready, stopped), name="prefetch", daemon=True)
-    thread.start()
-    try:
-        while (item := ready.get()) is not _END:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stopped.set()
-        thread.join()
+    def fill(part: Picks, room: Pairs) -> Batch:
+        clean, degraded = reader.read(part.samples, room, part.crops)
+        return Batch(clean, degraded, part.samples, part.symmetries)
+
+    return ahead(fill, with_room(parts, reader.tile_shape, depth, allocate), num_threads, depth)
 
 
-_END = object()
+def _filled_from_runs(
+    reader: ShardReader, parts: Iterator[Picks], order: Order, config: StreamConfig, allocate: Allocate | None
+) -> Iterator[Batch]:
+    """Batches out of runs that are read ahead, each once."""
+    run_samples, window = (order.run_samples, order.window_samples) if isinstance(order, RunOrder) else (1, 0)
 
+    def fetch(run: int) -> list[memoryview]:
+        return reader.fetch(run * run_samples, min((run + 1) * run_samples, reader.num_samples))
 
-def _produce(items: Iterator[Any], ready: queue.Queue[Any], stopped: threading.Event) -> None:
-    """The thread of `prefetch`: puts items, then the end or the error, until it is told to stop."""
-    try:
-        for item in items:
-            _offer(item, ready, stopped)
-            if stopped.is_set():
-                return
-        _offer(_END, ready, stopped)
-    except BaseException as error:
-        _offer(error, ready, stopped)
+    def fill(item: tuple[Picks, Runs], room: Pairs) -> Batch:
+        part, runs = item
+        for row, sample in enumerate(part.samples.tolist()):
+            content = runs[sample // run_samples].result()[sample % run_samples]
+            reader.unpack(sample, content, room, row, None if part.crops is None else part.crops[row])
+        return Batch(room.clean, room.degraded, part.samples, part.symmetries)
 
-
-def _offer(item: Any, ready: queue.Queue[Any], stopped: threading.Event) -> None:
-    """Puts an item as soon as there is room; gives up when told to stop."""
-    while not stopped.is_set():
+    depth = config.prefetch_batches
+    with ThreadPoolExecutor(config.access.num_connections, "fetch") as pool:
+        read = read_ahead(parts, lambda run: pool.submit(fetch, run), run_samples, 2 * window, max(1, window // 4))
+        batches = ahead(fill, with_room(read, reader.tile_shape, depth, allocate), config.num_threads, depth)
         try:
-            return ready.put(item, timeout=0.1)
-        except queue.Full:
-            continue
+            for batch in batches:  # not `yield from`: fetches are to be called off before those who wait for them
+                yield batch
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            batches.close()
+
+
+Runs = dict[int, "Future[list[memoryview]]"]
+
+
+def read_ahead(
+    parts: Iterable[Picks], fetch: Callable[[int], Future[list[memoryview]]], run_samples: int, keep: int, lead: int
+) -> Iterator[tuple[Picks, Runs]]:
+    """Each part with the runs its samples lie in, `fetch(run)` having been called at least `lead` positions before.
+
+    A run is fetched once where all its uses lie within `keep` positions of the stream, and dropped after the last.
+    """
+    recent: dict[int, _Recent] = {}  # in the order of their first use
+    waiting: deque[tuple[Picks, Runs]] = deque()
+    for part in parts:
+        while recent and next(iter(recent.values())).position < part.position - keep:
+            del recent[next(iter(recent))]
+        needed: Runs = {}
+        for run, num_uses in Counter((part.samples // run_samples).tolist()).items():
+            if run not in recent:
+                recent[run] = _Recent(part.position, fetch(run), run_samples)
+            needed[run] = recent[run].content
+            recent[run].num_unused -= num_uses
+            if recent[run].num_unused <= 0:
+                del recent[run]
+        waiting.append((part, needed))
+        while part.position - waiting[0][0].position >= lead:
+            yield waiting.popleft()
+    yield from waiting
+
+
+@dataclass
+class _Recent:
+    """A run that will be used again: the position of its first use, what is being fetched, samples not used yet."""
+
+    position: int
+    content: Future[list[memoryview]]
+    num_unused: int
+
+
+def with_room(
+    parts: Iterable[ItemT], tile_shape: tuple[int, ...], depth: int, allocate: Allocate | None = None
+) -> Iterator[tuple[ItemT, Pairs]]:
+    """Each part with room for its batch: so many rooms in turn that none is filled while in use."""
+    rooms: list[Pairs] = []
+    for number, part in enumerate(parts):
+        samples = (part if isinstance(part, Picks) else part[0]).samples  # type: ignore[index]
+        if len(rooms) < depth + BATCHES_IN_USE:
+            rooms.append(Pairs(len(samples), tile_shape, allocate))
+        room = rooms[number % len(rooms)] if number >= len(rooms) else rooms[-1]
+        yield part, room if len(room.rows) == len(samples) else Pairs(len(samples), tile_shape)
+
+
+def ahead(
+    function: Callable[..., ResultT], items: Iterable[tuple[Any, ...]], num_threads: int, depth: int
+) -> Generator[ResultT, None, None]:
+    """`function(*item)` for each item, in order, `depth` of them computed ahead by threads.
+
+    An error is raised in its place. Closing the generator ends the threads.
+    """
+    remaining = iter(items)
+    with ThreadPoolExecutor(num_threads, "ahead") as pool:
+        try:
+            coming = deque(pool.submit(function, *item) for item in islice(remaining, depth))
+            while coming:
+                result = coming.popleft().result()
+                coming.extend(pool.submit(function, *item) for item in islice(remaining, 1))
+                yield result
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -7,13 +7,16 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from srcnn.config import plain
+from srcnn.feed import StreamFailed, feed
 from srcnn.meter import Meter
 from srcnn.optimize import rate, set_rate, update_average
+from srcnn.reader import ShardReader
 from srcnn.report import pair_rows, write_report
 from srcnn.run import (
     Run,
@@ -24,11 +27,10 @@ from srcnn.run import (
     start_accelerator,
     start_run,
 )
-from srcnn.stream import Batch, ShardReader, prefetch, train_batches
+from srcnn.stream import Batch
 from srcnn.tracking import Tracking
-from srcnn.validate import crop, to_device, validate
+from srcnn.validate import as_floats, crop, validate
 
-PREFETCH_BATCHES = 4
 CPU_MICRO_BATCH = 8  # tiles whose activations stay in a CPU's cache: faster than the whole batch at once
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ def train(config: TrainConfig) -> dict[str, float]:
         FileNotFoundError, ShardError: no shards, or not what their manifest says.
         ValueError: the run folder belongs to another network, seed or data.
         FloatingPointError: the loss is no longer finite.
+        StreamFailed: samples cannot be read, or are damaged; a checkpoint after the last whole step is left.
     """
     accelerator = start_accelerator(config)
     train_reader, val_reader = open_shards(config)
@@ -49,17 +52,23 @@ def train(config: TrainConfig) -> dict[str, float]:
     tracking = Tracking(Path(config.run), config.trackers if accelerator.is_main_process else None,
                         plain(asdict(config)), config.total_samples, run.samples, run.tracker_id)
     meter = Meter(accelerator.device)
-    for batch in batches(config, run, train_reader, meter):
-        train_step(config, run, batch, meter)
-        tracking.advance(run.samples)
-        if crossed(run, config.log_every_samples, len(batch.samples), config.total_samples):
-            tracking.log(run.samples, meter.read(run))
-        if crossed(run, config.validate_every_samples, len(batch.samples), config.total_samples):
-            run.values = validate_run(run, val_reader)
-            tracking.log(run.samples, run.values)
-            show_pictures(config, run, val_reader, tracking)
-            save_checkpoint(config, run, train_reader)
-            meter.restart()
+    try:
+        for batch in batches(config, run, train_reader, meter):
+            train_step(config, run, batch, meter)
+            tracking.advance(run.samples)
+            if crossed(config, run, config.log_every_samples):
+                tracking.log(run.samples, meter.read(run))
+            if crossed(config, run, config.validate_every_samples):
+                run.values = validate_run(config, run, val_reader)
+                tracking.log(run.samples, run.values)
+                show_pictures(config, run, val_reader, tracking)
+                save_checkpoint(config, run, train_reader)
+                meter.restart()
+    except StreamFailed:
+        save_checkpoint(config, run, train_reader, validated=False)
+        raise
+    finally:
+        train_reader.close()
     finish(config, run, tracking, val_reader)
     return run.values
 
@@ -74,22 +83,20 @@ def announce(config: TrainConfig, run: Run, train_reader: ShardReader, val_reade
         logger.info("SRCNN %s on %s, %s; %d of %d tiles done", kernels, where, data, run.samples, config.total_samples)
 
 
-def validate_run(run: Run, reader: ShardReader) -> dict[str, float]:
+def validate_run(config: TrainConfig, run: Run, reader: ShardReader) -> dict[str, float]:
     """The scores of the weights that are saved, and where these are averaged, the PSNR of the last ones too."""
-    values = validate(run.result, reader, run.accelerator)
+    score = partial(validate, reader=reader, accelerator=run.accelerator, stream=config.stream, group=run.group)
+    values = score(run.result)
     if run.average is not None:
-        values["val/psnr_last_weights"] = validate(run.network, reader, run.accelerator)["val/psnr"]
+        values["val/psnr_last_weights"] = score(run.network)["val/psnr"]
     return values
 
 
 def batches(config: TrainConfig, run: Run, reader: ShardReader, meter: Meter) -> Iterator[Batch]:
     """The rest of the stream for this rank, read ahead; the time spent waiting for it goes to the meter."""
-    accelerator = run.accelerator
-    ahead = prefetch(
-        train_batches(reader, config.seed, run.samples, config.total_samples, config.batch_size_per_process,
-                      accelerator.process_index, accelerator.num_processes),
-        PREFETCH_BATCHES,
-    )
+    ranks = run.accelerator.num_processes
+    ahead = feed(reader, config.stream, config.seed, run.samples, config.total_samples, config.global_batch_size(ranks),
+                 run.accelerator.process_index, ranks, run.accelerator.device, run.group)
     while True:
         begin = time.perf_counter()
         batch = next(ahead, None)
@@ -102,7 +109,9 @@ def batches(config: TrainConfig, run: Run, reader: ShardReader, meter: Meter) ->
 def train_step(config: TrainConfig, run: Run, batch: Batch, meter: Meter) -> None:
     """One optimizer step over one global batch: mean squared error over all pixels of all ranks' tiles."""
     accelerator = run.accelerator
-    clean, degraded = to_device(batch, accelerator.device, config.augment)
+    clean, degraded = as_floats(batch, config.augment)
+    batch_size = config.global_batch_size(accelerator.num_processes)
+    weight = accelerator.num_processes / batch_size  # gradients are averaged over the ranks, whose parts may be unequal
     border = run.network.receptive_radius if config.loss_crop else 0
     automatic = CPU_MICRO_BATCH if accelerator.device.type == "cpu" else len(clean)
     micro = config.micro_batch_size or automatic
@@ -111,24 +120,23 @@ def train_step(config: TrainConfig, run: Run, batch: Batch, meter: Meter) -> Non
         with nullcontext() if number == len(chunks) else accelerator.no_sync(run.model):
             restored = run.model(degraded_chunk)
             loss = crop(restored - clean_chunk, border).square().mean()
-            accelerator.backward(loss * (len(clean_chunk) / len(clean)))
+            accelerator.backward(loss * (len(clean_chunk) * weight))
         meter.add(loss, clean_chunk, degraded_chunk, restored)
     clip = config.optimizer.clip_norm or float("inf")
     meter.gradient_norm = accelerator.clip_grad_norm_(run.network.parameters(), clip)
     set_rate(run.optimizer, rate(config.optimizer, run.samples, config.total_samples))
     run.optimizer.step()
     run.optimizer.zero_grad()
-    new_samples = len(clean) * accelerator.num_processes
-    run.step, run.samples = run.step + 1, run.samples + new_samples
+    run.step, run.samples = run.step + 1, run.samples + batch_size
     run.skipped_steps += int(run.optimizer.step_was_skipped)
     if run.average is not None:
-        update_average(run.average, run.network, config.optimizer, run.samples, new_samples)
+        update_average(run.average, run.network, config.optimizer, run.samples, batch_size)
 
 
-def crossed(run: Run, every: int, batch_size: int, total_samples: int) -> bool:
+def crossed(config: TrainConfig, run: Run, every: int) -> bool:
     """Whether the last step passed a multiple of `every` samples, or the end."""
-    before = run.samples - batch_size * run.accelerator.num_processes
-    return run.samples // every > before // every or run.samples >= total_samples
+    before = run.samples - config.global_batch_size(run.accelerator.num_processes)
+    return run.samples // every > before // every or run.samples >= config.total_samples
 
 
 def show_pictures(config: TrainConfig, run: Run, reader: ShardReader, tracking: Tracking) -> None:

@@ -1,30 +1,30 @@
-"""Batches on the device, and the validation: every tile exactly once over all ranks, the same PSNR on any number."""
+"""Batches as the network wants them, and the validation: every tile exactly once, the same on any number of ranks."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 
+from srcnn.feed import agree, on_device
 from srcnn.metrics import ssim, sum_over_ranks, tile_psnr
 from srcnn.model import SRCNN, full_precision
-from srcnn.stream import Batch, ShardReader, prefetch, val_batches
+from srcnn.reader import ShardReader
+from srcnn.stream import Batch, StreamConfig, val_batches
 
 BATCH_SIZE = {"cpu": 8, "cuda": 128}
 
 
-def to_device(batch: Batch, device: torch.device, augment: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """(clean, degraded) of a batch on the device: uint8 travels, float32 (N, C, H, W) in [0, 1] comes out."""
-    symmetries = torch.from_numpy(batch.symmetries).to(device, non_blocking=True) if augment else None
-    clean, degraded = (_float_tiles(tiles, symmetries, device) for tiles in (batch.clean, batch.degraded))
-    return clean, degraded
+def as_floats(batch: Batch, augment: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """(clean, degraded) of a batch of uint8 tensors: float32 (N, C, H, W) in [0, 1], where they are."""
+    symmetries = batch.symmetries if augment else None
+    return _as_floats(batch.clean, symmetries), _as_floats(batch.degraded, symmetries)
 
 
-def _float_tiles(tiles: np.ndarray, symmetries: torch.Tensor | None, device: torch.device) -> torch.Tensor:
-    pixels = torch.from_numpy(tiles).to(device, non_blocking=True)
-    pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
+def _as_floats(tiles: torch.Tensor, symmetries: torch.Tensor | None) -> torch.Tensor:
+    pixels = tiles.unsqueeze(1) if tiles.ndim == 3 else tiles.permute(0, 3, 1, 2)
     if symmetries is not None:
         pixels = transform(pixels, symmetries)
     return pixels.float().div_(255).contiguous(memory_format=torch.channels_last)
@@ -44,7 +44,9 @@ def crop(pixels: torch.Tensor, border: int) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def validate(model: SRCNN, reader: ShardReader, accelerator: Accelerator) -> dict[str, float]:
+def validate(
+    model: SRCNN, reader: ShardReader, accelerator: Accelerator, stream: StreamConfig | None = None, group: Any = None
+) -> dict[str, float]:
     """Scores the network in float32 on every pair of the split; exact means over the tiles of all ranks.
 
     Returns:
@@ -53,24 +55,18 @@ def validate(model: SRCNN, reader: ShardReader, accelerator: Accelerator) -> dic
 
     Raises:
         FloatingPointError: the network's output is not finite; on all ranks alike.
+        StreamFailed: a rank cannot read its pairs; on all ranks, where `group` is that of `process_group`.
     """
     model = model.folded().to(accelerator.device).to(memory_format=torch.channels_last).eval()  # free of autocast
-    sums = torch.zeros(6, dtype=torch.float64, device=accelerator.device)
+    sums, failure = torch.zeros(6, dtype=torch.float64, device=accelerator.device), None
     size = BATCH_SIZE.get(accelerator.device.type, 64)
-    for batch in prefetch(val_batches(reader, size, accelerator.process_index, accelerator.num_processes), 2):
-        clean, degraded = to_device(batch, accelerator.device)
-        with full_precision():
-            restored = model(degraded)
-        shown = restored.clamp(0, 1)
-        scores = (
-            tile_psnr(clean, degraded),
-            tile_psnr(clean, shown),
-            ssim(clean, degraded),
-            ssim(clean, shown),
-            (restored - clean).double().square().mean(dim=(1, 2, 3)),
-            torch.ones(len(clean)),
-        )
-        sums += torch.stack([score.double().sum().to(sums.device) for score in scores])
+    batches = val_batches(reader, stream or StreamConfig(), size, accelerator.process_index, accelerator.num_processes)
+    try:
+        for batch in on_device(batches, accelerator.device):
+            sums += score_sums(model, *as_floats(batch))
+    except (OSError, ValueError) as error:
+        failure = error
+    agree(failure, group)
     psnr_in, psnr, ssim_in, ssim_out, loss, num_tiles = sum_over_ranks(sums).tolist()
     assert num_tiles == reader.num_samples, "a validation tile was missed or counted twice"
     if not math.isfinite(loss):
@@ -80,3 +76,19 @@ def validate(model: SRCNN, reader: ShardReader, accelerator: Accelerator) -> dic
     values["val/gain"] = values["val/psnr"] - values["val/psnr_in"]
     values["val/gain_percent"] = 100 * values["val/gain"] / values["val/psnr_in"]
     return values
+
+
+def score_sums(model: SRCNN, clean: torch.Tensor, degraded: torch.Tensor) -> torch.Tensor:
+    """PSNR in and out, SSIM in and out, mean squared error and 1, each summed over the tiles; float64 (6,)."""
+    with full_precision():
+        restored = model(degraded)
+    shown = restored.clamp(0, 1)
+    scores = (
+        tile_psnr(clean, degraded),
+        tile_psnr(clean, shown),
+        ssim(clean, degraded),
+        ssim(clean, shown),
+        (restored - clean).double().square().mean(dim=(1, 2, 3)),
+        torch.ones(len(clean)),
+    )
+    return torch.stack([score.double().sum().to(clean.device) for score in scores])

@@ -3,34 +3,91 @@
 import hashlib
 
 import numpy as np
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from srcnn.order import derive_key, permute, samples_at, symmetries_at
+from srcnn.order import (
+    RunOrder,
+    UniformOrder,
+    crops_at,
+    derive_key,
+    part_of_batch,
+    permute,
+    permute_each,
+    symmetries_at,
+)
+
+SEEDS = st.integers(0, 2**63)
+RUN_ORDERS = st.builds(RunOrder, SEEDS, st.integers(1, 3000), st.integers(1, 70), st.integers(1, 90),
+                       st.integers(1, 5000))
+ORDERS = st.builds(UniformOrder, SEEDS, st.integers(1, 3000)) | RUN_ORDERS
 
 
-@given(st.integers(1, 3000), st.integers(0, 2**63), st.integers(0, 10**6))
-def test_every_sample_comes_exactly_once_an_epoch(num_samples, seed, epoch):
-    positions = epoch * num_samples + np.arange(num_samples)
-    assert sorted(samples_at(seed, positions, num_samples).tolist()) == list(range(num_samples))
+@settings(max_examples=300)
+@given(ORDERS, st.integers(0, 10**6))
+def test_every_sample_comes_exactly_once_an_epoch(order, epoch):
+    positions = epoch * order.num_samples + np.arange(order.num_samples)
+    assert sorted(order.samples_at(positions).tolist()) == list(range(order.num_samples))
 
 
-@given(st.integers(1, 500), st.integers(0, 100), st.lists(st.integers(0, 5000), min_size=1, max_size=40))
-def test_the_sample_at_a_position_does_not_depend_on_what_else_is_asked(num_samples, seed, positions):
-    together = samples_at(seed, np.array(positions), num_samples)
-    assert together.tolist() == [samples_at(seed, np.array([position]), num_samples)[0] for position in positions]
+@given(ORDERS, st.lists(st.integers(0, 10_000), min_size=1, max_size=40))
+def test_the_sample_at_a_position_does_not_depend_on_what_else_is_asked(order, positions):
+    together = order.samples_at(np.array(positions))
+    assert together.tolist() == [order.samples_at(np.array([position]))[0] for position in positions]
 
 
-def test_large_sets_need_no_list_of_all_samples():
-    samples = permute(np.arange(1000), 10**12, derive_key(7))
+@given(st.lists(st.tuples(st.integers(1, 2**40), SEEDS), min_size=1, max_size=20))
+def test_permuting_in_sets_of_many_sizes_is_permuting_in_each(sets):
+    sizes, keys = (np.array(column, np.uint64) for column in zip(*sets, strict=True))
+    positions = sizes // np.uint64(3)
+    together = permute_each(positions, sizes, keys)
+    assert together.tolist() == [int(permute(p, int(n), k)) for p, n, k in zip(positions, sizes, keys, strict=True)]
+    assert (together < sizes.astype(np.int64)).all()
+
+
+@pytest.mark.parametrize("order", [UniformOrder(7, 10**12), RunOrder(7, 10**12, 8, 64, 16_384)], ids=str)
+def test_large_sets_need_no_list_of_all_samples(order):
+    samples = order.samples_at(np.arange(1000))
     assert len(set(samples.tolist())) == 1000 and samples.max() > 9 * 10**11 and samples.min() < 10**11
 
 
-def test_seeds_and_epochs_give_unrelated_orders():
-    first = samples_at(0, np.arange(1000), 1000)
-    for other in (samples_at(1, np.arange(1000), 1000), samples_at(0, 1000 + np.arange(1000), 1000)):
-        assert (first == other).sum() < 10  # one in expectation
+@pytest.mark.parametrize("make", [UniformOrder, lambda seed, n: RunOrder(seed, n, 8, 4, 256)], ids=["uniform", "runs"])
+def test_seeds_and_epochs_give_unrelated_orders(make):
+    order, other_seed = make(0, 2000), make(1, 2000)
+    first = order.samples_at(np.arange(2000))
+    for other in (other_seed.samples_at(np.arange(2000)), order.samples_at(2000 + np.arange(2000))):
+        assert (first == other).sum() < 12  # one in expectation
         assert abs(np.corrcoef(first, other)[0, 1]) < 0.15
+
+
+@settings(max_examples=200)
+@given(RUN_ORDERS, st.data())
+def test_neighbours_of_a_run_come_within_two_windows_of_each_other(order, data):
+    run = data.draw(st.integers(0, (order.num_samples - 1) // order.run_samples))
+    samples = order.samples_at(np.arange(order.num_samples))
+    positions = np.flatnonzero(samples // order.run_samples == run)
+    places, lanes = np.divmod(positions, order.num_lanes)
+    for lane_places in (places[lanes == lane] for lane in lanes):
+        assert np.ptp(lane_places) < 2.5 * max(1, order.window_samples // order.num_lanes) + 2 * order.run_samples
+    assert len(set(lanes.tolist())) <= -(-order.run_samples // max(1, order.num_samples // order.num_lanes)) + 1
+
+
+@settings(max_examples=300)
+@given(st.integers(0, 10**9), st.integers(1, 300), st.integers(1, 9), st.integers(1, 90))
+def test_ranks_part_a_global_batch_evenly(start, batch_size, num_ranks, num_lanes):
+    parts = [part_of_batch(start, batch_size, rank, num_ranks, num_lanes) for rank in range(num_ranks)]
+    assert sorted(np.concatenate(parts).tolist()) == list(range(start, start + batch_size))
+    sizes = [len(part) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@given(st.integers(0, 100), st.sampled_from([(16, 64), (64, 64), (256, 64), (512, 16)]), st.sampled_from([1, 2, 4, 8]))
+def test_a_rank_keeps_to_its_lanes(number, sizes, num_ranks):
+    batch_size, num_lanes = sizes
+    lanes = [set((part_of_batch(number * batch_size, batch_size, rank, num_ranks, num_lanes) % num_lanes).tolist())
+             for rank in range(num_ranks)]
+    assert sum(map(len, lanes)) == len(set().union(*lanes)) == min(batch_size, num_lanes)
 
 
 def test_symmetries_are_even_and_differ_between_epochs():
@@ -39,7 +96,30 @@ def test_symmetries_are_even_and_differ_between_epochs():
     assert (symmetries_at(0, np.arange(1000)) == symmetries_at(0, 1000 + np.arange(1000))).mean() < 0.2
 
 
-def test_the_order_never_changes_by_accident():
-    positions = np.arange(10_000)
-    content = samples_at(42, positions, 13_056).tobytes() + symmetries_at(42, positions).tobytes()
-    assert hashlib.sha256(content).hexdigest() == "cbcb0de4a88b9b36a3d2f8bc21056f1908fb25f1c0e98a20123529f52720c759"
+def test_crops_are_spread_evenly_and_independent_in_rows_and_columns():
+    crops = crops_at(0, np.arange(80_000))
+    assert crops.min() >= 0 and crops.max() < 1 and np.abs(crops.mean(axis=0) - 0.5).max() < 0.005
+    assert abs(np.corrcoef(crops.T)[0, 1]) < 0.02
+
+
+GOLDEN = {
+    ("uniform", 0, 0): "0b3111917a5428f3307765a1c5364079e4d0f07dccf69ff7bbf983eeceb72372",
+    ("uniform", 42, 0): "cbcb0de4a88b9b36a3d2f8bc21056f1908fb25f1c0e98a20123529f52720c759",
+    ("uniform", 42, 3): "2fea884d67fac900ffa13560b67db4cc8066c581482cc26ce023416f357ba6d6",
+    ("runs", 0, 0): "482cdabd181648e1958bb077318cc897da5083a8cc131c5aabd3ffe7ae4f8c2a",
+    ("runs", 42, 0): "40740a1351d01d31e417ece8efa141d4c855cff1ded5a46b61c70363386802e7",
+    ("runs", 42, 3): "dbf31c5bc812717b70879c01bd37b715279f17f3e5ed6ae6e95ea8494b09c863",
+}
+
+
+@pytest.mark.parametrize("kind,seed,epoch", GOLDEN, ids=str)
+def test_the_order_never_changes_by_accident(kind, seed, epoch):
+    order = UniformOrder(seed, 13_056) if kind == "uniform" else RunOrder(seed, 13_056, 8, 64, 4096)
+    positions = epoch * 13_056 + np.arange(10_000)
+    content = order.samples_at(positions).tobytes() + symmetries_at(seed, positions).tobytes()
+    assert hashlib.sha256(content).hexdigest() == GOLDEN[kind, seed, epoch], "raise ORDER_VERSION if it has to change"
+
+
+def test_keys_depend_on_every_number_and_their_order():
+    keys = [derive_key(*numbers) for numbers in [(0,), (0, 0), (1, 0), (0, 1), (2**64 - 1, 1), (-1, 2)]]
+    assert len(set(map(int, keys))) == len(keys)

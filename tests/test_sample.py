@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srcnn import sample
-from srcnn.sample import Encoding, Manifest, PhotoRecord, Refused, Shard, ShardError
+from srcnn.sample import IndexFile, Manifest, PhotoRecord, Refused, Shard, ShardError, TileEncoding
 
 SHAPES: list[tuple[int, ...]] = [(128, 128), (128, 128, 3), (8, 8), (72, 72), (256, 256, 3)]
 
@@ -22,7 +22,7 @@ def tiles(num: int, shape: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(num).integers(0, 256, (num, *shape), dtype=np.uint8)
 
 
-def write_tar(path: Path, pairs: np.ndarray, encoding: Encoding = "npy") -> None:
+def write_tar(path: Path, pairs: np.ndarray, encoding: TileEncoding = "npy") -> None:
     """A shard of the pairs (n, 2, H, W[, 3])."""
     with path.open("wb") as file, sample.open_shard_writer(file) as tar:
         for number, (clean, degraded) in enumerate(pairs):
@@ -34,8 +34,10 @@ def manifest(**changes: Any) -> Manifest:
         split="train",
         tile_shape=(16, 16),
         encoding="npy",
+        members=("clean.npy", "degraded.npy"),
         stride=sample.npy_stride((16, 16)),
         config={"resize": "none", "degradation": {"jpeg_quality": [10, 40]}},
+        index=IndexFile("index.npy", 3, "ef"),
         shards=(Shard("000000.tar", 12, "ab", 3), Shard("000001.tar", 5, "cd", 1)),
         photos=(
             PhotoRecord("Москва 🌆.png", "00", 33, 17, 20, "000000.tar", 0, 3, 30.0),
@@ -60,7 +62,7 @@ def test_a_key_is_ten_digits_in_the_order_of_the_numbers(number: int) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("encoding", ["npy", "png"])
-def test_a_tile_comes_back_as_it_was(shape: tuple[int, ...], encoding: Encoding) -> None:
+def test_a_tile_comes_back_as_it_was(shape: tuple[int, ...], encoding: TileEncoding) -> None:
     tile = tiles(1, shape)[0]
     for array in (tile, tile[::-1].swapaxes(0, 1)):  # the second is not contiguous
         found = sample.decode_tile(sample.encode_tile(array, encoding), encoding)
@@ -113,7 +115,7 @@ def test_members_tell_nothing_of_time_user_or_machine(tmp_path: Path) -> None:
 @pytest.mark.parametrize("encoding", ["npy", "png"])
 @pytest.mark.parametrize("shape", [(16, 16), (16, 16, 3)])
 def test_stock_webdataset_reads_the_same_pairs(
-    tmp_path: Path, encoding: Encoding, shape: tuple[int, ...]
+    tmp_path: Path, encoding: TileEncoding, shape: tuple[int, ...]
 ) -> None:
     webdataset = pytest.importorskip("webdataset")
     pairs = tiles(14, shape).reshape(7, 2, *shape)
@@ -145,7 +147,7 @@ def test_a_manifest_comes_back_as_it_was(tmp_path: Path) -> None:
     write_with_shards(tmp_path, manifest())
     assert Manifest.read(tmp_path) == manifest()
     content = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
-    assert (content["format"], content["version"], content["num_samples"]) == ("srcnn-shards", 1, 4)
+    assert (content["format"], content["version"], content["num_samples"]) == ("srcnn-shards", 2, 4)
     assert "Москва 🌆.png" in (tmp_path / "manifest.json").read_text(encoding="utf-8")
 
 
@@ -195,7 +197,7 @@ def test_no_manifest_says_how_to_make_one(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"format": "other"}, "not a shard manifest"),
-        ({"version": 2}, "version 2, this program reads version 1"),
+        ({"version": 1}, "version 1, this program reads version 2; make the shards anew"),
         ({"stride": 100}, "stride 100 does not fit"),
         (
             {"shards": [{"name": "../a.tar", "bytes": 1, "sha256": "", "num_samples": 1}]},
@@ -203,6 +205,7 @@ def test_no_manifest_says_how_to_make_one(tmp_path: Path) -> None:
         ),
         ({"shards": [{"name": "a.tar"}]}, "damaged"),
         ({"photos": None}, "damaged"),
+        ({"index": {"name": "../index.npy", "bytes": 1, "sha256": ""}}, "leads out of the folder"),
     ],
 )
 def test_a_manifest_that_does_not_fit_is_refused(

@@ -57,7 +57,7 @@ def test_the_manifest_tells_the_bytes_and_hashes_of_the_shards(
         for photo in manifest.photos:
             assert photo.first_sample % 6 == 0 and photo.num_samples == 6
         names = {path.name for path in (tmp_path / "out" / split).iterdir()}
-        assert names == {"manifest.json", *(shard.name for shard in manifest.shards)}
+        assert names == {"manifest.json", "index.npy", *(shard.name for shard in manifest.shards)}
 
 
 def test_rgb_and_png_hold_the_same_pixels(tmp_path: Path, photos_folder: PhotosFolder) -> None:

@@ -1,16 +1,35 @@
 """Shards -> batches: every sample exactly once, the same global batches on any number of ranks."""
 
 import collections
+import os
 import threading
 import time
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
-import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from small import small_shards
 
-from srcnn.sample import ShardError, decode_tile
-from srcnn.stream import ShardReader, prefetch, train_batches, val_batches
+from srcnn.order import RunOrder, UniformOrder
+from srcnn.reader import ShardReader
+from srcnn.sample import ShardError
+from srcnn.stream import (
+    BATCHES_IN_USE,
+    Picks,
+    StreamConfig,
+    ahead,
+    picks,
+    picks_in_turn,
+    read_ahead,
+    train_batches,
+    val_batches,
+    with_room,
+)
+
+RUNS = StreamConfig(order="runs", run_samples=4, window_samples=24, num_lanes=4, prefetch_batches=2)
+ORDERS = [StreamConfig(order="uniform", prefetch_batches=2), RUNS]
 
 
 @pytest.fixture(scope="module", params=["npy", "png"])
@@ -18,48 +37,81 @@ def shards(request, tmp_path_factory):
     return small_shards(tmp_path_factory.mktemp(request.param), encoding=request.param)
 
 
-def test_the_reader_gives_what_stock_webdataset_gives(shards):
+def all_ranks(order, start, stop, batch_size, num_ranks):
+    """The global batches, each as the ranks' lists of samples."""
+    ranks = [list(picks(order, start, stop, batch_size, rank, num_ranks)) for rank in range(num_ranks)]
+    assert len({len(parts) for parts in ranks}) == 1, "every rank runs the same number of steps"
+    return [[part.samples.tolist() for part in step] for step in zip(*ranks, strict=True)]
+
+
+def global_batches(order, start, stop, batch_size, num_ranks):
+    return [sorted(sum(step, [])) for step in all_ranks(order, start, stop, batch_size, num_ranks)]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_an_epoch_is_every_sample_once_whatever_the_shards_ranks_and_batches(data):
+    num_samples, num_ranks = data.draw(st.integers(1, 400)), data.draw(st.integers(1, 8))
+    batch_size, seed = data.draw(st.integers(num_ranks, 90)), data.draw(st.integers(0, 99))
+    run_order = st.builds(RunOrder, st.just(seed), st.just(num_samples), st.integers(1, 20), st.integers(1, 70),
+                          st.integers(1, 500))
+    order = data.draw(st.just(UniformOrder(seed, num_samples)) | run_order)
+    num_epochs = data.draw(st.integers(1, 3))
+    steps = all_ranks(order, 0, num_epochs * num_samples, batch_size, num_ranks)
+    assert all(max(map(len, step)) - min(map(len, step)) <= 1 for step in steps)
+    assert all(len(sum(step, [])) == batch_size for step in steps)
+    counts = collections.Counter(sum(sum(steps, []), []))
+    carried = len(steps) * batch_size - num_epochs * num_samples  # the tail of the last batch, out of the next epoch
+    assert 0 <= carried < batch_size
+    ahead_epochs, rest = divmod(carried, num_samples)
+    assert set(counts) == set(range(num_samples))
+    assert all(0 <= count - num_epochs - ahead_epochs <= (1 if rest else 0) for count in counts.values())
+    assert sum(counts.values()) == len(steps) * batch_size
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_global_batches_are_the_same_on_any_number_of_ranks_and_after_any_stop(data):
+    num_samples, batch_size = data.draw(st.integers(1, 300)), data.draw(st.integers(4, 60))
+    order = data.draw(st.sampled_from([UniformOrder(1, num_samples), RunOrder(1, num_samples, 8, 6, 64)]))
+    whole = global_batches(order, 0, 12 * batch_size, batch_size, 1)
+    cuts = [0, *sorted(data.draw(st.tuples(st.integers(0, 12), st.integers(0, 12)))), 12]
+    resumed = []
+    for first, last in zip(cuts[:-1], cuts[1:], strict=True):
+        num_ranks = data.draw(st.integers(1, 4))
+        resumed += global_batches(order, first * batch_size, last * batch_size, batch_size, num_ranks)
+    assert resumed == whole
+
+
+@pytest.mark.parametrize("config", ORDERS, ids=lambda config: config.order)
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+def test_batches_hold_the_picked_pairs(shards, config, num_ranks):
     reader = ShardReader(shards / "train")
-    urls = sorted(str(path) for path in (shards / "train").glob("*.tar"))
-    assert len(urls) == 3
-    stock = list(webdataset.WebDataset(urls, shardshuffle=False))
-    assert len(stock) == reader.num_samples == 75
-    clean, degraded = reader.read(np.arange(75))
-    encoding = reader.manifest.encoding
-    for number, sample in enumerate(stock):
-        assert np.array_equal(clean[number], decode_tile(sample[f"clean.{encoding}"], encoding))
-        assert np.array_equal(degraded[number], decode_tile(sample[f"degraded.{encoding}"], encoding))
+    clean, degraded = reader.read(np.arange(reader.num_samples))
+    clean, degraded = clean.copy(), degraded.copy()
+    order = config.order_of(5, reader)
+    for rank in range(num_ranks):
+        parts = picks(order, 40, 2 * reader.num_samples, 13, rank, num_ranks)
+        batches = train_batches(reader, config, 5, 40, 2 * reader.num_samples, 13, rank, num_ranks)
+        for part, batch in zip(parts, batches, strict=True):
+            assert np.array_equal(batch.samples, part.samples) and np.array_equal(batch.symmetries, part.symmetries)
+            assert np.array_equal(batch.clean, clean[part.samples])
+            assert np.array_equal(batch.degraded, degraded[part.samples])
 
 
-def test_rgb_tiles_keep_their_channels(tmp_path):
-    reader = ShardReader(small_shards(tmp_path, color="rgb") / "train")
-    clean, degraded = reader.read(np.array([3, 0]))
-    assert clean.shape == degraded.shape == (2, 32, 32, 3)
+@pytest.mark.parametrize("config", ORDERS, ids=lambda config: config.order)
+def test_one_sample_in_all_fills_every_batch(tmp_path, config):
+    reader = ShardReader(small_shards(tmp_path) / "train", max_samples=1)
+    batches = [batch.samples.tolist() for batch in train_batches(reader, config, 0, 0, 6, 3)]
+    assert batches == [[0, 0, 0]] * 2
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2, 3, 7])
-@pytest.mark.parametrize("batch_size", [1, 4, 13])
-def test_ranks_share_each_global_batch_and_see_each_sample_once_an_epoch(shards, num_ranks, batch_size):
+def test_continuing_takes_no_longer_far_into_the_stream(shards):
     reader = ShardReader(shards / "train")
-    stop = 2 * reader.num_samples
-    ranks = [list(train_batches(reader, 5, 0, stop, batch_size, rank, num_ranks)) for rank in range(num_ranks)]
-    assert len({len(batches) for batches in ranks}) == 1, "every rank runs the same number of steps"
-    samples = [sample for step in zip(*ranks, strict=True) for batch in step for sample in batch.samples.tolist()]
-    alone = [sample for batch in train_batches(reader, 5, 0, stop, 1) for sample in batch.samples.tolist()]
-    assert samples[:stop] == alone
-    for epoch in range(2):
-        part = samples[epoch * reader.num_samples : (epoch + 1) * reader.num_samples]
-        assert sorted(part) == list(range(reader.num_samples))
-
-
-def test_a_stream_continued_on_other_ranks_goes_on_with_the_same_samples(shards):
-    reader = ShardReader(shards / "train")
-
-    def samples(start, stop, batch_size, num_ranks):
-        ranks = [train_batches(reader, 1, start, stop, batch_size, rank, num_ranks) for rank in range(num_ranks)]
-        return [(s, k) for step in zip(*ranks, strict=True) for b in step for s, k in zip(b.samples, b.symmetries)]
-
-    assert samples(0, 24, 4, 2) + samples(24, 60, 4, 3) + samples(60, 90, 5, 1) == samples(0, 90, 1, 1)
+    for config in ORDERS:
+        begin = time.perf_counter()
+        next(train_batches(reader, config, 0, 10**12, 10**12 + 100, 8))
+        assert time.perf_counter() - begin < 1
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 50])
@@ -69,7 +121,7 @@ def test_validation_sees_every_sample_exactly_once_over_all_ranks(shards, num_ra
     counts = collections.Counter(
         sample
         for rank in range(num_ranks)
-        for batch in val_batches(reader, batch_size, rank, num_ranks)
+        for batch in val_batches(reader, StreamConfig(), batch_size, rank, num_ranks)
         for sample in batch.samples.tolist()
     )
     assert counts == dict.fromkeys(range(45), 1)
@@ -77,53 +129,120 @@ def test_validation_sees_every_sample_exactly_once_over_all_ranks(shards, num_ra
 
 def test_a_reader_of_few_samples_keeps_to_the_first(shards):
     reader = ShardReader(shards / "train", max_samples=7)
-    batches = list(train_batches(reader, 0, 0, 14, 7))
+    batches = list(train_batches(reader, StreamConfig(), 0, 0, 14, 7))
     assert [sorted(batch.samples.tolist()) for batch in batches] == [list(range(7))] * 2
 
 
-def test_missing_cut_and_foreign_shards_are_named(tmp_path):
-    shards = small_shards(tmp_path)
-    with pytest.raises(FileNotFoundError, match="make shards"):
-        ShardReader(tmp_path)
-    shard = shards / "train" / "000001.tar"
-    content = shard.read_bytes()
-    shard.write_bytes(content[:-512])
-    with pytest.raises(ShardError, match="000001.tar: has .* bytes"):
-        ShardReader(shards / "train")
-    shard.unlink()
-    with pytest.raises(ShardError, match="000001.tar: is missing"):
-        ShardReader(shards / "train")
+def test_a_batch_stays_whole_while_the_next_ones_are_asked_for(shards):
+    reader = ShardReader(shards / "train")
+    batches = train_batches(reader, StreamConfig(prefetch_batches=1), 0, 0, 75, 5)
+    kept = [next(batches) for _ in range(BATCHES_IN_USE)]
+    copies = [batch.clean.copy() for batch in kept]
+    time.sleep(0.1)
+    assert all(np.array_equal(batch.clean, copy) for batch, copy in zip(kept, copies, strict=True))
+    buffers = {id(batch.clean) for batch in [*kept, *batches]}
+    assert len(buffers) == 1 + BATCHES_IN_USE, "the arrays are used again"
 
 
-def test_prefetch_keeps_the_order_and_reads_ahead_no_further_than_its_depth():
+def test_no_thread_file_or_memory_is_left_over_20_epochs(shards):
+    reader = ShardReader(shards / "train")
+
+    def standing():
+        return threading.active_count(), len(os.listdir("/proc/self/fd"))
+
+    def epoch(number, config):
+        batches = train_batches(reader, config, 0, number * 75, (number + 1) * 75, 8)
+        for _ in range(3 if number % 2 else 100):  # every second one is left half way
+            if next(batches, None) is None:
+                break
+        batches.close()
+
+    for config in ORDERS:
+        epoch(0, config)
+    before = standing()
+    for number in range(20):
+        for config in ORDERS:
+            epoch(number, config)
+    assert standing() == before
+    reader.close()
+    assert len(os.listdir("/proc/self/fd")) < before[1]
+
+
+def test_ahead_keeps_the_order_and_works_ahead_no_further_than_its_depth():
     made = []
 
-    def numbers():
-        for number in range(20):
-            made.append(number)
-            yield number
+    def work(number):
+        time.sleep(0.01 * (number % 3))
+        made.append(number)
+        return number
 
-    ahead = prefetch(numbers(), 3)
-    assert next(ahead) == 0
+    results = ahead(work, ((number,) for number in range(20)), 3, 4)
+    assert next(results) == 0
     time.sleep(0.3)
-    assert len(made) <= 1 + 3 + 1
-    assert list(ahead) == list(range(1, 20))
+    assert len(made) == 1 + 4
+    assert list(results) == list(range(1, 20))
 
 
-def test_prefetch_raises_the_producers_error_at_its_place():
-    def broken():
-        yield 1
-        raise ShardError("000007.tar: damaged")
+def test_ahead_raises_an_error_in_its_place_and_leaves_no_thread():
+    def work(number):
+        if number == 2:
+            raise ShardError("000007.tar: damaged")
+        return number
 
-    ahead = prefetch(broken(), 2)
-    assert next(ahead) == 1
-    with pytest.raises(ShardError, match="000007"):
-        next(ahead)
-
-
-def test_prefetch_leaves_no_thread_behind():
     before = threading.active_count()
-    ahead = prefetch(iter(range(1000)), 2)
-    next(ahead)
-    ahead.close()
+    results = ahead(work, ((number,) for number in range(9)), 2, 4)
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(ShardError, match="000007"):
+        next(results)
     assert threading.active_count() == before
+
+
+def parts_of(order, num_steps, batch_size=16):
+    return list(picks(order, 0, num_steps * batch_size, batch_size))
+
+
+@pytest.mark.parametrize("num_samples", [64, 1000, 5003])
+def test_every_run_is_fetched_once_an_epoch_in_the_order_of_need(num_samples):
+    order = RunOrder(3, num_samples, 8, 4, 256)
+    fetched = collections.Counter()
+
+    def fetch(run):
+        fetched[run] += 1
+        return Future()
+
+    parts = parts_of(order, num_samples // 16)
+    for part, runs in read_ahead(parts, fetch, 8, 512, 64):
+        assert set(runs) == set((part.samples // 8).tolist())
+    assert sum(fetched.values()) - len(fetched) <= order.num_lanes + len(fetched) // 100  # borders of lanes and windows
+    assert list(fetched) == list(dict.fromkeys(run for part in parts for run in (part.samples // 8).tolist()))
+
+
+def test_reading_ahead_leads_by_so_many_positions_and_holds_a_bounded_number_of_runs():
+    order = RunOrder(0, 100_000, 8, 16, 2048)
+    alive = set()
+
+    def fetch(run):
+        future = Future()
+        alive.add(id(future))
+        __import__("weakref").finalize(future, alive.discard, id(future))
+        return future
+
+    most, seen = 0, 0
+    for part, _ in read_ahead(parts_of(order, 4000), fetch, 8, 4096, 512):
+        seen += 1
+        most = max(most, len(alive))
+    assert seen == 4000
+    assert most * 8 <= 2048 + 2 * 512 + 16 * 64
+
+
+def test_rooms_are_used_in_turn_and_a_short_last_batch_gets_its_own():
+    parts = [Picks(np.arange(size), np.zeros(size, np.uint8), None, 0) for size in (4, 4, 4, 4, 4, 4, 3)]
+    rooms = [room for _, room in with_room(parts, (2, 2), 2)]
+    assert [len(room.rows) for room in rooms] == [4] * 6 + [3]
+    assert rooms[5] is rooms[0] and len({id(room) for room in rooms[:5]}) == 5
+
+
+@given(st.integers(1, 200), st.integers(1, 50), st.integers(1, 9))
+def test_picks_in_turn_share_all_samples_in_order(num_samples, batch_size, num_ranks):
+    parts = [part for rank in range(num_ranks) for part in picks_in_turn(num_samples, batch_size, rank, num_ranks)]
+    assert np.concatenate([part.samples for part in parts]).tolist() == list(range(num_samples))

@@ -12,10 +12,11 @@ from srcnn import checkpoint
 from srcnn.model import SRCNN, ModelConfig, initialize, load_model
 from srcnn.optimize import OptimizerConfig
 from srcnn.order import symmetries_at
-from srcnn.stream import Batch, ShardReader
+from srcnn.reader import ShardReader
+from srcnn.stream import Batch
 from srcnn.tracking import read_metrics
 from srcnn.train import train
-from srcnn.validate import to_device, transform, validate
+from srcnn.validate import as_floats, transform, validate
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +203,7 @@ def test_both_tiles_of_a_pair_get_the_symmetry_of_their_position():
     tiles = np.random.default_rng(0).integers(0, 256, (64, 5, 5), np.uint8)
     symmetries = symmetries_at(3, np.arange(64))
     batch = Batch(tiles, 255 - tiles, np.arange(64), symmetries)
-    clean, degraded = to_device(batch, torch.device("cpu"), augment=True)
+    clean, degraded = as_floats(Batch(*map(torch.from_numpy, batch)), augment=True)
     torch.testing.assert_close(clean + degraded, torch.ones_like(clean))
     for tile, symmetry, out in zip(tiles, symmetries, clean, strict=True):
         expected = tile[:, ::-1] if symmetry & 1 else tile

@@ -1,0 +1,257 @@
+"""Random access to the pairs of one split, wherever its shards lie.
+
+Shards of npy tiles in a folder are read by arithmetic: one call of the system puts both tiles of a pair straight into
+their rows of the batch. Everything else (object stores, png, foreign shards) is read as ranges of neighbouring samples
+with the help of the index, checked against its hashes, and unpacked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from srcnn.cache import SparseCache
+from srcnn.index import hash_of, open_index
+from srcnn.sample import (
+    BLOCK_BYTES,
+    MANIFEST,
+    Manifest,
+    ShardError,
+    check_shard_size,
+    decode_picture,
+    decode_tile,
+    npy_header_bytes,
+)
+from srcnn.storage import AccessConfig, Folder, open_storage
+
+NUM_PROBES = 64
+CURE = "copy it again or make the shards anew"
+READ_ATTEMPTS = 3  # of a range that arrives but does not match its hashes
+
+
+Allocate = Callable[[tuple[int, ...]], np.ndarray]  # makes uint8 arrays of a shape
+
+
+class Pairs:
+    """Room for the pairs of a batch, to be filled again and again.
+
+    Attributes:
+        clean, degraded: uint8 (N, H, W) or (N, H, W, 3).
+        rows: for each pair, the writable bytes of its two tiles.
+    """
+
+    def __init__(self, num_pairs: int, tile_shape: tuple[int, ...], allocate: Allocate | None = None) -> None:
+        shape = (num_pairs, *tile_shape)
+        self.clean, self.degraded = (allocate(shape) if allocate else np.empty(shape, np.uint8) for _ in range(2))
+        tiles = zip(self.clean, self.degraded, strict=True)
+        self.rows = [(memoryview(clean).cast("B"), memoryview(degraded).cast("B")) for clean, degraded in tiles]
+
+
+class PairReader(Protocol):
+    """What gives pairs by their numbers: `ShardReader`, or a copy of all its pairs in memory."""
+
+    num_samples: int
+    tile_shape: tuple[int, ...]
+    is_local: bool
+    in_memory: bool
+
+    def read(
+        self, samples: np.ndarray, room: Pairs | None = None, crops: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See `ShardReader.read`."""
+
+
+class ShardReader:
+    """The pairs of one split's folder or URL by their numbers; safe to use from several threads.
+
+    Attributes:
+        location: the folder or URL; `is_local` tells which.
+        num_samples: pairs, at most `max_samples` where that is given.
+        tile_shape: (H, W) or (H, W, 3).
+
+    Raises:
+        FileNotFoundError: no manifest there.
+        ShardError: shards that do not match it; from the constructor as far as can be told cheaply, else from `read`.
+        ReadFailed: shards that cannot be read.
+    """
+
+    in_memory = False
+
+    def __init__(self, location: str | Path, max_samples: int = 0, access: AccessConfig | None = None) -> None:
+        access = access or AccessConfig()
+        self.location = str(location)
+        self.storage = open_storage(location, access)
+        self.manifest = self._read_manifest()
+        self.tile_shape = self.manifest.tile_shape
+        self.num_samples = self.manifest.num_samples
+        if max_samples:
+            self.num_samples = min(max_samples, self.num_samples)
+        if not self.num_samples:
+            raise ShardError(f"{location}: holds no pairs; make shards of more photos, or give some with --val")
+        self._starts = np.cumsum([0, *(shard.num_samples for shard in self.manifest.shards)])
+        self._shard_starts = np.cumsum([0, *(shard.bytes for shard in self.manifest.shards)])
+        self.is_local = isinstance(self.storage, Folder)
+        self._index: np.ndarray | None = None
+        self._cache: SparseCache | None = None
+        if access.cache and not self.is_local:
+            path = Path(access.cache, f"{self.manifest.hash()[:16]}.shards")
+            self._cache = SparseCache(path, round(access.cache_gigabytes * 1e9))
+        if self.manifest.stride is not None:
+            half = self.manifest.stride // 2
+            start = BLOCK_BYTES + npy_header_bytes(self.tile_shape)
+            tile_bytes = int(np.prod(self.tile_shape))
+            self._tile_spans = (slice(start, start + tile_bytes), slice(half + start, half + start + tile_bytes))
+            self._gaps = (bytearray(start), bytearray(half - tile_bytes))  # where headers and padding are read to
+        self._probe()
+
+    def _read_manifest(self) -> Manifest:
+        if isinstance(self.storage, Folder):
+            return Manifest.read(self.storage.path)
+        try:
+            return Manifest.parse(self.storage.read(MANIFEST), f"{self.location}/{MANIFEST}")
+        except FileNotFoundError as error:
+            cure = "copy the whole folder that was made there, manifest too"
+            raise FileNotFoundError(f"{error}: no shards here; {cure}") from error
+
+    @property
+    def index(self) -> np.ndarray:
+        """The split's index, read when first needed."""
+        if self._index is None:
+            entry = self.manifest.index
+            where = f"{self.location}/{entry.name}"
+            try:
+                if isinstance(self.storage, Folder):
+                    check_shard_size(self.storage.path / entry.name, entry)
+                    self._index = open_index(self.storage.path / entry.name, self.manifest, where)
+                else:
+                    self._index = open_index(self.storage.read(entry.name), self.manifest, where)
+            except FileNotFoundError as error:
+                raise ShardError(f"{where}: is missing; copy it again") from error
+        return self._index
+
+    def _probe(self) -> None:
+        """Checks the first pair of some shards, so that swapped shards or those of another manifest are found out."""
+        if self.is_local:
+            for number in np.unique(np.linspace(0, len(self.manifest.shards) - 1, NUM_PROBES).astype(int)).tolist():
+                if self.manifest.shards[number].num_samples:
+                    self.fetch(int(self._starts[number]), int(self._starts[number]) + 1)
+
+    def read(
+        self, samples: np.ndarray, room: Pairs | None = None, crops: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Sample numbers (N,) -> (clean, degraded), uint8 (N, *tile_shape), in that order.
+
+        Args:
+            room: what to fill and return; a new one where None.
+            crops: (N, 2) in [0, 1), where to cut tiles out of larger pictures (rows, columns); None: the middle.
+        """
+        room = room or Pairs(len(samples), self.tile_shape)
+        if self.is_local and self.manifest.stride is not None:
+            self._gather(samples, room)
+            return room.clean, room.degraded
+        breaks = np.flatnonzero(np.diff(samples) != 1) + 1
+        for first_row, stop_row in zip([0, *breaks], [*breaks, len(samples)], strict=True):
+            first = int(samples[first_row])
+            contents = self.fetch(first, first + int(stop_row - first_row))
+            for row, content in enumerate(contents, int(first_row)):
+                self.unpack(int(samples[row]), content, room, row, None if crops is None else crops[row])
+        return room.clean, room.degraded
+
+    def _gather(self, samples: np.ndarray, room: Pairs) -> None:
+        """Both tiles of each pair from their place in the shard into their row, headers and padding into nowhere."""
+        assert isinstance(self.storage, Folder) and self.manifest.stride is not None
+        numbers = np.searchsorted(self._starts, samples, side="right") - 1
+        offsets = (samples - self._starts[numbers]) * self.manifest.stride
+        before, between = self._gaps
+        expected = self._tile_spans[1].stop
+        shards, read_into = self.manifest.shards, self.storage.read_into
+        for number, offset, (clean, degraded) in zip(numbers.tolist(), offsets.tolist(), room.rows):
+            if read_into(shards[number].name, offset, (before, clean, between, degraded)) != expected:
+                where = f"{self.storage.path / shards[number].name}"
+                raise ShardError(f"{where}: ends within the pair at byte {offset}; {CURE}")
+
+    def fetch(self, first: int, stop: int) -> list[memoryview]:
+        """The bytes of neighbouring samples, each checked against its hash.
+
+        Raises:
+            ReadFailed: they cannot be read.
+            ShardError: they are not what the index says, also when read again.
+        """
+        contents: list[memoryview] = []
+        while first < stop:
+            number = int(np.searchsorted(self._starts, first, side="right")) - 1
+            last = min(stop, int(self._starts[number + 1]))
+            contents += self._fetch_within(number, first, last)
+            first = last
+        return contents
+
+    def _fetch_within(self, number: int, first: int, stop: int) -> list[memoryview]:
+        rows = self.index[first:stop].tolist()
+        start, end = rows[0][0], rows[-1][0] + rows[-1][1]
+        place = int(self._shard_starts[number]) + start
+        shard = self.manifest.shards[number]
+        content: Any = self._cache.read(place, place + end - start) if self._cache else None
+        if content is not None and not _mismatch(parts := _split(content, rows), rows):
+            return parts
+        for _ in range(READ_ATTEMPTS):
+            content = self.storage.read_range(shard.name, start, end, shard.bytes)
+            parts = _split(content, rows)
+            wrong = _mismatch(parts, rows)
+            if not wrong:
+                if self._cache:
+                    self._cache.write(place, content)
+                return parts
+        start, num_bytes = rows[wrong - 1][:2]
+        pair = f"pair {first + wrong - 1} of the split (bytes {start} to {start + num_bytes})"
+        raise ShardError(f"{self.location}/{shard.name}: {pair} is not as when it was indexed: damaged, or another shard under its name; {CURE}")
+
+    def unpack(self, sample: int, content: memoryview, room: Pairs, row: int, crop: np.ndarray | None = None) -> None:
+        """A sample's bytes, as they came from `fetch`, into a row of a batch."""
+        if self.manifest.stride is not None:
+            for out, span in zip(room.rows[row], self._tile_spans, strict=True):
+                out[:] = content[span]
+            return
+        _, _, clean, clean_bytes, degraded, degraded_bytes, _ = self.index[sample].item()
+        members = content[clean : clean + clean_bytes], content[degraded : degraded + degraded_bytes]
+        try:
+            if self.manifest.encoding == "any":
+                channels = 3 if len(self.tile_shape) == 3 else 1
+                pictures = self._cut([decode_picture(member, channels) for member in members], crop)
+            else:
+                pictures = [decode_tile(member, self.manifest.encoding) for member in members]
+            room.clean[row], room.degraded[row] = pictures
+        except (ValueError, OSError) as error:
+            raise ShardError(f"{self.location}: pair {sample} of the split: {error}") from error
+
+    def _cut(self, pictures: list[np.ndarray], crop: np.ndarray | None) -> list[np.ndarray]:
+        """The same tile of both pictures."""
+        height, width = self.tile_shape[:2]
+        shapes = [picture.shape[:2] for picture in pictures]
+        spare = shapes[0][0] - height, shapes[0][1] - width
+        if shapes[0] != shapes[1] or min(spare) < 0:
+            found = f"pictures of {shapes[0]} and {shapes[1]} pixels"
+            raise ValueError(f"{found}; expected equal ones, {self.tile_shape[:2]} at least")
+        share = (0.5, 0.5) if crop is None else crop
+        top, left = (int(part * (more + 1)) for part, more in zip(share, spare, strict=True))
+        return [picture[top : top + height, left : left + width] for picture in pictures]
+
+    def close(self) -> None:
+        """Closes the files; ends waiting for an object store."""
+        self.storage.close()
+        if self._cache:
+            self._cache.close()
+
+
+def _split(content: Any, rows: list[tuple[int, ...]]) -> list[memoryview]:
+    """The samples in a range of a shard."""
+    view = memoryview(content)
+    return [view[row[0] - rows[0][0] : row[0] - rows[0][0] + row[1]] for row in rows]
+
+
+def _mismatch(parts: list[memoryview], rows: list[tuple[int, ...]]) -> int:
+    """The number (from 1) of the first sample that is not as the index says, 0 if all are."""
+    both = enumerate(zip(parts, rows, strict=True), 1)
+    return next((number for number, (part, row) in both if hash_of(part) != row[-1]), 0)

@@ -1,0 +1,73 @@
+"""A whole split in the memory of the host or of the device, with the order and the guarantees of the stream."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import psutil
+import torch
+
+from srcnn.reader import Pairs, ShardReader
+from srcnn.stream import Batch, Picks, StreamConfig, val_batches
+
+LARGEST_SHARE = 0.8  # of the free memory that a resident set may take
+
+
+class ResidentReader:
+    """Stands in for the reader it was loaded from. Raises ValueError where the split does not fit."""
+
+    in_memory = True
+
+    def __init__(self, reader: ShardReader, config: StreamConfig) -> None:
+        self.num_samples, self.tile_shape, self.is_local = reader.num_samples, reader.tile_shape, reader.is_local
+        self._tiles = [tiles.numpy() for tiles in load_resident(reader, config, torch.device("cpu"))]
+
+    def read(
+        self, samples: np.ndarray, room: Pairs | None = None, crops: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `ShardReader.read`."""
+        room = room or Pairs(len(samples), self.tile_shape)
+        for tiles, out in zip(self._tiles, (room.clean, room.degraded), strict=True):
+            np.take(tiles, samples, axis=0, out=out, mode="clip")  # "raise" would go through another buffer
+        return room.clean, room.degraded
+
+
+def load_resident(reader: ShardReader, config: StreamConfig, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """All (clean, degraded) tiles of the split in the device's memory, uint8.
+
+    Raises:
+        ValueError: they do not fit, or are pictures of several sizes.
+    """
+    check_fits(reader, device)
+    shape = (reader.num_samples, *reader.tile_shape)
+    clean, degraded = (torch.empty(shape, dtype=torch.uint8, device=device) for _ in range(2))
+    for batch in val_batches(reader, config, 256):
+        first, last = int(batch.samples[0]), int(batch.samples[-1]) + 1
+        clean[first:last], degraded[first:last] = torch.from_numpy(batch.clean), torch.from_numpy(batch.degraded)
+    return clean, degraded
+
+
+def check_fits(reader: ShardReader, device: torch.device) -> None:
+    """Raises ValueError where the split does not fit into the memory of the device, or is not of one size."""
+    if reader.manifest.encoding == "any":
+        raise ValueError(f"{reader.location}: pictures of several sizes cannot be resident: --stream.resident no")
+    needed = 2 * reader.num_samples * int(np.prod(reader.tile_shape))
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if needed > LARGEST_SHARE * free:
+        told = f"{needed / 1e9:.1f} GB of tiles, {free / 1e9:.1f} GB free on {device} for this rank"
+        raise ValueError(f"{reader.location}: {told}: --stream.resident no")
+
+
+def gathered(tiles: tuple[torch.Tensor, torch.Tensor], parts: Iterator[Picks]) -> Iterator[Batch]:
+    """Batches out of tiles that are on the device."""
+    for part in parts:
+        samples, symmetries = (
+            torch.from_numpy(array).to(tiles[0].device, non_blocking=True) for array in (part.samples, part.symmetries)
+        )
+        clean, degraded = (half.index_select(0, samples) for half in tiles)
+        yield Batch(clean, degraded, samples, symmetries)

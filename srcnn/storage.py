@@ -1,0 +1,211 @@
+"""Where shards lie: a folder, or an object store read by ranges (http, https, s3, gs, az). Nothing is ever executed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from srcnn.files import OpenFile
+
+SCHEMES = ("http", "https", "s3", "gs", "az")
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 10.0
+MAX_OPEN_FILES = 256
+ResultT = TypeVar("ResultT")
+logger = logging.getLogger(__name__)
+
+
+class ReadFailed(OSError):
+    """A file or a range of it could not be read, for good; the message names both and the cause."""
+
+
+@dataclass(frozen=True)
+class AccessConfig:
+    """How shards in an object store are read; a folder needs none of it.
+
+    Args:
+        timeout_seconds: longest time one request may take.
+        give_up_seconds: how long a failing read is tried again, with growing pauses, before the run stops.
+        num_connections: ranges read at the same time.
+        cache: folder on a local disk that keeps what was read, for all processes of the machine; empty: none.
+        cache_gigabytes: the most the cache takes, 10^9 bytes: so much of the data set from its beginning.
+    """
+
+    timeout_seconds: float = 20.0
+    give_up_seconds: float = 120.0
+    num_connections: int = 32
+    cache: str = ""
+    cache_gigabytes: float = 100.0
+
+    def __post_init__(self) -> None:
+        if min(self.timeout_seconds, self.give_up_seconds, self.num_connections, self.cache_gigabytes) <= 0:
+            raise ValueError("timeout_seconds, give_up_seconds, num_connections and cache_gigabytes must be above 0")
+
+
+def is_url(location: str | Path) -> bool:
+    """Whether this names an object store rather than a folder; `pipe:cat x` is neither, see `open_storage`."""
+    return "://" in str(location)
+
+
+def join(location: str | Path, name: str) -> str:
+    """The folder `name` in a folder or below a URL."""
+    return f"{str(location).rstrip('/')}/{name}" if is_url(location) else str(Path(location, name))
+
+
+def open_storage(location: str | Path, access: AccessConfig | None = None) -> Folder | ObjectStore:
+    """The storage at a folder's path or a URL.
+
+    Raises:
+        ValueError: a URL of a kind that is not read.
+    """
+    text = str(location)
+    scheme = text.partition(":")[0]
+    if is_url(location) and scheme in SCHEMES:
+        return ObjectStore(text, access or AccessConfig())
+    if is_url(location) or (scheme == "pipe" and ":" in text):
+        raise ValueError(f"{scheme}: shards are read from a folder or from {', '.join(SCHEMES)} addresses, no others")
+    return Folder(Path(location))
+
+
+class Folder:
+    """Files below a folder of this machine; safe to use from several threads."""
+
+    def __init__(self, path: Path) -> None:
+        self.location = str(path)
+        self.path = path.expanduser()
+        self._open: dict[str, OpenFile] = {}
+        self._lock = threading.Lock()
+
+    def read(self, name: str) -> bytes:
+        """The whole of a small file."""
+        return (self.path / name).read_bytes()
+
+    def read_range(self, name: str, start: int, stop: int, num_bytes: int | None = None) -> bytes:
+        """Bytes `start` up to `stop` of a file. Raises ReadFailed where it has fewer."""
+        content = os.pread(self._file(name).number, stop - start, start)
+        if len(content) != stop - start:
+            raise ReadFailed(f"{self.path / name}: ends before byte {stop}")
+        return content
+
+    def read_into(self, name: str, start: int, buffers: Sequence[Any]) -> int:
+        """Fills writable buffers from byte `start` on, in one call of the system; the number of bytes read."""
+        return os.preadv(self._file(name).number, buffers, start)
+
+    def _file(self, name: str) -> OpenFile:
+        file = self._open.get(name)
+        if file is None:
+            file = OpenFile(self.path / name)
+            with self._lock:
+                if len(self._open) >= MAX_OPEN_FILES:  # closed when the last thread that reads from it is done
+                    self._open.pop(next(iter(self._open)))
+                self._open[name] = file
+        return file
+
+    def close(self) -> None:
+        """Closes the files; reading opens them again."""
+        self._open.clear()
+
+
+class ObjectStore:
+    """Files below a URL, read with obstore; safe to use from several threads. Credentials come from the environment.
+
+    A read that fails is tried again until `give_up_seconds` are over; what cannot heal (absent, forbidden) fails at
+    once. Not to be used in a process that was forked from one that did.
+    """
+
+    def __init__(self, url: str, access: AccessConfig) -> None:
+        try:
+            import obstore
+            from obstore.store import from_url
+        except ImportError as error:
+            cure = "object stores are read with the package obstore: pip install 'srcnn[remote]'"
+            raise ValueError(f"{_without_secrets(url)}: {cure}") from error
+        self.location = _without_secrets(url).rstrip("/")
+        self.access = access
+        self._closed = threading.Event()
+        self._obstore = obstore
+        plain_http = url.startswith("http:") or os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true")
+        timeout = timedelta(seconds=access.timeout_seconds)
+        options: Any = {"timeout": timeout, "connect_timeout": timeout, "allow_http": plain_http}
+        retries: Any = {"max_retries": 0}  # `_persistently` does it, also for answers that arrive cut short
+        self._store = from_url(url, client_options=options, retry_config=retries)
+
+    def read(self, name: str) -> bytes:
+        """The whole of a small file.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ReadFailed: it cannot be read.
+        """
+        return bytes(self._persistently(name, "", lambda: self._obstore.get(self._store, name).bytes()))
+
+    def read_range(self, name: str, start: int, stop: int, num_bytes: int | None = None) -> Any:
+        """Bytes `start` up to `stop` of a file, as a buffer; where `num_bytes` is given, of a file of that length.
+
+        Raises:
+            ReadFailed: absent, forbidden, of another length, or failing for too long.
+        """
+        def get() -> Any:
+            result = self._obstore.get(self._store, name, options={"range": (start, stop)})
+            if num_bytes is not None and result.meta["size"] != num_bytes:
+                raise _Final(f"has {result.meta['size']} bytes, the manifest says {num_bytes} bytes")
+            content = result.bytes()
+            if len(content) != stop - start:
+                raise OSError(f"{len(content)} bytes came instead of {stop - start}")
+            return content
+
+        try:
+            return self._persistently(name, f"bytes {start} to {stop}: ", get)
+        except FileNotFoundError as error:
+            raise ReadFailed(str(error)) from error
+
+    def _persistently(self, name: str, what: str, get: Callable[[], ResultT]) -> ResultT:
+        """`get()`, again and again while that may help."""
+        errors = self._obstore.exceptions
+        final = (_Final, errors.PermissionDeniedError, errors.UnauthenticatedError, errors.NotSupportedError)
+        where = f"{self.location}/{name}: {what}"
+        end, pause = time.monotonic() + self.access.give_up_seconds, FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                return get()
+            except (FileNotFoundError, errors.NotFoundError):
+                raise FileNotFoundError(f"{where}is not there") from None  # what obstore says may hold secrets
+            except final as error:
+                raise ReadFailed(f"{where}{_cause(error)}") from None
+            except (OSError, errors.BaseError) as error:
+                if "non-partial" in str(error):  # an S3 server that knows no ranges
+                    raise ReadFailed(f"{where}{_cause(error)}") from None
+                if time.monotonic() + pause > end or self._closed.is_set():
+                    tried = f"(tried for {self.access.give_up_seconds:g} s)"
+                    raise ReadFailed(f"{where}{_cause(error)} {tried}") from None
+                logger.warning("%s%s; trying again", where, _cause(error))
+            self._closed.wait(pause * random.uniform(0.5, 1))
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    def close(self) -> None:
+        """Ends what is being tried again."""
+        self._closed.set()
+
+
+class _Final(OSError):
+    """What another attempt will not mend."""
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong: the first line, and the kinds of error that obstore only names in its dump below."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    kinds = dict.fromkeys(re.findall(r"kind: (\w+)", " ".join(lines[1:])))
+    return _without_secrets(lines[0]) + (f" ({', '.join(kinds)})" if kinds else "")
+
+
+def _without_secrets(text: str) -> str:
+    """A URL, or a text with URLs, without user, password and query."""
+    return re.sub(r"\?[^\s\"')]*", "", re.sub(r"(://)[^/@\s]*@", r"\1", text))
