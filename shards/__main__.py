@@ -1,10 +1,14 @@
-"""`python -m shards --config configs/shards.yaml --photos DIR --out DIR`: what `make shards` runs."""
+"""`python -m shards --config configs/shards.yaml --photos DIR --out DIR`: what `make shards` runs.
+
+`python -m shards index DIR` makes shards that were written elsewhere readable.
+"""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+from shards import foreign
 from shards.plan import ShardsConfig
 from shards.pool import ShardsFailed
 from shards.sheet import write_sheet
@@ -14,6 +18,9 @@ from srcnn.config import parse
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 photos refused (unless `allow_refused`) or no pair made, 2 a wrong key."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["index"]:
+        return foreign.main(arguments[1:])
     config = parse(ShardsConfig, "python -m shards", __doc__, arguments)
     try:
         summary = make_shards(config)

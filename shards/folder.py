@@ -17,9 +17,7 @@ from shards.pool import ShardsFailed
 from srcnn import files, sample
 from srcnn.config import plain
 from srcnn.index import ROW, encode_index, index_tar, write_index
-from srcnn.sample import SPLITS, IndexFile, Manifest, PhotoRecord, Refused, Shard
-
-PLAN = "plan.json"
+from srcnn.sample import PLAN, SPLITS, IndexFile, Manifest, PhotoRecord, Refused, Shard
 
 
 @dataclass(frozen=True)

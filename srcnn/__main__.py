@@ -21,6 +21,7 @@ from srcnn.report import before_after, write_report
 from srcnn.restore import output_paths, restore, restore_file
 from srcnn.score import LUMA_NAMES, score_folder, to_json, to_markdown
 from srcnn.storage import join
+from srcnn.verify import verify_shards
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,6 +69,10 @@ def command_line() -> argparse.ArgumentParser:
     for command in (mend, score, compare):
         command.add_argument("--model", default=DEFAULT_WEIGHTS, metavar="FILE",
                              help=f"weights: a file, a run folder or a shipped name (default: {DEFAULT_WEIGHTS})")
+
+    verify = commands.add_parser("verify-shards", help="check every byte of shards against their manifest")
+    verify.add_argument("location", help="folder or URL of a split, or of what has train and val below it")
+    verify.set_defaults(action=verify_command)
 
     report = commands.add_parser("report", help="write the report of a training run again")
     report.add_argument("run", type=Path, help="folder of the run")
@@ -146,6 +151,17 @@ def compare_command(options: argparse.Namespace) -> int:
     write_photo(options.out, Photo(picture))
     print(options.out)
     return 0
+
+
+def verify_command(options: argparse.Namespace) -> int:
+    num_files = num_problems = 0
+    for checked in tqdm(verify_shards(options.location), "files checked", disable=None, unit=""):
+        num_files += 1
+        if checked.problem:
+            num_problems += 1
+            tqdm.write(f"{checked.name}: {checked.problem}", file=sys.stderr)
+    print(f"{options.location}: {num_files} files checked, {num_problems} with problems")
+    return int(num_problems > 0)
 
 
 def report_command(options: argparse.Namespace) -> int:

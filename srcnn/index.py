@@ -11,7 +11,6 @@ import mmap
 import re
 import tarfile
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +31,7 @@ ROW = np.dtype(
         ("hash", "<u8"),  # XXH3 of all its bytes, headers and padding too
     ]
 )
-_KEY = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")  # webdataset's rule: the first dot of the base name ends the key
+_KEY = re.compile(r"(?!__[^/]*__/)((?:.*/)?[^./]+)\.([^/]+)")  # webdataset's: the first dot of the base name ends it
 
 
 def hash_of(content: bytes | memoryview) -> int:
@@ -44,47 +43,78 @@ def index_tar(path: Path, members: tuple[str, str]) -> tuple[np.ndarray, list[st
     """The rows and the keys of a shard's samples; `members` are the names after the key, clean and degraded.
 
     Raises:
-        ShardError: no plain tar, half a pair, a key that comes twice.
+        ShardError: no plain and whole tar, half a pair, a key that comes twice; each of them is named.
     """
-    rows, keys = [], []
-    with path.open("rb") as file:
-        try:
-            content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-            samples = list(_samples(path))
-        except (tarfile.TarError, ValueError) as error:
-            raise ShardError(f"{path}: not a plain tar that can be read: {error}") from error
+    rows, keys, problems = scan_tar(path, members)
+    if problems:
+        raise ShardError("\n".join(problems))
+    return rows, keys
+
+
+def scan_tar(path: Path, members: tuple[str, str]) -> tuple[np.ndarray, list[str], list[str]]:
+    """The rows and the keys of a shard's whole samples, and what is wrong with the others or with the shard."""
+    rows, keys, seen = [], [], set()
+    content, samples, problems = _samples(path)
     for key, found in samples:
         missing = [name for name in members if name not in found]
         if missing:
-            raise ShardError(f"{path}: {key}: has {', '.join(sorted(found))} but no {' and no '.join(missing)}")
-        start = min(member.offset for member in found.values())
-        stop = max(member.offset_data + _padded(member.size) for member in found.values())
-        if stop > len(content):
-            raise ShardError(f"{path}: {key}: cut off at byte {len(content)}")
-        places = [(found[name].offset_data - start, found[name].size) for name in members]
-        rows.append((start, stop - start, *places[0], *places[1], hash_of(content[start:stop])))
-        keys.append(key)
-    if len(set(keys)) != len(keys):
-        raise ShardError(f"{path}: {next(key for key in keys if keys.count(key) > 1)}: comes twice")
-    return np.array(rows, ROW), keys
+            problems.append(f"{key}: has {', '.join(sorted(found))} but no {' and no '.join(missing)}")
+        elif key in seen or max(map(len, found.values())) > 1:
+            problems.append(f"{key}: comes twice")
+        else:
+            start = min(member.offset for (member,) in found.values())
+            stop = max(member.offset_data + _padded(member.size) for (member,) in found.values())
+            places = [(found[name][0].offset_data - start, found[name][0].size) for name in members]
+            rows.append((start, stop - start, *places[0], *places[1], hash_of(content[start:stop])))
+            keys.append(key)
+        seen.add(key)
+    return np.array(rows, ROW), keys, [f"{path}: {problem}" for problem in problems]
 
 
-def _samples(path: Path) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
-    """Neighbouring members of the same key, by what follows the key."""
-    before = None
-    found: dict[str, tarfile.TarInfo] = {}
-    with tarfile.open(path, "r:") as tar:
+def names_in(path: Path) -> set[str]:
+    """What follows the keys in a shard; nothing where it cannot be read."""
+    return {name for _, found in _samples(path)[1] for name in found}
+
+
+Samples = list[tuple[str, dict[str, list[tarfile.TarInfo]]]]
+
+
+def _samples(path: Path) -> tuple[memoryview, Samples, list[str]]:
+    """The content of a tar, its members of the same key by what follows the key, and what is wrong with it."""
+    with path.open("rb") as file:
+        try:
+            content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            with tarfile.open(path, "r:") as tar:
+                samples, problems = _grouped(tar)
+                end, rest = tar.offset, content[tar.offset :]
+        except (tarfile.TarError, ValueError) as error:
+            return memoryview(b""), [], [f"not a plain tar that can be read: {error}"]
+    if not any(rest[:BLOCK_BYTES]) and any(rest):
+        problems.append(f"ends at byte {end}, but there is more behind; take apart tars that were put together")
+    elif not problems and (not rest or any(rest)):  # tarfile takes this for an end
+        problems.append(f"is {'damaged' if rest else 'cut off'} at byte {end}: no member there, nor the tar's end")
+    return content, samples, problems
+
+
+def _grouped(tar: tarfile.TarFile) -> tuple[Samples, list[str]]:
+    """Neighbouring members of a key as webdataset groups them: what follows the key is taken in lower case."""
+    samples: Samples = []
+    problems = []
+    try:
         for member in tar:
             match = _KEY.fullmatch(member.name)
             if not member.isreg() or match is None:
                 continue
-            if match[1] != before and found:
-                yield str(before), found
-                found = {}
-            before = match[1]
-            found[match[2]] = member
-    if found:
-        yield str(before), found
+            if not samples or samples[-1][0] != match[1]:
+                samples.append((match[1], {}))
+            samples[-1][1].setdefault(match[2].lower(), []).append(member)
+            if member.issparse():
+                problems.append(f"{member.name}: is stored without its holes; make the tar without --sparse")
+    except tarfile.ReadError as error:
+        if not samples:
+            raise
+        return samples[:-1], [f"{samples[-1][0]}: cannot be read: {error}"]
+    return samples, problems
 
 
 def _padded(num_bytes: int) -> int:
@@ -113,12 +143,12 @@ def open_index(file: Path | bytes, manifest: Manifest, where: str) -> np.ndarray
         ShardError: no index of these shards.
     """
     if isinstance(file, bytes):
-        if hashlib.sha256(file).hexdigest() != manifest.index.sha256:
-            raise ShardError(f"{where}: not the index the manifest names; copy both again")
         with tempfile.NamedTemporaryFile(prefix="srcnn-index-", suffix=".npy") as copy:
             copy.write(file)
             copy.flush()
             return open_index(Path(copy.name), manifest, where)
+    if files.sha256_of(file) != manifest.index.sha256:
+        raise ShardError(f"{where}: not the index the manifest names; copy both again")
     try:
         rows = np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
@@ -126,4 +156,4 @@ def open_index(file: Path | bytes, manifest: Manifest, where: str) -> np.ndarray
     if rows.dtype != ROW or rows.shape != (manifest.num_samples,):
         found = f"{rows.shape} rows of {rows.dtype}"
         raise ShardError(f"{where}: no index of {manifest.num_samples} samples ({found}); copy it again")
-    return rows
+    return np.asarray(rows)  # still mapped; slices of a plain array cost half

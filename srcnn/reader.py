@@ -7,6 +7,7 @@ with the help of the index, checked against its hashes, and unpacked.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +26,7 @@ from srcnn.sample import (
     decode_tile,
     npy_header_bytes,
 )
-from srcnn.storage import AccessConfig, Folder, open_storage
+from srcnn.storage import AccessConfig, Folder, ObjectStore, open_storage
 
 NUM_PROBES = 64
 CURE = "copy it again or make the shards anew"
@@ -48,6 +49,17 @@ class Pairs:
         self.clean, self.degraded = (allocate(shape) if allocate else np.empty(shape, np.uint8) for _ in range(2))
         tiles = zip(self.clean, self.degraded, strict=True)
         self.rows = [(memoryview(clean).cast("B"), memoryview(degraded).cast("B")) for clean, degraded in tiles]
+
+
+def read_manifest(storage: Folder | ObjectStore) -> Manifest:
+    """The manifest of a split; whether the shards are there is not looked at. Raises as `Manifest.read`."""
+    if isinstance(storage, Folder):
+        return Manifest.read(storage.path, check_shards=False)
+    try:
+        return Manifest.parse(storage.read(MANIFEST), f"{storage.location}/{MANIFEST}")
+    except FileNotFoundError as error:
+        cure = "copy the whole folder that was made there, manifest too"
+        raise FileNotFoundError(f"{error}: no shards here; {cure}") from error
 
 
 class PairReader(Protocol):
@@ -84,7 +96,10 @@ class ShardReader:
         access = access or AccessConfig()
         self.location = str(location)
         self.storage = open_storage(location, access)
-        self.manifest = self._read_manifest()
+        self.manifest = read_manifest(self.storage)
+        if isinstance(self.storage, Folder):
+            for shard in self.manifest.shards:
+                check_shard_size(self.storage.path / shard.name, shard)
         self.tile_shape = self.manifest.tile_shape
         self.num_samples = self.manifest.num_samples
         if max_samples:
@@ -92,6 +107,7 @@ class ShardReader:
         if not self.num_samples:
             raise ShardError(f"{location}: holds no pairs; make shards of more photos, or give some with --val")
         self._starts = np.cumsum([0, *(shard.num_samples for shard in self.manifest.shards)])
+        self._start_list: list[int] = self._starts.tolist()  # quicker for one number
         self._shard_starts = np.cumsum([0, *(shard.bytes for shard in self.manifest.shards)])
         self.is_local = isinstance(self.storage, Folder)
         self._index: np.ndarray | None = None
@@ -106,15 +122,6 @@ class ShardReader:
             self._tile_spans = (slice(start, start + tile_bytes), slice(half + start, half + start + tile_bytes))
             self._gaps = (bytearray(start), bytearray(half - tile_bytes))  # where headers and padding are read to
         self._probe()
-
-    def _read_manifest(self) -> Manifest:
-        if isinstance(self.storage, Folder):
-            return Manifest.read(self.storage.path)
-        try:
-            return Manifest.parse(self.storage.read(MANIFEST), f"{self.location}/{MANIFEST}")
-        except FileNotFoundError as error:
-            cure = "copy the whole folder that was made there, manifest too"
-            raise FileNotFoundError(f"{error}: no shards here; {cure}") from error
 
     @property
     def index(self) -> np.ndarray:
@@ -182,8 +189,8 @@ class ShardReader:
         """
         contents: list[memoryview] = []
         while first < stop:
-            number = int(np.searchsorted(self._starts, first, side="right")) - 1
-            last = min(stop, int(self._starts[number + 1]))
+            number = bisect_right(self._start_list, first) - 1
+            last = min(stop, self._start_list[number + 1])
             contents += self._fetch_within(number, first, last)
             first = last
         return contents
@@ -206,7 +213,8 @@ class ShardReader:
                 return parts
         start, num_bytes = rows[wrong - 1][:2]
         pair = f"pair {first + wrong - 1} of the split (bytes {start} to {start + num_bytes})"
-        raise ShardError(f"{self.location}/{shard.name}: {pair} is not as when it was indexed: damaged, or another shard under its name; {CURE}")
+        problem = "is not as when it was indexed: damaged, or another shard under its name"
+        raise ShardError(f"{self.location}/{shard.name}: {pair} {problem}; {CURE}")
 
     def unpack(self, sample: int, content: memoryview, room: Pairs, row: int, crop: np.ndarray | None = None) -> None:
         """A sample's bytes, as they came from `fetch`, into a row of a batch."""

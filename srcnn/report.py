@@ -45,7 +45,8 @@ def write_report(run: Path, reader: ShardReader) -> Path:
     draw_curves(points, folder)
     tiles = pair_rows(reader, model, num_pairs=4)
     save_picture(captioned(tiles.repeat(2, 0).repeat(2, 1), COLUMNS), folder / "tiles.png")
-    save_picture(photo_before_after(reader, model), folder / "photo.png")
+    if reader.manifest.photos:  # of shards made elsewhere nothing is known but the pairs
+        save_picture(photo_before_after(reader, model), folder / "photo.png")
     table = results_table(points)
     for name, content in (("table.md", table), ("index.html", html_page(run.name, table, folder))):
         with atomic_file(folder / name) as file:
@@ -180,6 +181,7 @@ def html_page(title: str, table: str, folder: Path) -> str:
         f'<h2>{caption}</h2><img alt="{caption}" src="data:image/png;base64,'
         f'{base64.b64encode((folder / name).read_bytes()).decode()}">'
         for name, caption in FIGURES.items()
+        if (folder / name).is_file()
     )
     style = "body{font:16px sans-serif;max-width:1100px;margin:2em auto;padding:0 1em}img{max-width:100%}" \
             "td{padding:.2em 1em;border-bottom:1px solid #ddd;text-align:right}"

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import sys
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from srcnn.files import write_json
 FORMAT = "srcnn-shards"
 VERSION = 2  # 2: with an index
 MANIFEST = "manifest.json"
+PLAN = "plan.json"  # beside the splits: what was begun there
 SPLITS = ("train", "val")
 BLOCK_BYTES = 512  # tar's unit: one header, and what a member's bytes are padded to
 MEMBERS = {encoding: (f"clean.{encoding}", f"degraded.{encoding}") for encoding in ("npy", "png")}
@@ -108,7 +110,7 @@ def open_shard_writer(file: IO[bytes]) -> tarfile.TarFile:
     return tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Shard:
     """One tar file of a split: `name` inside the split's folder, `num_samples` pairs."""
 
@@ -127,7 +129,7 @@ class IndexFile:
     sha256: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PhotoRecord:
     """Where a photo went: its pairs lie one after the other in a shard, from its pair `first_sample` on.
 
@@ -209,16 +211,16 @@ class Manifest:
             cure = f"make them with: make shards PHOTOS=dir OUT={folder.parent}"
             others = ", or for shards made elsewhere: python -m shards index" if any(folder.glob("*.tar")) else ""
             raise FileNotFoundError(f"{path}: no shards here; {cure}{others}")
-        manifest = Manifest.parse(path.read_bytes(), str(path))
+        manifest = Manifest.parse(path.read_text(encoding="utf-8", errors="surrogateescape"), str(path))
         for shard in manifest.shards if check_shards else ():
             check_shard_size(folder / shard.name, shard)
         return manifest
 
     @staticmethod
-    def parse(content: bytes, where: str) -> Manifest:
+    def parse(content: str | bytes, where: str) -> Manifest:
         """The manifest in a JSON text. Raises ShardError where it is none of this version."""
         try:
-            return _manifest_from_json(where, json.loads(content))
+            return _manifest_from_json(where, json.loads(content, object_hook=_compact))
         except ValueError as error:
             raise error if isinstance(error, ShardError) else ShardError(f"{where}: damaged: {error}") from error
 
@@ -231,6 +233,17 @@ def check_shard_size(path: Path, shard: Shard | IndexFile) -> None:
         raise ShardError(
             f"{path}: {found}, the manifest says {shard.bytes} bytes; copy it again or make the shards anew"
         )
+
+
+PHOTO_KEYS = tuple(field.name for field in dataclasses.fields(PhotoRecord))
+_PHOTO_KEYS = frozenset(PHOTO_KEYS)
+
+
+def _compact(item: dict[str, Any]) -> Any:
+    """Photos as soon as they are parsed: a large set has hundreds of thousands, and dicts take five times as much."""
+    if item.keys() != _PHOTO_KEYS:
+        return item
+    return PhotoRecord(**(item | {"shard": sys.intern(item["shard"])}))
 
 
 def _manifest_from_json(path: str, content: Any) -> Manifest:
@@ -249,12 +262,14 @@ def _manifest_from_json(path: str, content: Any) -> Manifest:
             config=content["config"],
             index=IndexFile(**content["index"]),
             shards=tuple(Shard(**shard) for shard in content["shards"]),
-            photos=tuple(PhotoRecord(**photo) for photo in content["photos"]),
+            photos=tuple(content["photos"]),
             refused=tuple(Refused(**refused) for refused in content["refused"]),
             versions=content["versions"],
         )
     except (KeyError, TypeError) as error:
         raise ShardError(f"{path}: damaged: {error}") from error
+    if not all(isinstance(photo, PhotoRecord) for photo in manifest.photos):
+        raise ShardError(f"{path}: damaged: a photo without all of {', '.join(PHOTO_KEYS)}")
     for name in (manifest.index.name, *(shard.name for shard in manifest.shards)):
         if Path(name).name != name:
             raise ShardError(f"{path}: shard name {name!r} leads out of the folder")

@@ -1,16 +1,13 @@
-"""Shards -> this rank's batches: which samples (`picks`), their bytes (`read_ahead` or at random), some kept `ahead`.
+"""Shards -> this rank's batches: which samples (`picks`), their pixels (`prefetch`, `reader`), on what terms.
 
 Every stage takes an iterator and gives one, and can be tried alone with a list.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -23,14 +20,13 @@ from srcnn.order import (
     part_of_batch,
     symmetries_at,
 )
+from srcnn.prefetch import Runs, RunsByNumber, ahead, copy_pairs, read_ahead, with_room
 from srcnn.reader import Allocate, PairReader, Pairs, ShardReader
 from srcnn.storage import AccessConfig
 
 RUNS_IN_A_LANE = 32  # at least: a run at the border of two lanes is read twice
 POSITIONS_AT_ONCE = 8192  # for which samples are computed together: a call of NumPy costs as much as hundreds of them
 BATCHES_IN_USE = 3  # the ranks agree on one, one is being copied, one is trained on
-ItemT = TypeVar("ItemT")
-ResultT = TypeVar("ResultT")
 
 
 class Batch(NamedTuple):
@@ -78,7 +74,7 @@ class StreamConfig:
     """
 
     order: Literal["auto", "uniform", "runs"] = "auto"
-    run_samples: int = 8
+    run_samples: int = 16
     window_samples: int = 32_768
     num_lanes: int = 1024
     resident: Literal["no", "host", "device"] = "no"
@@ -178,7 +174,11 @@ def _filled(
         clean, degraded = reader.read(part.samples, room, part.crops)
         return Batch(clean, degraded, part.samples, part.symmetries)
 
-    return ahead(fill, with_room(parts, reader.tile_shape, depth, allocate), num_threads, depth)
+    return ahead(fill, with_room(parts, _size, reader.tile_shape, depth + BATCHES_IN_USE, allocate), num_threads, depth)
+
+
+def _size(part: Picks) -> int:
+    return len(part.samples)
 
 
 def _filled_from_runs(
@@ -186,94 +186,27 @@ def _filled_from_runs(
 ) -> Iterator[Batch]:
     """Batches out of runs that are read ahead, each once."""
     run_samples, window = (order.run_samples, order.window_samples) if isinstance(order, RunOrder) else (1, 0)
+    depth = config.prefetch_batches
+    runs = Runs(reader, run_samples, config.access.num_connections)
 
-    def fetch(run: int) -> list[memoryview]:
-        return reader.fetch(run * run_samples, min((run + 1) * run_samples, reader.num_samples))
-
-    def fill(item: tuple[Picks, Runs], room: Pairs) -> Batch:
-        part, runs = item
-        for row, sample in enumerate(part.samples.tolist()):
-            content = runs[sample // run_samples].result()[sample % run_samples]
-            reader.unpack(sample, content, room, row, None if part.crops is None else part.crops[row])
+    def fill(item: tuple[Picks, RunsByNumber], room: Pairs) -> Batch:
+        part, content = item
+        if reader.manifest.encoding == "any":
+            for row, sample in enumerate(part.samples.tolist()):
+                run, place = divmod(sample, run_samples)
+                crop = None if part.crops is None else part.crops[row]
+                reader.unpack(sample, content[run].result().contents[place], room, row, crop)
+        else:
+            copy_pairs(room, part.samples, content, run_samples)
         return Batch(room.clean, room.degraded, part.samples, part.symmetries)
 
-    depth = config.prefetch_batches
-    with ThreadPoolExecutor(config.access.num_connections, "fetch") as pool:
-        read = read_ahead(parts, lambda run: pool.submit(fetch, run), run_samples, 2 * window, max(1, window // 4))
-        batches = ahead(fill, with_room(read, reader.tile_shape, depth, allocate), config.num_threads, depth)
-        try:
-            for batch in batches:  # not `yield from`: fetches are to be called off before those who wait for them
-                yield batch
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            batches.close()
-
-
-Runs = dict[int, "Future[list[memoryview]]"]
-
-
-def read_ahead(
-    parts: Iterable[Picks], fetch: Callable[[int], Future[list[memoryview]]], run_samples: int, keep: int, lead: int
-) -> Iterator[tuple[Picks, Runs]]:
-    """Each part with the runs its samples lie in, `fetch(run)` having been called at least `lead` positions before.
-
-    A run is fetched once where all its uses lie within `keep` positions of the stream, and dropped after the last.
-    """
-    recent: dict[int, _Recent] = {}  # in the order of their first use
-    waiting: deque[tuple[Picks, Runs]] = deque()
-    for part in parts:
-        while recent and next(iter(recent.values())).position < part.position - keep:
-            del recent[next(iter(recent))]
-        needed: Runs = {}
-        for run, num_uses in Counter((part.samples // run_samples).tolist()).items():
-            if run not in recent:
-                recent[run] = _Recent(part.position, fetch(run), run_samples)
-            needed[run] = recent[run].content
-            recent[run].num_unused -= num_uses
-            if recent[run].num_unused <= 0:
-                del recent[run]
-        waiting.append((part, needed))
-        while part.position - waiting[0][0].position >= lead:
-            yield waiting.popleft()
-    yield from waiting
-
-
-@dataclass
-class _Recent:
-    """A run that will be used again: the position of its first use, what is being fetched, samples not used yet."""
-
-    position: int
-    content: Future[list[memoryview]]
-    num_unused: int
-
-
-def with_room(
-    parts: Iterable[ItemT], tile_shape: tuple[int, ...], depth: int, allocate: Allocate | None = None
-) -> Iterator[tuple[ItemT, Pairs]]:
-    """Each part with room for its batch: so many rooms in turn that none is filled while in use."""
-    rooms: list[Pairs] = []
-    for number, part in enumerate(parts):
-        samples = (part if isinstance(part, Picks) else part[0]).samples  # type: ignore[index]
-        if len(rooms) < depth + BATCHES_IN_USE:
-            rooms.append(Pairs(len(samples), tile_shape, allocate))
-        room = rooms[number % len(rooms)] if number >= len(rooms) else rooms[-1]
-        yield part, room if len(room.rows) == len(samples) else Pairs(len(samples), tile_shape)
-
-
-def ahead(
-    function: Callable[..., ResultT], items: Iterable[tuple[Any, ...]], num_threads: int, depth: int
-) -> Generator[ResultT, None, None]:
-    """`function(*item)` for each item, in order, `depth` of them computed ahead by threads.
-
-    An error is raised in its place. Closing the generator ends the threads.
-    """
-    remaining = iter(items)
-    with ThreadPoolExecutor(num_threads, "ahead") as pool:
-        try:
-            coming = deque(pool.submit(function, *item) for item in islice(remaining, depth))
-            while coming:
-                result = coming.popleft().result()
-                coming.extend(pool.submit(function, *item) for item in islice(remaining, 1))
-                yield result
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    fetched = read_ahead(parts, runs.fetch, run_samples, keep=2 * window, lead=max(1, window // 4))
+    roomy = with_room(fetched, lambda item: _size(item[0]), reader.tile_shape, depth + BATCHES_IN_USE, allocate)
+    batches = ahead(fill, roomy, config.num_threads, depth)
+    try:
+        for batch in batches:  # not `yield from`: fetches are to be called off before those who wait for them
+            yield batch
+    finally:
+        runs.cancel()
+        batches.close()
+        runs.close()

@@ -13,20 +13,10 @@ from hypothesis import strategies as st
 from small import small_shards
 
 from srcnn.order import RunOrder, UniformOrder
+from srcnn.prefetch import ahead, read_ahead, with_room
 from srcnn.reader import ShardReader
 from srcnn.sample import ShardError
-from srcnn.stream import (
-    BATCHES_IN_USE,
-    Picks,
-    StreamConfig,
-    ahead,
-    picks,
-    picks_in_turn,
-    read_ahead,
-    train_batches,
-    val_batches,
-    with_room,
-)
+from srcnn.stream import BATCHES_IN_USE, StreamConfig, picks, picks_in_turn, train_batches, val_batches
 
 RUNS = StreamConfig(order="runs", run_samples=4, window_samples=24, num_lanes=4, prefetch_batches=2)
 ORDERS = [StreamConfig(order="uniform", prefetch_batches=2), RUNS]
@@ -236,8 +226,7 @@ def test_reading_ahead_leads_by_so_many_positions_and_holds_a_bounded_number_of_
 
 
 def test_rooms_are_used_in_turn_and_a_short_last_batch_gets_its_own():
-    parts = [Picks(np.arange(size), np.zeros(size, np.uint8), None, 0) for size in (4, 4, 4, 4, 4, 4, 3)]
-    rooms = [room for _, room in with_room(parts, (2, 2), 2)]
+    rooms = [room for _, room in with_room([4, 4, 4, 4, 4, 4, 3], int, (2, 2), 5)]
     assert [len(room.rows) for room in rooms] == [4] * 6 + [3]
     assert rooms[5] is rooms[0] and len({id(room) for room in rooms[:5]}) == 5
 

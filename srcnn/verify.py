@@ -1,0 +1,139 @@
+"""Every byte of a set of shards against its manifest and index; each thing that is wrong is named."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from srcnn.files import read_json
+from srcnn.index import hash_of, open_index
+from srcnn.reader import read_manifest
+from srcnn.sample import PLAN, SPLITS, Manifest, Shard, ShardError
+from srcnn.storage import AccessConfig, Folder, ObjectStore, join, open_storage
+
+CHUNK_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One file that was looked at; `problem` is "" where it is as it should be."""
+
+    name: str
+    problem: str = ""
+
+
+def verify_shards(location: str | Path, access: AccessConfig | None = None) -> Iterator[Checked]:
+    """Checks a split, or all splits below a folder or URL, file by file.
+
+    Raises:
+        FileNotFoundError: no manifest there.
+        ShardError: a manifest that cannot be read.
+    """
+    found: list[tuple[str, Folder | ObjectStore, Manifest]] = []
+    for place in (str(location), *(join(location, split) for split in SPLITS)):
+        storage = open_storage(place, access)
+        try:
+            found.append((place, storage, read_manifest(storage)))
+        except FileNotFoundError as error:
+            if not found and place == join(location, SPLITS[-1]):
+                raise FileNotFoundError(f"{location}: {error}") from error
+    for place, storage, manifest in found:
+        try:
+            yield from _verify_split(place, storage, manifest)
+        finally:
+            storage.close()
+
+
+def _verify_split(place: str, storage: Folder | ObjectStore, manifest: Manifest) -> Iterator[Checked]:
+    yield Checked(join(place, "manifest.json"), _manifest_problem(storage, manifest))
+    rows, problem = None, ""
+    try:
+        content = storage.read(manifest.index.name)
+        rows = open_index(content, manifest, manifest.index.name)
+    except (OSError, ShardError) as error:
+        problem = str(error)
+    yield Checked(join(place, manifest.index.name), problem)
+    first = 0
+    for shard in manifest.shards:
+        own_rows = None if rows is None else rows[first : first + shard.num_samples]
+        yield Checked(join(place, shard.name), _shard_problem(storage, manifest, shard, own_rows, first))
+        first += shard.num_samples
+    if isinstance(storage, Folder):
+        known = {shard.name for shard in manifest.shards}
+        for path in sorted(storage.path.glob("*.tar")):
+            if path.name not in known:
+                yield Checked(str(path), "is in no manifest; remove it, or make or index the shards anew")
+
+
+def _manifest_problem(storage: Folder | ObjectStore, manifest: Manifest) -> str:
+    """What in a manifest contradicts itself, or the plan that its shards were made by."""
+    pairs = {shard.name: shard.num_samples for shard in manifest.shards}
+    for photo in manifest.photos:
+        pairs[photo.shard] = pairs.get(photo.shard, 0) - photo.num_samples
+    for name, difference in pairs.items():
+        if manifest.photos and difference:
+            return f"says that {name} has {difference:+d} pairs more than its photos gave; make the shards anew"
+    plan = storage.path.parent / PLAN if isinstance(storage, Folder) else None
+    if plan is not None and plan.is_file():
+        planned = read_json(plan).get("config", {})
+        here = manifest.config
+        changed = [key for key in planned | here if planned.get(key) != here.get(key)]
+        if changed:
+            told = ", ".join(f"{key}: {planned.get(key)} there, {here.get(key)} here" for key in changed)
+            return f"is of another config than {plan} ({told}); make the shards anew"
+    return ""
+
+
+def _shard_problem(
+    storage: Folder | ObjectStore, manifest: Manifest, shard: Shard, rows: np.ndarray | None, first: int
+) -> str:
+    if isinstance(storage, Folder) and (problem := _size_problem(storage.path / shard.name, shard, rows, first)):
+        return problem
+    digest = hashlib.sha256()
+    try:
+        for start in range(0, shard.bytes, CHUNK_BYTES):
+            stop = min(shard.bytes, start + CHUNK_BYTES)
+            digest.update(storage.read_range(shard.name, start, stop, shard.bytes))
+    except OSError as error:
+        return str(error)
+    found = digest.hexdigest()
+    if found == shard.sha256:
+        return "" if rows is None or _lie_in_turn(rows, shard) else "has not as many pairs as the manifest says"
+    others = [other.name for other in manifest.shards if other.sha256 == found]
+    if others:
+        return f"holds what {others[0]} should hold; the names are swapped"
+    damaged = [] if rows is None else _damaged(storage, shard, rows)
+    if rows is not None and len(damaged) == len(rows):
+        return "is another shard, of other photos or another config; copy the right one or make the shards anew"
+    where = ", ".join(str(first + number) for number in damaged[:10]) + (", ..." if len(damaged) > 10 else "")
+    return f"is damaged ({f'pairs {where} of the split' if damaged else 'outside its pairs'}); copy it again"
+
+
+def _size_problem(path: Path, shard: Shard, rows: np.ndarray | None, first: int) -> str:
+    if not path.is_file():
+        return "is missing; copy it again or make the shards anew"
+    size = path.stat().st_size
+    if size == shard.bytes:
+        return ""
+    lost = [] if rows is None else np.flatnonzero(rows["start"] + rows["bytes"] > size)
+    told = f" and lacks what follows from pair {first + lost[0]} of the split on" if len(lost) else ""
+    return f"has {size} bytes{told}, the manifest says {shard.bytes} bytes; copy it again"
+
+
+def _lie_in_turn(rows: np.ndarray, shard: Shard) -> bool:
+    """Whether these can be the samples of one shard: those of two begin at 0 twice."""
+    stops = rows["start"] + rows["bytes"]
+    return bool(np.all(rows["start"][1:] >= stops[:-1]) and np.all(stops <= shard.bytes))
+
+
+def _damaged(storage: Folder | ObjectStore, shard: Shard, rows: np.ndarray) -> list[int]:
+    """The samples of a shard whose bytes are not as the index says."""
+    damaged = []
+    for number, (start, num_bytes, *_, expected) in enumerate(rows.tolist()):
+        if hash_of(storage.read_range(shard.name, start, start + num_bytes, shard.bytes)) != expected:
+            damaged.append(number)
+    return damaged

@@ -1,0 +1,92 @@
+"""The way to the device: in step, resident or streamed, the same batches."""
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from small import small_shards
+
+from srcnn.feed import StreamFailed, feed, in_step
+from srcnn.reader import ShardReader
+from srcnn.resident import LARGEST_SHARE, ResidentReader
+from srcnn.sample import ShardError
+from srcnn.stream import StreamConfig
+from srcnn.validate import as_floats
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    return ShardReader(small_shards(tmp_path_factory.mktemp("shards")) / "train")
+
+
+def everything(reader, config, rank=0, num_ranks=1):
+    batches = feed(reader, config, 5, 30, 180, 12, rank, num_ranks, CPU, None)
+    return [tuple(tensor.clone() for tensor in batch) for batch in batches]
+
+
+@pytest.mark.parametrize("order", ["uniform", "runs"])
+@pytest.mark.parametrize("resident", ["host", "device"])
+@pytest.mark.parametrize("encoding", ["npy", "png"])
+def test_resident_sets_give_the_batches_of_the_stream(tmp_path, order, resident, encoding):
+    reader = ShardReader(small_shards(tmp_path, encoding=encoding) / "train")
+    for rank in range(2):
+        streamed = everything(reader, StreamConfig(order=order, num_lanes=3), rank, 2)
+        held = everything(reader, StreamConfig(order=order, num_lanes=3, resident=resident), rank, 2)
+        assert len(streamed) == len(held) == 13
+        for batch, other in zip(streamed, held, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(batch, other, strict=True))
+
+
+def test_a_resident_reader_fills_the_room_it_is_given(reader):
+    held = ResidentReader(reader, StreamConfig())
+    samples = np.array([74, 0, 3, 3])
+    for ours, theirs in zip(held.read(samples), reader.read(samples), strict=True):
+        assert np.array_equal(ours, theirs)
+
+
+def test_a_set_that_does_not_fit_is_refused_with_both_sizes(reader, monkeypatch):
+    needed = 2 * 75 * 32 * 32
+    free = type("Memory", (), {"available": int(needed / LARGEST_SHARE) - 10})
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    with pytest.raises(ValueError, match=r"GB of tiles, .* GB free on cpu.*--stream.resident no"):
+        next(feed(reader, StreamConfig(resident="host"), 0, 0, 10, 1, 0, 1, CPU, None))
+    free.available += 20
+    next(feed(reader, StreamConfig(resident="host"), 0, 0, 10, 1, 0, 1, CPU, None))
+
+
+def test_an_error_of_the_stream_comes_after_the_last_batch_before_it():
+    def broken():
+        yield "a"
+        yield "b"
+        raise ShardError("000007.tar: damaged")
+
+    batches = in_step(broken(), None)
+    assert [next(batches), next(batches)] == ["a", "b"]
+    with pytest.raises(StreamFailed, match="000007.tar: damaged") as failure:
+        next(batches)
+    assert isinstance(failure.value.__cause__, ShardError)
+
+
+def test_leaving_half_way_closes_the_stream_below():
+    closed = []
+
+    def below():
+        try:
+            yield from range(10)
+        finally:
+            closed.append(True)
+
+    batches = in_step(below(), None)
+    next(batches)
+    batches.close()
+    assert closed
+
+
+def test_floats_are_levels_over_255_channels_first(reader):
+    batch = next(feed(reader, StreamConfig(), 0, 0, 10, 7, 0, 1, CPU, None))
+    clean, degraded = as_floats(batch)
+    assert clean.shape == degraded.shape == (7, 1, 32, 32) and clean.dtype == torch.float32
+    np.testing.assert_array_equal((clean * 255).round().byte()[:, 0].numpy(), batch.clean.numpy())
+    np.testing.assert_array_equal((degraded * 255).round().byte()[:, 0].numpy(), batch.degraded.numpy())
