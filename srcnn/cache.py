@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ class SparseCache:
         self.path = path.expanduser()
         self.num_bytes = num_bytes
         self._file: OpenFile | None = None
+        self._lock, self._given_up = threading.Lock(), False
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = OpenFile(self.path, os.O_RDWR | os.O_CREAT)
@@ -58,10 +60,8 @@ class SparseCache:
             self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
-        if self._file is not None or not self.path.exists():
-            self._file = None
-        logger.warning("%s: not used as a cache: %s", self.path, error)
-
-    def close(self) -> None:
-        """Closes the file, once the last thread that reads from it is done."""
-        self._file = None
+        with self._lock:
+            self._file, first = None, not self._given_up
+            self._given_up = True
+        if first:
+            logger.warning("%s: not used as a cache: %s", self.path, error)

@@ -7,6 +7,8 @@ with the help of the index, checked against its hashes, and unpacked.
 
 from __future__ import annotations
 
+import hashlib
+import threading
 from bisect import bisect_right
 from collections.abc import Callable
 from pathlib import Path
@@ -111,6 +113,7 @@ class ShardReader:
         self._shard_starts = np.cumsum([0, *(shard.bytes for shard in self.manifest.shards)])
         self.is_local = isinstance(self.storage, Folder)
         self._index: np.ndarray | None = None
+        self._index_lock = threading.Lock()
         self._cache: SparseCache | None = None
         if access.cache and not self.is_local:
             path = Path(access.cache, f"{self.manifest.hash()[:16]}.shards")
@@ -127,17 +130,24 @@ class ShardReader:
     def index(self) -> np.ndarray:
         """The split's index, read when first needed."""
         if self._index is None:
-            entry = self.manifest.index
-            where = f"{self.location}/{entry.name}"
-            try:
-                if isinstance(self.storage, Folder):
-                    check_shard_size(self.storage.path / entry.name, entry)
-                    self._index = open_index(self.storage.path / entry.name, self.manifest, where)
-                else:
-                    self._index = open_index(self.storage.read(entry.name), self.manifest, where)
-            except FileNotFoundError as error:
-                raise ShardError(f"{where}: is missing; copy it again") from error
+            with self._index_lock:
+                self._index = self._read_index() if self._index is None else self._index
         return self._index
+
+    def _read_index(self) -> np.ndarray:
+        entry = self.manifest.index
+        where = f"{self.location}/{entry.name}"
+        try:
+            if isinstance(self.storage, Folder):
+                check_shard_size(self.storage.path / entry.name, entry)
+                return open_index(self.storage.path / entry.name, self.manifest, where)
+            for _ in range(READ_ATTEMPTS):
+                content = self.storage.read(entry.name)
+                if hashlib.sha256(content).hexdigest() == entry.sha256:
+                    break
+            return open_index(content, self.manifest, where)
+        except FileNotFoundError as error:
+            raise ShardError(f"{where}: is missing; copy it again") from error
 
     def _probe(self) -> None:
         """Checks the first pair of some shards, so that swapped shards or those of another manifest are found out."""
@@ -247,10 +257,8 @@ class ShardReader:
         return [picture[top : top + height, left : left + width] for picture in pictures]
 
     def close(self) -> None:
-        """Closes the files; ends waiting for an object store."""
+        """Closes the files, and lets reads that are failing fail at once; reading goes on as before."""
         self.storage.close()
-        if self._cache:
-            self._cache.close()
 
 
 def _split(content: Any, rows: list[tuple[int, ...]]) -> list[memoryview]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,8 @@ from srcnn.model import SRCNN, Initialization, ModelConfig, initialize, load_mod
 from srcnn.optimize import OptimizerConfig, build_optimizer
 from srcnn.reader import ShardReader
 from srcnn.storage import join
-from srcnn.stream import StreamConfig, StreamState
+from srcnn.stream import Batch, StreamConfig, StreamState
+from srcnn.validate import as_floats
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class TrainConfig:
         loss_crop: leave out of the loss the pixels that padding reaches (restoring with a halo never uses them).
         mixed_precision: "no", "bf16" or "fp16"; "auto": bf16 where the device computes it natively; null takes what
             `accelerate launch` was told.
-        compile: torch.compile the network.
+        compile: torch.compile the network, and the way from bytes to its input.
         stream: the order of the samples and how they are read.
         optimizer: what changes the weights.
         log_every_samples: tiles between two log lines.
@@ -111,6 +113,7 @@ class Run:
     model: torch.nn.Module
     average: SRCNN | None
     optimizer: Any
+    as_floats: Callable[[Batch, bool], tuple[torch.Tensor, torch.Tensor]]
     group: Any
     step: int = 0
     skipped_steps: int = 0
@@ -190,9 +193,10 @@ def start_run(config: TrainConfig, accelerator: Accelerator, reader: ShardReader
     network.to(accelerator.device).to(memory_format=torch.channels_last)
     average = copy.deepcopy(network) if config.optimizer.average_halflife_samples else None
     optimizer = build_optimizer(network, config.optimizer)
-    compiled = torch.compile(network) if config.compile else network
+    compiled, floats = (torch.compile(network), torch.compile(as_floats)) if config.compile else (network, as_floats)
     model, optimizer = accelerator.prepare(compiled, optimizer)
-    return Run(accelerator, network, model, average, optimizer, process_group(), tracker_id=uuid.uuid4().hex[:8])
+    group = process_group()
+    return Run(accelerator, network, model, average, optimizer, floats, group, tracker_id=uuid.uuid4().hex[:8])
 
 
 def save_checkpoint(config: TrainConfig, run: Run, reader: ShardReader, validated: bool = True) -> None:

@@ -173,6 +173,7 @@ class ObjectStore:
         final = (_Final, errors.PermissionDeniedError, errors.UnauthenticatedError, errors.NotSupportedError)
         where = f"{self.location}/{name}: {what}"
         end, pause = time.monotonic() + self.access.give_up_seconds, FIRST_PAUSE_SECONDS
+        closed = self._closed
         while True:
             try:
                 return get()
@@ -181,18 +182,19 @@ class ObjectStore:
             except final as error:
                 raise ReadFailed(f"{where}{_cause(error)}") from None
             except (OSError, errors.BaseError) as error:
-                if "non-partial" in str(error):  # an S3 server that knows no ranges
+                if re.search("non-partial|builder error|status code: 4(00|16)", str(error)):  # will not heal
                     raise ReadFailed(f"{where}{_cause(error)}") from None
-                if time.monotonic() + pause > end or self._closed.is_set():
+                if time.monotonic() + pause > end or closed.is_set():
                     tried = f"(tried for {self.access.give_up_seconds:g} s)"
                     raise ReadFailed(f"{where}{_cause(error)} {tried}") from None
                 logger.warning("%s%s; trying again", where, _cause(error))
-            self._closed.wait(pause * random.uniform(0.5, 1))
+            closed.wait(pause * random.uniform(0.5, 1))
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
     def close(self) -> None:
-        """Ends what is being tried again."""
-        self._closed.set()
+        """Ends what is being tried again; later reads are not concerned."""
+        before, self._closed = self._closed, threading.Event()
+        before.set()
 
 
 class _Final(OSError):
@@ -203,7 +205,8 @@ def _cause(error: BaseException) -> str:
     """What went wrong: the first line, and the kinds of error that obstore only names in its dump below."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     kinds = dict.fromkeys(re.findall(r"kind: (\w+)", " ".join(lines[1:])))
-    return _without_secrets(lines[0]) + (f" ({', '.join(kinds)})" if kinds else "")
+    line = re.sub(r"(status code: \d+[ \w]*).*", r"\1", lines[0])  # an answer's body may hold keys and signatures
+    return _without_secrets(line) + (f" ({', '.join(kinds)})" if kinds else "")
 
 
 def _without_secrets(text: str) -> str:

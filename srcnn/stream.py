@@ -208,5 +208,6 @@ def _filled_from_runs(
             yield batch
     finally:
         runs.cancel()
+        reader.close()
         batches.close()
         runs.close()

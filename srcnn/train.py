@@ -29,7 +29,7 @@ from srcnn.run import (
 )
 from srcnn.stream import Batch
 from srcnn.tracking import Tracking
-from srcnn.validate import as_floats, crop, validate
+from srcnn.validate import crop, validate
 
 CPU_MICRO_BATCH = 8  # tiles whose activations stay in a CPU's cache: faster than the whole batch at once
 logger = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ def batches(config: TrainConfig, run: Run, reader: ShardReader, meter: Meter) ->
 def train_step(config: TrainConfig, run: Run, batch: Batch, meter: Meter) -> None:
     """One optimizer step over one global batch: mean squared error over all pixels of all ranks' tiles."""
     accelerator = run.accelerator
-    clean, degraded = as_floats(batch, config.augment)
+    clean, degraded = run.as_floats(batch, config.augment)
     batch_size = config.global_batch_size(accelerator.num_processes)
     weight = accelerator.num_processes / batch_size  # gradients are averaged over the ranks, whose parts may be unequal
     border = run.network.receptive_radius if config.loss_crop else 0

@@ -1,4 +1,4 @@
-"""Real processes that are killed, continued on other numbers of ranks, and starved: the same training as undisturbed."""
+"""Real processes that are killed, continued on other numbers of ranks, and starved: the same training as ever."""
 
 import os
 import signal

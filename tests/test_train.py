@@ -214,8 +214,10 @@ def test_both_tiles_of_a_pair_get_the_symmetry_of_their_position():
 
 def test_the_eight_symmetries_are_all_different():
     square = torch.arange(9.0).view(1, 1, 3, 3).expand(8, 1, 3, 3)
-    results = transform(square, torch.arange(8, dtype=torch.uint8))
+    symmetries = torch.arange(8, dtype=torch.uint8)
+    results = transform(square, symmetries)
     assert len({tuple(result.flatten().tolist()) for result in results}) == 8
+    torch.testing.assert_close(torch.compile(transform, fullgraph=True)(square, symmetries), results, rtol=0, atol=0)
 
 
 def test_validation_does_not_depend_on_the_batch_size(shards, monkeypatch):
