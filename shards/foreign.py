@@ -106,7 +106,7 @@ def index_shard(
         try:
             channels = 3 if len(tile_shape) == 3 else 1
             shapes = [sample.decode_picture(content[place : place + size], channels).shape for place, size in places]
-        except (ValueError, OSError) as error:
+        except Exception as error:  # damage makes decoders raise OSError, SyntaxError, TokenError, MemoryError, ...
             problems.append(f"{path}: {key}: {error}")
             continue
         if shapes[0] != shapes[1] or shapes[0][0] < tile_shape[0] or shapes[0][1] < tile_shape[1]:

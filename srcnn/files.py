@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -59,6 +59,14 @@ class OpenFile:
     def __init__(self, path: Path, flags: int = os.O_RDONLY) -> None:
         self.number = -1
         self.number = os.open(path, flags | os.O_CLOEXEC, 0o644)
+
+    def pread(self, num_bytes: int, start: int) -> bytes:
+        """As os.pread; a method, so that the file is held, and its number cannot become another's, while it is read."""
+        return os.pread(self.number, num_bytes, start)
+
+    def preadv(self, buffers: Sequence[Any], start: int, flags: int = 0) -> int:
+        """As os.preadv."""
+        return os.preadv(self.number, buffers, start, flags)
 
     def __del__(self) -> None:
         if self.number >= 0:

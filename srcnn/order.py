@@ -115,35 +115,35 @@ class RunOrder:
 
     def samples_of_epoch(self, epoch: int, within: np.ndarray) -> np.ndarray:
         """The same for positions 0..num_samples-1 of one epoch."""
-        return self._samples_in_slots(epoch, self._slots(epoch, within))
-
-    def _slots(self, epoch: int, within: np.ndarray) -> np.ndarray:
-        """Positions -> places in the sequence of permuted runs, of which each lane has a stretch."""
-        places, lanes = np.divmod(within, self.num_lanes)
-        shortest, num_longer = divmod(self.num_samples, self.num_lanes)
-        lane_starts = lanes * shortest + np.minimum(lanes, num_longer)
-        lengths = shortest + (lanes < num_longer)
-        # Windows begin at another place in each lane; the first and the last have half a window to one and a half.
-        window = max(1, self.window_samples // self.num_lanes)
-        shifts = lanes * window // self.num_lanes - window // 2
-        last = np.maximum(0, (lengths - window // 2 - shifts) // window)
-        numbers = np.clip((places - shifts) // window, 0, last)
-        begins = np.where(numbers == 0, 0, numbers * window + shifts)
-        ends = np.where(numbers == last, lengths, (numbers + 1) * window + shifts)
-        keys = mix(mix(lanes.astype(np.uint64) ^ derive_key(self.seed, epoch, _WINDOWS)) ^ numbers.astype(np.uint64))
-        inside = permute_each((places - begins).astype(np.uint64), (ends - begins).astype(np.uint64), keys)
-        return lane_starts + begins + inside
-
-    def _samples_in_slots(self, epoch: int, slots: np.ndarray) -> np.ndarray:
-        """Places in the sequence of permuted runs -> samples. The short run lies between two others, drawn anew."""
         num_runs, short = divmod(self.num_samples, self.run_samples)
+        # The short run lies between two others, drawn anew.
         short_start = int(derive_key(self.seed, epoch, _SHORT_RUN)) % (num_runs + 1) * self.run_samples
+        slots = self._slots(epoch, within, short_start)
         in_short = (slots >= short_start) & (slots < short_start + short)
         runs, offsets = np.divmod(np.where(slots < short_start, slots, slots - short), self.run_samples)
         runs[in_short] = 0
         if num_runs:
             runs = permute(runs, num_runs, derive_key(self.seed, epoch, _RUNS))
         return np.where(in_short, num_runs * self.run_samples + slots - short_start, runs * self.run_samples + offsets)
+
+    def _slots(self, epoch: int, within: np.ndarray, short_start: int) -> np.ndarray:
+        """Positions -> places in the sequence of permuted runs, of which each lane has a stretch."""
+        places, lanes = np.divmod(within, self.num_lanes)
+        shortest, num_longer = divmod(self.num_samples, self.num_lanes)
+        lane_starts = lanes * shortest + np.minimum(lanes, num_longer)
+        lengths = shortest + (lanes < num_longer)
+        # Windows are of whole runs. The first ends at another place in each lane, so that lanes change them in turn.
+        window = max(1, self.window_samples // self.num_lanes)
+        window = window // self.run_samples * self.run_samples or window
+        first_run = np.where(lane_starts > short_start, lane_starts - self.num_samples % self.run_samples, lane_starts)
+        shifts = lanes * window // self.num_lanes - window
+        shifts -= (shifts + first_run) % self.run_samples
+        numbers = (places - shifts) // window
+        begins = np.maximum(0, numbers * window + shifts)
+        ends = np.minimum(lengths, (numbers + 1) * window + shifts)
+        keys = mix(mix(lanes.astype(np.uint64) ^ derive_key(self.seed, epoch, _WINDOWS)) ^ numbers.astype(np.uint64))
+        inside = permute_each((places - begins).astype(np.uint64), (ends - begins).astype(np.uint64), keys)
+        return lane_starts + begins + inside
 
     def __str__(self) -> str:
         return f"runs of {self.run_samples}, {self.num_lanes} lanes, windows of {self.window_samples}"

@@ -28,7 +28,7 @@ from srcnn.sample import (
     decode_tile,
     npy_header_bytes,
 )
-from srcnn.storage import AccessConfig, Folder, ObjectStore, open_storage
+from srcnn.storage import AccessConfig, Folder, ObjectStore, ReadFailed, open_storage
 
 NUM_PROBES = 64
 CURE = "copy it again or make the shards anew"
@@ -43,14 +43,17 @@ class Pairs:
 
     Attributes:
         clean, degraded: uint8 (N, H, W) or (N, H, W, 3).
-        rows: for each pair, the writable bytes of its two tiles.
+        rows: for each pair, its two tiles as writable arrays (n,).
+        views: the same as memoryviews, which are copied to without giving up Python's lock: for threads that do little
+            else it costs more to get it back.
     """
 
     def __init__(self, num_pairs: int, tile_shape: tuple[int, ...], allocate: Allocate | None = None) -> None:
         shape = (num_pairs, *tile_shape)
         self.clean, self.degraded = (allocate(shape) if allocate else np.empty(shape, np.uint8) for _ in range(2))
         tiles = zip(self.clean, self.degraded, strict=True)
-        self.rows = [(memoryview(clean).cast("B"), memoryview(degraded).cast("B")) for clean, degraded in tiles]
+        self.rows = [(clean.reshape(-1), degraded.reshape(-1)) for clean, degraded in tiles]
+        self.views = [(memoryview(clean), memoryview(degraded)) for clean, degraded in self.rows]
 
 
 def read_manifest(storage: Folder | ObjectStore) -> Manifest:
@@ -71,6 +74,7 @@ class PairReader(Protocol):
     tile_shape: tuple[int, ...]
     is_local: bool
     in_memory: bool
+    needs_crops: bool
 
     def read(
         self, samples: np.ndarray, room: Pairs | None = None, crops: np.ndarray | None = None
@@ -112,6 +116,7 @@ class ShardReader:
         self._start_list: list[int] = self._starts.tolist()  # quicker for one number
         self._shard_starts = np.cumsum([0, *(shard.bytes for shard in self.manifest.shards)])
         self.is_local = isinstance(self.storage, Folder)
+        self.needs_crops = self.manifest.encoding == "any"
         self._index: np.ndarray | None = None
         self._index_lock = threading.Lock()
         self._cache: SparseCache | None = None
@@ -123,7 +128,6 @@ class ShardReader:
             start = BLOCK_BYTES + npy_header_bytes(self.tile_shape)
             tile_bytes = int(np.prod(self.tile_shape))
             self._tile_spans = (slice(start, start + tile_bytes), slice(half + start, half + start + tile_bytes))
-            self._gaps = (bytearray(start), bytearray(half - tile_bytes))  # where headers and padding are read to
         self._probe()
 
     @property
@@ -169,6 +173,8 @@ class ShardReader:
         if self.is_local and self.manifest.stride is not None:
             self._gather(samples, room)
             return room.clean, room.degraded
+        if not len(samples):
+            return room.clean, room.degraded
         breaks = np.flatnonzero(np.diff(samples) != 1) + 1
         for first_row, stop_row in zip([0, *breaks], [*breaks, len(samples)], strict=True):
             first = int(samples[first_row])
@@ -182,13 +188,11 @@ class ShardReader:
         assert isinstance(self.storage, Folder) and self.manifest.stride is not None
         numbers = np.searchsorted(self._starts, samples, side="right") - 1
         offsets = (samples - self._starts[numbers]) * self.manifest.stride
-        before, between = self._gaps
-        expected = self._tile_spans[1].stop
-        shards, read_into = self.manifest.shards, self.storage.read_into
-        for number, offset, (clean, degraded) in zip(numbers.tolist(), offsets.tolist(), room.rows):
-            if read_into(shards[number].name, offset, (before, clean, between, degraded)) != expected:
-                where = f"{self.storage.path / shards[number].name}"
-                raise ShardError(f"{where}: ends within the pair at byte {offset}; {CURE}")
+        names = [self.manifest.shards[number].name for number in numbers.tolist()]
+        try:
+            self.storage.read_records(list(zip(names, offsets.tolist(), room.rows)), self._tile_spans)
+        except ReadFailed as error:
+            raise ShardError(f"{error}; {CURE}") from error
 
     def fetch(self, first: int, stop: int) -> list[memoryview]:
         """The bytes of neighbouring samples, each checked against its hash.
@@ -229,8 +233,9 @@ class ShardReader:
     def unpack(self, sample: int, content: memoryview, room: Pairs, row: int, crop: np.ndarray | None = None) -> None:
         """A sample's bytes, as they came from `fetch`, into a row of a batch."""
         if self.manifest.stride is not None:
-            for out, span in zip(room.rows[row], self._tile_spans, strict=True):
-                out[:] = content[span]
+            (clean_out, degraded_out), (clean_span, degraded_span) = room.views[row], self._tile_spans
+            clean_out[:] = content[clean_span]
+            degraded_out[:] = content[degraded_span]
             return
         _, _, clean, clean_bytes, degraded, degraded_bytes, _ = self.index[sample].item()
         members = content[clean : clean + clean_bytes], content[degraded : degraded + degraded_bytes]

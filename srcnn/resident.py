@@ -18,7 +18,7 @@ LARGEST_SHARE = 0.8  # of the free memory that a resident set may take
 class ResidentReader:
     """Stands in for the reader it was loaded from. Raises ValueError where the split does not fit."""
 
-    in_memory = True
+    in_memory, needs_crops = True, False
 
     def __init__(self, reader: ShardReader, config: StreamConfig) -> None:
         self.num_samples, self.tile_shape, self.is_local = reader.num_samples, reader.tile_shape, reader.is_local

@@ -20,7 +20,7 @@ from srcnn.order import (
     part_of_batch,
     symmetries_at,
 )
-from srcnn.prefetch import Runs, RunsByNumber, ahead, copy_pairs, read_ahead, with_room
+from srcnn.prefetch import Fetcher, ahead, read_ahead, with_room
 from srcnn.reader import Allocate, PairReader, Pairs, ShardReader
 from srcnn.storage import AccessConfig
 
@@ -65,6 +65,7 @@ class StreamConfig:
             read together and mixed in windows, for object stores and slow disks; "auto": by where the shards lie.
         run_samples: neighbouring samples read at once ("runs").
         window_samples: samples mixed with each other ("runs"); so many are held in memory, by all ranks together.
+        lead_samples: samples fetched before they are needed ("runs"): the rate wanted, times what a request takes.
         num_lanes: independent streams of runs that are dealt to the ranks ("runs"); a batch takes as many samples of
             each, so as many lanes as a global batch has samples mix best; fewer are used for small sets.
         resident: "host" or "device": read all samples into its memory once, on every rank; "no": read as needed.
@@ -76,6 +77,7 @@ class StreamConfig:
     order: Literal["auto", "uniform", "runs"] = "auto"
     run_samples: int = 16
     window_samples: int = 32_768
+    lead_samples: int = 8192
     num_lanes: int = 1024
     resident: Literal["no", "host", "device"] = "no"
     num_threads: int = 2
@@ -83,7 +85,7 @@ class StreamConfig:
     access: AccessConfig = field(default_factory=AccessConfig)
 
     def __post_init__(self) -> None:
-        for key in ("run_samples", "window_samples", "num_lanes", "num_threads", "prefetch_batches"):
+        for key in ("run_samples", "window_samples", "lead_samples", "num_lanes", "num_threads", "prefetch_batches"):
             if getattr(self, key) < 1:
                 raise ValueError(f"stream.{key} {getattr(self, key)}: expected at least 1")
 
@@ -151,10 +153,12 @@ def train_batches(
     """
     order = config.order_of(seed, reader)
     parts = picks(order, start, stop, batch_size, rank, num_ranks)
+    if not reader.needs_crops:
+        parts = (part._replace(crops=None) for part in parts)
     if reader.in_memory or reader.is_local and isinstance(order, UniformOrder):
         return _filled(reader, parts, config.num_threads, config.prefetch_batches, allocate)
     assert isinstance(reader, ShardReader)
-    return _filled_from_runs(reader, parts, order, config, allocate)
+    return _filled_from_runs(reader, parts, batch_size, order, config, allocate)
 
 
 def val_batches(
@@ -174,40 +178,24 @@ def _filled(
         clean, degraded = reader.read(part.samples, room, part.crops)
         return Batch(clean, degraded, part.samples, part.symmetries)
 
-    return ahead(fill, with_room(parts, _size, reader.tile_shape, depth + BATCHES_IN_USE, allocate), num_threads, depth)
-
-
-def _size(part: Picks) -> int:
-    return len(part.samples)
+    return ahead(fill, with_room(parts, reader.tile_shape, depth + BATCHES_IN_USE, allocate), num_threads, depth)
 
 
 def _filled_from_runs(
-    reader: ShardReader, parts: Iterator[Picks], order: Order, config: StreamConfig, allocate: Allocate | None
+    reader: ShardReader, parts: Iterator[Picks], batch_size: int, order: Order, config: StreamConfig,
+    allocate: Allocate | None,
 ) -> Iterator[Batch]:
-    """Batches out of runs that are read ahead, each once."""
+    """Batches out of runs that are read ahead, each once; a run's samples go straight to the batches they are for."""
     run_samples, window = (order.run_samples, order.window_samples) if isinstance(order, RunOrder) else (1, 0)
-    depth = config.prefetch_batches
-    runs = Runs(reader, run_samples, config.access.num_connections)
-
-    def fill(item: tuple[Picks, RunsByNumber], room: Pairs) -> Batch:
-        part, content = item
-        if reader.manifest.encoding == "any":
-            for row, sample in enumerate(part.samples.tolist()):
-                run, place = divmod(sample, run_samples)
-                crop = None if part.crops is None else part.crops[row]
-                reader.unpack(sample, content[run].result().contents[place], room, row, crop)
-        else:
-            copy_pairs(room, part.samples, content, run_samples)
-        return Batch(room.clean, room.degraded, part.samples, part.symmetries)
-
-    fetched = read_ahead(parts, runs.fetch, run_samples, keep=2 * window, lead=max(1, window // 4))
-    roomy = with_room(fetched, lambda item: _size(item[0]), reader.tile_shape, depth + BATCHES_IN_USE, allocate)
-    batches = ahead(fill, roomy, config.num_threads, depth)
+    span, lead = window + batch_size, config.lead_samples
+    num_rooms = -(-(span + lead) // batch_size) + 1 + BATCHES_IN_USE
+    fetcher = Fetcher(reader, config.access.num_connections)
+    roomy = with_room(parts, reader.tile_shape, num_rooms, allocate)
     try:
-        for batch in batches:  # not `yield from`: fetches are to be called off before those who wait for them
-            yield batch
+        for part, room, runs in read_ahead(roomy, fetcher.fetch, run_samples, span, lead):
+            for run in runs:
+                run.done.result()
+            yield Batch(room.clean, room.degraded, part.samples, part.symmetries)
     finally:
-        runs.cancel()
         reader.close()
-        batches.close()
-        runs.close()
+        fetcher.close()

@@ -119,7 +119,7 @@ def _size_problem(path: Path, shard: Shard, rows: np.ndarray | None, first: int)
     size = path.stat().st_size
     if size == shard.bytes:
         return ""
-    lost = [] if rows is None else np.flatnonzero(rows["start"] + rows["bytes"] > size)
+    lost = np.empty(0, int) if rows is None else np.flatnonzero(rows["start"] + rows["bytes"] > size)
     told = f" and lacks what follows from pair {first + lost[0]} of the split on" if len(lost) else ""
     return f"has {size} bytes{told}, the manifest says {shard.bytes} bytes; copy it again"
 

@@ -87,7 +87,7 @@ def test_killed_and_continued_on_2_then_3_then_1_ranks_it_is_the_same_training(t
 
 def test_a_read_that_fails_for_good_stops_all_ranks_after_the_same_step_and_the_run_goes_on_later(tmp_path):
     shards = small_shards(tmp_path)
-    stream = {"run_samples": 1, "window_samples": 8, "num_lanes": 2, "prefetch_batches": 1,
+    stream = {"run_samples": 1, "window_samples": 8, "lead_samples": 4, "num_lanes": 2, "prefetch_batches": 1,
               "access": {"give_up_seconds": 1, "timeout_seconds": 5}}
     common = {"total_samples": 144, "log_every_samples": 72, "validate_every_samples": 144, "stream": stream}
     reader = ShardReader(shards / "train")

@@ -31,7 +31,7 @@ RUN, NUM_RUNS = 5, 15  # a run lies within a shard
 
 def runs(order="runs", window_samples=20, **access):
     access = AccessConfig(**({"timeout_seconds": 10, "give_up_seconds": 20, "num_connections": 4} | access))
-    return StreamConfig(order, RUN, window_samples, num_lanes=2, prefetch_batches=2, access=access)
+    return StreamConfig(order, RUN, window_samples, lead_samples=8, num_lanes=2, prefetch_batches=2, access=access)
 
 
 def train(reader, config, num_epochs=1, batch_size=15, rank=0, num_ranks=1):

@@ -1,0 +1,151 @@
+"""Shards from elsewhere that cannot be used: all that is wrong with them is named, and nothing of them is run."""
+
+import gzip
+import io
+import os
+import struct
+import tarfile
+import zlib
+
+import numpy as np
+import pytest
+from conftest import contents
+from PIL import Image
+from small import draw_photo, small_shards
+from test_foreign import encoded, index, samples, write
+
+
+def refused(folder, capsys, *options):
+    """What is said by an index command that leaves nothing behind."""
+    before = contents(folder)
+    assert index(folder, *options) == 1
+    assert contents(folder) == before
+    return capsys.readouterr().err
+
+
+class Harmful:
+    """Its unpickling makes a folder."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def odd_pictures(folder):
+    """Pairs that cannot be used, by key: clean, degraded, and what is to be said of them."""
+    good = draw_photo(1, 37, 53)
+    png = encoded(good, "png")
+    wide, small, deep = draw_photo(1, 37, 54), draw_photo(1, 31, 53), good[..., 0].astype(np.uint16) * 200
+    palette, gif = io.BytesIO(), io.BytesIO()
+    Image.fromarray(good).quantize(9).save(palette, "PNG")
+    Image.fromarray(good).save(gif, "GIF")
+    jpeg = encoded(good, "jpg")
+    pickled = np.array([Harmful(str(folder / "harm"))], dtype=object)
+    return {
+        "unequal": (png, encoded(wide, "png"), "53x37 and 54x37"),
+        "tiny": (encoded(small, "png"), encoded(small, "png"), "53x31"),
+        "deep": (encoded(deep, "png"), png, "mode I;16"),
+        "clear": (encoded(np.dstack([good, good[..., 0]]), "png"), png, "mode RGBA"),
+        "bits": (encoded(good[..., 0] > 99, "png"), png, "mode 1"),
+        "palette": (png, palette.getvalue(), "mode P"),
+        "gif": (gif.getvalue(), png, "cannot identify"),
+        "cut": (png, jpeg[: len(jpeg) // 2], "runcated"),
+        "nothing": (b"", png, "cannot identify"),
+        "pickled": (png, encoded(pickled, "npy"), "allow_pickle"),
+        "floats": (encoded(good / 255, "npy"), png, "array of float64"),
+        "stack": (encoded(good[None], "npy"), png, "(1, 37, 53, 3)"),
+        "torn": (encoded(good, "npy")[:-1], png, "reading array data"),
+    }
+
+
+def test_pairs_that_cannot_be_used_are_all_named_with_the_reason(tmp_path, capsys):
+    odd = odd_pictures(tmp_path)
+    written = list(samples("clean.png", "degraded.png", num_pairs=20))
+    written[5:5] = [{"__key__": key, "clean.png": clean, "degraded.png": degraded}
+                    for key, (clean, degraded, _) in odd.items()]
+    del written[1]["degraded.png"], written[-1]["clean.png"]
+    written.append(written[-2])
+    told = refused(write(tmp_path / "set", written, a_shard=40), capsys)
+    for key, (_, _, reason) in odd.items():
+        (line,) = [line for line in told.splitlines() if f"00000.tar: {key}: " in line]
+        assert reason in line
+    assert "00000.tar: 1: has about.json, clean.png, cls, hz.txt, txt but no degraded.png" in told
+    assert "00000.tar: 19: has" in told and "but no clean.png" in told and "00000.tar: 18: comes twice" in told
+    assert f"{len(odd) + 3} pairs or shards cannot be used" in told
+    assert not (tmp_path / "harm").exists()
+    np.load(io.BytesIO(odd["pickled"][1]), allow_pickle=True)
+    assert (tmp_path / "harm").exists(), "it would have, had it been unpickled"
+
+
+def png_chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def misleading_members():
+    """Members at which decoders raise errors of kinds of their own."""
+    png, npy = encoded(draw_photo(1, 37, 53), "png"), encoded(draw_photo(1, 37, 53), "npy")
+    huge = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0))
+    place = png.index(b"IDAT") - 4
+    return {
+        "bomb": png[:8] + huge + png[place:],
+        "chunk": png[:place] + png_chunk(b"IDAT", png[place + 8 : place + 20]) + b"\0\0\0\5\t\xfd\xfeH" + bytes(40),
+        "header": npy.replace(b"}", b"{", 1),
+        "size": npy.replace(b"(37, 53, 3)", b"(3700000000000, 53, 3)").replace(b" " * 11, b"", 1),
+    }
+
+
+@pytest.mark.parametrize("kind", ["bomb", "chunk", "header", "size"])
+def test_whatever_a_decoder_raises_the_pair_is_named(tmp_path, capsys, kind):
+    written = list(samples("clean.png", "degraded.png", num_pairs=4))
+    written[2]["degraded.png"] = misleading_members()[kind]
+    assert "00000.tar: 2: " in refused(write(tmp_path, written), capsys)
+
+
+def test_one_key_twice_in_a_row_is_refused(tmp_path, capsys):
+    pair = next(samples("clean.png", "degraded.png"))
+    assert "00000.tar: 0: comes twice" in refused(write(tmp_path, [pair, pair]), capsys)
+
+
+def lengths(path):
+    """Where members begin and the tar ends."""
+    with tarfile.open(path) as tar:
+        return [member.offset for member in tar.getmembers()]
+
+
+TAR_DAMAGES = {
+    "cut between pairs": (lambda content, places: content[: places[-6]], "cut off at byte"),
+    "cut within a member": (lambda content, places: content[: places[-1] - 700], ": {}: cannot be read"),
+    "header": (lambda content, places: content[: places[12] + 1030] + b"?" + content[places[12] + 1031 :], "read"),
+    "two in one": (lambda content, places: content + content, "there is more behind"),
+    "compressed": (lambda content, places: gzip.compress(content), "not a plain tar"),
+    "text": (lambda content, places: b"no tar at all " * 99, "not a plain tar"),
+    "empty": (lambda content, places: b"", "not a plain tar"),
+}
+
+
+@pytest.mark.parametrize(("damage", "reason"), TAR_DAMAGES.values(), ids=TAR_DAMAGES)
+@pytest.mark.parametrize("number", [0, 2])
+def test_damaged_tars_are_named(tmp_path, capsys, damage, reason, number):
+    path = write(tmp_path, samples("clean.png", "degraded.png")) / f"part-0000{number}.tar"
+    path.write_bytes(damage(path.read_bytes(), lengths(path)))
+    told = refused(tmp_path, capsys)
+    assert str(path) in told and reason.format(8 + 9 * number) in told
+
+
+def test_no_shards_no_pairs_other_names_and_ours_are_refused_with_the_cure(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert "no *.tar files here" in refused(tmp_path / "empty", capsys)
+    assert "no *.tar files here" in refused(tmp_path / "nowhere", capsys)
+    other = write(tmp_path / "other", samples("hq.png", "lq.jpg"))
+    told = refused(other, capsys)
+    assert "about.json, cls, hq.png, hz.txt, lq.jpg, txt" in told and "--clean NAME --degraded NAME" in told
+    told = refused(other, capsys, "--clean", "hq.png", "--degraded", "poor.jpg")
+    assert "part-00000.tar: 0: has" in told and "but no poor.jpg" in told
+    assert "no pairs" in refused(write(tmp_path / "none", []), capsys, "--clean", "a.png", "--degraded", "b.png")
+    assert "expected at least 1" in refused(other, capsys, "--tile_pixels", "0")
+    ours = small_shards(tmp_path / "ours", num_train=1, num_val=1) / "train"
+    assert "have their manifest and index already" in refused(ours, capsys)
+    (tmp_path / "other" / "manifest.json").write_text("{}")
+    assert "not a shard manifest" in refused(other, capsys)

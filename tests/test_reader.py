@@ -1,0 +1,265 @@
+"""Reading pairs of shards in a folder: as stock webdataset reads them, from many threads, and damage named."""
+
+import io
+import json
+import os
+import re
+import shutil
+import sys
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+from small import draw_photo, small_shards
+
+from shards.__main__ import main as shards_main
+from srcnn import storage
+from srcnn.files import sha256_of
+from srcnn.index import INDEX, ROW, hash_of
+from srcnn.reader import Pairs, ShardReader
+from srcnn.sample import IndexFile, Manifest, Shard, ShardError, npy_stride
+from srcnn.storage import ReadFailed
+from srcnn.stream import StreamConfig, train_batches, val_batches
+
+KINDS = {"npy": {}, "png": {"encoding": "png"}, "rgb": {"color": "rgb"}}
+NUM_PAIRS = 75
+SECOND = "000001.tar"  # pairs 30 to 59
+
+
+def stock_pairs(folder):
+    """Every pair as stock webdataset reads the shards, without a line of ours."""
+    webdataset = pytest.importorskip("webdataset")
+    urls = [str(path) for path in sorted(folder.glob("*.tar"))]
+
+    def decoded(name, content):
+        return np.load(io.BytesIO(content)) if name.endswith("npy") else np.asarray(Image.open(io.BytesIO(content)))
+
+    for sample in webdataset.WebDataset(urls, shardshuffle=False, empty_check=False):
+        names = sorted(name for name in sample if not name.startswith("__"))
+        assert [name.split(".")[0] for name in names] == ["clean", "degraded"]
+        yield tuple(decoded(name, sample[name]) for name in names)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def shards(request, tmp_path_factory):
+    return small_shards(tmp_path_factory.mktemp(request.param), **KINDS[request.param]) / "train"
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    """Shards of npy and of png tiles."""
+    return {kind: small_shards(tmp_path_factory.mktemp(kind), **KINDS[kind]) / "train" for kind in ("npy", "png")}
+
+
+@pytest.fixture(params=["npy", "png"])
+def copy(request, originals, tmp_path):
+    """Shards to be damaged."""
+    return shutil.copytree(originals[request.param], tmp_path / "train")
+
+
+@pytest.fixture
+def npy_copy(originals, tmp_path):
+    return shutil.copytree(originals["npy"], tmp_path / "train")
+
+
+def test_pairs_are_those_that_stock_webdataset_reads(shards):
+    expected = list(stock_pairs(shards))
+    reader = ShardReader(shards)
+    assert reader.num_samples == len(expected) == NUM_PAIRS and reader.tile_shape == expected[0][0].shape
+    chosen = np.concatenate([np.random.default_rng(0).permutation(NUM_PAIRS), [29, 30, 31, 59, 60, 61, 5, 5]])
+    for tiles, part in zip(reader.read(chosen), (0, 1), strict=True):
+        assert tiles.dtype == np.uint8
+        assert np.array_equal(tiles, [expected[sample][part] for sample in chosen])
+
+
+def test_no_samples_are_an_empty_batch(shards):
+    assert [len(tiles) for tiles in ShardReader(shards).read(np.empty(0, np.int64))] == [0, 0]
+
+
+def test_the_same_room_is_filled_again_and_again(shards):
+    reader = ShardReader(shards)
+    room = Pairs(7, reader.tile_shape)
+    for start in (0, 26, 50, 68):
+        samples = np.arange(start, start + 7)
+        clean, degraded = reader.read(samples, room)
+        assert clean is room.clean and degraded is room.degraded
+        reader.close()  # reading opens the files again
+        fresh = reader.read(samples)
+        assert np.array_equal(clean, fresh[0]) and np.array_equal(degraded, fresh[1])
+
+
+@pytest.mark.parametrize("where", ["in memory", "on a disk"])
+def test_more_shards_than_may_be_open_are_read_right_by_many_threads(shards, monkeypatch, where):
+    expected = [clean for clean, _ in stock_pairs(shards)]
+    monkeypatch.setattr(storage, "MAX_OPEN_FILES", 1)
+    if where == "on a disk":
+        monkeypatch.setattr(storage.Folder, "_read_cached", lambda *_: False)
+    reader = ShardReader(shards)
+    num_open = len(os.listdir("/proc/self/fd"))
+
+    def read(seed):
+        for samples in np.random.default_rng(seed).permutation(NUM_PAIRS * 6).reshape(-1, 9) % NUM_PAIRS:
+            assert np.array_equal(reader.read(samples)[0], [expected[sample] for sample in samples])
+
+    every = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(read, range(24)))
+    finally:
+        sys.setswitchinterval(every)
+    assert len(os.listdir("/proc/self/fd")) <= num_open + 1
+
+
+@pytest.mark.parametrize("stop", [0, 1, 700, 5000, -20_000])
+def test_a_shard_cut_while_it_is_read_is_named(copy, stop):
+    reader = ShardReader(copy)
+    size = (copy / SECOND).stat().st_size
+    os.truncate(copy / SECOND, stop % size)
+    with pytest.raises((ShardError, ReadFailed), match=f"{copy / SECOND}: ends "):
+        reader.read(np.array([59]))
+    with pytest.raises((ShardError, ReadFailed), match=SECOND):
+        for _ in train_batches(reader, StreamConfig(), 0, 0, NUM_PAIRS, 5):
+            pass
+    assert reader.read(np.array([29, 60]))[0].shape == (2, 32, 32)
+
+
+def test_a_shard_lost_before_it_was_opened_is_named(copy):
+    reader = ShardReader(copy)
+    reader.close()
+    (copy / SECOND).unlink()
+    with pytest.raises(FileNotFoundError, match=SECOND):
+        reader.read(np.array([30]))
+
+
+def test_swapped_shards_are_named_when_opened(copy):
+    same_size = (copy / "000000.tar").stat().st_size == (copy / SECOND).stat().st_size
+    for source, target in (("000000.tar", "kept"), (SECOND, "000000.tar"), ("kept", SECOND)):
+        (copy / source).rename(copy / target)
+    with pytest.raises(ShardError, match="another shard under its name" if same_size else "has .* bytes") as caught:
+        ShardReader(copy)
+    assert "000000.tar" in str(caught.value)
+
+
+def test_a_shard_of_another_config_is_named_when_opened(npy_copy, tmp_path):
+    other = small_shards(tmp_path / "other", num_train=5, num_val=1, resize="x0.9")
+    assert npy_stride((32, 32)) == Manifest.read(other / "train").stride
+    size = (npy_copy / SECOND).stat().st_size
+    content = (other / "train" / "000000.tar").read_bytes()
+    (npy_copy / SECOND).write_bytes(content[:size].ljust(size, b"\0"))
+    with pytest.raises(ShardError, match=f"{SECOND}: pair 30 .*another shard under its name"):
+        ShardReader(npy_copy)
+
+
+def test_a_flipped_byte_in_a_png_shard_is_named_with_its_pair(originals, tmp_path):
+    folder = shutil.copytree(originals["png"], tmp_path / "train")
+    with tarfile.open(folder / SECOND) as tar:
+        member = tar.getmembers()[2 * 17 + 1]
+    content = bytearray((folder / SECOND).read_bytes())
+    content[member.offset_data + member.size // 2] ^= 4
+    (folder / SECOND).write_bytes(content)
+    reader = ShardReader(folder)
+    for samples in ([47], [45, 46, 47, 48], [3, 47, 1]):
+        with pytest.raises(ShardError, match=rf"{SECOND}: pair 47 of the split .* is not as when it was indexed"):
+            reader.read(np.array(samples))
+    with pytest.raises(ShardError, match="pair 47"):
+        list(val_batches(reader, StreamConfig(), 8))
+    assert reader.read(np.array([46, 48]))[0].shape == (2, 32, 32)
+
+
+def test_a_flipped_byte_of_a_foreign_shard_is_named_with_its_pair(tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
+        for number in range(9):
+            picture = draw_photo(number, 37, 53)
+            writer.write({"__key__": f"{number}", "clean.png": picture, "degraded.jpg": picture, "txt": "some words"})
+    assert shards_main(["index", str(tmp_path), "--tile_pixels", "32", "--num_workers", "1"]) == 0
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        place = tar.getmember("6.degraded.jpg").offset_data + 400
+    content = bytearray((tmp_path / "a.tar").read_bytes())
+    content[place] ^= 1
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(ShardError, match=r"a\.tar: pair 6 "):
+        list(train_batches(ShardReader(tmp_path), StreamConfig(), 0, 0, 9, 3))
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "flipped", "of val", "of others"])
+def test_an_index_that_is_not_the_shards_is_named_when_opened(copy, originals, damage):
+    index = copy / INDEX
+    if damage == "missing":
+        index.unlink()
+    elif damage == "cut":
+        os.truncate(index, index.stat().st_size - 9)
+    elif damage == "flipped":
+        content = bytearray(index.read_bytes())
+        content[-500] ^= 1  # of a pair that nobody looks at when shards are opened
+        index.write_bytes(content)
+    else:
+        folders = [folder.parent / "val" if damage == "of val" else folder for folder in originals.values()]
+        contents = [(folder / INDEX).read_bytes() for folder in folders]
+        index.write_bytes(next(content for content in contents if content != index.read_bytes()))
+    with pytest.raises(ShardError, match=re.escape(str(index))):
+        ShardReader(copy)
+
+
+def test_shards_missing_or_of_another_size_are_named_when_opened(copy):
+    with (copy / SECOND).open("ab") as file:
+        file.write(b"\0")
+    size = (copy / SECOND).stat().st_size
+    with pytest.raises(ShardError, match=rf"{SECOND}: has {size} bytes, the manifest says {size - 1} bytes"):
+        ShardReader(copy)
+    (copy / SECOND).unlink()
+    with pytest.raises(ShardError, match=f"{SECOND}: is missing"):
+        ShardReader(copy)
+
+
+def test_a_manifest_of_the_version_before_says_what_to_do(copy):
+    content = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps(content | {"version": 1}))
+    with pytest.raises(ShardError, match="version 1, this program reads version 2; make the shards anew"):
+        ShardReader(copy)
+    (copy / "manifest.json").unlink()
+    with pytest.raises(FileNotFoundError, match="make shards PHOTOS=dir OUT=.* or .* python -m shards index"):
+        ShardReader(copy)
+
+
+def large_set(folder, num_shards=10_000, pairs_a_shard=1000, tile_shape=(8, 8)):
+    """Sparse files of ten million pairs of black tiles; only the first pair of each shard has its row in the index."""
+    folder.mkdir()
+    stride = npy_stride(tile_shape)
+    num_bytes = pairs_a_shard * stride + 10240
+    names = [f"{number:06d}.tar" for number in range(num_shards)]
+    for name in names:
+        with (folder / name).open("wb") as file:
+            file.truncate(num_bytes)
+    rows = np.lib.format.open_memmap(folder / INDEX, "w+", ROW, (num_shards * pairs_a_shard,), version=(1, 0))
+    rows["bytes"][::pairs_a_shard], rows["hash"][::pairs_a_shard] = stride, hash_of(bytes(stride))
+    rows.flush()
+    index = IndexFile(INDEX, (folder / INDEX).stat().st_size, sha256_of(folder / INDEX))
+    shards = tuple(Shard(name, num_bytes, "", pairs_a_shard) for name in names)
+    members = ("clean.npy", "degraded.npy")
+    Manifest("train", tile_shape, "npy", members, stride, {}, index, shards, (), (), {}).write(folder)
+    return folder
+
+
+def test_ten_million_pairs_in_ten_thousand_shards_are_read(tmp_path):
+    folder = large_set(tmp_path / "train")
+    reader = ShardReader(folder)
+    assert reader.num_samples == 10_000_000 and len(reader.manifest.shards) == 10_000
+    chosen = np.random.default_rng(3).choice(reader.num_samples, 400, replace=False)
+    chosen[:2] = 0, reader.num_samples - 1
+    for number, sample in enumerate(chosen.tolist()):
+        shard, place = divmod(sample, 1000)
+        with (folder / f"{shard:06d}.tar").open("r+b") as file:
+            for half in range(2):  # the last pixel of each tile
+                file.seek((2 * place + half) * 1024 + 512 + 128 + 63)
+                file.write(bytes([number % 97 + 100 * half]))
+    clean, degraded = reader.read(chosen)
+    assert not clean.reshape(400, -1)[:, :-1].any()
+    assert np.array_equal(clean[:, 7, 7], np.arange(400) % 97)
+    assert np.array_equal(degraded[:, 7, 7], np.arange(400) % 97 + 100)
+    assert len(reader.storage._open) <= storage.MAX_OPEN_FILES
+    batches = train_batches(reader, StreamConfig(), 0, 3 * 10**7, 3 * 10**7 + 600, 200)
+    assert len(np.unique(np.concatenate([batch.samples for batch in batches]))) == 600
