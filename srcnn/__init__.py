@@ -4,8 +4,16 @@
       -> degraded         degrade.py    JPEG, bicubic
       -> tile pairs       tiles.py      cut, windows with a halo, join
       -> shards           sample.py     the contract of tar members and manifest
+                          index.py      where each pair lies, and its hash
+                          verify.py     every byte against manifest and index
+      -> pairs            storage.py    folders and object stores
+                          cache.py      what was read of these, on a local disk
+                          reader.py     pairs by their numbers
       -> batches          order.py      which sample stands where
-                          stream.py     reading, ranks, prefetch
+                          prefetch.py   reading ahead
+                          stream.py     this rank's batches
+                          resident.py   a whole split in memory
+                          feed.py       ranks in step, to the device
       -> network          model.py      SRCNN, weights on disk
       -> training         optimize.py   optimizer, schedule, averaged weights
                           run.py        settings and state of a run

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -11,6 +11,8 @@ import torch.distributed as dist
 from srcnn.reader import Allocate, ShardReader
 from srcnn.resident import ResidentReader, gathered, load_resident
 from srcnn.stream import Batch, StreamConfig, picks, train_batches
+
+ResultT = TypeVar("ResultT")
 
 
 class StreamFailed(RuntimeError):
@@ -26,13 +28,13 @@ def feed(
     The tensors are valid until the next batch is asked for.
 
     Raises:
-        StreamFailed: on all ranks after the same step.
-        ValueError: the resident set does not fit into the memory.
+        StreamFailed: on all ranks, at once where a resident set cannot be read or does not fit into the memory, else
+            after the same step.
     """
     if config.resident == "device":
-        parts = picks(config.order_of(seed, reader), start, stop, batch_size, rank, num_ranks)
-        return gathered(load_resident(reader, config, device), parts)
-    source = ResidentReader(reader, config) if config.resident == "host" else reader
+        tiles = together(lambda: load_resident(reader, config, device), group)
+        return gathered(tiles, picks(config.order_of(seed, reader), start, stop, batch_size, rank, num_ranks))
+    source = together(lambda: ResidentReader(reader, config), group) if config.resident == "host" else reader
     batches = train_batches(source, config, seed, start, stop, batch_size, rank, num_ranks, allocator(device))
     return on_device(in_step(batches, group), device)
 
@@ -62,9 +64,15 @@ def in_step(batches: Iterable[Batch], group: Any) -> Iterator[Batch]:
             coming.close()
 
 
-def agree(failure: Exception | None, group: Any) -> None:
-    """Raises StreamFailed on all ranks where one comes with a failure."""
+def together(read: Callable[[], ResultT], group: Any) -> ResultT:
+    """`read()`, which every rank calls; StreamFailed on all of them where one cannot read."""
+    result, failure = None, None
+    try:
+        result = read()
+    except (OSError, ValueError) as error:
+        failure = error
     _agree(failure, _vote(failure, group), group)
+    return cast(ResultT, result)
 
 
 def _next(coming: Iterator[Batch]) -> tuple[Batch | None, Exception | None]:

@@ -134,5 +134,8 @@ class Fetcher:
             self.reader.unpack(sample, contents[sample - first], room, row, crop)
 
     def close(self) -> None:
-        """Calls off what has not begun and waits for the rest."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """Calls off what has not begun and waits for the rest, which does not try again what fails."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self.reader.close()
+        self._pool.shutdown(wait=True)
+        self.reader.close()  # what the last ones have opened

@@ -118,6 +118,7 @@ class Run:
     step: int = 0
     skipped_steps: int = 0
     samples: int = 0
+    saved_samples: int = 0
     best_psnr: float = float("-inf")
     values: dict[str, float] = field(default_factory=dict)
     tracker_id: str = ""
@@ -202,6 +203,8 @@ def start_run(config: TrainConfig, accelerator: Accelerator, reader: ShardReader
 def save_checkpoint(config: TrainConfig, run: Run, reader: ShardReader, validated: bool = True) -> None:
     """The main process writes a checkpoint; all wait for it. The best is the validated one of the highest PSNR."""
     accelerator = run.accelerator
+    if not validated and run.samples == run.saved_samples:
+        return
     is_best = validated and run.values["val/psnr"] > run.best_psnr
     run.best_psnr = max(run.best_psnr, run.values["val/psnr"]) if validated else run.best_psnr
     if accelerator.is_main_process:
@@ -223,6 +226,7 @@ def save_checkpoint(config: TrainConfig, run: Run, reader: ShardReader, validate
         }
         about = {key: f"{value:.4f}" for key, value in run.values.items()} | {"samples": str(run.samples)}
         checkpoint.save(Path(config.run), run.step, run.result, training, about, is_best, config.keep_checkpoints)
+    run.saved_samples = run.samples
     accelerator.wait_for_everyone()
 
 
@@ -262,7 +266,7 @@ def load_state(run: Run, state: dict[str, Any]) -> None:
         run.accelerator.scaler.load_state_dict(state["scaler"])
     run.step, run.samples = state["step"], state["stream"]["consumed_samples"]
     run.best_psnr, run.values, run.tracker_id = state["best_psnr"], state["values"], state["tracker_id"]
-    run.skipped_steps = state["skipped_steps"]
+    run.skipped_steps, run.saved_samples = state["skipped_steps"], run.samples
 
 
 def check_identity(config: TrainConfig, saved: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -64,7 +64,7 @@ class StreamConfig:
         order: "uniform": any order of an epoch is equally likely, for shards on a local disk; "runs": neighbours are
             read together and mixed in windows, for object stores and slow disks; "auto": by where the shards lie.
         run_samples: neighbouring samples read at once ("runs").
-        window_samples: samples mixed with each other ("runs"); so many are held in memory, by all ranks together.
+        window_samples: samples mixed with each other ("runs"); all ranks together hold these and `lead_samples`.
         lead_samples: samples fetched before they are needed ("runs"): the rate wanted, times what a request takes.
         num_lanes: independent streams of runs that are dealt to the ranks ("runs"); a batch takes as many samples of
             each, so as many lanes as a global batch has samples mix best; fewer are used for small sets.
@@ -197,5 +197,4 @@ def _filled_from_runs(
                 run.done.result()
             yield Batch(room.clean, room.degraded, part.samples, part.symmetries)
     finally:
-        reader.close()
         fetcher.close()

@@ -80,7 +80,9 @@ def announce(config: TrainConfig, run: Run, train_reader: ShardReader, val_reade
         kernels = "-".join(map(str, config.model.kernels))
         where = f"{accelerator.num_processes} x {accelerator.device.type}, precision {accelerator.mixed_precision}"
         data = f"{train_reader.num_samples} training and {val_reader.num_samples} validation tiles"
-        logger.info("SRCNN %s on %s, %s; %d of %d tiles done", kernels, where, data, run.samples, config.total_samples)
+        order = config.stream.order_of(config.seed, train_reader)
+        logger.info("SRCNN %s on %s, %s, order: %s; %d of %d tiles done", kernels, where, data, order, run.samples,
+                    config.total_samples)
 
 
 def validate_run(config: TrainConfig, run: Run, reader: ShardReader) -> dict[str, float]:

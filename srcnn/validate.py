@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from srcnn.feed import agree, on_device
+from srcnn.feed import on_device, together
 from srcnn.metrics import ssim, sum_over_ranks, tile_psnr
 from srcnn.model import SRCNN, full_precision
 from srcnn.reader import ShardReader
@@ -74,15 +74,18 @@ def validate(
         StreamFailed: a rank cannot read its pairs; on all ranks, where `group` is that of `process_group`.
     """
     model = model.folded().to(accelerator.device).to(memory_format=torch.channels_last).eval()  # free of autocast
-    sums, failure = torch.zeros(6, dtype=torch.float64, device=accelerator.device), None
     size = BATCH_SIZE.get(accelerator.device.type, 64)
-    batches = val_batches(reader, stream or StreamConfig(), size, accelerator.process_index, accelerator.num_processes)
-    try:
+    batches = val_batches(
+        reader, stream or StreamConfig(), size, accelerator.process_index, accelerator.num_processes
+    )
+
+    def score() -> torch.Tensor:
+        sums = torch.zeros(6, dtype=torch.float64, device=accelerator.device)
         for batch in on_device(batches, accelerator.device):
             sums += score_sums(model, *as_floats(batch))
-    except (OSError, ValueError) as error:
-        failure = error
-    agree(failure, group)
+        return sums
+
+    sums = together(score, group)
     psnr_in, psnr, ssim_in, ssim_out, loss, num_tiles = sum_over_ranks(sums).tolist()
     assert num_tiles == reader.num_samples, "a validation tile was missed or counted twice"
     if not math.isfinite(loss):

@@ -4,14 +4,16 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from accelerate import Accelerator
 from small import small_shards
 
 from srcnn.feed import StreamFailed, feed, in_step
+from srcnn.model import SRCNN, ModelConfig
 from srcnn.reader import ShardReader
 from srcnn.resident import LARGEST_SHARE, ResidentReader
 from srcnn.sample import ShardError
 from srcnn.stream import StreamConfig
-from srcnn.validate import as_floats
+from srcnn.validate import as_floats, validate
 
 CPU = torch.device("cpu")
 
@@ -50,7 +52,7 @@ def test_a_set_that_does_not_fit_is_refused_with_both_sizes(reader, monkeypatch)
     needed = 2 * 75 * 32 * 32
     free = type("Memory", (), {"available": int(needed / LARGEST_SHARE) - 10})
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
-    with pytest.raises(ValueError, match=r"GB of tiles, .* GB free on cpu.*--stream.resident no"):
+    with pytest.raises(StreamFailed, match=r"GB of tiles, .* GB free on cpu.*--stream.resident no"):
         next(feed(reader, StreamConfig(resident="host"), 0, 0, 10, 1, 0, 1, CPU, None))
     free.available += 20
     next(feed(reader, StreamConfig(resident="host"), 0, 0, 10, 1, 0, 1, CPU, None))
@@ -67,6 +69,15 @@ def test_an_error_of_the_stream_comes_after_the_last_batch_before_it():
     with pytest.raises(StreamFailed, match="000007.tar: damaged") as failure:
         next(batches)
     assert isinstance(failure.value.__cause__, ShardError)
+
+
+def test_pairs_that_validation_cannot_read_fail_it_on_all_ranks(reader, monkeypatch):
+    def missing(first, stop):
+        raise ShardError("000002.tar: damaged")
+
+    monkeypatch.setattr(reader, "read", lambda *_: missing(0, 0))
+    with pytest.raises(StreamFailed, match="000002.tar: damaged"):
+        validate(SRCNN(ModelConfig(filters=(2, 2))), reader, Accelerator(cpu=True))
 
 
 def test_leaving_half_way_closes_the_stream_below():

@@ -1,0 +1,1 @@
+"""What is measured against others, and how to run it again."""

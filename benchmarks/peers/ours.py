@@ -1,0 +1,25 @@
+"""srcnn's own reader, from a folder or from an address (http://, s3://); its threads fill the batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from timing import Batches, main
+
+from srcnn.reader import ShardReader
+from srcnn.stream import StreamConfig, train_batches
+
+ENDLESS = 2**40
+
+
+def stream(location: str, num_workers: int, batch_size: int) -> Batches:
+    reader = ShardReader(location if "://" in location else Path(location))
+    config = StreamConfig(num_threads=num_workers)
+    for batch in train_batches(
+        reader, config, seed=0, start=0, stop=ENDLESS, batch_size=batch_size, rank=0, num_ranks=1
+    ):
+        yield batch.clean, batch.degraded
+
+
+if __name__ == "__main__":
+    main(stream)

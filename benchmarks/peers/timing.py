@@ -1,0 +1,156 @@
+"""What every loader's script shares: its command line, the clock, and the reader the converters take the pairs from.
+
+    python peers/NAME.py prepare SRC DST                                    shards of npy pairs -> the loader's format
+    python peers/NAME.py run DST --workers W --batch B --pairs N --epoch E  one JSON line: what was measured
+
+`prepare` is there for loaders that do not read our shards as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Batches = Iterator[tuple[Any, Any]]  # clean, degraded: (batch, 128, 128), or (batch, 1, 128, 128)
+PIXEL = 64  # of each tile the pixel at (64, 64) is summed, so that no loader can leave the pixels unread
+
+
+def main(stream: Callable[[str, int, int], Batches], prepare: Callable[[Path, Path], None] | None = None) -> None:
+    """`stream(location, num_workers, batch_size)` gives batches for ever and builds its loader at the first `next`."""
+    parser = argparse.ArgumentParser()
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("prepare")
+    command.add_argument("source", type=Path)
+    command.add_argument("out", type=Path)
+    command = commands.add_parser("run")
+    command.add_argument("location")
+    command.add_argument("--workers", type=int, required=True)
+    command.add_argument("--batch", type=int, default=256)
+    command.add_argument("--pairs", type=int, required=True, help="how many to read, over as many epochs as it takes")
+    command.add_argument("--epoch", type=int, required=True, help="how many there are")
+    options = parser.parse_args()
+    if options.command == "prepare":
+        assert prepare, "reads our shards as they are"
+        prepare(options.source, options.out)
+    else:
+        batches = stream(options.location, options.workers, options.batch)
+        print(json.dumps(measure(batches, options.pairs, options.epoch)), flush=True)
+
+
+def measure(batches: Batches, num_pairs: int, epoch_pairs: int) -> dict[str, float]:
+    """Reads `num_pairs`; rate and CPU time are taken from the first batch on, which has a time of its own.
+
+    `checksum` is the sum over the first `epoch_pairs` pairs: whoever gives each pair exactly once has the same.
+    """
+    began = time.perf_counter()
+    clean, degraded = next(batches)
+    first_batch, cpu_before = time.perf_counter(), tree_cpu_seconds()
+    in_first = seen = len(clean)
+    checksum = _checksum(clean, degraded, epoch_pairs)
+    memory = Memory()
+    for quarter in range(1, 5):
+        while seen < in_first + (num_pairs - in_first) * quarter / 4:
+            clean, degraded = next(batches)
+            checksum += _checksum(clean, degraded, epoch_pairs - seen)
+            seen += len(clean)
+        memory.look()
+    end = time.perf_counter()
+    return {
+        "pairs": seen - in_first,
+        "seconds": end - first_batch - memory.seconds,
+        "first_batch_seconds": first_batch - began,
+        "cpu_seconds": tree_cpu_seconds() - cpu_before - memory.cpu_seconds,
+        "peak_mb": memory.peak_mb,
+        "disk_mb": tree_disk_mb(),
+        "checksum": checksum if seen >= epoch_pairs else -1,
+    }
+
+
+def _checksum(clean: Any, degraded: Any, num_left: int) -> int:
+    sums = [float(tiles[:, ..., PIXEL, PIXEL][: max(0, num_left) or None].sum()) for tiles in (clean, degraded)]
+    scale = 255 if "float" in str(clean.dtype) else 1
+    return sum(round(value * scale) for value in sums) if num_left > 0 else 0
+
+
+class Memory:
+    """The most memory that was found in four looks, and what the looks took."""
+
+    def __init__(self) -> None:
+        self.peak_mb = self.seconds = self.cpu_seconds = 0.0
+
+    def look(self) -> None:
+        began, cpu_before = time.perf_counter(), time.thread_time()
+        self.peak_mb = max(self.peak_mb, tree_memory_mb())
+        self.seconds += time.perf_counter() - began
+        self.cpu_seconds += time.thread_time() - cpu_before
+
+
+def process_tree() -> list[int]:
+    """This process and all below it."""
+    parents = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and (fields := _stat(int(entry))):
+            parents[int(entry)] = int(fields[1])
+    tree = [os.getpid()]
+    for pid in tree:
+        tree += [child for child, parent in parents.items() if parent == pid]
+    return tree
+
+
+def tree_cpu_seconds() -> float:
+    """User and system time of the process tree, with the children that have ended."""
+    ticks = sum(sum(map(int, fields[11:15])) for pid in process_tree() if (fields := _stat(pid)))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def tree_memory_mb() -> float:
+    """Private and shared memory of the process tree, shared pages divided among those who share them.
+
+    Pages of mapped files are left out: they belong to the page cache, whoever maps them.
+    """
+    kilobytes = 0
+    for pid in process_tree():
+        for line in _read(f"/proc/{pid}/smaps_rollup").splitlines():
+            if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
+                kilobytes += int(line.split()[1])
+    return kilobytes / 1024
+
+
+def tree_disk_mb() -> float:
+    """What the process tree had the disk read for it, as far as its processes are still there."""
+    lines = [line for pid in process_tree() for line in _read(f"/proc/{pid}/io").splitlines()]
+    return sum(int(line.split()[1]) for line in lines if line.startswith("read_bytes:")) / 2**20
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat after the process's name, which may hold blanks."""
+    return _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:  # ended meanwhile
+        return ""
+
+
+def read_pairs(folder: Path) -> Iterator[np.ndarray]:
+    """Pairs (2, 128, 128), clean and degraded, of all npy shards below `folder`, in their order."""
+    for shard in shards_of(folder):
+        with tarfile.open(shard) as tar:
+            tiles = [np.load(io.BytesIO(tar.extractfile(member).read())) for member in tar]  # type: ignore[union-attr]
+        for clean, degraded in zip(tiles[::2], tiles[1::2], strict=True):
+            yield np.stack([clean, degraded])
+
+
+def shards_of(folder: Path | str) -> list[Path]:
+    return sorted(Path(folder).glob("*.tar"))

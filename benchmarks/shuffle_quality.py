@@ -1,0 +1,300 @@
+"""How well an epoch is shuffled, measured on batches: python -m benchmarks.shuffle_quality --shards data/shards/train
+
+Two sets: the tiles of a shards folder, and a million tiles made of the same photos, 64 neighbouring tiles each.
+Four orders: an ideal shuffle (NumPy's), the two of `srcnn.order`, and webdataset's own shuffle stages. Prints the
+tables of docs/shuffle.md, draws its picture and writes every number to a JSON file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from webdataset.filters import shuffle
+
+from srcnn.order import Order, RunOrder
+from srcnn.reader import ShardReader
+from srcnn.stream import StreamConfig
+
+VALUES = ("mean luma", "variance", "squared error")
+BATCH_SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
+SIMULATED_SAMPLES = 1_000_000
+PHOTO_TILES = 64
+NUM_DEALS = 4  # of photos over the simulated set: the same order is measured on each
+WEBDATASET_SHARD, WEBDATASET_BUFFERS = 1000, (1000, 32_768)
+NEIGHBOURS = 8  # a "run" in the measure of co-occurrence, for every order
+SAMPLE_BYTES = 34_816  # a pair of grey 128 x 128 tiles
+NUM_STRETCHES = 16  # of batches in an epoch; what the bootstrap draws
+NUM_BINS = 50
+LABELS = ("ideal", "uniform (local)", "runs (remote)", *(f"webdataset, {buffer:,}" for buffer in WEBDATASET_BUFFERS))
+BLOCK = 8192  # positions computed together, as the stream does
+TABLE = [(run, window, 64) for run in (4, 8, 16, 32) for window in (4096, 8192, 16384, 32768)]
+TABLE += [(run, window, 1024) for run in (8, 16) for window in (16384, 32768, 65536)]
+TABLE += [(8, 32768, 256), (8, 131_072, 4096)]
+LARGE_BATCH = 4096
+Epochs = Callable[[int], np.ndarray]  # the samples of an epoch, in their order
+
+
+class TileSet(NamedTuple):
+    """What is shuffled: values (N, deals, 3), each column with mean 0 and variance 1; the photo of each tile (N,)."""
+
+    name: str
+    values: np.ndarray
+    photos: np.ndarray
+
+
+def tiles_of_shards(folder: Path) -> TileSet:
+    """The values of every tile of a split."""
+    reader = ShardReader(folder)
+    parts = []
+    for start in range(0, reader.num_samples, BLOCK):
+        pixels = reader.read(np.arange(start, min(start + BLOCK, reader.num_samples)))
+        clean, degraded = (tiles.reshape(len(tiles), -1).astype(np.float32) for tiles in pixels)
+        parts.append(np.stack([clean.mean(1), clean.var(1), np.square(clean - degraded).mean(1)], -1))
+    photos = np.repeat(np.arange(len(reader.manifest.photos)), [photo.num_samples for photo in reader.manifest.photos])
+    reader.close()
+    return TileSet("real", standardized(np.concatenate(parts)[:, None]), photos)
+
+
+def simulated_tiles(real: TileSet) -> TileSet:
+    """Photos of 64 neighbouring tiles as they are, drawn at random from the real ones, another draw in each deal."""
+    starts = np.flatnonzero(real.photos[: 1 - PHOTO_TILES] == real.photos[PHOTO_TILES - 1 :])
+    if not len(starts):
+        raise ValueError(f"no photo has {PHOTO_TILES} tiles or more; make shards of larger photos")
+    num_photos = SIMULATED_SAMPLES // PHOTO_TILES
+    drawn = np.random.default_rng(0).choice(starts, (num_photos, 1, NUM_DEALS))
+    tiles = (drawn + np.arange(PHOTO_TILES)[:, None]).reshape(SIMULATED_SAMPLES, NUM_DEALS)
+    return TileSet("simulated", standardized(real.values[tiles, 0]), np.repeat(np.arange(num_photos), PHOTO_TILES))
+
+
+def standardized(values: np.ndarray) -> np.ndarray:
+    return ((values - values.mean(0, dtype=np.float64)) / values.std(0, dtype=np.float64)).astype(np.float32)
+
+
+def correlation_in_runs(tiles: TileSet, run_samples: int) -> list[float]:
+    """Mean correlation of two different tiles of a run, for each value."""
+    num_runs = len(tiles.values) // run_samples
+    sums = tiles.values[: num_runs * run_samples].reshape(num_runs, run_samples, -1, len(VALUES)).sum(1)
+    shared = np.square(sums).mean((0, 1)) / run_samples - 1
+    return [round(float(value) / (run_samples - 1), 3) for value in shared]
+
+
+def as_streamed(num_samples: int, is_local: bool) -> Epochs:
+    """The order the stream takes by default for so many samples on a local disk or elsewhere."""
+    reader: Any = SimpleNamespace(num_samples=num_samples, is_local=is_local)
+    return partial(epoch_of, StreamConfig().order_of(0, reader))
+
+
+def epoch_of(order: Order, epoch: int) -> np.ndarray:
+    start, stop = epoch * order.num_samples, (epoch + 1) * order.num_samples
+    blocks = (np.arange(first, min(first + BLOCK, stop)) for first in range(start, stop, BLOCK))
+    return np.concatenate([order.samples_at(block) for block in blocks])
+
+
+def epoch_of_webdataset(num_samples: int, buffer: int, epoch: int) -> np.ndarray:
+    """Its shard shuffle with room for all shards, then its sample shuffle; a new seed each epoch, which stock lacks."""
+    rng = random.Random(epoch)
+    starts = range(0, num_samples, WEBDATASET_SHARD)
+    shards: Iterator[int] = shuffle(len(starts), rng=rng)(iter(starts))
+    stream = chain.from_iterable(range(start, min(start + WEBDATASET_SHARD, num_samples)) for start in shards)
+    return np.fromiter(shuffle(buffer, rng=rng)(stream), np.int64, num_samples)
+
+
+def design_effects(samples: np.ndarray, tiles: TileSet, batch_size: int) -> np.ndarray:
+    """(stretches, 3): squared batch means over what an ideal shuffle gives, without replacement, in each stretch."""
+    num_batches = len(samples) // batch_size
+    means = tiles.values[samples[: num_batches * batch_size]].reshape(num_batches, batch_size, -1, len(VALUES)).mean(1)
+    expected = (len(samples) - batch_size) / (len(samples) - 1) / batch_size
+    stretches = np.array_split(np.square(means).mean(1) / expected, min(NUM_STRETCHES, num_batches))
+    return np.stack([stretch.mean(0) for stretch in stretches])
+
+
+def repeats(numbers: np.ndarray, batch_size: int) -> tuple[float, float]:
+    """Mean number of different ones in a batch, and of pairs of equal ones where none comes over NEIGHBOURS times."""
+    rows = np.sort(numbers[: len(numbers) // batch_size * batch_size].reshape(-1, batch_size), axis=1)
+    pairs = [(rows[:, lag:] == rows[:, :-lag]).sum() / len(rows) for lag in range(1, NEIGHBOURS)]
+    return float(batch_size - pairs[0]), float(sum(pairs))
+
+
+def expected_photos(photos: np.ndarray, batch_size: int) -> float:
+    """Photos in a batch of an ideal shuffle: 1 - C(N - n, B) / C(N, B) for each photo of n tiles."""
+    missed = np.cumprod(np.maximum(0, 1 - batch_size / (len(photos) - np.arange(np.bincount(photos).max()))))
+    return float((1 - missed[np.bincount(photos) - 1]).sum())
+
+
+def expected_pairs(num_samples: int, batch_size: int) -> float:
+    """Pairs out of the same neighbours in a batch of an ideal shuffle."""
+    return batch_size * (batch_size - 1) / 2 * (NEIGHBOURS - 1) / (num_samples - 1)
+
+
+def displacement(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, float]:
+    """Density of |p1 - p2| / N over the samples, and its Kolmogorov-Smirnov distance from the triangular law."""
+    moved = np.sort(np.abs(after - before) / len(before))
+    steps = np.arange(len(moved) + 1) / len(moved)
+    law = 1 - np.square(1 - moved)
+    distance = max(np.abs(law - steps[1:]).max(), np.abs(law - steps[:-1]).max())
+    return np.histogram(moved, NUM_BINS, (0, 1), density=True)[0], float(distance)
+
+
+def measure(epochs: Epochs, tiles: TileSet, num_epochs: int) -> dict[str, Any]:
+    """Every measure of one order, means over the epochs."""
+    numbers = np.arange(len(tiles.photos))
+    before, effects = numbers, {size: list[np.ndarray]() for size in BATCH_SIZES}
+    rows: list[dict[str, Any]] = []
+    for epoch in range(num_epochs):
+        samples = epochs(epoch)
+        positions = np.empty_like(numbers)
+        positions[samples] = numbers
+        assert np.array_equal(samples[positions], numbers)
+        for size in BATCH_SIZES:
+            effects[size].append(design_effects(samples, tiles, size))
+        row: dict[str, Any] = {
+            "photos": [repeats(tiles.photos[samples], size)[0] for size in BATCH_SIZES],
+            "pairs": [repeats(samples // NEIGHBOURS, size)[1] for size in BATCH_SIZES],
+            "neighbour_distance": float(np.median(np.abs(np.diff(positions)))),
+            "correlation_with_number": float(np.corrcoef(numbers, positions)[0, 1]),
+        }
+        if epoch:
+            row["density"], row["distance_from_law"] = displacement(before, positions)
+            row["correlation_between_epochs"] = float(np.corrcoef(before, positions)[0, 1])
+        before = positions
+        rows.append(row)
+    result = {key: np.mean([row[key] for row in rows if key in row], axis=0).tolist() for key in rows[-1]}
+    return result | {"effects": {size: with_interval(np.concatenate(units)) for size, units in effects.items()}}
+
+
+def with_interval(units: np.ndarray) -> list[tuple[float, float, float]]:
+    """Mean and 95 % interval for each value, by bootstrap over the stretches of all epochs."""
+    picks = np.random.default_rng(0).integers(len(units), size=(1000, len(units)))
+    low, high = np.percentile(units[picks].mean(1), (2.5, 97.5), axis=0)
+    return list(zip(units.mean(0).tolist(), low.tolist(), high.tolist(), strict=True))
+
+
+def samples_held(order: RunOrder) -> tuple[int, float]:
+    """Most and mean samples held over an epoch's turn by a reader that keeps a run from its first to its last use.
+
+    Runs that two lanes share are used twice, an epoch apart; they are let go after two windows.
+    """
+    total = 2 * order.num_samples
+    runs = np.concatenate([epoch_of(order, epoch) // order.run_samples + epoch * order.num_samples for epoch in (0, 1)])
+    _, first, sizes = np.unique(runs, return_index=True, return_counts=True)
+    last = np.minimum(total - 1 - np.unique(runs[::-1], return_index=True)[1], first + 2 * order.window_samples)
+    held = np.cumsum(np.bincount(first, sizes, total + 1) - np.bincount(last + 1, sizes, total + 1))[:total]
+    return int(held.max()), float(held.mean())
+
+
+def measure_table(tiles: TileSet, batch_size: int, num_epochs: int) -> list[dict[str, Any]]:
+    """Design effect and memory of RunOrder over runs, windows and lanes."""
+    rows = []
+    print(f"\n| run | window | lanes | {' | '.join(VALUES)} | {VALUES[0]}, batch {LARGE_BATCH} | most MB | mean MB |")
+    for run, window, lanes in TABLE:
+        order = RunOrder(0, len(tiles.photos), run, lanes, window)
+        epochs = [epoch_of(order, epoch) for epoch in range(num_epochs)]
+        units = ([design_effects(samples, tiles, size) for samples in epochs] for size in (batch_size, LARGE_BATCH))
+        effect, large = (with_interval(np.concatenate(unit)) for unit in units)
+        most, mean = samples_held(order)
+        rows.append(dict(run=run, window=window, lanes=lanes, effect=effect, large=large, most=most, mean=mean))
+        cells = [f"{run}", f"{window:,}", f"{lanes}", *map(interval, [*effect, large[0]])]
+        cells += [f"{held * SAMPLE_BYTES / 1e6:,.0f}" for held in (most, mean)]
+        print("|", " | ".join(cells), "|", flush=True)
+    return rows
+
+
+def interval(effect: tuple[float, float, float]) -> str:
+    return f"{effect[0]:.3f} ± {(effect[2] - effect[1]) / 2:.3f}"
+
+
+def print_orders(tiles: TileSet, results: dict[str, Any], batch_size: int) -> None:
+    at, total = BATCH_SIZES.index(batch_size), len(tiles.photos)
+    photos, pairs = expected_photos(tiles.photos, batch_size), expected_pairs(total, batch_size)
+    rows = {
+        f"design effect, {value}": [interval(result["effects"][batch_size][number]) for result in results.values()]
+        for number, value in enumerate(VALUES)
+    }
+    rows[f"photos in a batch (expected {photos:.1f})"] = [f"{result['photos'][at]:.1f}" for result in results.values()]
+    rows[f"pairs of neighbours (expected {pairs:.3f})"] = [f"{result['pairs'][at]:.3f}" for result in results.values()]
+    for key in ("distance_from_law", "correlation_between_epochs", "correlation_with_number", "neighbour_distance"):
+        form = ",.0f" if key == "neighbour_distance" else ".4f"
+        rows[key.replace("_", " ")] = [format(result[key], form) for result in results.values()]
+    print(f"\n{tiles.name}: {total:,} tiles of {tiles.photos[-1] + 1:,} photos, batches of {batch_size}")
+    for name, cells in {"": list(results), **rows}.items():
+        print(f"| {name} |", " | ".join(cells), "|", flush=True)
+
+
+def draw(tiles: TileSet, results: dict[str, Any], out: Path) -> None:
+    """Four panels: design effect, displacement, photos and pairs of neighbours in a batch."""
+    figure = Figure(figsize=(11, 8.5), layout="constrained")
+    axes = figure.subplots(2, 2)
+    styles = ("0.6", "-", 6), ("C0", "--", 2), ("C1", "-", 2), ("C3", ":", 2.5), ("C4", "-.", 2)
+    bins = (np.arange(NUM_BINS) + 0.5) / NUM_BINS
+    ideal_pairs = np.array([expected_pairs(len(tiles.photos), size) for size in BATCH_SIZES])
+    for result, (color, line, width) in zip(results.values(), styles, strict=True):
+        style = dict(color=color, linestyle=line, linewidth=width)
+        luma = np.array([result["effects"][size][0] for size in BATCH_SIZES])
+        axes[0, 0].plot(BATCH_SIZES, luma[:, 0], **style)
+        axes[0, 0].fill_between(BATCH_SIZES, luma[:, 1], luma[:, 2], color=color, alpha=0.2, linewidth=0)
+        axes[0, 1].plot(bins, result["density"], **style)
+        axes[1, 0].plot(BATCH_SIZES, result["photos"], **style)
+        axes[1, 1].plot(BATCH_SIZES, np.array(result["pairs"]) / ideal_pairs, **style)
+    axes[0, 0].axhspan(0.95, 1.05, color="tab:green", alpha=0.2)
+    axes[0, 0].legend(axes[0, 0].lines, LABELS)
+    axes[0, 1].legend(axes[0, 1].plot(bins, 2 * (1 - bins), color="black", linewidth=0.8), ["triangular law"])
+    panels = {
+        (0, 0): ("Design effect of batch means (mean luma; green: 0.95 to 1.05)", "log", (1, 2, 5, 10, 20)),
+        (0, 1): ("Displacement between epochs", "linear", (0, 1, 2, 3)),
+        (1, 0): ("Different photos in a batch", "log", (50, 100, 200, 500, 1000, 2000, 5000)),
+        (1, 1): (f"Pairs out of the same {NEIGHBOURS} neighbours (ideal = 1)", "symlog", (0, 1, 3, 10, 30, 100, 300)),
+    }
+    for place, (title, scale, ticks) in panels.items():
+        axes[place].set_title(title, fontsize=11)
+        axes[place].set_yscale(scale, **({"linthresh": 1} if scale == "symlog" else {}))
+        axes[place].set_yticks(ticks, [str(tick) for tick in ticks])
+        axes[place].grid(alpha=0.3)
+        if place != (0, 1):
+            axes[place].set(xscale="log", xlabel="global batch size")
+            axes[place].set_xticks(BATCH_SIZES, [str(size) for size in BATCH_SIZES])
+        axes[place].minorticks_off()
+    axes[0, 1].set(xlabel="difference of position, share of an epoch", ylabel="density")
+    figure.savefig(out, dpi=100)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shards", type=Path, default=Path("data/shards/train"))
+    parser.add_argument("--batch", type=int, choices=BATCH_SIZES, default=256, help="global batch size of the tables")
+    parser.add_argument("--epochs", type=int, default=8, help="epochs of the simulated set, two at least")
+    parser.add_argument("--out", type=Path, default=Path("docs/shuffle.png"))
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/shuffle.json"))
+    args = parser.parse_args()
+    real, report = tiles_of_shards(args.shards), dict[str, Any]()
+    for tiles in (real, simulated_tiles(real)):
+        total = len(tiles.photos)
+        num_epochs = max(2, round(args.epochs * SIMULATED_SAMPLES * NUM_DEALS / tiles.values.shape[1] / total))
+        orders: tuple[Epochs, ...] = (
+            lambda epoch: np.random.default_rng(epoch).permutation(total),
+            as_streamed(total, is_local=True),
+            as_streamed(total, is_local=False),
+            *(partial(epoch_of_webdataset, total, buffer) for buffer in WEBDATASET_BUFFERS),
+        )
+        results = {name: measure(epochs, tiles, num_epochs) for name, epochs in zip(LABELS, orders, strict=True)}
+        print_orders(tiles, results, args.batch)
+        alike = {run: correlation_in_runs(tiles, run) for run in (4, 8, 16, 32, 64)}
+        report[tiles.name] = dict(samples=total, epochs=num_epochs, orders=results, correlation_in_runs=alike)
+    table = measure_table(tiles, args.batch, args.epochs)
+    report |= {"table": table, "batch": args.batch, "stream": str(StreamConfig())}
+    draw(tiles, results, args.out)
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    args.json.write_text(json.dumps(report, separators=(",", ":")) + "\n")
+
+
+if __name__ == "__main__":
+    main()
