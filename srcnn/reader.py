@@ -86,7 +86,7 @@ class ShardReader:
     """The pairs of one split's folder or URL by their numbers; safe to use from several threads.
 
     Attributes:
-        location: the folder or URL; `is_local` tells which.
+        location: the folder or URL, without user, password and query; `is_local` tells which.
         num_samples: pairs, at most `max_samples` where that is given.
         tile_shape: (H, W) or (H, W, 3).
 
@@ -100,8 +100,8 @@ class ShardReader:
 
     def __init__(self, location: str | Path, max_samples: int = 0, access: AccessConfig | None = None) -> None:
         access = access or AccessConfig()
-        self.location = str(location)
         self.storage = open_storage(location, access)
+        self.location = self.storage.location
         self.manifest = read_manifest(self.storage)
         if isinstance(self.storage, Folder):
             for shard in self.manifest.shards:
