@@ -113,28 +113,29 @@ class Folder:
         """
         gaps = [bytearray(span.start - end) for span, end in zip(spans, [0, *(span.stop for span in spans)])]
         num_bytes = spans[-1].stop
+        limits = [(span.start, span.stop) for span in spans]
+        missed = []
         with self._reading_cached:
-            for name in {record[0] for record in records}:
-                self._file(name).check()
-            missed = [record for record in records if not self._read_cached(*record, spans, gaps, num_bytes)]
+            mapped = {name: self._file(name).checked_content() for name in {record[0] for record in records}}
+            for record in records:
+                name, start, arrays = record
+                content = mapped[name]
+                if content is not None:
+                    for array, (first, last) in zip(arrays, limits):
+                        array[...] = content[start + first : start + last]
+                elif not self._read_cached(name, start, _interleave(gaps, arrays), num_bytes):
+                    missed.append(record)
         for name, start, _ in missed:
             self._file(name).announce(start, num_bytes)
         for name, start, arrays in missed:
             if self._file(name).preadv(_interleave(gaps, arrays), start) != num_bytes:
                 raise ReadFailed(f"{self.path / name}: ends before byte {start + num_bytes}")
 
-    def _read_cached(
-        self, name: str, start: int, arrays: Arrays, spans: Sequence[slice], gaps: list[bytearray], num_bytes: int
-    ) -> bool:
-        """Whether the record could be read without waiting for a disk."""
-        file = self._open.get(name) or self._file(name)
-        if file.content is not None:
-            record = file.content[start : start + num_bytes]
-            for array, span in zip(arrays, spans):
-                array[...] = record[span]
-            return True
+    def _read_cached(self, name: str, start: int, buffers: list[Any], num_bytes: int) -> bool:
+        """Whether the buffers could be filled without waiting for a disk."""
+        file = self._file(name)
         try:
-            cached = file.preadv(_interleave(gaps, arrays), start, _NOWAIT) == num_bytes
+            cached = file.preadv(buffers, start, _NOWAIT) == num_bytes
         except OSError as error:  # EAGAIN: it would have to wait; the others: not to be had on this disk
             if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL):
                 raise
@@ -161,7 +162,7 @@ class _WarmFile(OpenFile):
     """A file that is mapped after as many bytes as it has were found in memory without a miss.
 
     Copying out of a mapping takes half the time of a call of the system, but of a file that is not in memory it would
-    read pages nobody asked for, and of one that has become shorter it would end the process: see `check`.
+    read pages nobody asked for, and of one that has become shorter it would end the process: `checked_content`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -181,10 +182,11 @@ class _WarmFile(OpenFile):
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self.number, start, num_bytes, os.POSIX_FADV_WILLNEED)
 
-    def check(self) -> None:
-        """Raises ReadFailed where a mapped file has become shorter."""
+    def checked_content(self) -> np.ndarray | None:
+        """All its bytes, if it is mapped. Raises ReadFailed where it has become shorter since."""
         if self.content is not None and os.fstat(self.number).st_size < len(self.content):
             raise ReadFailed(f"{self.path}: has become shorter while it was read")
+        return self.content
 
 
 def _interleave(gaps: list[bytearray], arrays: Arrays) -> list[Any]:

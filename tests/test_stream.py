@@ -5,6 +5,7 @@ import gc
 import os
 import threading
 import time
+import tracemalloc
 from concurrent.futures import Future
 
 import numpy as np
@@ -152,11 +153,17 @@ def test_no_thread_file_or_memory_is_left_over_20_epochs(shards):
     for number in range(4):  # until the files are mapped
         for config in ORDERS:
             epoch(number, config)
-    before = standing()
-    for number in range(20):
-        for config in ORDERS:
-            epoch(number, config)
-    assert all(now <= then for now, then in zip(standing(), before, strict=True))
+    tracemalloc.start()
+    try:
+        epoch(0, RUNS)
+        before, memory = standing(), tracemalloc.get_traced_memory()[0]
+        for number in range(20):
+            for config in ORDERS:
+                epoch(number, config)
+        assert all(now <= then for now, then in zip(standing(), before, strict=True))
+        assert tracemalloc.get_traced_memory()[0] - memory < 200_000, "20 batches take 320 kB"
+    finally:
+        tracemalloc.stop()
     reader.close()
     assert len(os.listdir("/proc/self/fd")) <= before[1]
 
