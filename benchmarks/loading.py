@@ -38,7 +38,7 @@ QUICK = {"num_pairs": 2048, "rounds": 2, "seconds": 0.5}
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measures data loaders side by side.")
     parser.add_argument("--photos", type=Path, default=PHOTOS if PHOTOS.is_dir() else None, help="else: drawn")
-    parser.add_argument("--work", type=Path, default=HERE / "work", help="data and environments, kept between calls")
+    parser.add_argument("--work", type=Path, default=HERE / "built", help="data and environments, kept between calls")
     parser.add_argument("--results", type=Path, default=HERE / "results", help="loading.json and loading.md go there")
     parser.add_argument("--num_pairs", type=int, default=16384, help="at least so many are made")
     parser.add_argument("--rounds", type=int, default=5)

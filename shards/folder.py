@@ -176,8 +176,8 @@ def finish_index(folder: Path, config: ShardsConfig, shards: tuple[Shard, ...]) 
     rows = [np.empty(0, ROW)]
     for shard in shards:
         kept = _rows_path(folder / shard.name)
-        known = np.load(kept, allow_pickle=False) if kept.is_file() else None
-        if known is None:
-            known, _ = index_tar(folder / shard.name, sample.MEMBERS[config.encoding])
-        rows.append(known)
+        if kept.is_file():
+            rows.append(np.load(kept, allow_pickle=False))
+        else:
+            rows.append(index_tar(folder / shard.name, sample.MEMBERS[config.encoding])[0])
     return write_index(folder, np.concatenate(rows))

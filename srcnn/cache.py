@@ -41,7 +41,7 @@ class SparseCache:
         if file is None or stop > self.num_bytes:
             return None
         try:
-            content = os.pread(file.number, stop - start, start)
+            content = file.pread(stop - start, start)
         except OSError as error:
             self._give_up(error)
             return None

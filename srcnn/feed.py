@@ -114,7 +114,7 @@ def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]
         for batch in batches:
             yield Batch(*(torch.from_numpy(array).to(device) for array in batch))
         return
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch gives it no types
     waiting: list[tuple[Batch, Any]] = []
     for batch in batches:
         with torch.cuda.stream(stream):

@@ -142,13 +142,18 @@ def open_index(file: Path | bytes, manifest: Manifest, where: str) -> np.ndarray
     Raises:
         ShardError: no index of these shards.
     """
-    if isinstance(file, bytes):
-        with tempfile.NamedTemporaryFile(prefix="srcnn-index-", suffix=".npy") as copy:
-            copy.write(file)
-            copy.flush()
-            return open_index(Path(copy.name), manifest, where)
-    if files.sha256_of(file) != manifest.index.sha256:
+    found = hashlib.sha256(file).hexdigest() if isinstance(file, bytes) else files.sha256_of(file)
+    if found != manifest.index.sha256:
         raise ShardError(f"{where}: not the index the manifest names; copy both again")
+    if isinstance(file, Path):
+        return _map_rows(file, manifest, where)
+    with tempfile.NamedTemporaryFile(prefix="srcnn-index-", suffix=".npy") as copy:
+        copy.write(file)
+        copy.flush()
+        return _map_rows(Path(copy.name), manifest, where)
+
+
+def _map_rows(file: Path, manifest: Manifest, where: str) -> np.ndarray:
     try:
         rows = np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:

@@ -77,7 +77,7 @@ class Run:
 
     first_position: int
     places: list[tuple[int, Pairs, int, np.ndarray | None]]  # sample, room, row, crop
-    done: Future[None] = field(default_factory=Future)
+    done: Future[None] = field(init=False)  # from the fetch on
 
 
 def read_ahead(

@@ -7,7 +7,7 @@ with the help of the index, checked against its hashes, and unpacked.
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import threading
 from bisect import bisect_right
 from collections.abc import Callable
@@ -65,6 +65,22 @@ def read_manifest(storage: Folder | ObjectStore) -> Manifest:
     except FileNotFoundError as error:
         cure = "copy the whole folder that was made there, manifest too"
         raise FileNotFoundError(f"{error}: no shards here; {cure}") from error
+
+
+def read_index(storage: Folder | ObjectStore, manifest: Manifest) -> np.ndarray:
+    """The index of a split. Raises ShardError where it is missing or another than the manifest's."""
+    entry = manifest.index
+    where = f"{storage.location}/{entry.name}"
+    try:
+        if isinstance(storage, Folder):
+            check_shard_size(storage.path / entry.name, entry)
+            return open_index(storage.path / entry.name, manifest, where)
+        for _ in range(READ_ATTEMPTS - 1):
+            with contextlib.suppress(ShardError):
+                return open_index(storage.read(entry.name), manifest, where)
+        return open_index(storage.read(entry.name), manifest, where)
+    except FileNotFoundError as error:
+        raise ShardError(f"{where}: is missing; copy it again") from error
 
 
 class PairReader(Protocol):
@@ -135,23 +151,8 @@ class ShardReader:
         """The split's index, read when first needed."""
         if self._index is None:
             with self._index_lock:
-                self._index = self._read_index() if self._index is None else self._index
+                self._index = read_index(self.storage, self.manifest) if self._index is None else self._index
         return self._index
-
-    def _read_index(self) -> np.ndarray:
-        entry = self.manifest.index
-        where = f"{self.location}/{entry.name}"
-        try:
-            if isinstance(self.storage, Folder):
-                check_shard_size(self.storage.path / entry.name, entry)
-                return open_index(self.storage.path / entry.name, self.manifest, where)
-            for _ in range(READ_ATTEMPTS):
-                content = self.storage.read(entry.name)
-                if hashlib.sha256(content).hexdigest() == entry.sha256:
-                    break
-            return open_index(content, self.manifest, where)
-        except FileNotFoundError as error:
-            raise ShardError(f"{where}: is missing; copy it again") from error
 
     def _probe(self) -> None:
         """Checks the first pair of some shards, so that swapped shards or those of another manifest are found out."""

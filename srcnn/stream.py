@@ -106,7 +106,15 @@ class Picks(NamedTuple):
     position: int
 
 
-def picks(order: Order, start: int, stop: int, batch_size: int, rank: int = 0, num_ranks: int = 1) -> Iterator[Picks]:
+def picks(
+    order: Order,
+    start: int,
+    stop: int,
+    batch_size: int,
+    rank: int = 0,
+    num_ranks: int = 1,
+    with_crops: bool = False,
+) -> Iterator[Picks]:
     """This rank's part of each global batch of `batch_size`, from position `start` until `stop` is reached or passed.
 
     Every rank gives the same number of parts, equal to within one sample. The tail of an epoch is filled up with the
@@ -118,10 +126,12 @@ def picks(order: Order, start: int, stop: int, batch_size: int, rank: int = 0, n
         steps = starts[first : first + steps_at_once]
         parts = [part_of_batch(step, batch_size, rank, num_ranks, order.num_lanes) for step in steps]
         positions = np.concatenate(parts)
-        chosen = order.samples_at(positions), symmetries_at(order.seed, positions), crops_at(order.seed, positions)
+        chosen = [order.samples_at(positions), symmetries_at(order.seed, positions)]
+        if with_crops:
+            chosen.append(crops_at(order.seed, positions))
         by_step = zip(*(np.split(array, len(steps)) for array in chosen), strict=True)
-        for step, (samples, symmetries, crops) in zip(steps, by_step, strict=True):
-            yield Picks(samples, symmetries, crops, step + batch_size)
+        for step, (samples, symmetries, *crops) in zip(steps, by_step, strict=True):
+            yield Picks(samples, symmetries, crops[0] if crops else None, step + batch_size)
 
 
 def picks_in_turn(num_samples: int, batch_size: int, rank: int = 0, num_ranks: int = 1) -> Iterator[Picks]:
@@ -152,9 +162,7 @@ def train_batches(
         ReadFailed, ShardError: samples that cannot be read, or are not what the manifest says.
     """
     order = config.order_of(seed, reader)
-    parts = picks(order, start, stop, batch_size, rank, num_ranks)
-    if not reader.needs_crops:
-        parts = (part._replace(crops=None) for part in parts)
+    parts = picks(order, start, stop, batch_size, rank, num_ranks, with_crops=reader.needs_crops)
     if reader.in_memory or reader.is_local and isinstance(order, UniformOrder):
         return _filled(reader, parts, config.num_threads, config.prefetch_batches, allocate)
     assert isinstance(reader, ShardReader)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from srcnn.files import read_json
-from srcnn.index import hash_of, open_index
-from srcnn.reader import read_manifest
+from srcnn.index import hash_of
+from srcnn.reader import read_index, read_manifest
 from srcnn.sample import PLAN, SPLITS, Manifest, Shard, ShardError
 from srcnn.storage import AccessConfig, Folder, ObjectStore, join, open_storage
 
@@ -52,8 +52,7 @@ def _verify_split(place: str, storage: Folder | ObjectStore, manifest: Manifest)
     yield Checked(join(place, "manifest.json"), _manifest_problem(storage, manifest))
     rows, problem = None, ""
     try:
-        content = storage.read(manifest.index.name)
-        rows = open_index(content, manifest, manifest.index.name)
+        rows = read_index(storage, manifest)
     except (OSError, ShardError) as error:
         problem = str(error)
     yield Checked(join(place, manifest.index.name), problem)

@@ -147,7 +147,8 @@ def read_pairs(folder: Path) -> Iterator[np.ndarray]:
     """Pairs (2, 128, 128), clean and degraded, of all npy shards below `folder`, in their order."""
     for shard in shards_of(folder):
         with tarfile.open(shard) as tar:
-            tiles = [np.load(io.BytesIO(tar.extractfile(member).read())) for member in tar]  # type: ignore[union-attr]
+            files = [tar.extractfile(member) for member in tar]
+            tiles = [np.load(io.BytesIO(file.read())) for file in files if file is not None]
         for clean, degraded in zip(tiles[::2], tiles[1::2], strict=True):
             yield np.stack([clean, degraded])
 
