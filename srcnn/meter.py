@@ -27,11 +27,11 @@ class Meter:
         self.sums = torch.zeros(4, dtype=torch.float64, device=self.device)  # PSNR in, PSNR out, loss, tiles
 
     @torch.no_grad()
-    def add(self, loss: torch.Tensor, clean: torch.Tensor, degraded: torch.Tensor, restored: torch.Tensor) -> None:
-        """Adds a chunk of tiles and its mean squared error."""
+    def add(self, loss_sum: torch.Tensor, clean: torch.Tensor, degraded: torch.Tensor, restored: torch.Tensor) -> None:
+        """Adds a step's tiles and the sum of their mean squared errors."""
         self.sums[0] += tile_psnr(clean, degraded).sum()
         self.sums[1] += tile_psnr(clean, restored.clamp(0, 1)).sum()
-        self.sums[2] += loss.detach() * len(clean)
+        self.sums[2] += loss_sum
         self.sums[3] += len(clean)
 
     def read(self, run: Run) -> dict[str, float]:

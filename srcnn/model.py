@@ -17,9 +17,9 @@ import safetensors
 import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import nn
-from torch.nn import functional
 
 from srcnn.files import atomic_file
+from srcnn.products import Conv, pad, relu
 
 WEIGHTS = Path(__file__).parent / "weights"
 DEFAULT_WEIGHTS = "srcnn-915-q20"
@@ -76,9 +76,9 @@ class SRCNN(nn.Module):
         self.centred = centred
         first, second, third = self.config.kernels
         features, mapped = self.config.filters
-        self.conv1 = nn.Conv2d(self.config.channels, features, first)
-        self.conv2 = nn.Conv2d(features, mapped, second)
-        self.conv3 = nn.Conv2d(mapped, self.config.channels, third)
+        self.conv1 = Conv(self.config.channels, features, first)
+        self.conv2 = Conv(features, mapped, second)
+        self.conv3 = Conv(mapped, self.config.channels, third)
 
     @property
     def receptive_radius(self) -> int:
@@ -99,8 +99,8 @@ class SRCNN(nn.Module):
         first, second, third = self.paddings
         pointwise = self.config.kernels[1] == 1
         pixels = degraded - CENTRE if self.centred else degraded
-        features = functional.relu(self.conv1(pad(pixels, first)))
-        mapped = functional.relu(self.conv2(features if pointwise else pad(features, second)))
+        features = relu(self.conv1(pad(pixels, first)))
+        mapped = relu(self.conv2(features if pointwise else pad(features, second)))
         restored = self.conv3(pad(mapped, second + third if pointwise else third))
         return degraded + restored if self.config.residual else restored
 
@@ -131,6 +131,11 @@ class SRCNN(nn.Module):
             self.conv1.bias += shift * self.conv1.weight.sum(dim=(1, 2, 3))
 
 
+def to_device(model: SRCNN, device: torch.device) -> SRCNN:
+    """Moves the network there, its weights in the memory layout that is fast there."""
+    return model.to(device).to(memory_format=torch.contiguous_format if device.type == "cpu" else torch.channels_last)
+
+
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Convolutions on an NVIDIA GPU in whole float32 instead of TF32's 10 bits, as on the CPU."""
@@ -141,17 +146,6 @@ def full_precision() -> Iterator[None]:
         yield
     finally:
         convolution.fp32_precision = before
-
-
-def pad(pixels: torch.Tensor, width: int) -> torch.Tensor:
-    """Repeats the edge pixels `width` times on every side."""
-    if not torch.compiler.is_compiling():
-        return functional.pad(pixels, (width,) * 4, mode="replicate")
-    # torch.compile on the CPU fails on the backward of replicate padding with channels_last gradients (2.13 to 2.15).
-    top, bottom = (edge.expand(-1, -1, width, -1) for edge in (pixels[:, :, :1], pixels[:, :, -1:]))
-    rows = torch.cat([top, pixels, bottom], 2)
-    left, right = (edge.expand(-1, -1, -1, width) for edge in (rows[..., :1], rows[..., -1:]))
-    return torch.cat([left, rows, right], 3)
 
 
 def initialize(model: SRCNN, how: Initialization, seed: int) -> None:

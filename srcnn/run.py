@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import uuid
 from collections.abc import Callable
@@ -16,12 +17,14 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from srcnn import checkpoint, files
 from srcnn.config import plain, to_yaml
 from srcnn.feed import process_group
-from srcnn.model import SRCNN, Initialization, ModelConfig, initialize, load_model
+from srcnn.model import SRCNN, Initialization, ModelConfig, initialize, load_model, to_device
 from srcnn.optimize import OptimizerConfig, build_optimizer
 from srcnn.reader import ShardReader
 from srcnn.storage import join
 from srcnn.stream import Batch, StreamConfig, StreamState
 from srcnn.validate import as_floats
+
+CPU_MICRO_BATCH = 1  # tiles whose activations stay in a CPU's cache: faster than the whole batch at once
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,10 @@ class TrainConfig:
             raise ValueError(f"batch_size {size}: expected at least one tile for each of the {num_ranks} ranks")
         return size
 
+    def tiles_at_once(self, device_type: str, num_tiles: int) -> int:
+        """How many of a rank's `num_tiles` of a step go through the network together."""
+        return min(num_tiles, self.micro_batch_size or (CPU_MICRO_BATCH if device_type == "cpu" else num_tiles))
+
     def identity(self, state: StreamState) -> dict[str, Any]:
         """What must stay the same when a run continues."""
         keys = ("model", "initialization", "centred", "weights", "seed", "overfit_tiles")
@@ -130,27 +137,25 @@ class Run:
 
 
 def start_accelerator(config: TrainConfig) -> Accelerator:
-    """Accelerate's view of the processes. One gradient bucket: the network is tiny."""
+    """Accelerate's view of the processes. The network is tiny: its gradients are one bucket, all-reduced in place."""
     precision = config.mixed_precision
     if precision == "auto":
         precision = "bf16" if computes_bf16() else "no"
     found = torch.accelerator.current_accelerator(check_available=True)
-    accelerator = Accelerator(
-        # Accelerate takes the ranks of a machine without an accelerator for single processes unless told. MPS, which
-        # has no float64 for exact sums, counts as none.
-        cpu=found is None or found.type == "mps",
-        mixed_precision=precision,
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-    )
+    # Accelerate takes the ranks of a machine without an accelerator for single processes unless told. MPS, which
+    # has no float64 for exact sums, counts as none.
+    cpu = found is None or found.type == "mps"
     launched = int(os.environ.get("WORLD_SIZE", 1))
+    share = math.ceil(config.global_batch_size(launched) / launched)
+    # With gradients accumulated a static graph crashes or, worse, goes without the all-reduce (PyTorch #187732).
+    static = config.tiles_at_once("cpu" if cpu else "gpu", share) == share
+    parallel = DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=static)
+    accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[parallel])
     if launched != accelerator.num_processes:
         raise ValueError(f"{launched} processes were launched but Accelerate sees {accelerator.num_processes}; "
                          "see configs/accelerate for settings of the launcher that work")
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("mixed_precision fp16 needs a GPU; on a CPU use bf16 or no")
-    if accelerator.is_main_process:
-        Path(config.run, "checkpoints").mkdir(parents=True, exist_ok=True)
-    accelerator.wait_for_everyone()
     return accelerator
 
 
@@ -191,7 +196,7 @@ def start_run(config: TrainConfig, accelerator: Accelerator, reader: ShardReader
         network.load_folded(load_model(config.weights))
     else:
         initialize(network, config.initialization, config.seed)
-    network.to(accelerator.device).to(memory_format=torch.channels_last)
+    to_device(network, accelerator.device)
     average = copy.deepcopy(network) if config.optimizer.average_halflife_samples else None
     optimizer = build_optimizer(network, config.optimizer)
     compiled, floats = (torch.compile(network), torch.compile(as_floats)) if config.compile else (network, as_floats)
@@ -236,6 +241,9 @@ def continue_run(config: TrainConfig, run: Run, reader: ShardReader) -> None:
     Raises:
         ValueError: the checkpoint is of another network, seed or data, or the ranks do not all find it.
     """
+    if run.accelerator.is_main_process:
+        Path(config.run, "checkpoints").mkdir(parents=True, exist_ok=True)
+    run.accelerator.wait_for_everyone()
     folder = checkpoint.latest(Path(config.run))
     if folder is not None:
         state = checkpoint.load_training(folder)

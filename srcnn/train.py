@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -31,7 +30,6 @@ from srcnn.stream import Batch
 from srcnn.tracking import Tracking
 from srcnn.validate import crop, validate
 
-CPU_MICRO_BATCH = 8  # tiles whose activations stay in a CPU's cache: faster than the whole batch at once
 logger = logging.getLogger(__name__)
 
 
@@ -115,15 +113,19 @@ def train_step(config: TrainConfig, run: Run, batch: Batch, meter: Meter) -> Non
     batch_size = config.global_batch_size(accelerator.num_processes)
     weight = accelerator.num_processes / batch_size  # gradients are averaged over the ranks, whose parts may be unequal
     border = run.network.receptive_radius if config.loss_crop else 0
-    automatic = CPU_MICRO_BATCH if accelerator.device.type == "cpu" else len(clean)
-    micro = config.micro_batch_size or automatic
-    chunks = list(zip(torch.split(clean, micro), torch.split(degraded, micro), strict=True))
-    for number, (clean_chunk, degraded_chunk) in enumerate(chunks, 1):
-        with nullcontext() if number == len(chunks) else accelerator.no_sync(run.model):
-            restored = run.model(degraded_chunk)
-            loss = crop(restored - clean_chunk, border).square().mean()
-            accelerator.backward(loss * (len(clean_chunk) * weight))
-        meter.add(loss, clean_chunk, degraded_chunk, restored)
+    at_once = config.tiles_at_once(accelerator.device.type, len(clean))
+
+    def accumulate(clean: torch.Tensor, degraded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        restored = run.model(degraded)
+        loss = crop(restored - clean, border).square().mean() * len(clean)
+        accelerator.backward(loss * weight)
+        return loss.detach(), restored.detach()
+
+    *first, last = zip(torch.split(clean, at_once), torch.split(degraded, at_once), strict=True)
+    with accelerator.no_sync(run.model):  # the gradients travel once
+        parts = [accumulate(*chunk) for chunk in first]
+    losses, restored = zip(*parts, accumulate(*last), strict=True)
+    meter.add(torch.stack(losses).sum(), clean, degraded, torch.cat(restored))
     clip = config.optimizer.clip_norm or float("inf")
     meter.gradient_norm = accelerator.clip_grad_norm_(run.network.parameters(), clip)
     set_rate(run.optimizer, rate(config.optimizer, run.samples, config.total_samples))

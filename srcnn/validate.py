@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from srcnn.feed import on_device, together
 from srcnn.metrics import ssim, sum_over_ranks, tile_psnr
-from srcnn.model import SRCNN, full_precision
+from srcnn.model import SRCNN, full_precision, to_device
 from srcnn.reader import ShardReader
 from srcnn.stream import Batch, StreamConfig, val_batches
 
@@ -73,7 +73,7 @@ def validate(
         FloatingPointError: the network's output is not finite; on all ranks alike.
         StreamFailed: a rank cannot read its pairs; on all ranks, where `group` is that of `process_group`.
     """
-    model = model.folded().to(accelerator.device).to(memory_format=torch.channels_last).eval()  # free of autocast
+    model = to_device(model.folded(), accelerator.device).eval()  # free of autocast
     size = BATCH_SIZE.get(accelerator.device.type, 64)
     batches = val_batches(
         reader, stream or StreamConfig(), size, accelerator.process_index, accelerator.num_processes

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 BASE = {"files", "config"}  # may be imported by any
 ALLOWED = {
     "files": set(), "config": set(), "order": set(), "tiles": set(), "metrics": set(), "photo": set(), "sample": set(),
-    "model": set(),
+    "products": set(), "model": {"products"},
     "degrade": {"photo"},
     "storage": set(), "cache": set(),
     "index": {"sample"},
@@ -28,6 +28,7 @@ ALLOWED = {
     "validate": {"feed", "metrics", "model", "reader", "stream"},
     "run": {"checkpoint", "feed", "model", "optimize", "reader", "storage", "stream", "validate"},
     "meter": {"metrics", "run"},
+    "benchmark": {"meter", "metrics", "model", "run", "stream", "train"},
     "train": {"feed", "meter", "optimize", "reader", "report", "run", "stream", "tracking", "validate"},
 }
 SOURCES = sorted(path for folder in ("srcnn", "shards", "launch", "tests") for path in (ROOT / folder).glob("*.py"))

@@ -1,0 +1,185 @@
+"""Convolutions as matrix products, with their gradients: the fastest way on a CPU where a layer has few maps on a side.
+
+A direct convolution fills the vectors of a CPU with channels, of which a photo has one. As a product it is the pixels
+that fill them: 9-1-5 then trains several times as fast, in bfloat16 above all. Tile by tile, so that what belongs
+to a tile is still in the cache when its next layer comes; the gradients of weights are summed in float32.
+
+Maps are (N, C, H, W), contiguous; weights (O, C, k, k) and biases (O,), float32 or the dtype of the product.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+MAX_PLANES = 256  # weights of a kernel that become planes of pixels: memory, and products that pay
+
+
+def columns(maps: torch.Tensor, kernel: int) -> torch.Tensor:
+    """(C, H, W) -> (C * kernel^2, H' * W'): the pixels under each weight of the kernel, wherever it fits (im2col)."""
+    channels, height, width = maps.shape
+    rows, across = height - kernel + 1, width - kernel + 1
+    each, down, right = maps.stride()
+    windows = maps.as_strided((channels, kernel, kernel, rows, across), (each, down, right, down, right))
+    return windows.reshape(channels * kernel**2, rows * across)
+
+
+def sum_shifted(planes: torch.Tensor) -> torch.Tensor:
+    """(O, k, k, H, W) -> (O, H', W') float32: the sum of all planes, each moved up and left by its place in k x k."""
+    num_maps, kernel, _, height, width = planes.shape
+    each, by_row, by_column, down, right = planes.stride()
+    size = (num_maps, kernel, kernel, height - kernel + 1, width - kernel + 1)
+    moved = planes.as_strided(size, (each, by_row + down, by_column + right, down, right))
+    if planes.dtype == torch.bfloat16:
+        return moved.sum((1, 2), dtype=torch.float32)
+    total = moved[:, 0, 0].clone()  # in float32 ten times as fast as `sum`
+    for place in range(1, kernel**2):
+        total += moved[:, place // kernel, place % kernel]
+    return total
+
+
+class Gather(torch.autograd.Function):
+    """A convolution without padding by `columns`: for few maps in, and 1x1 (where the maps are the columns)."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(maps, weight)
+        kernel = weight.shape[-1]
+        flat, shift = weight.to(maps.dtype).flatten(1), bias.to(maps.dtype)[:, None]
+        results = maps.new_empty(len(maps), len(weight), maps.shape[2] - kernel + 1, maps.shape[3] - kernel + 1)
+        for tile, result in zip(maps, results):
+            torch.addmm(shift, flat, columns(tile, kernel), out=result.flatten(1))
+        return results
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        maps, weight = ctx.saved_tensors
+        kernel, flat = weight.shape[-1], weight.to(maps.dtype).flatten(1)
+        grads = grads.contiguous()
+        grad_weight = torch.zeros_like(weight).flatten(1)
+        for tile, grad in zip(maps, grads):
+            grad_weight += grad.flatten(1) @ columns(tile, kernel).t()
+        grad_maps = None
+        if ctx.needs_input_grad[0] and kernel == 1:
+            grad_maps = torch.empty_like(maps)
+            for grad, result in zip(grads, grad_maps):
+                torch.mm(flat.t(), grad.flatten(1), out=result.flatten(1))
+        elif ctx.needs_input_grad[0]:
+            grad_maps = functional.conv_transpose2d(grads, weight.to(maps.dtype))
+        return grad_maps, grad_weight.view_as(weight), grads.sum((0, 2, 3)).to(weight.dtype)
+
+
+class Scatter(torch.autograd.Function):
+    """A convolution without padding by `sum_shifted`: for few maps out. Gives the weights' dtype, float32."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(maps, weight)
+        num_maps, _, kernel, _ = weight.shape
+        flat = weight.to(maps.dtype).permute(0, 2, 3, 1).flatten(0, 2)
+        shape = (num_maps, kernel, kernel, *maps.shape[2:])
+        results = [sum_shifted((flat @ tile.flatten(1)).view(shape)) for tile in maps]
+        return torch.stack(results) + bias[:, None, None]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        maps, weight = ctx.saved_tensors
+        kernel = weight.shape[-1]
+        # what a pixel of the maps gave to the results around it, the kernel upside down
+        flat = weight.to(maps.dtype).flip(2, 3).permute(1, 0, 2, 3).flatten(1)
+        padded = functional.pad(grads.to(maps.dtype), (kernel - 1,) * 4)
+        grad_weight = torch.zeros_like(weight).permute(1, 0, 2, 3).flatten(1)
+        grad_maps = torch.empty_like(maps)
+        for tile, around, result in zip(maps, padded, grad_maps):
+            spread = columns(around, kernel)
+            torch.mm(flat, spread, out=result.flatten(1))
+            grad_weight += tile.flatten(1) @ spread.t()
+        shape = (maps.shape[1], len(weight), kernel, kernel)
+        grad_weight = torch.empty_like(weight).copy_(grad_weight.view(shape).permute(1, 0, 2, 3).flip(2, 3))
+        return grad_maps, grad_weight, grads.sum((0, 2, 3))
+
+
+class Relu(torch.autograd.Function):
+    """max(0, x) of bfloat16 in place, on its bits: a sign is the sign of the integer too, four times as fast."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: torch.Tensor) -> torch.Tensor:
+        torch.threshold_(maps.view(torch.int16), -128, 0)  # above the bits of -inf: a NaN with its sign set stays
+        ctx.mark_dirty(maps)
+        ctx.save_for_backward(maps)
+        return maps
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grads: torch.Tensor) -> torch.Tensor:
+        maps, = ctx.saved_tensors
+        bits = torch.ops.aten.threshold_backward(grads.contiguous().view(torch.int16), maps.view(torch.int16), 0)
+        return bits.view(torch.bfloat16)
+
+
+class Replicate(torch.autograd.Function):
+    """Replicate padding, with a gradient several times as fast as PyTorch's."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: torch.Tensor, width: int) -> torch.Tensor:
+        ctx.width = width
+        return functional.pad(maps, (width,) * 4, mode="replicate")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        width, (height, across) = ctx.width, grads.shape[-2:]
+        for axis, length in ((-2, height), (-1, across)):
+            before, after = (grads.narrow(axis, start, width).sum(axis) for start in (0, length - width))
+            grads = grads.narrow(axis, width, length - 2 * width).clone(memory_format=torch.contiguous_format)
+            grads.select(axis, 0).add_(before)
+            grads.select(axis, -1).add_(after)
+        return grads, None
+
+
+class Conv(nn.Conv2d):
+    """A convolution without padding, with Conv2d's weights: as products on a CPU where these are faster."""
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        if not is_plain_cpu(maps):
+            return super().forward(maps)
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else maps.dtype
+        kernel, (num_out, num_in) = self.kernel_size[0], self.weight.shape[:2]
+        # Strides that say channels_last, as those of a single channel may, lead to a convolution many times slower.
+        maps = maps.to(dtype).contiguous().flatten(2).view(maps.shape)
+        if kernel > 1 and num_out * kernel**2 <= MAX_PLANES:
+            return Scatter.apply(maps, self.weight, self.bias)
+        if kernel == 1 or dtype == torch.bfloat16 and num_in * kernel**2 <= MAX_PLANES:
+            return Gather.apply(maps, self.weight, self.bias)
+        return super().forward(maps)
+
+
+def relu(maps: torch.Tensor) -> torch.Tensor:
+    """max(0, x), in place."""
+    if is_plain_cpu(maps) and maps.dtype == torch.bfloat16:
+        return Relu.apply(maps)
+    return functional.relu(maps, inplace=True)
+
+
+def pad(maps: torch.Tensor, width: int) -> torch.Tensor:
+    """Repeats the edge pixels `width` times on every side."""
+    if is_plain_cpu(maps):
+        return Replicate.apply(maps, width)
+    if not torch.compiler.is_compiling():
+        return functional.pad(maps, (width,) * 4, mode="replicate")
+    # torch.compile on the CPU fails on the backward of replicate padding with channels_last gradients (2.13 to 2.15).
+    top, bottom = (edge.expand(-1, -1, width, -1) for edge in (maps[:, :, :1], maps[:, :, -1:]))
+    rows = torch.cat([top, maps, bottom], 2)
+    left, right = (edge.expand(-1, -1, -1, width) for edge in (rows[..., :1], rows[..., -1:]))
+    return torch.cat([left, rows, right], 3)
+
+
+def is_plain_cpu(maps: torch.Tensor) -> bool:
+    """Whether maps are on a CPU, and no compiler reads along, which knows better."""
+    return maps.device.type == "cpu" and not torch.compiler.is_compiling()
