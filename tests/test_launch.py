@@ -20,13 +20,13 @@ SETTINGS = {"model": {"filters": [8, 4], "residual": True}, "optimizer": {"lr": 
             "log_every_samples": 48, "validate_every_samples": 48, "trackers": [], "mixed_precision": "no"}
 
 
-def launch(num_processes, *arguments, environment=None):
-    """Runs launch/train.py under Accelerate on the CPU; returns the finished process."""
+def launch(num_processes, *arguments, environment=None, script="train.py"):
+    """Runs a script of launch/ under Accelerate on the CPU; returns the finished process."""
     number = "--num_processes=1" if num_processes == 1 else f"--num_processes={num_processes}"
     config = ROOT / "configs/accelerate" / ("cpu.yaml" if num_processes == 1 else "cpu2.yaml")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), number]
     command += ["--main_process_port=0"] if num_processes > 1 else []
-    command += [str(ROOT / "launch/train.py"), *map(str, arguments)]
+    command += [str(ROOT / "launch" / script), *map(str, arguments)]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
     return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=300, env=variables)
 
@@ -46,16 +46,17 @@ def config(tmp_path_factory):
 @pytest.mark.slow
 def test_one_two_and_three_ranks_train_alike(tmp_path, shards, config):
     runs = {}
-    for num_processes, batch_size in ((1, 12), (2, 6), (3, 4)):
-        run = tmp_path / str(num_processes)
+    for num_processes, at_once in ((1, 0), (2, 0), (3, 0), (2, 6)):  # 6: the whole part, where DDP's graph is static
+        run = tmp_path / f"{num_processes} {at_once}"
         done = launch(num_processes, "--config", config, "--shards", shards, "--run", run,
-                      "--batch_size_per_process", batch_size)
+                      "--batch_size", 12, "--micro_batch_size", at_once)
         assert done.returncode == 0, done.stderr
-        runs[num_processes] = read_metrics(run)
-    for points in (runs[2], runs[3]):
+        assert "Warning" not in done.stderr
+        runs[num_processes, at_once] = read_metrics(run)
+    for points in runs.values():
         assert [point["samples"] for point in points] == [48, 48, 96, 96]
         for key, tolerance in (("val/psnr", 1e-4), ("val/psnr_in", 1e-9), ("val/ssim", 1e-5), ("train/loss", 1e-7)):
-            expected = [point[key] for point in runs[1] if key in point]
+            expected = [point[key] for point in runs[1, 0] if key in point]
             assert [point[key] for point in points if key in point] == pytest.approx(expected, abs=tolerance)
 
 
@@ -69,6 +70,24 @@ def test_a_run_continues_on_another_number_of_ranks(tmp_path, shards, config):
     assert whole.returncode == 0
     parts, undisturbed = read_metrics(tmp_path / "run"), read_metrics(tmp_path / "whole")
     assert parts[-1]["val/psnr"] == pytest.approx(undisturbed[-1]["val/psnr"], abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_the_benchmark_tells_where_a_step_goes_and_leaves_no_run(tmp_path, shards, config, num_processes):
+    out, trace = tmp_path / "speed.json", tmp_path / "trace.json"
+    done = launch(num_processes, "--config", config, "--shards", shards, "--run", tmp_path / "run", "--json", out,
+                  "--num_steps", 2, "--num_rounds", 1, "--trace", trace, script="benchmark.py")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(out.read_text())
+    phases = {"waiting for data", "bytes to floats", "forward", "backward", "optimizer", "meter", "the rest"}
+    phases |= {"all-reduce"} if num_processes == 2 else set()
+    assert set(told["seconds_per_step"]) == phases and min(told["seconds_per_step"].values()) > 0
+    assert told["ranks"] == num_processes and told["batch_size"] == 32 * num_processes
+    assert 0 < told["share_of_peak"] < 1 and told["tiles_per_second"] > 0 and told["gradient_bytes"] == 4 * 793
+    assert "of it at" in done.stdout and "| forward |" in done.stdout
+    assert json.loads(trace.read_text())["traceEvents"]
+    assert not (tmp_path / "run").exists()
 
 
 def test_wrong_keys_and_missing_shards_end_with_a_line_that_says_so(tmp_path, config):
