@@ -27,7 +27,6 @@ from benchmarks.measure import Ready, State, run, set_state
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs" / "loading.md"
-MARKS = ("<!-- loading -->", "<!-- end -->")
 PHOTOS = HERE.parent.parent / "shared" / "data"
 MIN_CORES_FOR_SIXTEEN = 16
 FEWEST_BATCHES = 8  # in a run
@@ -76,7 +75,7 @@ def main() -> int:
                 result = summarize(options, runs, failed, told, epoch_pairs)
                 write(options.results, result)
                 if not options.quick and not options.only:
-                    put_into(DOCS, report.table(result))
+                    report.put_into(DOCS, "loading", report.table(result))
     ratio = result["ratio_over_best_peer"]
     print(f"ratio over best peer: {f'{ratio:.2f}' if ratio else 'not measured'}")
     return 0 if ratio or options.only else 1
@@ -219,12 +218,6 @@ def write(folder: Path, result: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "loading.json").write_text(json.dumps(result, indent=1) + "\n")
     (folder / "loading.md").write_text(report.table(result))
-
-
-def put_into(page: Path, table: str) -> None:
-    """Replaces what stands between the page's two marks."""
-    before, _, rest = page.read_text().partition(MARKS[0])
-    page.write_text(f"{before}{MARKS[0]}\n{table}{MARKS[1]}{rest.partition(MARKS[1])[2]}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median, mode
 from typing import Any
 
@@ -162,3 +163,11 @@ def _sentence(comparison: dict[str, Any]) -> str:
     told = [f"{comparison[key]:.2f} of {name}" for key, name in names.items() if comparison[key]]
     where = f"{comparison['cores']} core{'s' * (comparison['cores'] > 1)}, {comparison['state']}"
     return f"- {where}: srcnn reaches {', '.join(told)}." if told else f"- {where}: nothing to compare."
+
+
+def put_into(page: Path, name: str, text: str) -> None:
+    """Replaces what stands on a page of the docs between <!-- name --> and the next <!-- end -->."""
+    before, mark, rest = page.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition("<!-- end -->")
+    assert mark and end, f"{page}: no place for {name}"
+    page.write_text(f"{before}{mark}{text.rstrip()}\n{end}{after}", encoding="utf-8")

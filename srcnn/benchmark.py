@@ -23,7 +23,7 @@ from srcnn.files import write_json
 from srcnn.meter import Meter, memory_gib
 from srcnn.metrics import sum_over_ranks
 from srcnn.model import SRCNN, ModelConfig
-from srcnn.run import Run, TrainConfig, open_shards, start_accelerator, start_run
+from srcnn.run import Run, TrainConfig, open_split, start_accelerator, start_run
 from srcnn.stream import Batch
 from srcnn.train import batches, train_step
 
@@ -68,8 +68,7 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     """
     config = replace(config, total_samples=ENDLESS)
     accelerator = start_accelerator(config)
-    reader, val_reader = open_shards(config)
-    val_reader.close()
+    reader = open_split(config, "train")
     run = start_run(config, accelerator, reader)
     meter = Meter(accelerator.device)
     stream = batches(config, run, reader, meter)

@@ -169,18 +169,21 @@ def computes_bf16() -> bool:
 
 def open_shards(config: TrainConfig) -> tuple[ShardReader, ShardReader]:
     """Readers of the training and the validation split; the same few training tiles twice when overfitting."""
-    splits = ("train", "train" if config.overfit_tiles else "val")
-    locations = [join(config.shards, split) for split in splits]
-    readers = tuple(ShardReader(location, config.overfit_tiles, config.stream.access) for location in locations)
-    channels = 3 if len(readers[0].manifest.tile_shape) == 3 else 1
+    return open_split(config, "train"), open_split(config, "train" if config.overfit_tiles else "val")
+
+
+def open_split(config: TrainConfig, split: str) -> ShardReader:
+    """A reader of one split, whose tiles fit the network."""
+    reader = ShardReader(join(config.shards, split), config.overfit_tiles, config.stream.access)
+    channels = 3 if len(reader.manifest.tile_shape) == 3 else 1
     if channels != config.model.channels:
         raise ValueError(f"{config.shards}: tiles have {channels} channels, model.channels is {config.model.channels}")
     border = config.model.receptive_radius if config.loss_crop else 0
-    side, shortest = readers[0].manifest.tile_shape[0], max(11, 2 * border + 1)
+    side, shortest = reader.manifest.tile_shape[0], max(11, 2 * border + 1)
     if side < shortest:
         needed = f"this network and its scores need {shortest} at least"
         raise ValueError(f"{config.shards}: tiles of {side} pixels; {needed}")
-    return readers[0], readers[1]
+    return reader
 
 
 def stream_state(config: TrainConfig, run: Run, reader: ShardReader) -> StreamState:
