@@ -60,10 +60,11 @@ def claim(out: Path, config: ShardsConfig, tasks: list[ShardTask]) -> None:
     cure = "choose another OUT, or remove this folder to make them anew"
     if (out / PLAN).is_file():
         begun = files.read_json(out / PLAN)
-        before = begun.get("config", {})
-        if before != identity:
-            changed = [key for key in identity if before.get(key) != identity[key]]
-            told = ", ".join(f"{key}: {before.get(key)} there, {identity[key]} now" for key in changed)
+        before = plan.LATER_KEYS | begun.get("config", {})
+        now = plan.LATER_KEYS | identity
+        if before != now:
+            changed = [key for key in now if before.get(key) != now[key]]
+            told = ", ".join(f"{key}: {before.get(key)} there, {now[key]} now" for key in changed)
             raise ShardsFailed(f"{out}: holds shards made with another config ({told}); {cure}")
         if begun | content != begun:
             raise ShardsFailed(f"{out}: holds shards of other photos than those found now; {cure}")

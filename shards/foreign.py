@@ -60,7 +60,8 @@ def index_folder(
     members = guess_members(paths, clean, degraded)
     shape = (tile_pixels, tile_pixels) if color == "luma" else (tile_pixels, tile_pixels, 3)
     work = partial(index_shard, members=members, tile_shape=shape)
-    results = list(pool.run(work, paths, num_workers, "shards indexed", show_progress=True))
+    with pool.Workers(min(num_workers or pool.num_cores(), len(paths))) as workers:
+        results = workers.run(work, paths, "shards indexed", show_progress=True)
     problems = [problem for _, _, found in results for problem in found]
     if problems:
         told = "".join(f"\n  {problem}" for problem in problems[:20])

@@ -6,14 +6,16 @@ import errno
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from typing import TypeVar
 
 from tqdm import tqdm
 
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 TaskT = TypeVar("TaskT")
 ResultT = TypeVar("ResultT")
 
@@ -22,16 +24,49 @@ class ShardsFailed(RuntimeError):
     """Shard making had to stop; finished shards are kept. The message says why and what to do."""
 
 
-def run(
-    work: Callable[[TaskT], ResultT], tasks: list[TaskT], num_workers: int, title: str, show_progress: bool
-) -> Iterator[ResultT]:
-    """Results of `work` on every task, in the order of the tasks.
+class Workers:
+    """Processes that are started once, for all the work there is; where `num` is 1 there are none, this one does it.
 
-    Raises:
-        ShardsFailed: the disk or the memory is full, or a worker died.
+    BLAS gets one thread in each: the cores are theirs already.
     """
+
+    def __init__(self, num: int) -> None:
+        self.num = num
+        self._pool: ProcessPoolExecutor | None = None
+        self._before: dict[str, str | None] = {}
+
+    def __enter__(self) -> Workers:
+        if self.num > 1:
+            self._before = {name: os.environ.get(name) for name in THREADS}
+            os.environ.update(dict.fromkeys(THREADS, "1"))  # NumPy looks when it is imported, so in a worker only
+            # spawn: the same on every platform, and no threads are forked
+            self._pool = ProcessPoolExecutor(self.num, get_context("spawn"), initializer=_start_worker)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        for name, value in self._before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+    def start(self, work: Callable[[TaskT], ResultT], tasks: Sequence[TaskT], chunk: int = 1) -> Iterator[ResultT]:
+        """Results of `work` on every task, in the order of the tasks; workers begin at once, in the order of calls."""
+        return self._pool.map(work, tasks, chunksize=chunk) if self._pool else map(work, tasks)
+
+    def run(
+        self, work: Callable[[TaskT], ResultT], tasks: Sequence[TaskT], title: str, show_progress: bool
+    ) -> list[ResultT]:
+        """The same, all of them, with a progress bar. Raises ShardsFailed as `clear_errors`."""
+        results = self.start(work, tasks, chunk=max(1, len(tasks) // (64 * self.num)))
+        with clear_errors():
+            return list(tqdm(results, title, len(tasks), disable=not show_progress or None))
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """What stops the work becomes ShardsFailed: the disk or the memory is full, or a worker died."""
     try:
-        yield from tqdm(_map(work, tasks, num_workers), title, len(tasks), disable=not show_progress or None)
+        yield
     except BrokenProcessPool as error:
         raise ShardsFailed("a worker process died (killed, no memory?); start again to go on") from error
     except MemoryError as error:
@@ -41,20 +76,6 @@ def run(
             raise
         told = f"the disk takes no more ({os.strerror(error.errno)})"
         raise ShardsFailed(f"{told}; free some space and start again to go on") from error
-
-
-def _map(work: Callable[[TaskT], ResultT], tasks: list[TaskT], num_workers: int) -> Iterable[ResultT]:
-    num_workers = min(num_workers or num_cores(), len(tasks))
-    if num_workers <= 1:
-        yield from map(work, tasks)
-        return
-    # spawn: the same on every platform, and no threads are forked
-    with ProcessPoolExecutor(num_workers, get_context("spawn"), initializer=_start_worker) as pool:
-        try:
-            yield from pool.map(work, tasks, chunksize=max(1, len(tasks) // (64 * num_workers)))
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
 
 
 def num_cores() -> int:

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from shards import folder, plan, pool
+from shards.clean import read_clean
 from shards.plan import ShardsConfig, ShardTask, Source
 from shards.pool import ShardsFailed
-from srcnn import files, sample, tiles
+from shards.tar import TarShard
+from srcnn import files, tiles
 from srcnn.degrade import crop_to_multiple, degrade
-from srcnn.index import index_tar
 from srcnn.metrics import psnr
-from srcnn.photo import (
-    PhotoRefused,
-    find_photos,
-    luma_l,
-    open_image,
-    over_white,
-    read_photo,
-    resize,
-    upright_size,
-)
+from srcnn.photo import PhotoRefused, find_photos, luma_l, open_image, over_white, read_photo, upright_size
 from srcnn.sample import SPLITS, Manifest, PhotoRecord, Refused, Shard
+
+MOST_WORKERS_SERVED = 16  # writing a photo's pairs takes a sixteenth of the time of making them
 
 
 @dataclass(frozen=True)
@@ -49,10 +42,32 @@ def make_shards(config: ShardsConfig, show_progress: bool = True) -> Summary:
         FileNotFoundError: no such folder, or no photo in it.
         ShardsFailed: `out` holds other shards, the disk is full, a worker died.
     """
-    out = Path(config.out)
     found, num_ignored = find_sources(config)
-    run = partial(pool.run, num_workers=config.num_workers, show_progress=show_progress)
-    scanned = list(run(partial(scan, config), found, title="photos looked at"))
+    with pool.Workers(min(config.num_workers or pool.num_cores(), len(found))) as workers:
+        manifests, num_new_shards = fill_folder(config, found, workers, show_progress)
+    return Summary(manifests, num_ignored, num_new_shards)
+
+
+def fill_folder(
+    config: ShardsConfig, found: list[Source], workers: pool.Workers, show_progress: bool
+) -> tuple[dict[str, Manifest], int]:
+    """From the files found to the manifests by split; also how many shards are new."""
+    scanned = workers.run(partial(scan, config), found, "photos looked at", show_progress)
+    tasks, refused = plan_tasks(config, scanned)
+    out = Path(config.out)
+    with folder.occupied(out):
+        folder.claim(out, config, tasks)
+        finished = folder.finished_shards(out, tasks)
+        missing = [task for task in tasks if task not in finished]
+        if missing and finished:
+            folder.check_versions(out)
+        write_shards(config, missing, workers, show_progress)
+        manifests = {split: folder.finish_split(config, split, tasks, refused) for split in SPLITS}
+    return manifests, len(missing)
+
+
+def plan_tasks(config: ShardsConfig, scanned: Sequence[Source | Refused]) -> tuple[list[ShardTask], list[Refused]]:
+    """The shards to be made of what was found, and the photos refused. Raises ShardsFailed where none can be used."""
     sources = plan.assign_splits(config, [item for item in scanned if isinstance(item, Source)])
     refused = [item for item in scanned if isinstance(item, Refused)]
     for refuse in (plan.refuse_leaks, partial(plan.refuse_by_size, config)):
@@ -60,18 +75,8 @@ def make_shards(config: ShardsConfig, show_progress: bool = True) -> Summary:
         refused += newly_refused
     if not sources:
         reasons = "".join(f"\n  {item.name}: {item.reason}" for item in refused[:10])
-        raise ShardsFailed(f"none of the {len(found)} photos can be used:{reasons}")
-    tasks = plan.plan_shards(config, sources)
-    with folder.occupied(out):
-        folder.claim(out, config, tasks)
-        finished = folder.finished_shards(out, tasks)
-        missing = [task for task in tasks if task not in finished]
-        if missing and finished:
-            folder.check_versions(out)
-        for _ in run(partial(write_shard, config), missing, title="shards written"):
-            pass
-        manifests = {split: folder.finish_split(config, split, tasks, refused) for split in SPLITS}
-    return Summary(manifests, num_ignored, len(missing))
+        raise ShardsFailed(f"none of the {len(scanned)} photos can be used:{reasons}")
+    return plan.plan_shards(config, sources), refused
 
 
 def find_sources(config: ShardsConfig) -> tuple[list[Source], int]:
@@ -112,63 +117,94 @@ def _reason(error: Exception, path: Path) -> str:
     return str(error).removeprefix(f"{path}: ")
 
 
-def write_shard(config: ShardsConfig, task: ShardTask) -> None:
-    """Writes one shard and its record, which also names photos that cannot be decoded: their keys stay unused."""
+def write_shards(
+    config: ShardsConfig, tasks: Sequence[ShardTask], workers: pool.Workers, show_progress: bool
+) -> None:
+    """Writes the shards: each by a worker of its own, but the last of them here, of pairs that all workers make,
+    photo by photo. So every worker is busy to the end, and at all where there are fewer shards than workers.
+    """
+    num_last = workers.num + len(tasks) % workers.num if 1 < workers.num <= MOST_WORKERS_SERVED else 0
+    first, last = tasks[: -num_last or None], tasks[-num_last:] if num_last else ()
+    written = workers.start(partial(write_whole_shard, config), first)
+    made = workers.start(partial(make_pairs, config), [source for task in last for source in task.sources])
+    with pool.clear_errors(), tqdm(total=len(tasks), desc="shards written", disable=not show_progress or None) as bar:
+        for _ in written:
+            bar.update()
+        for task in last:
+            write_shard(config, task, made)
+            bar.update()
+
+
+def write_whole_shard(config: ShardsConfig, task: ShardTask) -> None:
+    write_shard(config, task, map(partial(make_pairs, config), task.sources))
+
+
+def write_shard(config: ShardsConfig, task: ShardTask, made: Iterator[Pairs | Refused]) -> None:
+    """Writes one shard of the next pairs of `made`, and its record, which also names photos that cannot be decoded:
+    their keys stay unused.
+    """
     path = Path(config.out) / task.split / task.name
     photos: list[PhotoRecord] = []
     refused: list[Refused] = []
-    next_key, num_samples = task.first_sample, 0
+    next_key = task.first_sample
     with files.atomic_file(path) as file:
-        with sample.open_shard_writer(file) as tar:
-            for source in task.sources:
-                try:
-                    record, pairs = read_pairs(config, source)
-                except PhotoRefused as error:
-                    reason = _reason(error, Path(source.root, source.name))
-                    refused.append(Refused(source.name, reason, task.split))
-                    next_key += config.num_samples_of(source)
-                    continue
-                photos.append(record(task.name, num_samples))
-                num_samples += len(pairs[0])
-                for clean, degraded in zip(*pairs, strict=True):
-                    sample.write_sample(tar, next_key, clean, degraded, config.encoding)
-                    next_key += 1
-        file.flush()
-        num_bytes = os.fstat(file.fileno()).st_size
-        shard = Shard(task.name, num_bytes, files.sha256_of(Path(file.name)), num_samples)
-        folder.write_rows(path, index_tar(Path(file.name), sample.MEMBERS[config.encoding])[0])
+        tar = TarShard(file, config.encoding)
+        for source in task.sources:
+            pairs = next(made)
+            if isinstance(pairs, Refused):
+                refused.append(pairs)
+            else:
+                photos.append(pairs.record(source, task.name, tar.num_samples))
+                for number, (clean, degraded) in enumerate(zip(pairs.clean, pairs.degraded, strict=True), next_key):
+                    tar.add(number, clean, degraded)
+            next_key += config.num_samples_of(source)
+        sha256, rows = tar.finish()
+        shard = Shard(task.name, tar.num_bytes, sha256, tar.num_samples)
+        folder.write_rows(path, rows)
         folder.write_record(path, folder.ShardResult(shard, tuple(photos), tuple(refused)))
 
 
-def read_pairs(config: ShardsConfig, source: Source) -> tuple[Callable[[str, int], PhotoRecord], Any]:
-    """Decodes, resizes, degrades and cuts one photo: (its record, wanting shard and place; the tiles).
+@dataclass(frozen=True)
+class Pairs:
+    """All tiles of a photo: `clean` and `degraded` uint8 (n, H, W) or (n, H, W, 3), cut from `width` x `height`."""
 
-    Tiles are (clean, degraded), each uint8 (n, H, W) or (n, H, W, 3).
-    """
+    clean: np.ndarray
+    degraded: np.ndarray
+    width: int
+    height: int
+    quality: int | None
+    mean_psnr: float
+
+    def record(self, source: Source, shard: str, first_sample: int) -> PhotoRecord:
+        place = (shard, first_sample, len(self.clean), round(self.mean_psnr, 4))
+        return PhotoRecord(source.name, source.sha256, self.width, self.height, self.quality, *place)
+
+
+def make_pairs(config: ShardsConfig, source: Source) -> Pairs | Refused:
+    """Decodes, resizes, degrades and cuts one photo."""
     path = Path(source.root, source.name)
-    photo = read_photo(path, config.max_megapixels)
-    pixels = over_white(photo)
-    quality = None
+    try:
+        clean, degraded, quality = read_pair(config, source, path)
+    except PhotoRefused as error:
+        return Refused(source.name, _reason(error, path), source.split)
+    height, width = clean.shape[:2]
+    clean, degraded = (tiles.cut(part, config.tile_pixels) for part in (clean, degraded))
+    if len(clean) != config.num_samples_of(source):
+        return Refused(source.name, "changed while shards were made of it", source.split)
+    mean_psnr = float(np.mean([psnr(*pair) for pair in zip(clean, degraded, strict=True)]))
+    return Pairs(clean, degraded, width, height, quality, mean_psnr)
+
+
+def read_pair(config: ShardsConfig, source: Source, path: Path) -> tuple[np.ndarray, np.ndarray, int | None]:
+    """The clean photo and the degraded one, before they are cut, and the JPEG quality if there is one."""
+    to_color = luma_l if config.color == "luma" else _rgb
     if config.pairs:
-        pixels = luma_l(pixels) if config.color == "luma" else _rgb(pixels)
-        clean, degraded = pixels[:, : config.tile_pixels], pixels[:, config.tile_pixels :]
-    else:
-        resized = crop_to_multiple(resize(pixels, config.resize_rule(source.name)), config.degradation.scale)
-        quality = config.degradation.quality(source.sha256)
-        spoiled = degrade(resized, config.degradation, quality)
-        to_color = luma_l if config.color == "luma" else _rgb
-        clean, degraded = to_color(resized), to_color(spoiled)
-    clean_tiles, degraded_tiles = (tiles.cut(part, config.tile_pixels) for part in (clean, degraded))
-    if len(clean_tiles) != config.num_samples_of(source):
-        raise PhotoRefused(f"{path}: changed while shards were made of it")
-    mean_psnr = float(np.mean([psnr(*pair) for pair in zip(clean_tiles, degraded_tiles, strict=True)]))
-
-    def record(shard: str, first_sample: int) -> PhotoRecord:
-        height, width = clean.shape[:2]
-        place = (shard, first_sample, len(clean_tiles), round(mean_psnr, 4))
-        return PhotoRecord(source.name, source.sha256, width, height, quality, *place)
-
-    return record, (clean_tiles, degraded_tiles)
+        pixels = to_color(over_white(read_photo(path, config.max_megapixels)))
+        return pixels[:, : config.tile_pixels], pixels[:, config.tile_pixels :], None
+    clean = read_clean(path, config.resize_rule(source.name), config.decode, config.max_megapixels)
+    clean = crop_to_multiple(clean, config.degradation.scale)
+    quality = config.degradation.quality(source.sha256)
+    return to_color(clean), to_color(degrade(clean, config.degradation, quality)), quality
 
 
 def _rgb(pixels: np.ndarray) -> np.ndarray:

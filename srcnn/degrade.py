@@ -20,7 +20,7 @@ class Degradation:
         jpeg_quality: JPEG quality 1..100 by libjpeg's scale; two numbers [low, high] draw one for each photo
             from the hash of its content; an empty list means no JPEG.
         jpeg_subsampling: chroma subsampling of the JPEG.
-        jpeg_optimize: optimised Huffman tables (a smaller file, the same pixels).
+        jpeg_optimize: optimised Huffman tables: the same pixels in a smaller file, of which nothing is left in shards.
         scale: bicubic down and up by this factor before the JPEG, the SRCNN paper's input; 1 means none.
     """
 
@@ -107,4 +107,5 @@ def degrade(pixels: np.ndarray, degradation: Degradation, quality: int | None) -
     degraded = pixels if degradation.scale == 1 else bicubic(pixels, degradation.scale)
     if quality is None:
         return degraded
-    return jpeg(degraded, quality, degradation.jpeg_subsampling, degradation.jpeg_optimize)
+    # Optimised tables change no pixel, and the file is not kept: half the time of encoding.
+    return jpeg(degraded, quality, degradation.jpeg_subsampling, optimize=False)

@@ -47,9 +47,10 @@ def read_json(path: Path) -> Any:
 
 def sha256_of(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
+    buffer = memoryview(bytearray(1 << 18))  # one for all of the file, small enough to stay in the cache
+    with path.open("rb", buffering=0) as file:
+        while num_bytes := file.readinto(buffer):
+            digest.update(buffer[:num_bytes])
     return digest.hexdigest()
 
 

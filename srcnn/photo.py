@@ -130,10 +130,15 @@ def read_photo(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Photo:
     """
     with open_image(path, max_megapixels) as image:
         image.load()
-        upright = ImageOps.exif_transpose(image)
-        metadata = _metadata(image)
+        upright = turn_upright(image)
+        metadata = _metadata(image)  # which resets the orientation
         pixels, alpha, notes = image_to_arrays(upright, path)
         return Photo(pixels, alpha, "JPEG" if image.format == "MPO" else str(image.format), metadata, notes)
+
+
+def turn_upright(image: Image.Image) -> Image.Image:
+    """The image after its EXIF orientation; itself where it is upright, as ImageOps would copy it."""
+    return image if image.getexif().get(ORIENTATION_TAG, 1) == 1 else ImageOps.exif_transpose(image)
 
 
 def _metadata(image: Image.Image) -> dict[str, Any]:
@@ -177,7 +182,8 @@ def image_to_arrays(
         alpha = np.asarray(rgba.getchannel("A"))
     grey = image.mode in ("1", "L", "LA", "La")
     notes = () if grey or image.mode in ("RGB", "RGBA") else (f"{image.mode} converted to RGB",)
-    return np.asarray(image.convert("L" if grey else "RGB")), alpha, notes
+    mode = "L" if grey else "RGB"
+    return np.asarray(image if image.mode == mode else image.convert(mode)), alpha, notes
 
 
 def over_white(photo: Photo) -> np.ndarray:

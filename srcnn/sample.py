@@ -12,10 +12,10 @@ import hashlib
 import io
 import json
 import sys
-import tarfile
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, features
@@ -45,11 +45,18 @@ def key(sample: int) -> str:
 
 def encode_tile(tile: np.ndarray, encoding: TileEncoding) -> bytes:
     """uint8 tile (H, W) or (H, W, 3) -> the bytes of a member."""
-    buffer = io.BytesIO()
     if encoding == "npy":
-        np.lib.format.write_array(buffer, np.ascontiguousarray(tile), version=(1, 0), allow_pickle=False)
-    else:
-        Image.fromarray(tile).save(buffer, "PNG")
+        return _npy_header(tile.shape) + tile.tobytes()
+    buffer = io.BytesIO()
+    Image.fromarray(tile).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@lru_cache(maxsize=64)
+def _npy_header(tile_shape: tuple[int, ...]) -> bytes:
+    buffer = io.BytesIO()
+    description = {"descr": "|u1", "fortran_order": False, "shape": tile_shape}
+    np.lib.format.write_array_header_1_0(buffer, description)
     return buffer.getvalue()
 
 
@@ -85,29 +92,13 @@ def decode_picture(content: bytes | memoryview, channels: int) -> np.ndarray:
 
 def npy_header_bytes(tile_shape: tuple[int, ...]) -> int:
     """Length of the npy header before the pixels of a tile (128 for all tiles of a usual size)."""
-    return len(encode_tile(np.empty(tile_shape, np.uint8), "npy")) - int(np.prod(tile_shape))
+    return len(_npy_header(tuple(tile_shape)))
 
 
 def npy_stride(tile_shape: tuple[int, ...]) -> int:
     """Bytes from one npy sample to the next in a shard: (header + content padded to 512) twice."""
     content = npy_header_bytes(tile_shape) + int(np.prod(tile_shape))
     return 2 * (BLOCK_BYTES + -(-content // BLOCK_BYTES) * BLOCK_BYTES)
-
-
-def write_sample(
-    tar: tarfile.TarFile, sample: int, clean: np.ndarray, degraded: np.ndarray, encoding: TileEncoding
-) -> None:
-    """Appends the two members of a pair, with nothing in them that depends on time, user or machine."""
-    for part, tile in (("clean", clean), ("degraded", degraded)):
-        content = encode_tile(tile, encoding)
-        member = tarfile.TarInfo(f"{key(sample)}.{part}.{encoding}")
-        member.size, member.mode = len(content), 0o644
-        tar.addfile(member, io.BytesIO(content))
-
-
-def open_shard_writer(file: IO[bytes]) -> tarfile.TarFile:
-    """A tar writer of the one format shards have (USTAR: no extension headers, fixed-size samples)."""
-    return tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,6 +165,7 @@ def test_where_and_how_fast_is_no_part_of_what_shards_are() -> None:
     assert here.identity() == config(photos="elsewhere", num_workers=7, out="b").identity()
     others = (
         config(resize="none"),
+        config(decode="reduced"),
         config(tile_pixels=64),
         config(color="rgb"),
         config(encoding="png"),
@@ -175,6 +176,10 @@ def test_where_and_how_fast_is_no_part_of_what_shards_are() -> None:
         ShardsConfig(pairs="photos"),
     )
     assert all(other.identity() != here.identity() for other in others)
+
+
+def test_a_key_that_came_later_is_noted_only_where_it_changes_something() -> None:
+    assert "decode" not in config().identity() and config(decode="reduced").identity()["decode"] == "reduced"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shards.tar import TarShard
 from srcnn import sample
 from srcnn.sample import IndexFile, Manifest, PhotoRecord, Refused, Shard, ShardError, TileEncoding
 
@@ -24,9 +25,11 @@ def tiles(num: int, shape: tuple[int, ...]) -> np.ndarray:
 
 def write_tar(path: Path, pairs: np.ndarray, encoding: TileEncoding = "npy") -> None:
     """A shard of the pairs (n, 2, H, W[, 3])."""
-    with path.open("wb") as file, sample.open_shard_writer(file) as tar:
+    with path.open("wb") as file:
+        tar = TarShard(file, encoding)
         for number, (clean, degraded) in enumerate(pairs):
-            sample.write_sample(tar, number, clean, degraded, encoding)
+            tar.add(number, clean, degraded)
+        tar.finish()
 
 
 def manifest(**changes: Any) -> Manifest:

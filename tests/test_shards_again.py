@@ -1,4 +1,4 @@
-"""`python -m shards` started again: the same bytes always; killed, interrupted, the disk full."""
+"""`python -m shards` started again: the same bytes always; the disk full, files lost."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import json
 import os
 import resource
 import shutil
-import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,99 +27,7 @@ from PIL import Image
 
 from shards import folder
 from shards.__main__ import main
-
-LARGE = ("--resize", "long:1536", "--samples_per_shard", 1, "--num_sheet_pairs", 2)
-
-
-def start_and_wait_for_shards(*arguments: object, num_shards: int = 3) -> subprocess.Popen[str]:
-    """A shard maker in a process group of its own, as soon as it has finished some shards."""
-    out = Path(str(arguments[arguments.index("--out") + 1]))
-    process = subprocess.Popen(
-        shards_command(*arguments),
-        cwd=REPOSITORY,
-        env=quiet_env(),
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 60
-    while len(list(out.glob("*/0*.tar"))) < num_shards:
-        assert process.poll() is None and time.monotonic() < deadline, "ended before it could be interrupted"
-        time.sleep(0.002)
-    return process
-
-
-def children_of(process_id: int) -> list[int]:
-    listed = Path(f"/proc/{process_id}/task/{process_id}/children")
-    if not listed.is_file():
-        pytest.skip("no list of child processes here")
-    return [int(child) for child in listed.read_text().split()]
-
-
-def is_alive(process_id: int) -> bool:
-    """A process that is neither gone nor a zombie."""
-    try:
-        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_killed_halfway_it_keeps_finished_shards_and_completes_the_rest(
-    tmp_path: Path, photos_folder: PhotosFolder, num_workers: int
-) -> None:
-    photos, out = photos_folder(16, width=307, height=203), tmp_path / "out"
-    options = (*LARGE, "--photos", photos, "--num_workers", num_workers)
-    process = start_and_wait_for_shards(*options, "--out", out)
-    children = children_of(process.pid)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    deadline = time.monotonic() + 10
-    while any(is_alive(child) for child in children):  # no orphans that write on
-        assert time.monotonic() < deadline, "workers outlive the killed shard maker"
-        time.sleep(0.01)
-    assert not (out / "train/manifest.json").exists()
-    kept = {
-        name: trace for name, trace in traces(out).items() if Path(name).suffix == ".tar" and "/0" in name
-    }
-    assert 3 <= len(kept) < 16
-    (out / "train/.writing-left.tar").write_bytes(b"half a shard")
-    assert run_shards(*options, "--out", out).returncode == 0
-    assert kept.items() <= traces(out).items()
-    assert main([*map(str, options), "--num_workers", "1", "--out", str(tmp_path / "undisturbed")]) == 0
-    assert contents(out) == contents(tmp_path / "undisturbed")
-
-
-@pytest.mark.slow
-def test_ctrl_c_ends_with_one_line_and_status_130(tmp_path: Path, photos_folder: PhotosFolder) -> None:
-    photos, out = photos_folder(16, width=307, height=203), tmp_path / "out"
-    options = (*LARGE, "--photos", photos, "--out", out, "--num_workers", 2)
-    process = start_and_wait_for_shards(*options)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert errors.splitlines() == [
-        "shards: interrupted; start again to go on with the shards that are missing"
-    ]
-    assert not list(out.rglob(".writing-*"))
-    assert run_shards(*options).returncode == 0
-
-
-@pytest.mark.slow
-def test_a_second_shard_maker_in_the_same_folder_is_refused(
-    tmp_path: Path, photos_folder: PhotosFolder
-) -> None:
-    photos, out = photos_folder(16, width=307, height=203), tmp_path / "out"
-    options = (*LARGE, "--photos", photos, "--out", out, "--num_workers", 1)
-    process = start_and_wait_for_shards(*options, num_shards=1)
-    os.kill(process.pid, signal.SIGSTOP)
-    second = run_shards(*options)
-    os.kill(process.pid, signal.SIGCONT)
-    assert second.returncode == 1 and "another process is making shards there" in second.stderr
-    process.communicate(timeout=60)
-    assert process.returncode == 0
+from srcnn.sample import Manifest
 
 
 @pytest.fixture
@@ -296,3 +202,28 @@ def test_another_pillow_does_not_complete_what_one_began(
     (out / "train" / "000000.tar").unlink()
     assert make(*arguments) == 1
     assert "here is {'pillow': '1'" in capsys.readouterr().err
+
+
+def test_a_folder_made_before_there_was_a_choice_of_decoding_is_completed_exactly_only(
+    photos_folder: PhotosFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["--photos", photos_folder(6), "--out", out]
+    assert make(*arguments) == 0
+    assert "decode" not in json.loads((out / "plan.json").read_text())["config"]
+    before = contents(out)
+    (out / "train/000000.tar").unlink()
+    assert make(*arguments, "--decode", "reduced") == 1
+    assert "(decode: exact there, reduced now)" in capsys.readouterr().err
+    assert make(*arguments, "--decode", "exact") == 0
+    assert contents(out) == before
+
+
+def test_reduced_shards_are_not_completed_exactly(
+    photos_folder: PhotosFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--photos", photos_folder(2), "--out", tmp_path / "out"]
+    assert make(*arguments, "--decode", "reduced") == 0
+    assert Manifest.read(tmp_path / "out/train").config["decode"] == "reduced"
+    assert make(*arguments) == 1
+    assert "(decode: reduced there, exact now)" in capsys.readouterr().err
