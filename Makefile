@@ -10,7 +10,7 @@ DEMO ?= demo/$(if $(PHOTOS),own,skylines)
 DEMO_PHOTOS := $(or $(PHOTOS),$(DEMO)/photos)
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: help setup lint types test shards train demo bench-loading clean
+.PHONY: help setup lint types test shards train demo bench bench-loading clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -58,6 +58,9 @@ demo: $(READY)  ## photos, shards, training, restored photo and report in a few 
 	@echo "  $(DEMO)/run/report/index.html   curves, tiles, a whole photo before and after"
 	@echo "  $(DEMO)/shards/train.png        what was trained on: clean left, degraded right"
 	@echo "  $(DEMO)/degraded, $(DEMO)/restored   a photo it never saw, as JPEG of quality 20 and restored"
+
+bench: $(READY)  ## training, shard making, restoring on this processor, an hour: make bench [PHOTOS=dir] [ARGS=--quick]
+	$(BIN)/python -m benchmarks.cpu $(if $(PHOTOS),--photos "$(PHOTOS)") $(ARGS)
 
 bench-loading: $(READY)  ## data loaders side by side, half an hour: make bench-loading [PHOTOS=dir] [ARGS=--quick]
 	$(BIN)/python -m benchmarks.loading $(if $(PHOTOS),--photos "$(PHOTOS)") $(ARGS)
