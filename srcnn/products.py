@@ -9,6 +9,8 @@ Maps are (N, C, H, W), contiguous; weights (O, C, k, k) and biases (O,), float32
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 MAX_PLANES = 256  # weights of a kernel that become planes of pixels: memory, and products that pay
 
 
@@ -129,7 +132,8 @@ class Replicate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, maps: torch.Tensor, width: int) -> torch.Tensor:
         ctx.width = width
-        return functional.pad(maps, (width,) * 4, mode="replicate")
+        with torch.autocast("cpu", enabled=False):  # which would pad in float32, and all go there and back
+            return functional.pad(maps, (width,) * 4, mode="replicate")
 
     @staticmethod
     @once_differentiable
@@ -178,6 +182,17 @@ def pad(maps: torch.Tensor, width: int) -> torch.Tensor:
     rows = torch.cat([top, maps, bottom], 2)
     left, right = (edge.expand(-1, -1, -1, width) for edge in (rows[..., :1], rows[..., -1:]))
     return torch.cat([left, rows, right], 3)
+
+
+def keep_freed_memory() -> None:
+    """Has the C library (glibc) keep the memory it is done with, for this process and until it ends.
+
+    It gives blocks of megabytes back to the system as soon as they lie at the end of its heap, and asks for them again
+    for the next tile: a quarter of the time of a training step.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
+        libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)
 
 
 def is_plain_cpu(maps: torch.Tensor) -> bool:

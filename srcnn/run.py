@@ -19,6 +19,7 @@ from srcnn.config import plain, to_yaml
 from srcnn.feed import process_group
 from srcnn.model import SRCNN, Initialization, ModelConfig, initialize, load_model, to_device
 from srcnn.optimize import OptimizerConfig, build_optimizer
+from srcnn.products import keep_freed_memory
 from srcnn.reader import ShardReader
 from srcnn.storage import join
 from srcnn.stream import Batch, StreamConfig, StreamState
@@ -145,6 +146,8 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
     # Accelerate takes the ranks of a machine without an accelerator for single processes unless told. MPS, which
     # has no float64 for exact sums, counts as none.
     cpu = found is None or found.type == "mps"
+    if cpu:
+        keep_freed_memory()
     launched = int(os.environ.get("WORLD_SIZE", 1))
     share = math.ceil(config.global_batch_size(launched) / launched)
     # With gradients accumulated a static graph crashes or, worse, goes without the all-reduce (PyTorch #187732).

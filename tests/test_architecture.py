@@ -26,7 +26,7 @@ ALLOWED = {
     "score": {"photo", "degrade", "metrics", "model", "restore"},
     "report": {"metrics", "model", "photo", "reader", "restore", "tiles", "tracking"},
     "validate": {"feed", "metrics", "model", "reader", "stream"},
-    "run": {"checkpoint", "feed", "model", "optimize", "reader", "storage", "stream", "validate"},
+    "run": {"checkpoint", "feed", "model", "optimize", "products", "reader", "storage", "stream", "validate"},
     "meter": {"metrics", "run"},
     "benchmark": {"meter", "metrics", "model", "run", "stream", "train"},
     "train": {"feed", "meter", "optimize", "reader", "report", "run", "stream", "tracking", "validate"},
