@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -18,20 +18,23 @@ from srcnn.model import DEFAULT_WEIGHTS, SRCNN, load_model
 from srcnn.photo import Photo, over_white, read_photo, write_photo
 from srcnn.reader import ShardReader
 from srcnn.report import before_after, write_report
-from srcnn.restore import output_paths, restore, restore_file
+from srcnn.restore import Outcome, attempt, output_paths, restore, restore_files
 from srcnn.score import LUMA_NAMES, score_folder, to_json, to_markdown
 from srcnn.storage import join
 from srcnn.verify import verify_shards
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 all done, 1 something was refused or missing, 2 wrong usage."""
+    """Exit status: 0 all done, 1 something was refused or missing, 2 wrong usage, 130 interrupted."""
     options = command_line().parse_args(arguments)
     try:
         return int(options.action(options))
     except (FileNotFoundError, ValueError, OSError) as error:
         print(f"srcnn {options.command}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"srcnn {options.command}: interrupted", file=sys.stderr)
+        return 130
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -43,6 +46,8 @@ def command_line() -> argparse.ArgumentParser:
     mend.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder for the restored photos")
     mend.add_argument("--format", choices=("jpg", "png", "webp", "tiff"), help="default: as the photo's own")
     mend.add_argument("--quality", type=int, default=95, help="of JPEG and WebP written, 1..100 (default: 95)")
+    mend.add_argument("--exact", action="store_true",
+                      help="float32 throughout; default: bfloat16 where the processor has it, within 0.01 dB")
     mend.set_defaults(action=restore_command)
 
     spoil = commands.add_parser("degrade", help="save a clean photo as a JPEG of low quality, to try restoring")
@@ -86,44 +91,52 @@ def load_on_device(source: str) -> SRCNN:
     return model.cuda() if torch.cuda.is_available() else model
 
 
-def for_each_photo(targets: dict[Path, Path], title: str, work: Callable[[Path, Path], Photo]) -> int:
-    """Does `work` on every (photo, target); a photo that cannot be read or written is named, and the others are done.
-
-    Returns the exit status: 1 if any was refused. A full disk and the like end it.
-    """
+def report_each(outcomes: Iterable[Outcome], title: str, num_photos: int) -> int:
+    """Names every photo written or refused, on the way; returns the exit status: 1 if any was refused."""
     num_refused = 0
-    for path, target in tqdm(targets.items(), title, disable=None):
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            photo = work(path, target)
-        except (ValueError, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
+    for outcome in tqdm(outcomes, title, num_photos, disable=None):
+        if outcome.refused:
             num_refused += 1
-            tqdm.write(f"refused: {str(path) + ': ' if str(path) not in str(error) else ''}{error}", file=sys.stderr)
-            continue
-        tqdm.write(f"{target}{f' ({notes})' if (notes := ', '.join(photo.notes)) else ''}")
-    print(f"{title}: {len(targets) - num_refused}, refused: {num_refused}", file=sys.stderr)
+            tqdm.write(f"refused: {outcome.refused}", file=sys.stderr)
+        else:
+            tqdm.write(f"{outcome.target}{f' ({notes})' if (notes := ', '.join(outcome.notes)) else ''}")
+    print(f"{title}: {num_photos - num_refused}, refused: {num_refused}", file=sys.stderr)
     return int(num_refused > 0)
+
+
+def tile_bars() -> Callable[[Path, int, int], None]:
+    """Shows on the terminal, below the bar of the photos, how far one large photo is."""
+    bars: dict[Path, tqdm[Any]] = {}
+
+    def show(path: Path, num_done: int, num_tiles: int) -> None:
+        if num_done == 1:
+            bars[path] = tqdm(total=num_tiles, desc=path.name, unit="tile", position=1, leave=False, disable=None)
+        bars[path].update()
+        if num_done == num_tiles:
+            bars.pop(path).close()
+
+    return show
 
 
 def degrade_command(options: argparse.Namespace) -> int:
     Degradation(jpeg_quality=options.quality)  # checks the range
 
-    def work(path: Path, target: Path) -> Photo:
+    def work(path: Path, target: Path) -> tuple[str, ...]:
         photo = read_photo(path)
         write_photo(target, photo, options.quality, subsampling="4:2:0")
-        return photo
+        return photo.notes
 
-    return for_each_photo(output_paths(options.source, options.out, ".jpg"), "photos degraded", work)
+    targets = output_paths(options.source, options.out, ".jpg")
+    return report_each((attempt(work, *item) for item in targets.items()), "photos degraded", len(targets))
 
 
 def restore_command(options: argparse.Namespace) -> int:
     if not 1 <= options.quality <= 100:
         raise ValueError(f"--quality {options.quality}: expected 1..100")
     targets = output_paths(options.source, options.out, f".{options.format}" if options.format else "")
-    work = partial(restore_file, model=load_on_device(options.model), quality=options.quality)
-    return for_each_photo(targets, "photos restored", work)
+    model = load_on_device(options.model)
+    outcomes = restore_files(targets, model, options.quality, exact=options.exact, on_progress=tile_bars())
+    return report_each(outcomes, "photos restored", len(targets))
 
 
 def score_command(options: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -134,6 +135,18 @@ class SRCNN(nn.Module):
 def to_device(model: SRCNN, device: torch.device) -> SRCNN:
     """Moves the network there, its weights in the memory layout that is fast there."""
     return model.to(device).to(memory_format=torch.contiguous_format if device.type == "cpu" else torch.channels_last)
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the device computes bfloat16 itself instead of emulating it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    if platform.machine() in ("x86_64", "AMD64"):  # where oneDNN calls bfloat16 supported with any AVX-512
+        return any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)
+    return bool(supported())
 
 
 @contextmanager

@@ -25,6 +25,7 @@ SUFFIXES = JPEG_SUFFIXES | frozenset({".png", ".webp", ".tif", ".tiff", ".bmp"})
 # A 250-megapixel photo takes 750 MB as RGB; whatever claims more is taken for a decompression bomb.
 MAX_MEGAPIXELS = 250.0
 ORIENTATION_TAG = 0x0112
+STRIP_ROWS = 256  # of a large photo converted at a time
 TIFF_TEXT_TAGS = {270, 271, 272, 305, 306, 315, 316, 33432}  # description, maker, model, ... copyright
 
 LumaKind = Literal["l", "y"]
@@ -131,7 +132,7 @@ def read_photo(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Photo:
     with open_image(path, max_megapixels) as image:
         image.load()
         upright = turn_upright(image)
-        metadata = _metadata(image)  # which resets the orientation
+        metadata = metadata_of(image)  # which resets the orientation
         pixels, alpha, notes = image_to_arrays(upright, path)
         return Photo(pixels, alpha, "JPEG" if image.format == "MPO" else str(image.format), metadata, notes)
 
@@ -141,7 +142,7 @@ def turn_upright(image: Image.Image) -> Image.Image:
     return image if image.getexif().get(ORIENTATION_TAG, 1) == 1 else ImageOps.exif_transpose(image)
 
 
-def _metadata(image: Image.Image) -> dict[str, Any]:
+def metadata_of(image: Image.Image) -> dict[str, Any]:
     """What `write_photo` can put back: no orientation, and no profile of another colour space."""
     exif = image.getexif()
     if isinstance(image, TiffImagePlugin.TiffImageFile):  # whose tags also say how its pixels are stored
@@ -174,8 +175,11 @@ def image_to_arrays(
         raise PhotoRefused(f"{name}: floating-point pixels have no defined range; save it with 8 or 16 bits")
     if image.mode.startswith("I"):
         # Pillow's own I;16 -> L clips at 255; a 16-bit level v is v / 257 on the scale of 8 bits.
-        wide = np.asarray(image).astype(np.float64)
-        return np.clip(np.rint(wide / 257), 0, 255).astype(np.uint8), None, ("16 bits reduced to 8",)
+        wide = np.asarray(image)
+        levels = np.empty(wide.shape, np.uint8)
+        for row, wide_row in zip(levels, wide, strict=True):
+            row[:] = np.clip(np.rint(wide_row / 257), 0, 255)
+        return levels, None, ("16 bits reduced to 8",)
     alpha = None
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
@@ -197,28 +201,38 @@ def over_white(photo: Photo) -> np.ndarray:
 
 
 def write_photo(path: Path, photo: Photo, quality: int = 95, subsampling: str = "4:4:4") -> None:
-    """Writes by the suffix of `path`, under a temporary name first; JPEG and WebP with `quality`.
+    """Writes by the suffix of `path`; see `write_image`."""
+    image = Image.fromarray(photo.pixels)
+    if photo.alpha is not None:
+        image.putalpha(Image.fromarray(photo.alpha))
+    write_image(path, image, photo.metadata, quality, subsampling)
 
-    JPEG knows no transparency: the photo is laid over white.
 
-    Raises:
-        ValueError: a suffix of no photo format.
-    """
-    if path.suffix.lower() not in SUFFIXES:
+def write_image(
+    path: Path, image: Image.Image, metadata: dict[str, Any], quality: int = 95, subsampling: str = "4:4:4"
+) -> None:
+    """Writes an L, LA, RGB or RGBA image by the suffix of `path` (ValueError at no photo's); a JPEG over white."""
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
         raise ValueError(f"{path}: expected one of {', '.join(sorted(SUFFIXES))} at the end of the name")
-    jpeg = path.suffix.lower() in JPEG_SUFFIXES
-    pixels = over_white(photo) if jpeg else photo.pixels
-    bands = [pixels] if pixels.ndim == 2 else list(np.moveaxis(pixels, -1, 0))
-    if photo.alpha is not None and not jpeg:
-        bands.append(photo.alpha)
-    mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[len(bands)]
-    image = Image.merge(mode, [Image.fromarray(band) for band in bands])
-    if image.mode == "LA" and path.suffix.lower() == ".bmp":
+    jpeg = suffix in JPEG_SUFFIXES
+    if jpeg and image.mode in ("LA", "RGBA"):
+        image = _on_white(image)
+    elif suffix == ".bmp" and image.mode == "LA":
         image = image.convert("RGBA")  # BMP knows no LA
     options: dict[str, Any] = {"subsampling": subsampling} if jpeg else {}
     with atomic_file(path) as file:
-        format_name = Image.registered_extensions()[path.suffix.lower()]
-        image.save(file, format_name, quality=quality, **options, **photo.metadata)
+        image.save(file, Image.registered_extensions()[suffix], quality=quality, **options, **metadata)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """LA or RGBA -> L or RGB over white, strip by strip: the fractions of a whole photo take gigabytes."""
+    opaque = Image.new(image.mode[:-1], image.size)
+    for top in range(0, image.height, STRIP_ROWS):
+        strip = np.asarray(image.crop((0, top, image.width, min(image.height, top + STRIP_ROWS))))
+        pixels = strip[..., 0] if image.mode == "LA" else strip[..., :3]
+        opaque.paste(Image.fromarray(over_white(Photo(pixels, strip[..., -1]))), (0, top))
+    return opaque
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,6 @@ Maps are (N, C, H, W), contiguous; weights (O, C, k, k) and biases (O,), float32
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from typing import Any
 
 import torch
@@ -18,7 +16,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+KEPT_BYTES = 31 << 20  # glibc's dynamic threshold goes up to 32 MB
 MAX_PLANES = 256  # weights of a kernel that become planes of pixels: memory, and products that pay
 
 
@@ -185,14 +183,13 @@ def pad(maps: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def keep_freed_memory() -> None:
-    """Has the C library (glibc) keep the memory it is done with, for this process and until it ends.
+    """Has the C library keep what tiles free for the next ones.
 
-    It gives blocks of megabytes back to the system as soon as they lie at the end of its heap, and asks for them again
-    for the next tile: a quarter of the time of a training step.
+    glibc gives blocks above a threshold back to the system, and page faults to get them again take a quarter of the
+    time of a training step, and half of restoring in float32. The threshold rises to the largest block freed so far:
+    this one, of which no page is ever touched.
     """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
-        libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)
+    torch.empty(KEPT_BYTES, dtype=torch.uint8)
 
 
 def is_plain_cpu(maps: torch.Tensor) -> bool:

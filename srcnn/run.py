@@ -17,7 +17,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from srcnn import checkpoint, files
 from srcnn.config import plain, to_yaml
 from srcnn.feed import process_group
-from srcnn.model import SRCNN, Initialization, ModelConfig, initialize, load_model, to_device
+from srcnn.model import SRCNN, Initialization, ModelConfig, computes_bf16, initialize, load_model, to_device
 from srcnn.optimize import OptimizerConfig, build_optimizer
 from srcnn.products import keep_freed_memory
 from srcnn.reader import ShardReader
@@ -139,35 +139,27 @@ class Run:
 
 def start_accelerator(config: TrainConfig) -> Accelerator:
     """Accelerate's view of the processes. The network is tiny: its gradients are one bucket, all-reduced in place."""
-    precision = config.mixed_precision
-    if precision == "auto":
-        precision = "bf16" if computes_bf16() else "no"
     found = torch.accelerator.current_accelerator(check_available=True)
     # Accelerate takes the ranks of a machine without an accelerator for single processes unless told. MPS, which
     # has no float64 for exact sums, counts as none.
-    cpu = found is None or found.type == "mps"
-    if cpu:
+    device = torch.device("cpu") if found is None or found.type == "mps" else found
+    if device.type == "cpu":
         keep_freed_memory()
+    precision = config.mixed_precision
+    if precision == "auto":
+        precision = "bf16" if computes_bf16(device) else "no"
     launched = int(os.environ.get("WORLD_SIZE", 1))
     share = math.ceil(config.global_batch_size(launched) / launched)
     # With gradients accumulated a static graph crashes or, worse, goes without the all-reduce (PyTorch #187732).
-    static = config.tiles_at_once("cpu" if cpu else "gpu", share) == share
+    static = config.tiles_at_once(device.type, share) == share
     parallel = DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=static)
-    accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[parallel])
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision, kwargs_handlers=[parallel])
     if launched != accelerator.num_processes:
         raise ValueError(f"{launched} processes were launched but Accelerate sees {accelerator.num_processes}; "
                          "see configs/accelerate for settings of the launcher that work")
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("mixed_precision fp16 needs a GPU; on a CPU use bf16 or no")
     return accelerator
-
-
-def computes_bf16() -> bool:
-    """Whether the device computes bfloat16 itself instead of emulating it."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    return bool(supported and supported())
 
 
 def open_shards(config: TrainConfig) -> tuple[ShardReader, ShardReader]:

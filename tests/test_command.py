@@ -8,6 +8,8 @@ from PIL import Image
 from small import draw_photo, small_config, small_shards
 
 from srcnn.__main__ import main
+from srcnn.model import load_model
+from srcnn.restore import restore
 from srcnn.train import train
 
 
@@ -25,6 +27,14 @@ def test_a_photo_is_degraded_and_restored_by_a_users_own_run(tmp_path, run, caps
     with Image.open(tmp_path / "good" / "Фото 1.0 🌆.jpg") as image:
         assert image.size == (83, 61) and image.mode == "RGB"
     assert "photos restored: 1, refused: 0" in capsys.readouterr().err
+
+
+def test_exact_restores_in_float32(tmp_path, run):
+    Image.fromarray(draw_photo(0, 61, 83)).save(tmp_path / "photo.png")
+    command = ["restore", str(tmp_path / "photo.png"), "-o", str(tmp_path / "out"), "--model", str(run), "--exact"]
+    assert main(command) == 0
+    expected = restore(draw_photo(0, 61, 83), load_model(run), exact=True)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "photo.png")), expected)
 
 
 def test_a_comparison_is_drawn_from_a_clean_photo(tmp_path, run):

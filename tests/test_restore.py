@@ -1,16 +1,23 @@
 """Restored photos: as in one piece at any tile size, colours and metadata kept, nothing overwritten."""
 
 import io
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small import draw_photo
 
+from srcnn.degrade import Degradation, degrade
 from srcnn.metrics import psnr
-from srcnn.model import SRCNN, ModelConfig, initialize, load_model
+from srcnn.model import SRCNN, ModelConfig, computes_bf16, initialize, load_model
 from srcnn.photo import Photo
 from srcnn.restore import output_paths, restore, restore_file, restore_pixels
+from srcnn.strips import restore_in_strips, suits
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +44,7 @@ def whole(pixels, model):
 @pytest.mark.parametrize("tile_pixels", [16, 33, 64, 1000])
 def test_tiled_restore_equals_whole_photo(model, size, tile_pixels):
     pixels = random_photo(*size)
-    tiled, at_once = restore_pixels(pixels, model, tile_pixels), whole(pixels, model)
+    tiled, at_once = restore_pixels(pixels, model, tile_pixels, exact=True), whole(pixels, model)
     difference = np.abs(tiled.astype(int) - at_once)
     assert difference.max() <= 1 and (difference > 0).mean() < 1e-3  # rounding at .5 only
     assert (tiled != pixels).mean() > 0.5
@@ -45,7 +52,7 @@ def test_tiled_restore_equals_whole_photo(model, size, tile_pixels):
 
 def test_a_large_photo_has_fewer_than_one_pixel_in_100000_off(model):
     pixels = random_photo(700, 1100)
-    difference = np.abs(restore_pixels(pixels, model, 128).astype(int) - whole(pixels, model))
+    difference = np.abs(restore_pixels(pixels, model, 128, exact=True).astype(int) - whole(pixels, model))
     assert difference.max() <= 1 and (difference > 0).mean() < 1e-5
 
 
@@ -58,7 +65,7 @@ def test_the_smallest_photos_keep_their_size(model, size):
 def test_colour_restores_the_luma_and_keeps_the_chroma(model):
     # levels away from 0 and 255, so that clipping does not mix the channels
     pixels = 100 + random_photo(45, 51, 3) // 8
-    restored = restore_pixels(pixels, model, 32).astype(float)
+    restored = restore_pixels(pixels, model, 32, exact=True).astype(float)
     images = [Image.fromarray(photo.astype(np.uint8)) for photo in (pixels, restored)]
     before, after = (np.asarray(image.convert("YCbCr"), float) for image in images)
     assert np.abs(before[..., 1:] - after[..., 1:]).max() <= 1.5
@@ -75,9 +82,108 @@ def test_an_rgb_network_restores_all_channels():
     with torch.no_grad():
         expected = network(torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)[None])[0] * 255
     expected = expected.permute(1, 2, 0).numpy().round().clip(0, 255)
-    assert np.abs(restore_pixels(pixels, network, 16) - expected).max() <= 1
+    assert np.abs(restore_pixels(pixels, network, 16, exact=True) - expected).max() <= 1
     with pytest.raises(ValueError, match="restores RGB"):
         restore_pixels(pixels[..., 0], network)
+
+
+@pytest.mark.parametrize("channels", [None, 3])
+@pytest.mark.parametrize("tile_pixels", [4, 16, 64])  # the halo is 6
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_in_place_and_threads_change_nothing(model, channels, tile_pixels, num_threads):
+    pixels = random_photo(83, 61, channels)
+    before, kept = torch.get_num_threads(), pixels.copy()
+    expected = restore_pixels(pixels, model, tile_pixels, exact=True)
+    assert np.array_equal(pixels, kept)
+    try:
+        torch.set_num_threads(num_threads)
+        assert np.array_equal(restore_pixels(pixels, model, tile_pixels, exact=True), expected)
+        assert restore(pixels, model, tile_pixels, exact=True, in_place=True) is pixels
+        assert torch.get_num_threads() == num_threads
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == num_threads
+    finally:
+        torch.set_num_threads(before)
+    assert np.array_equal(pixels, expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+def test_images_are_restored_in_place_and_keep_their_transparency(model, mode):
+    bands = [random_photo(61, 83, seed=seed) for seed in range(len(mode))]
+    image = Image.merge(mode, [Image.fromarray(band) for band in bands])
+    restored = restore(image, model, 16)
+    assert np.array_equal(np.asarray(image.getchannel(0)), bands[0])
+    assert restore(image, model, 16, in_place=True) is image
+    assert image.mode == restored.mode == mode and image.tobytes() == restored.tobytes()
+    if mode in ("LA", "RGBA"):
+        assert np.array_equal(np.asarray(image.getchannel("A")), bands[-1])
+    colours = bands[0] if mode in ("L", "LA") else np.dstack(bands[:3])
+    expected = restore_pixels(colours, model, 16).reshape(61, 83, -1)
+    for band in range(expected.shape[2]):
+        assert np.array_equal(np.asarray(image.getchannel(band)), expected[..., band])
+
+
+@pytest.mark.parametrize("first", ["import srcnn", "import srcnn.restore", "from srcnn import restore"])
+def test_restore_is_callable_however_it_was_imported(first):
+    lines = f"{first}\nfrom srcnn import SRCNN, restore\nimport numpy\nrestore(numpy.zeros((5, 7), 'u1'), SRCNN())"
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_cannot_be_changed_in_place_is_refused(model):
+    pixels = random_photo(20, 20)
+    pixels.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        restore(pixels, model, in_place=True)
+    with pytest.raises(ValueError, match="mode P"):
+        restore(Image.new("P", (20, 20)), model, in_place=True)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_progress_counts_every_tile(model, num_threads):
+    before, calls = torch.get_num_threads(), []
+    try:
+        torch.set_num_threads(num_threads)
+        restore(random_photo(61, 83), model, 32, on_progress=lambda *call: calls.append(call))
+    finally:
+        torch.set_num_threads(before)
+    assert calls == [(number, 6) for number in range(1, 7)]
+
+
+@pytest.mark.parametrize("weights", ["srcnn-915-q20", "srcnn-955-q20"])
+def test_the_fast_path_is_within_a_hundredth_of_a_decibel(weights):
+    if not computes_bf16(torch.device("cpu")):
+        pytest.skip("this processor computes no bfloat16: one path only")
+    network = load_model(weights)
+    for seed in range(3):
+        clean = draw_photo(seed, 201, 303)
+        degraded = degrade(clean, Degradation(), 20)
+        exact, fast = (restore_pixels(degraded, network, exact=choice) for choice in (True, False))
+        assert (exact != fast).any() and np.abs(exact.astype(int) - fast).max() <= 2
+        assert abs(psnr(clean, exact) - psnr(clean, fast)) < 0.01
+
+
+@pytest.mark.parametrize("kernels", [(9, 1, 5), (11, 1, 3)])
+@pytest.mark.parametrize("size", [(9, 300), (201, 77), (12, 13)])
+@pytest.mark.parametrize("channels", [1, 3])
+@torch.inference_mode()
+def test_strips_give_what_the_network_gives_in_bfloat16(monkeypatch, kernels, size, channels):
+    monkeypatch.setattr("srcnn.strips.STRIP_PIXELS", 1000)
+    network = SRCNN(ModelConfig(kernels, (16, 8), channels, residual=True))
+    initialize(network, "pytorch", 0)
+    pixels = torch.rand(channels, *size, generator=torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = network(pixels[None])[0]
+    assert suits(network)
+    torch.testing.assert_close(restore_in_strips(pixels, network), expected, rtol=0, atol=2e-3)
+    assert (expected - pixels).abs().max() > 0.05
+
+
+def test_a_network_without_residual_is_always_exact():
+    network = SRCNN(ModelConfig(filters=(4, 4)))
+    initialize(network, "pytorch", 0)
+    pixels = random_photo(40, 37)
+    assert np.array_equal(restore_pixels(pixels, network), restore_pixels(pixels, network, exact=True))
 
 
 def test_pil_numpy_and_photo_come_back_as_their_kind(model):

@@ -1,0 +1,137 @@
+"""Folders of photos restored side by side: order, refusals, interruption; and the memory one large photo takes."""
+
+import importlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small import draw_photo, write_photos
+
+from srcnn.model import load_model
+from srcnn.restore import output_paths, restore_file, restore_files
+
+restoring = importlib.import_module("srcnn.restore")  # the module; the package gives the function of that name
+ROOT = Path(__file__).resolve().parents[1]
+PEAK = """
+import resource, sys
+import numpy
+from pathlib import Path
+from srcnn.model import SRCNN, ModelConfig
+from srcnn.restore import restore_file
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+model = SRCNN(ModelConfig(filters=(8, 4), residual=True))
+restore_file(Path(sys.argv[1]), Path(sys.argv[3]), model)  # a small one: what the libraries take once
+before = peak()
+restore_file(Path(sys.argv[2]), Path(sys.argv[3]), model)
+print(peak() - before)
+"""
+
+
+@pytest.fixture(scope="module")
+def network():
+    return load_model()
+
+
+@pytest.fixture(params=[1, 2])
+def num_threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_photos_side_by_side_are_as_one_by_one_and_in_order(tmp_path, network, num_threads):
+    photos = write_photos(tmp_path / "photos", 9)
+    targets = output_paths(photos, tmp_path / "out")
+    outcomes = list(restore_files(targets, network, exact=True))
+    assert [(outcome.source, outcome.target) for outcome in outcomes] == list(targets.items())
+    for path, target in targets.items():
+        restore_file(path, tmp_path / "one.png", network, exact=True)
+        assert np.array_equal(np.asarray(Image.open(target)), np.asarray(Image.open(tmp_path / "one.png")))
+
+
+def test_a_bad_photo_is_told_in_its_place_and_the_others_go_on(tmp_path, network, num_threads):
+    photos = write_photos(tmp_path / "photos", 6)
+    (photos / "photo 2.png").write_bytes(b"no picture")
+    whole = (photos / "photo 4.png").read_bytes()
+    (photos / "photo 4.png").write_bytes(whole[: len(whole) // 2])
+    outcomes = list(restore_files(output_paths(photos, tmp_path / "out"), network))
+    assert [number for number, outcome in enumerate(outcomes) if outcome.refused] == [2, 4]
+    assert "photo 2.png" in outcomes[2].refused and "photo 4.png" in outcomes[4].refused
+    assert len(list((tmp_path / "out").iterdir())) == 4
+
+
+def test_large_photos_between_small_ones_keep_the_order_and_tell_their_progress(
+    tmp_path, network, num_threads, monkeypatch
+):
+    monkeypatch.setattr(restoring, "SIDE_BY_SIDE_MEGAPIXELS", 0.02)
+    photos = write_photos(tmp_path / "photos", 5)
+    Image.fromarray(draw_photo(0, 210, 300)).save(photos / "photo 2.png")
+    calls = []
+    targets = output_paths(photos, tmp_path / "out")
+    outcomes = list(restore_files(targets, network, on_progress=lambda path, *counts: calls.append((path, *counts))))
+    assert [outcome.source for outcome in outcomes] == list(targets)
+    large = [counts for path, *counts in calls if path.name == "photo 2.png"]
+    assert [done for done, _ in large] == list(range(1, large[0][1] + 1))
+    if num_threads > 1:
+        assert {path.name for path, *_ in calls} == {"photo 2.png"}
+
+
+def test_a_full_disk_ends_it(tmp_path, network, num_threads, monkeypatch):
+    photos = write_photos(tmp_path / "photos", 8)
+    written = []
+
+    def full(path, *arguments):
+        written.append(path)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(restoring, "save_canvas", full)
+    with pytest.raises(OSError, match="No space"):
+        list(restore_files(output_paths(photos, tmp_path / "out"), network))
+    assert len(written) < 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_a_photo_is_in_memory_once_as_pillow_holds_it(tmp_path, suffix):
+    """RGB takes four bytes a pixel there; decoding, restoring and encoding add less than 100 MB."""
+    height, width = 5000, 8000
+    for name, size in (("small.jpg", (64, 300)), ("large.jpg", (height, width))):
+        Image.fromarray(np.resize(draw_photo(0, 64, 800), (*size, 3))).save(tmp_path / name, quality=20)
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, *(tmp_path / name for name in ("small.jpg", "large.jpg", f"restored{suffix}"))],
+        capture_output=True, text=True, timeout=300, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "2"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 4 * height * width + 100e6
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_whole_photos_only(tmp_path):
+    photos = write_photos(tmp_path / "photos", 1, 401, 603)
+    for number in range(1, 150):
+        shutil.copy(photos / "photo 0.png", photos / f"photo {number}.png")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "srcnn", "restore", photos, "-o", tmp_path / "out"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "2", "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    assert "photo 0.png" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, complaints = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in complaints and "Traceback" not in complaints
+    written = list((tmp_path / "out").iterdir())
+    assert 0 < len(written) < 150
+    for path in written:
+        with Image.open(path) as image:
+            image.load()
