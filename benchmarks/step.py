@@ -127,7 +127,7 @@ def start(options: argparse.Namespace, name: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "benchmarks.contestant", name, "--shards", shards]
     for key in ("cores", "batch_size", "curve_steps", "curve_batch_size"):
         command += [f"--{key}", str(getattr(options, key))]
-    environment = os.environ | {"OMP_NUM_THREADS": str(options.cores), "OMP_WAIT_POLICY": "passive"}
+    environment = os.environ | {"OMP_NUM_THREADS": str(options.cores)}
     return subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=material.ROOT, env=environment
     )

@@ -15,12 +15,18 @@
                           resident.py   a whole split in memory
                           feed.py       ranks in step, to the device
       -> network          model.py      SRCNN, weights on disk
+                          products.py   its layers as matrix products, on a CPU
       -> training         optimize.py   optimizer, schedule, averaged weights
                           run.py        settings and state of a run
                           train.py      the loop
                           validate.py   exact PSNR over all ranks
+                          benchmark.py  where the time of a step goes
       -> checkpoint       checkpoint.py
-      -> restored photo   restore.py, score.py, report.py
+      -> restored photo   apply.py      a network over the tiles of a photo
+                          strips.py     9-1-5 in bfloat16 on a CPU
+                          threads.py    tiles or photos side by side
+                          canvas.py     a photo file changed in place
+                          restore.py, score.py, report.py
 
 `files.py` writes files whole, `config.py` reads settings, `tracking.py` and `meter.py` record a run, `metrics.py`
 measures photos and tiles.
