@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -101,3 +102,8 @@ def pairs_of(out: Path, split: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     urls = [str(out / split / shard.name) for shard in Manifest.read(out / split).shards]
     stream = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False).decode()
     return {item["__key__"]: (item["clean.npy"], item["degraded.npy"]) for item in stream}
+
+
+def heed_ctrl_c() -> None:
+    """Where the tests run in the background of a script, Ctrl-C is ignored, and so it would be in what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import heed_ctrl_c
 from PIL import Image
 from small import draw_photo, write_photos
 
@@ -122,7 +123,7 @@ def test_ctrl_c_leaves_whole_photos_only(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "srcnn", "restore", photos, "-o", tmp_path / "out"],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "2", "PYTHONUNBUFFERED": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "2", "PYTHONUNBUFFERED": "1"}, preexec_fn=heed_ctrl_c,
     )
     assert process.stdout is not None
     assert "photo 0.png" in process.stdout.readline()

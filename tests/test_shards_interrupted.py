@@ -9,7 +9,16 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, PhotosFolder, contents, quiet_env, run_shards, shards_command, traces
+from conftest import (
+    REPOSITORY,
+    PhotosFolder,
+    contents,
+    heed_ctrl_c,
+    quiet_env,
+    run_shards,
+    shards_command,
+    traces,
+)
 
 from shards.__main__ import main
 
@@ -58,11 +67,6 @@ class Held:
 
     def open(self) -> None:
         self._gate.unlink()
-
-
-def heed_ctrl_c() -> None:
-    """Where the tests run in the background of a script, Ctrl-C is ignored, and so it would be in what they start."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def children_of(process_id: int) -> list[int]:
