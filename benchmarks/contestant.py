@@ -68,13 +68,13 @@ def source_step(seed: int) -> tuple[Step, nn.Module]:
     return step, network
 
 
-def our_step(seed: int, precision: str, batch_size: int, reader: ShardReader) -> tuple[Step, nn.Module]:
+def our_step(seed: int, precision: str, batch_size: int) -> tuple[Step, nn.Module]:
     """The product's own step, with the source's settings."""
     config = TrainConfig(
         initialization="pytorch", centred=False, augment=False, seed=seed, optimizer=OptimizerConfig(lr=LR),
         batch_size_per_process=batch_size, mixed_precision="bf16" if precision == "bf16" else "no",
     )  # fmt: skip
-    run = start_run(config, start_accelerator(config), reader)
+    run = start_run(config, start_accelerator(config))
     meter = Meter(run.accelerator.device)
 
     def step(batch: Batch) -> float:
@@ -94,13 +94,13 @@ class Contestant:
         self.reader = ShardReader(options.shards)
         clean, degraded = self.reader.read(np.arange(self.reader.num_samples))
         self.tiles = torch.from_numpy(clean), torch.from_numpy(degraded)
-        self.step, self.network = self.new(seed=0)
+        self.step, _ = self.new(seed=0)
         self.num_taken = 0
 
     def new(self, seed: int) -> tuple[Step, nn.Module]:
         if self.options.name == "source":
             return source_step(seed)
-        return our_step(seed, self.options.name, self.options.batch_size, self.reader)
+        return our_step(seed, self.options.name, self.options.batch_size)
 
     def batch(self, number: int, batch_size: int) -> Batch:
         """The same for all contestants."""

@@ -27,7 +27,6 @@ from benchmarks.measure import Ready, State, run, set_state
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs" / "loading.md"
-PHOTOS = HERE.parent.parent / "shared" / "data"
 MIN_CORES_FOR_SIXTEEN = 16
 FEWEST_BATCHES = 8  # in a run
 SERVER_RUNS_LONGER, SERVER_BATCHES = 3, 256
@@ -36,7 +35,7 @@ QUICK = {"num_pairs": 2048, "rounds": 2, "seconds": 0.5}
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measures data loaders side by side.")
-    parser.add_argument("--photos", type=Path, default=PHOTOS if PHOTOS.is_dir() else None, help="else: drawn")
+    parser.add_argument("--photos", type=Path, default=material.PHOTOS, help="else: drawn")
     parser.add_argument("--work", type=Path, default=HERE / "built", help="data and environments, kept between calls")
     parser.add_argument("--results", type=Path, default=HERE / "results", help="loading.json and loading.md go there")
     parser.add_argument("--num_pairs", type=int, default=16384, help="at least so many are made")

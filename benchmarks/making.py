@@ -22,11 +22,10 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from benchmarks.environments import Failed, call, last_line
-from benchmarks.material import SUFFIXES
+from benchmarks.material import PHOTOS, SUFFIXES
 from benchmarks.report import machine
 
 HERE = Path(__file__).resolve().parent
-PHOTOS = HERE.parent.parent / "shared" / "data"
 PAIRS_OF_A_PHOTO = 64
 # folder -> size, suffix, options of saving
 MATERIALS: dict[str, tuple[tuple[int, int], str, dict[str, int]]] = {
@@ -44,7 +43,7 @@ ONE_PROCESS = ("source",)
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measures the making of training pairs, side by side.")
-    parser.add_argument("--photos", type=Path, default=PHOTOS if PHOTOS.is_dir() else None, help="else: drawn")
+    parser.add_argument("--photos", type=Path, default=PHOTOS, help="else: drawn")
     parser.add_argument("--work", type=Path, default=HERE / "built", help="photos are kept there between calls")
     parser.add_argument("--cores", type=int, nargs="+", default=[1, 2][: len(os.sched_getaffinity(0))])
     parser.add_argument("--rounds", type=int, default=5)

@@ -16,6 +16,8 @@ from benchmarks.environments import Failed, call
 from benchmarks.loaders import Loader
 
 ROOT = Path(__file__).resolve().parent.parent
+_beside = ROOT.parent / "shared" / "data"
+PHOTOS = _beside if _beside.is_dir() else None  # real ones, where they lie beside the checkout
 PEERS = Path(__file__).resolve().parent / "peers"
 SUFFIXES = (".png", ".jpg", ".jpeg")
 TILE_PIXELS = 128

@@ -21,14 +21,13 @@ from benchmarks import material
 from benchmarks.report import machine
 
 HERE = Path(__file__).resolve().parent
-PHOTOS = HERE.parent.parent / "shared" / "data"
 SETTINGS = ("--model.residual", "true", "--mixed_precision", "auto", "--trackers", "[]", "--num_rounds", "1")
 NUM_PAIRS = 2048
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measures how training scales from one rank to two.")
-    parser.add_argument("--photos", type=Path, default=PHOTOS if PHOTOS.is_dir() else None, help="else: drawn")
+    parser.add_argument("--photos", type=Path, default=material.PHOTOS, help="else: drawn")
     parser.add_argument("--work", type=Path, default=HERE / "built", help="tiles, kept between calls")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--num_steps", type=int, default=15)

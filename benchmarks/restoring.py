@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from benchmarks import material
 from benchmarks.environments import Failed, last_line, python_of, versions
 from shards.skylines import draw_skyline
 from srcnn.metrics import psnr
@@ -29,7 +30,7 @@ from srcnn.model import DEFAULT_WEIGHTS, find_weights, load_model, save_state_di
 from srcnn.photo import find_photos, luma_l
 
 HERE = Path(__file__).resolve().parent
-PHOTOS = HERE.parent.parent / "shared" / "data" / "train"
+PHOTOS = material.PHOTOS and material.PHOTOS / "train"
 CELL = (800, 600)
 PEERS = {"pytorch": (), "onnxruntime": ("onnxruntime",), "opencv": ("opencv-python-headless",)}
 EXPORTER = ("onnx", "onnxscript")
@@ -41,7 +42,7 @@ TIMEOUT_SECONDS = 900
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measures restoring side by side.")
-    parser.add_argument("--photos", type=Path, default=PHOTOS if PHOTOS.is_dir() else None, help="else: drawn")
+    parser.add_argument("--photos", type=Path, default=PHOTOS, help="else: drawn")
     parser.add_argument("--work", type=Path, default=HERE / "built", help="photos and environments, kept between calls")
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)

@@ -23,9 +23,10 @@ import numpy as np
 
 from benchmarks import material
 from benchmarks.report import machine
+from srcnn.benchmark import training_flop
+from srcnn.model import ModelConfig
 
 HERE = Path(__file__).resolve().parent
-PHOTOS = HERE.parent.parent / "shared" / "data"
 CONTESTANTS = ("source", "fp32", "bf16")
 NUM_PAIRS = 2048
 QUICK = {"rounds": 1, "num_steps": 2, "curve_steps": 20}
@@ -33,7 +34,7 @@ QUICK = {"rounds": 1, "num_steps": 2, "curve_steps": 20}
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measures the training step beside the source project's.")
-    parser.add_argument("--photos", type=Path, default=PHOTOS if PHOTOS.is_dir() else None, help="else: drawn")
+    parser.add_argument("--photos", type=Path, default=material.PHOTOS, help="else: drawn")
     parser.add_argument("--work", type=Path, default=HERE / "built", help="tiles, kept between calls")
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--batch_size", type=int, default=32)
@@ -64,9 +65,6 @@ def main() -> int:
 
 def speed(options: argparse.Namespace) -> dict[str, Any]:
     """Tiles/s of each contestant, medians over the rounds, the ratios, and the share of the measured peak."""
-    from srcnn.benchmark import training_flop
-    from srcnn.model import ModelConfig
-
     rates: dict[str, list[float]] = {name: [] for name in (*CONTESTANTS, "peak fp32", "peak bf16")}
     workers = {name: start(options, name) for name in CONTESTANTS}
     for number in range(options.rounds + 1):

@@ -19,6 +19,7 @@
       -> training         optimize.py   optimizer, schedule, averaged weights
                           run.py        settings and state of a run
                           train.py      the loop
+                          launch.py     what the scripts of launch/ share
                           validate.py   exact PSNR over all ranks
                           benchmark.py  where the time of a step goes
       -> checkpoint       checkpoint.py

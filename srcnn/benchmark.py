@@ -69,7 +69,7 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     config = replace(config, total_samples=ENDLESS)
     accelerator = start_accelerator(config)
     reader = open_split(config, "train")
-    run = start_run(config, accelerator, reader)
+    run = start_run(config, accelerator)
     meter = Meter(accelerator.device)
     stream = batches(config, run, reader, meter)
     try:

@@ -187,7 +187,7 @@ def stream_state(config: TrainConfig, run: Run, reader: ShardReader) -> StreamSt
     return StreamState(config.seed, run.samples // reader.num_samples, run.samples, reader.manifest.hash(), order)
 
 
-def start_run(config: TrainConfig, accelerator: Accelerator, reader: ShardReader) -> Run:
+def start_run(config: TrainConfig, accelerator: Accelerator) -> Run:
     """Network, average and optimizer at their start; every rank draws the same weights."""
     network = SRCNN(config.model, config.centred)
     if config.weights:

@@ -44,7 +44,7 @@ def train(config: TrainConfig) -> dict[str, float]:
     """
     accelerator = start_accelerator(config)
     train_reader, val_reader = open_shards(config)
-    run = start_run(config, accelerator, train_reader)
+    run = start_run(config, accelerator)
     continue_run(config, run, train_reader)
     announce(config, run, train_reader, val_reader)
     tracking = Tracking(Path(config.run), config.trackers if accelerator.is_main_process else None,

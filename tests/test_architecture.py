@@ -33,6 +33,7 @@ ALLOWED = {
     "run": {"checkpoint", "feed", "model", "optimize", "products", "reader", "storage", "stream", "validate"},
     "meter": {"metrics", "run"},
     "benchmark": {"meter", "metrics", "model", "run", "stream", "train"},
+    "launch": {"feed"},
     "train": {"feed", "meter", "optimize", "reader", "report", "run", "stream", "tracking", "validate"},
 }
 SOURCES = sorted(path for folder in ("srcnn", "shards", "launch", "tests") for path in (ROOT / folder).glob("*.py"))
