@@ -6,10 +6,8 @@ of a step goes, and what share of the device's peak that is. Takes all keys of l
 
 from __future__ import annotations
 
-import sys
-
 from srcnn.benchmark import BenchmarkConfig, benchmark
 from srcnn.launch import launch
 
 if __name__ == "__main__":
-    sys.exit(launch("launch/benchmark.py", __doc__, BenchmarkConfig, benchmark))
+    launch("launch/benchmark.py", __doc__, BenchmarkConfig, benchmark)

@@ -1,15 +1,16 @@
 """accelerate launch launch/train.py --config configs/train.yaml [--key value ...]
 
-Trains on the shards of `--shards` into the folder `--run`; the same command continues an interrupted run.
+Trains on the shards of `--shards` into the folder `--run`; the same command continues an interrupted run. Told to stop
+(SIGTERM, SIGUSR1, Ctrl-C), it leaves a checkpoint and ends with status 75 (130 after Ctrl-C).
 """
 
-from __future__ import annotations
-
-import sys
-
-from srcnn.launch import launch
-from srcnn.run import TrainConfig
-from srcnn.train import train
+from srcnn import signals
 
 if __name__ == "__main__":
-    sys.exit(launch("launch/train.py", __doc__, TrainConfig, train))
+    signals.listen()  # before imports that take seconds
+
+    from srcnn.launch import launch
+    from srcnn.run import TrainConfig
+    from srcnn.train import train
+
+    launch("launch/train.py", __doc__, TrainConfig, train)

@@ -17,7 +17,9 @@ from shards.pool import ShardsFailed
 from srcnn import files, sample
 from srcnn.config import plain
 from srcnn.index import ROW, encode_index, index_tar, write_index
+from srcnn.members import MEMBERS, npy_stride
 from srcnn.sample import PLAN, SPLITS, IndexFile, Manifest, PhotoRecord, Refused, Shard
+from srcnn.untrusted import read_json, record
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,10 @@ def claim(out: Path, config: ShardsConfig, tasks: list[ShardTask]) -> None:
     versions = {"versions": sample.writer_versions()}
     cure = "choose another OUT, or remove this folder to make them anew"
     if (out / PLAN).is_file():
-        begun = files.read_json(out / PLAN)
-        before = plan.LATER_KEYS | begun.get("config", {})
+        begun = read_json(out / PLAN)
+        if not isinstance(begun, dict) or not isinstance(begun.get("config"), dict):
+            raise ShardsFailed(f"{out / PLAN}: damaged; {cure}")
+        before = plan.LATER_KEYS | begun["config"]
         now = plan.LATER_KEYS | identity
         if before != now:
             changed = [key for key in now if before.get(key) != now[key]]
@@ -80,7 +84,7 @@ def claim(out: Path, config: ShardsConfig, tasks: list[ShardTask]) -> None:
 
 def check_versions(out: Path) -> None:
     """Raises ShardsFailed where the shards there were made by another Pillow or JPEG library: pixels would differ."""
-    begun, now = files.read_json(out / PLAN).get("versions"), sample.writer_versions()
+    begun, now = read_json(out / PLAN).get("versions"), sample.writer_versions()
     if begun != now:
         cure = "install those again, or remove this folder to make all shards anew"
         raise ShardsFailed(f"{out}: its finished shards were made with {begun}, here is {now}; {cure}")
@@ -115,10 +119,13 @@ def finished_shards(out: Path, tasks: Iterable[ShardTask]) -> dict[ShardTask, Sh
 
 
 def _read_record(path: Path) -> ShardResult:
-    content = files.read_json(path)
-    photos = tuple(PhotoRecord(**photo) for photo in content["photos"])
-    refused = tuple(Refused(**item) for item in content["refused"])
-    return ShardResult(Shard(**content["shard"]), photos, refused)
+    content = read_json(path)
+    try:
+        photos = tuple(record(PhotoRecord, photo) for photo in content["photos"])
+        refused = tuple(record(Refused, item) for item in content["refused"])
+        return ShardResult(record(Shard, content["shard"]), photos, refused)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ShardsFailed(f"{path}: damaged ({error}); remove it and its shard") from error
 
 
 def _known_from_manifest(folder: Path) -> dict[str, ShardResult]:
@@ -153,8 +160,8 @@ def finish_split(
         split=split,
         tile_shape=config.tile_shape,
         encoding=config.encoding,
-        members=sample.MEMBERS[config.encoding],
-        stride=sample.npy_stride(config.tile_shape) if config.encoding == "npy" else None,
+        members=MEMBERS[config.encoding],
+        stride=npy_stride(config.tile_shape) if config.encoding == "npy" else None,
         config=plain(config.identity()),
         index=there.index if there and index_there and there.shards == shards else finish_index(folder, config, shards),
         shards=shards,
@@ -180,5 +187,5 @@ def finish_index(folder: Path, config: ShardsConfig, shards: tuple[Shard, ...]) 
         if kept.is_file():
             rows.append(np.load(kept, allow_pickle=False))
         else:
-            rows.append(index_tar(folder / shard.name, sample.MEMBERS[config.encoding])[0])
+            rows.append(index_tar(folder / shard.name, MEMBERS[config.encoding])[0])
     return write_index(folder, np.concatenate(rows))

@@ -11,9 +11,11 @@ import numpy as np
 
 from shards import pool
 from shards.pool import ShardsFailed
-from srcnn import files, sample
+from srcnn.files import sha256_of
 from srcnn.index import names_in, scan_tar, write_index
-from srcnn.sample import MANIFEST, Manifest, Shard, ShardError
+from srcnn.members import decode_picture
+from srcnn.sample import MANIFEST, Manifest, Shard, ShardError, writer_versions
+from srcnn.untrusted import MAX_TILE_SIDE, OutOfBounds, check_name
 
 GUESSES = ("png", "jpg", "jpeg", "webp", "npy")
 
@@ -55,8 +57,10 @@ def index_folder(
         raise FileNotFoundError(f"{folder}: no *.tar files here")
     if (folder / MANIFEST).is_file() and Manifest.read(folder, check_shards=False).encoding != "any":
         raise ShardError(f"{folder}: these shards have their manifest and index already")
-    if tile_pixels < 1:
-        raise ValueError(f"--tile_pixels {tile_pixels}: expected at least 1")
+    if not 1 <= tile_pixels <= MAX_TILE_SIDE:
+        raise ValueError(f"--tile_pixels {tile_pixels}: expected 1..{MAX_TILE_SIDE}")
+    for path in paths:
+        check_file(path)
     members = guess_members(paths, clean, degraded)
     shape = (tile_pixels, tile_pixels) if color == "luma" else (tile_pixels, tile_pixels, 3)
     work = partial(index_shard, members=members, tile_shape=shape)
@@ -79,10 +83,20 @@ def index_folder(
         shards=tuple(shard for shard, _, _ in results),
         photos=(),
         refused=(),
-        versions=sample.writer_versions(),
+        versions=writer_versions(),
     )
     manifest.write(folder)
     return manifest
+
+
+def check_file(path: Path) -> None:
+    """Raises ShardError where it cannot be a shard whatever is in it: a pipe, a device, an unusable name."""
+    try:
+        check_name(path.name)
+    except OutOfBounds as error:
+        raise ShardError(f"{path.parent}: {error}; rename it") from error
+    if not path.is_file():
+        raise ShardError(f"{path}: is no regular file")
 
 
 def guess_members(paths: list[Path], clean: str, degraded: str) -> tuple[str, str]:
@@ -91,7 +105,7 @@ def guess_members(paths: list[Path], clean: str, degraded: str) -> tuple[str, st
     usual = [[f"{part}.{name}" for name in GUESSES if f"{part}.{name}" in found] for part in ("clean", "degraded")]
     if not all(given or names for given, names in zip((clean, degraded), usual, strict=True)) and found:
         cure = "say which are the pair: --clean NAME --degraded NAME"
-        raise ShardError(f"{paths[0].parent}: the members are called {', '.join(sorted(found))}; {cure}")
+        raise ShardError(f"{paths[0].parent}: the members are called {', '.join(sorted(found)[:20])}; {cure}")
     first, second = (names[0] if names else "" for names in usual)
     return (clean or first).lower(), (degraded or second).lower()
 
@@ -100,18 +114,17 @@ def index_shard(
     path: Path, members: tuple[str, str], tile_shape: tuple[int, ...]
 ) -> tuple[Shard, np.ndarray, list[str]]:
     """The manifest's entry of a shard, its rows of the index, and what is wrong with it."""
-    rows, keys, problems = scan_tar(path, members)
-    content = path.read_bytes()
+    content, rows, keys, problems = scan_tar(path, members)
+    channels = 3 if len(tile_shape) == 3 else 1
     for key, (start, _, clean, clean_bytes, degraded, degraded_bytes, _) in zip(keys, rows.tolist(), strict=True):
         places = ((start + clean, clean_bytes), (start + degraded, degraded_bytes))
         try:
-            channels = 3 if len(tile_shape) == 3 else 1
-            shapes = [sample.decode_picture(content[place : place + size], channels).shape for place, size in places]
-        except Exception as error:  # damage makes decoders raise OSError, SyntaxError, TokenError, MemoryError, ...
+            shapes = [decode_picture(content[place : place + size], channels).shape for place, size in places]
+        except (ValueError, MemoryError) as error:
             problems.append(f"{path}: {key}: {error}")
             continue
         if shapes[0] != shapes[1] or shapes[0][0] < tile_shape[0] or shapes[0][1] < tile_shape[1]:
             sizes = " and ".join(f"{width}x{height}" for height, width, *_ in shapes)
             expected = f"expected equal ones, {tile_shape[0]} pixels at least"
             problems.append(f"{path}: {key}: pictures of {sizes}; {expected}")
-    return Shard(path.name, len(content), files.sha256_of(path), len(rows)), rows, problems
+    return Shard(path.name, len(content), sha256_of(path), len(rows)), rows, problems

@@ -11,9 +11,11 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from srcnn.degrade import Degradation
+from srcnn.members import TileEncoding
 from srcnn.photo import MAX_MEGAPIXELS, Resize
-from srcnn.sample import SPLITS, Refused, TileEncoding
+from srcnn.sample import SPLITS, Refused
 from srcnn.tiles import JPEG_BLOCK_PIXELS, grid
+from srcnn.untrusted import MAX_TILE_SIDE
 
 # Keys that say where and how fast, not what: shards made with other values of these are the same shards.
 WHERE_AND_HOW = (
@@ -77,8 +79,9 @@ class ShardsConfig:
     def __post_init__(self) -> None:
         if bool(self.photos) == bool(self.pairs):
             raise ValueError("give either photos (folder of clean photos) or pairs (folder of pair pictures)")
-        if self.tile_pixels < JPEG_BLOCK_PIXELS or self.tile_pixels % JPEG_BLOCK_PIXELS:
-            raise ValueError(f"tile_pixels {self.tile_pixels}: expected a multiple of {JPEG_BLOCK_PIXELS}")
+        if not JPEG_BLOCK_PIXELS <= self.tile_pixels <= MAX_TILE_SIDE or self.tile_pixels % JPEG_BLOCK_PIXELS:
+            raise ValueError(f"tile_pixels {self.tile_pixels}: expected a multiple of {JPEG_BLOCK_PIXELS} up to "
+                             f"{MAX_TILE_SIDE}")
         if not 0 <= self.val_fraction < 1:
             raise ValueError(f"val_fraction {self.val_fraction}: expected 0 <= fraction < 1")
         if self.samples_per_shard < 1 or self.num_workers < 0:

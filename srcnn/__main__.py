@@ -12,15 +12,16 @@ import torch
 import yaml
 from tqdm import tqdm
 
+from srcnn.config import without_credentials
 from srcnn.degrade import Degradation, degrade
 from srcnn.files import write_json
 from srcnn.model import DEFAULT_WEIGHTS, SRCNN, load_model
 from srcnn.photo import Photo, over_white, read_photo, write_photo
 from srcnn.reader import ShardReader
-from srcnn.report import before_after, write_report
 from srcnn.restore import Outcome, attempt, output_paths, restore, restore_files
 from srcnn.score import LUMA_NAMES, score_folder, to_json, to_markdown
 from srcnn.storage import join
+from srcnn.untrusted import check_yaml
 from srcnn.verify import verify_shards
 
 
@@ -75,14 +76,35 @@ def command_line() -> argparse.ArgumentParser:
         command.add_argument("--model", default=DEFAULT_WEIGHTS, metavar="FILE",
                              help=f"weights: a file, a run folder or a shipped name (default: {DEFAULT_WEIGHTS})")
 
+    add_training_commands(commands)
+    return parser
+
+
+def add_training_commands(commands: Any) -> None:
+    """Those that look at shards and at the runs of training."""
     verify = commands.add_parser("verify-shards", help="check every byte of shards against their manifest")
     verify.add_argument("location", help="folder or URL of a split, or of what has train and val below it")
     verify.set_defaults(action=verify_command)
 
+    # To argparse the settings of a training, which jsonargparse reads, are words like any other.
+    check = commands.add_parser("doctor", add_help=False, prefix_chars="\0",
+                                help="check all that a training needs before it is started; --help lists the settings")
+    check.add_argument("settings", nargs="*")
+    check.set_defaults(action=doctor_command)
+
     report = commands.add_parser("report", help="write the report of a training run again")
     report.add_argument("run", type=Path, help="folder of the run")
     report.set_defaults(action=report_command)
-    return parser
+
+    send = commands.add_parser(
+        "sync", help="send what wandb lacks of a training run's numbers",
+        description="Sends the points of metrics.jsonl that the wandb server lacks, with the run's settings, as the one"
+        " run they belong to; for a run that is not training now. WANDB_API_KEY, WANDB_BASE_URL, WANDB_ENTITY and the"
+        " like hold. Where there was no account, `wandb sync RUN/wandb/offline-run-*` sends pictures too; do one of"
+        " the two.")
+    send.add_argument("run", type=Path, help="folder of the run")
+    send.add_argument("--project", default="", help="wandb project (default: WANDB_PROJECT, or srcnn)")
+    send.set_defaults(action=sync_command)
 
 
 def load_on_device(source: str) -> SRCNN:
@@ -156,6 +178,8 @@ def score_command(options: argparse.Namespace) -> int:
 
 
 def compare_command(options: argparse.Namespace) -> int:
+    from srcnn.report import before_after  # brings torchvision, whose installation `doctor` is to look at
+
     degradation = Degradation(jpeg_quality=options.quality)
     clean = over_white(read_photo(options.source))
     degraded = degrade(clean, degradation, options.quality)
@@ -173,17 +197,36 @@ def verify_command(options: argparse.Namespace) -> int:
         if checked.problem:
             num_problems += 1
             tqdm.write(f"{checked.name}: {checked.problem}", file=sys.stderr)
-    print(f"{options.location}: {num_files} files checked, {num_problems} with problems")
+    print(f"{without_credentials(options.location)}: {num_files} files checked, {num_problems} with problems")
     return int(num_problems > 0)
 
 
+def doctor_command(options: argparse.Namespace) -> int:
+    from srcnn.doctor import main as examine  # slow to import, and wanted only here
+
+    return examine(options.settings)
+
+
 def report_command(options: argparse.Namespace) -> int:
+    from srcnn.report import write_report
+
     settings = options.run / "config.yaml"
     if not settings.is_file():
         raise FileNotFoundError(f"{settings}: no training run here")
+    check_yaml(settings)
     config = yaml.safe_load(settings.read_text(encoding="utf-8"))
+    if not isinstance(config, dict) or not {"shards", "overfit_tiles"} <= config.keys():
+        raise ValueError(f"{settings}: not the settings of a training run")
     split = "train" if config["overfit_tiles"] else "val"
     print(write_report(options.run, ShardReader(join(config["shards"], split), config["overfit_tiles"])))
+    return 0
+
+
+def sync_command(options: argparse.Namespace) -> int:
+    from srcnn.sync import sync  # slow to import, and wanted only here
+
+    num_sent, address = sync(options.run, options.project)
+    print(f"{options.run}: {num_sent} points sent, wandb has all: {address}")
     return 0
 
 

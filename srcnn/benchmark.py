@@ -64,7 +64,7 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError, ShardError: no shards, or not what their manifest says.
-        StreamFailed: samples cannot be read.
+        OSError, ValueError: samples cannot be read.
     """
     config = replace(config, total_samples=ENDLESS)
     accelerator = start_accelerator(config)

@@ -31,7 +31,7 @@ class SparseCache:
         self._lock, self._given_up = threading.Lock(), False
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = OpenFile(self.path, os.O_RDWR | os.O_CREAT)
+            self._file = OpenFile(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)  # nothing is written elsewhere
         except OSError as error:
             self._give_up(error)
 

@@ -10,49 +10,141 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from srcnn import files
-from srcnn.model import SRCNN, save_model, save_state_dict
+from srcnn.model import SRCNN, save_model, save_state_dict, save_tensors
+from srcnn.weight_files import load_plain
 
 FILES = "files.json"
 MODEL, TRAINING = "model.safetensors", "training.pt"
+MAX_TRAINING_BYTES = 4 << 30
+FIRST = "step-00000000"
+REPLACED_PREFIX = ".replaced-"  # what another of the same step takes the place of
 logger = logging.getLogger(__name__)
 
 
-def save(
-    run: Path, step: int, model: SRCNN, training: Mapping[str, Any], about: Mapping[str, str], is_best: bool, keep: int
-) -> Path:
-    """Writes a checkpoint under a temporary name and renames it; then drops all but the latest `keep` and the best,
-    and whatever is numbered higher: damaged ones that were passed over.
+@dataclass(frozen=True)
+class Snapshot:
+    """A run at one step, in memory that nothing changes any more.
 
-    Args:
+    Attributes:
         step: optimizer steps taken, for the folder's name.
-        model: the weights to use (the averaged ones where there are such); folded into [0, 1] pixels when written.
+        model: the weights to use (the averaged ones where there are such), folded into [0, 1] pixels.
         training: nested dicts of tensors and plain values, what continuing needs.
         about: strings for the header of model.safetensors.
+        is_best: whether it has the highest validation PSNR so far.
     """
-    folder = run / "checkpoints" / f"step-{step:08d}"
+
+    step: int
+    model: SRCNN
+    training: Mapping[str, Any]
+    about: Mapping[str, str]
+    is_best: bool
+
+
+class Writer:
+    """Writes snapshots by a thread, one at a time, while training goes on."""
+
+    def __init__(self, run: Path, keep: int, lock: files.FolderLock) -> None:
+        """`keep`: the latest ones kept; the best is kept beside them. `lock`: on the run folder, until `close`."""
+        self.run, self.keep = run, keep
+        self._lock: files.FolderLock | None = lock
+        self._pool = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: tuple[Snapshot, Future[Path]] | None = None
+        self._unsaved_best: Snapshot | None = None
+        self._problems: list[OSError] = []
+
+    def submit(self, snapshot: Snapshot) -> None:
+        """Begins to write, once the one before is written."""
+        self._finish()
+        self._writing = snapshot, self._pool.submit(self._write, self._unsaved_best, snapshot)
+
+    def wait(self) -> list[OSError]:
+        """Waits for the one being written; then as `problems`."""
+        self._finish()
+        found, self._problems = self._problems, []
+        return found
+
+    def problems(self) -> list[OSError]:
+        """Why checkpoints could not be written, since this was asked last; waits for none."""
+        return self.wait() if self._writing is None or self._writing[1].done() else []
+
+    def _finish(self) -> None:
+        if self._writing is None:
+            return
+        (snapshot, future), self._writing = self._writing, None
+        problem = future.exception()
+        if problem is None:
+            self._unsaved_best = None
+        elif isinstance(problem, OSError):
+            self._problems.append(problem)
+            self._unsaved_best = snapshot if snapshot.is_best else self._unsaved_best
+        else:
+            raise problem
+
+    def close(self) -> None:
+        """Lets go of the run folder, once all is written."""
+        self._pool.shutdown()
+        self._lock = None
+
+    def _write(self, unsaved_best: Snapshot | None, snapshot: Snapshot) -> Path:
+        if self._lock is None or not self._lock.is_held():
+            logger.warning("%s is gone, or not what it was; it is made anew", self.run)
+            self.run.mkdir(parents=True, exist_ok=True)
+            self._lock = files.FolderLock(self.run, seconds=0)
+        if unsaved_best is not None:
+            save(self.run, unsaved_best, self.keep)
+        return save(self.run, snapshot, self.keep)
+
+
+def save(run: Path, snapshot: Snapshot, keep: int) -> Path:
+    """Writes a checkpoint under a temporary name and renames it; then drops all but the latest `keep` and the best,
+    and whatever is numbered higher: damaged ones that were passed over. Raises OSError, and leaves what was there.
+    """
+    folder = run / "checkpoints" / f"step-{snapshot.step:08d}"
     temporary = folder.with_name(f"{files.TEMPORARY_PREFIX}{folder.name}")
-    for leftover in folder.parent.glob(f"{files.TEMPORARY_PREFIX}*"):
-        shutil.rmtree(leftover)
-    temporary.mkdir(parents=True)
-    save_model(model, temporary / MODEL, about)
-    with files.atomic_file(temporary / TRAINING) as file:
-        torch.save(dict(training), file)
-    sizes = {name: (temporary / name).stat().st_size for name in (MODEL, TRAINING)}
-    hashes = {name: files.sha256_of(temporary / name) for name in sizes}
-    files.write_json(temporary / FILES, {name: {"bytes": sizes[name], "sha256": hashes[name]} for name in sizes})
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(temporary, folder)
-    if is_best:
-        mark_best(run, folder, model)
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        _fill(temporary, snapshot)
+        replaced = folder.with_name(f"{REPLACED_PREFIX}{folder.name}")
+        if folder.exists():
+            os.replace(folder, replaced)
+        os.replace(temporary, folder)
+        files.flush_folder(folder.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    if snapshot.is_best:
+        mark_best(run, folder, snapshot.model)
     _rotate(run, folder, keep)
     return folder
+
+
+def _fill(folder: Path, snapshot: Snapshot) -> None:
+    save_model(snapshot.model, folder / MODEL, snapshot.about)
+    save_tensors(dict(snapshot.training), folder / TRAINING)
+    sizes = {name: (folder / name).stat().st_size for name in (MODEL, TRAINING)}
+    hashes = {name: files.sha256_of(folder / name) for name in sizes}
+    files.write_json(folder / FILES, {name: {"bytes": sizes[name], "sha256": hashes[name]} for name in sizes})
+    files.flush_folder(folder)
+
+
+def clear_leftovers(run: Path) -> None:
+    """Removes what a kill left half-written, and puts back what it left half-replaced."""
+    for replaced in (run / "checkpoints").glob(f"{REPLACED_PREFIX}*"):
+        folder = replaced.with_name(replaced.name.removeprefix(REPLACED_PREFIX))
+        if folder.exists():
+            shutil.rmtree(replaced)
+        else:
+            os.replace(replaced, folder)
+    for place in (run, run / "report", run / "checkpoints"):
+        for leftover in place.glob(f"{files.TEMPORARY_PREFIX}*"):
+            shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
 
 
 def mark_best(run: Path, folder: Path, model: SRCNN) -> None:
@@ -67,6 +159,7 @@ def _link(link: Path, folder: Path) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(folder.relative_to(link.parent))
     os.replace(temporary, link)
+    files.flush_folder(link.parent)
 
 
 def _rotate(run: Path, newest: Path, keep: int) -> None:
@@ -83,11 +176,18 @@ def step_folders(run: Path) -> list[Path]:
 
 
 def latest(run: Path) -> Path | None:
-    """The newest checkpoint that is whole; damaged ones are reported and passed over."""
-    for folder in reversed(step_folders(run)):
+    """The newest checkpoint that is whole; damaged ones are reported and passed over. None where nothing is lost.
+
+    Raises:
+        ValueError: there are checkpoints of some steps, but none that is whole.
+    """
+    folders = step_folders(run)
+    for folder in reversed(folders):
         if not (problem := damage(folder)):
             return folder
         logger.warning("%s: %s; taking the one before it", folder, problem)
+    if folders and folders[-1].name > FIRST:
+        raise ValueError(f"{run}: none of its {len(folders)} checkpoints is whole; --fresh begins anew and keeps them")
     return None
 
 
@@ -95,15 +195,28 @@ def damage(folder: Path) -> str:
     """What is wrong with a checkpoint folder; "" where it is whole."""
     try:
         listed = files.read_json(folder / FILES)
+        if set(listed) != {MODEL, TRAINING}:
+            return f"{FILES} lists {', '.join(map(str, listed)) or 'nothing'}, not {MODEL} and {TRAINING}"
         for name, entry in listed.items():
             if (folder / name).stat().st_size != entry["bytes"] or files.sha256_of(folder / name) != entry["sha256"]:
                 return f"{name} is damaged"
-        return "" if {MODEL, TRAINING} <= set(listed) else "incomplete"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return ""
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return f"incomplete ({error})"
 
 
 def load_training(folder: Path) -> dict[str, Any]:
-    """The training state of a checkpoint; only tensors and plain values are read, nothing is executed."""
-    state: dict[str, Any] = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
+    """The training state of a checkpoint; only tensors and plain values are read, nothing is executed.
+
+    Raises:
+        ValueError: it holds something else, or nothing that PyTorch can read.
+    """
+    try:
+        state = load_plain(folder / TRAINING, MAX_TRAINING_BYTES)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # what torch raises on a damaged or unsafe file has no common base
+        raise ValueError(f"{folder / TRAINING}: not the plain state of a training run: {error}") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{folder / TRAINING}: not the state of a training run")
     return state

@@ -6,12 +6,26 @@ import dataclasses
 import difflib
 import re
 import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import jsonargparse
 import yaml
 
+from srcnn.untrusted import check_yaml
+
 ConfigT = TypeVar("ConfigT")
+# What may stand before a host (a user, a key, a password), and query parameters and settings by the end of their name.
+_USER = re.compile(r"(?<=://)[^/\s]*@")
+_SECRET = re.compile(
+    r"""(?<![\w%.-])
+    ((?:[\w%.-]*(?:signature|credentials?|tokens?|secret|passw(?:or)?d|pwd|(?:access|api|secret|account|private)[_-]?key
+        (?:[_-]?id)?)
+      |sig|auth|(?<=[?&])key)
+    =["']?)[^&\s'"\#]+""",
+    re.IGNORECASE | re.VERBOSE,
+)
 
 
 class ConfigParser(jsonargparse.ArgumentParser):
@@ -44,13 +58,34 @@ def parse(
     parser = ConfigParser(prog=program, description=description, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the keys below")
     parser.add_class_arguments(config_class, None)
-    parsed = parser.parse_args(arguments)
+    fields = dataclasses.fields(config_class)  # type: ignore[arg-type]
+    booleans = {f"--{field.name}" for field in fields if field.type in ("bool", bool)}
+    given = _with_values(sys.argv[1:] if arguments is None else arguments, booleans)
     try:
-        values = vars(parser.instantiate(parsed))
-        names = [field.name for field in dataclasses.fields(config_class)]  # type: ignore[arg-type]
-        return config_class(**{name: values[name] for name in names})
-    except ValueError as error:
+        for file in _config_files(given):
+            check_yaml(file)
+        values = vars(parser.instantiate(parser.parse_args(given)))
+        return config_class(**{field.name: values[field.name] for field in fields})
+    except (ValueError, RecursionError) as error:
         parser.error(str(error))
+    except TypeError as error:
+        parser.error(f"a key has no value, or one of another kind: {error}")
+
+
+def _config_files(arguments: list[str]) -> Iterator[Path]:
+    """The files that `--config` names."""
+    for argument, following in zip(arguments, [*arguments, ""][1:]):
+        key, _, value = argument.partition("=")
+        if key == "--config" and (file := Path(value or following)).exists():
+            yield file
+
+
+def _with_values(arguments: list[str], booleans: set[str]) -> list[str]:
+    """`--key` of a boolean without a value means true."""
+    found: list[str] = []
+    for argument, following in zip(arguments, [*arguments[1:], "--"]):
+        found += [argument, "true"] if argument in booleans and following.startswith("--") else [argument]
+    return found
 
 
 def to_yaml(config: Any) -> str:
@@ -58,8 +93,21 @@ def to_yaml(config: Any) -> str:
     return yaml.safe_dump(plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots: {"model": {"residual": True}} -> {"model.residual": True}."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
 def plain(value: Any) -> Any:
     """Tuples to lists, all the way down: what YAML and JSON hold."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def without_credentials(text: str) -> str:
+    """The text with *** for what must not be shown: users and passwords of URLs, signatures, tokens and keys."""
+    return _SECRET.sub(r"\1***", _USER.sub("***@", text))

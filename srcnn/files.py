@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 TEMPORARY_PREFIX = ".writing-"
+LOCK = ".lock"
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -28,6 +34,18 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def flush_folder(folder: Path) -> None:
+    """Brings the names in a folder to the disk: what was renamed is so after a power failure too."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # file systems that cannot do it for folders
+            raise
+    finally:
+        os.close(handle)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -72,3 +90,35 @@ class OpenFile:
     def __del__(self) -> None:
         if self.number >= 0:
             os.close(self.number)
+
+
+class FolderLock:
+    """Holds a folder for this process until it is dropped, or the process has ended, however it ends.
+
+    Raises BlockingIOError where another holds it for longer than `seconds`.
+    """
+
+    def __init__(self, folder: Path, seconds: float) -> None:
+        self.path = folder / LOCK
+        self._file = OpenFile(self.path, os.O_RDWR | os.O_CREAT)
+        deadline = time.monotonic() + seconds
+        while not self._try():
+            if time.monotonic() > deadline:
+                raise BlockingIOError(errno.EWOULDBLOCK, "another process writes here", str(folder))
+            time.sleep(0.1)
+
+    def _try(self) -> bool:
+        try:
+            fcntl.flock(self._file.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            logger.warning("%s: no locks here (%s): take care that only one writes", self.path.parent, error)
+        return True
+
+    def is_held(self) -> bool:
+        """Whether the folder is still the one that was locked: not gone, not another under its name."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self._file.number))
+        except FileNotFoundError:
+            return False

@@ -17,7 +17,9 @@ import numpy as np
 import xxhash
 
 from srcnn import files
-from srcnn.sample import BLOCK_BYTES, IndexFile, Manifest, ShardError
+from srcnn.members import BLOCK_BYTES
+from srcnn.sample import IndexFile, Manifest, Shard, ShardError
+from srcnn.untrusted import open_regular
 
 INDEX = "index.npy"
 ROW = np.dtype(
@@ -31,6 +33,8 @@ ROW = np.dtype(
         ("hash", "<u8"),  # XXH3 of all its bytes, headers and padding too
     ]
 )
+MAX_SAMPLE_BYTES = 256 << 20  # of a pair as it lies in a shard, headers and all between its members
+MAX_TAR_HEADER_BYTES = 1 << 20  # of a long name, or of the attributes of a member
 _KEY = re.compile(r"(?!__[^/]*__/)((?:.*/)?[^./]+)\.([^/]+)")  # webdataset's: the first dot of the base name ends it
 
 
@@ -45,14 +49,14 @@ def index_tar(path: Path, members: tuple[str, str]) -> tuple[np.ndarray, list[st
     Raises:
         ShardError: no plain and whole tar, half a pair, a key that comes twice; each of them is named.
     """
-    rows, keys, problems = scan_tar(path, members)
+    _, rows, keys, problems = scan_tar(path, members)
     if problems:
         raise ShardError("\n".join(problems))
     return rows, keys
 
 
-def scan_tar(path: Path, members: tuple[str, str]) -> tuple[np.ndarray, list[str], list[str]]:
-    """The rows and the keys of a shard's whole samples, and what is wrong with the others or with the shard."""
+def scan_tar(path: Path, members: tuple[str, str]) -> tuple[memoryview, np.ndarray, list[str], list[str]]:
+    """A shard's content (mapped), the rows and the keys of its whole samples, and what is wrong with it or them."""
     rows, keys, seen = [], [], set()
     content, samples, problems = _samples(path)
     for key, found in samples:
@@ -61,14 +65,21 @@ def scan_tar(path: Path, members: tuple[str, str]) -> tuple[np.ndarray, list[str
             problems.append(f"{key}: has {', '.join(sorted(found))} but no {' and no '.join(missing)}")
         elif key in seen or max(map(len, found.values())) > 1:
             problems.append(f"{key}: comes twice")
+        elif (span := _span(found)).stop - span.start > MAX_SAMPLE_BYTES:
+            problems.append(f"{key}: has {span.stop - span.start} bytes, more than {MAX_SAMPLE_BYTES}")
         else:
-            start = min(member.offset for (member,) in found.values())
-            stop = max(member.offset_data + _padded(member.size) for (member,) in found.values())
+            start, stop = span.start, span.stop
             places = [(found[name][0].offset_data - start, found[name][0].size) for name in members]
             rows.append((start, stop - start, *places[0], *places[1], hash_of(content[start:stop])))
             keys.append(key)
         seen.add(key)
-    return np.array(rows, ROW), keys, [f"{path}: {problem}" for problem in problems]
+    return content, np.array(rows, ROW), keys, [f"{path}: {problem}" for problem in problems]
+
+
+def _span(found: dict[str, list[tarfile.TarInfo]]) -> range:
+    """The bytes from the first header to the end of the last member's padding."""
+    start = min(member.offset for (member,) in found.values())
+    return range(start, max(member.offset_data + _padded(member.size) for (member,) in found.values()))
 
 
 def names_in(path: Path) -> set[str]:
@@ -81,19 +92,51 @@ Samples = list[tuple[str, dict[str, list[tarfile.TarInfo]]]]
 
 def _samples(path: Path) -> tuple[memoryview, Samples, list[str]]:
     """The content of a tar, its members of the same key by what follows the key, and what is wrong with it."""
-    with path.open("rb") as file:
-        try:
+    content = memoryview(b"")
+    try:
+        with open_regular(path) as file:
             content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-            with tarfile.open(path, "r:") as tar:
-                samples, problems = _grouped(tar)
-                end, rest = tar.offset, content[tar.offset :]
-        except (tarfile.TarError, ValueError) as error:
-            return memoryview(b""), [], [f"not a plain tar that can be read: {error}"]
+        with tarfile.open(fileobj=_Headers(content), mode="r:") as tar:  # type: ignore[call-overload]
+            samples, problems = _grouped(tar)
+            end, rest = tar.offset, content[tar.offset :]
+    except OSError:
+        raise
+    except Exception as error:  # tarfile raises ValueError, OverflowError, RecursionError, IndexError, ... too
+        return content, [], [f"not a plain tar that can be read: {error}"]
     if not any(rest[:BLOCK_BYTES]) and any(rest):
         problems.append(f"ends at byte {end}, but there is more behind; take apart tars that were put together")
     elif not problems and (not rest or any(rest)):  # tarfile takes this for an end
         problems.append(f"is {'damaged' if rest else 'cut off'} at byte {end}: no member there, nor the tar's end")
     return content, samples, problems
+
+
+class _Headers:
+    """The content of a tar as a file to read its headers from, which are short.
+
+    tarfile takes the length of names and attributes from the headers, and before Python 3.11.10 takes a time that grows
+    with the square of the digits in a row in attributes (CVE-2024-6232).
+    """
+
+    def __init__(self, content: memoryview) -> None:
+        self._content, self._place = content, 0
+
+    def read(self, num_bytes: int = -1) -> bytes:
+        if not 0 <= num_bytes <= MAX_TAR_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {num_bytes} bytes")
+        found = bytes(self._content[self._place : self._place + num_bytes])
+        if num_bytes > BLOCK_BYTES and re.search(rb"\d{200}", found):
+            raise tarfile.ReadError("attributes of hundreds of digits")
+        self._place += len(found)
+        return found
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        if whence or not 0 <= place <= len(self._content):
+            raise tarfile.ReadError("unexpected end of data")
+        self._place = place
+        return place
 
 
 def _grouped(tar: tarfile.TarFile) -> tuple[Samples, list[str]]:
@@ -102,6 +145,8 @@ def _grouped(tar: tarfile.TarFile) -> tuple[Samples, list[str]]:
     problems = []
     try:
         for member in tar:
+            if member.size < 0:  # which would lead back to it, for ever (CVE-2025-8194)
+                raise tarfile.ReadError(f"a member of {member.size} bytes")
             match = _KEY.fullmatch(member.name)
             if not member.isreg() or match is None:
                 continue
@@ -154,11 +199,32 @@ def open_index(file: Path | bytes, manifest: Manifest, where: str) -> np.ndarray
 
 
 def _map_rows(file: Path, manifest: Manifest, where: str) -> np.ndarray:
-    try:
-        rows = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ShardError(f"{where}: damaged: {error}; copy it again") from error
-    if rows.dtype != ROW or rows.shape != (manifest.num_samples,):
-        found = f"{rows.shape} rows of {rows.dtype}"
-        raise ShardError(f"{where}: no index of {manifest.num_samples} samples ({found}); copy it again")
-    return np.asarray(rows)  # still mapped; slices of a plain array cost half
+    """The rows in a file whose header says what the manifest does; nothing in it is evaluated."""
+    with file.open("rb") as opened:
+        start = opened.read(10)
+        text = opened.read(int.from_bytes(start[8:], "little"))
+        num_bytes = opened.seek(0, 2)
+    description = {"descr": np.lib.format.dtype_to_descr(ROW), "fortran_order": False, "shape": (manifest.num_samples,)}
+    expected = "".join(f"'{key}': {value!r}, " for key, value in description.items())
+    begin = len(start) + len(text)
+    if start[:8] != b"\x93NUMPY\x01\x00" or text.rstrip() != f"{{{expected}}}".encode() \
+            or num_bytes != begin + manifest.num_samples * ROW.itemsize:
+        raise ShardError(f"{where}: no index of {manifest.num_samples} samples; copy it again")
+    if not manifest.num_samples:
+        return np.empty(0, ROW)
+    return np.asarray(np.memmap(file, ROW, "r", begin))  # still mapped; slices of a plain array cost half
+
+
+def row_problem(rows: np.ndarray, manifest: Manifest, shard: Shard) -> str:
+    """Why these cannot be neighbouring samples of that shard; "" where they can."""
+    starts, num_bytes = rows["start"], rows["bytes"].astype(np.uint64)
+    if np.any(starts > shard.bytes) or np.any(starts + num_bytes > shard.bytes):
+        return "lies behind the shard's end"
+    if np.any(starts[1:] < (starts + num_bytes)[:-1]):
+        return "lies before another one's end"
+    if manifest.stride is not None:
+        return "" if np.all(num_bytes == manifest.stride) else "is not as long as tiles are"
+    ends = [rows[part].astype(np.uint64) + rows[f"{part}_bytes"] for part in ("clean", "degraded")]
+    if any(np.any(end > num_bytes) for end in ends) or np.any(num_bytes > MAX_SAMPLE_BYTES):
+        return f"has members that lie outside of it, or more than {MAX_SAMPLE_BYTES} bytes"
+    return ""

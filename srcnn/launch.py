@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -10,19 +11,34 @@ from typing import Any, TypeVar
 from accelerate import PartialState
 
 from srcnn.config import parse
-from srcnn.feed import StreamFailed
+from srcnn.ranks import RankFailed
+from srcnn.signals import Stopped
 
 ConfigT = TypeVar("ConfigT")
+LOST = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "timed out", "NCCL", "gloo")
 
 
-def launch(program: str, description: str | None, config_class: type[ConfigT], work: Callable[[ConfigT], Any]) -> int:
-    """Does `work(config)` as this rank; returns the exit status: 1, with a line that says why, where it cannot be."""
+def launch(program: str, description: str | None, config_class: type[ConfigT], work: Callable[[ConfigT], Any]) -> None:
+    """Does `work(config)` as this rank. Returns when it is done; else ends the process: with status 1 and a line that
+    says why it cannot be, or with that of `Stopped`.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     config = parse(config_class, program, description or "")
     try:
         work(config)
         PartialState().destroy_process_group()
-    except (OSError, ValueError, FloatingPointError, StreamFailed) as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return 1
-    return 0
+    except Stopped as stop:
+        end(f"{program}: stopped after a checkpoint ({stop}); the same command goes on from there", stop.status)
+    except (OSError, ValueError, FloatingPointError, RankFailed) as error:
+        end(f"{program}: {error}", 1)
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in LOST):
+            raise
+        end(f"{program}: another rank is gone or hangs; the same command goes on from the last checkpoint: {error}", 1)
+
+
+def end(line: str, status: int) -> None:
+    """Ends the process now: threads that still wait for a server or another rank do not hold it."""
+    print(line, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(status)

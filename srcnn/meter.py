@@ -6,6 +6,9 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -18,13 +21,22 @@ class Meter:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.gradient_norm: torch.Tensor | float | None = 0.0
+        self.gradient_norm = self.learning_rate = 0.0  # of the last step
         self.restart()
 
     def restart(self) -> None:
         self.waited = 0.0
         self.began = time.perf_counter()
         self.sums = torch.zeros(4, dtype=torch.float64, device=self.device)  # PSNR in, PSNR out, loss, tiles
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done within is no part of the time that steps take."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.began += time.perf_counter() - begin
 
     @torch.no_grad()
     def add(self, loss_sum: torch.Tensor, clean: torch.Tensor, degraded: torch.Tensor, restored: torch.Tensor) -> None:
@@ -35,30 +47,36 @@ class Meter:
         self.sums[3] += len(clean)
 
     def read(self, run: Run) -> dict[str, float]:
-        """The means over all ranks, and starts again. Raises FloatingPointError where the loss is not finite."""
+        """The means over all ranks since the last restart; none of the tiles where every step was skipped."""
         seconds = time.perf_counter() - self.began
         waited = torch.tensor([self.waited], dtype=torch.float64, device=self.device)
         totals = sum_over_ranks(torch.cat([self.sums, waited])).tolist()
         psnr_in, psnr_out, loss, num_tiles, waited_seconds = totals
-        values = {
-            "train/loss": loss / num_tiles,
-            "train/psnr_in": psnr_in / num_tiles,
-            "train/psnr": psnr_out / num_tiles,
-            "learning_rate": run.optimizer.param_groups[0]["lr"],
-            "gradient_norm": float(self.gradient_norm or 0),
+        sums = {"train/loss": loss, "train/psnr_in": psnr_in, "train/psnr": psnr_out} if num_tiles else {}
+        return {key: total / num_tiles for key, total in sums.items()} | {
+            "learning_rate": self.learning_rate,
+            "gradient_norm": self.gradient_norm,
             "skipped_steps": run.skipped_steps,
             "tiles_per_second": num_tiles / seconds,
             "data_wait": waited_seconds / run.accelerator.num_processes / seconds,
             "memory_gib": memory_gib(self.device),
             "step": run.step,
         }
-        if not math.isfinite(values["gradient_norm"]):
-            del values["gradient_norm"]  # fp16 overflowed: the step was skipped and counted
-        self.restart()
-        if not math.isfinite(values["train/loss"]):
-            loss_text = f"the loss is {values['train/loss']} after {run.samples} tiles"
-            raise FloatingPointError(f"{loss_text}: lower optimizer.lr and start a new run")
-        return values
+
+    def state(self) -> dict[str, Any]:
+        """This rank's sums as plain values."""
+        last = {"gradient_norm": self.gradient_norm, "learning_rate": self.learning_rate}
+        return last | {"sums": self.sums.tolist()}
+
+    def load(self, states: list[dict[str, Any]], rank: int, num_ranks: int) -> None:
+        """Takes up the sums of all ranks: each its own, or where their number has changed, the first one all."""
+        if len(states) == num_ranks:
+            sums = states[rank]["sums"]
+        else:
+            columns = zip(*(state["sums"] for state in states), strict=True)
+            sums = [math.fsum(column) if rank == 0 else 0.0 for column in columns]
+        self.sums = torch.tensor(sums, dtype=torch.float64, device=self.device)
+        self.gradient_norm, self.learning_rate = states[0]["gradient_norm"], states[0]["learning_rate"]
 
 
 def memory_gib(device: torch.device) -> float:

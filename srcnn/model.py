@@ -5,6 +5,7 @@ Dong et al., "Image Super-Resolution Using Deep Convolutional Networks", IEEE TP
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import platform
@@ -14,17 +15,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors
 import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import nn
 
+from srcnn.config import plain
 from srcnn.files import atomic_file
 from srcnn.products import Conv, pad, relu
+from srcnn.weight_files import config_differs, read_weights
 
 WEIGHTS = Path(__file__).parent / "weights"
 DEFAULT_WEIGHTS = "srcnn-915-q20"
 CENTRE = 0.5
+MAX_KERNEL_LOADED = 63  # pixels; restoring with larger ones takes for ever
 Initialization = Literal["kaiming", "pytorch", "paper"]
 
 
@@ -137,6 +140,12 @@ def to_device(model: SRCNN, device: torch.device) -> SRCNN:
     return model.to(device).to(memory_format=torch.contiguous_format if device.type == "cpu" else torch.channels_last)
 
 
+def device_here() -> torch.device:
+    """What a process on this machine computes with; MPS, which has no float64 for exact sums, counts as none."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return torch.device("cpu") if found is None or found.type == "mps" else found
+
+
 def computes_bf16(device: torch.device) -> bool:
     """Whether the device computes bfloat16 itself instead of emulating it."""
     if device.type == "cuda":
@@ -202,8 +211,15 @@ def save_state_dict(model: SRCNN, path: Path) -> None:
     folded = model.folded().cpu()
     state = folded.state_dict()
     state._metadata[""]["srcnn"] = json.dumps(asdict(folded.config))  # type: ignore[attr-defined]
+    save_tensors(state, path)
+
+
+def save_tensors(content: Any, path: Path) -> None:
+    """torch.save by way of memory: a full disk is an OSError, not one that torch raises while it cleans up."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
     with atomic_file(path) as file:
-        torch.save(state, file)
+        file.write(buffer.getbuffer())
 
 
 def load_model(source: str | Path = DEFAULT_WEIGHTS) -> SRCNN:
@@ -216,19 +232,7 @@ def load_model(source: str | Path = DEFAULT_WEIGHTS) -> SRCNN:
         ValueError: not weights of such a network, or values that are not finite.
     """
     path = find_weights(source)
-    if path.suffix == ".safetensors":
-        try:
-            with safetensors.safe_open(path, "pt") as file:
-                about = (file.metadata() or {}).get("srcnn")
-                state = {name: file.get_tensor(name) for name in file.keys()}
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{path}: not a safetensors file, or damaged: {error}") from error
-    else:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # what torch raises on a damaged or unsafe file has no common base
-            raise ValueError(f"{path}: not a file of plain weights: {error}") from error
-        about = getattr(state, "_metadata", {}).get("", {}).get("srcnn")
+    state, about = read_weights(path)
     model = SRCNN(_config_of(path, state, about))
     model.load_state_dict(state)
     return model.eval()
@@ -246,25 +250,28 @@ def find_weights(source: str | Path) -> Path:
     raise FileNotFoundError(f"{source}: no such file, run folder or shipped model; shipped: {names}")
 
 
-def _config_of(path: Path, state: Any, about: str | None) -> ModelConfig:
-    """The config of a state_dict, from its shapes; checks names, shapes and values."""
+def _config_of(path: Path, state: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> ModelConfig:
+    """The config of a state_dict, from its shapes; checks names and shapes, and what `about` says of them."""
     names = {f"conv{number}.{part}" for number in (1, 2, 3) for part in ("weight", "bias")}
-    if not isinstance(state, dict) or set(state) != names:
-        found = ", ".join(map(str, state)) if isinstance(state, dict) else type(state).__name__
+    if set(state) != names:
+        found = ", ".join(state)[:200]
         raise ValueError(f"{path}: not the weights of an SRCNN (expected conv1..conv3, weight and bias; found {found})")
     shapes = [tuple(state[f"conv{number}.weight"].shape) for number in (1, 2, 3)]
-    if any(len(shape) != 4 for shape in shapes):
-        raise ValueError(f"{path}: layers of shapes {shapes} are not three convolutions")
+    if any(len(shape) != 4 or shape[-1] > MAX_KERNEL_LOADED for shape in shapes):
+        raise ValueError(f"{path}: layers of shapes {shapes} are not three convolutions of up to {MAX_KERNEL_LOADED}")
     kernels, filters = (shapes[0][-1], shapes[1][-1], shapes[2][-1]), (shapes[0][0], shapes[1][0])
+    residual = about.get("residual", False)
     try:
-        residual = bool(json.loads(about)["residual"]) if about else False
         config = ModelConfig(kernels, filters, shapes[0][1], residual)
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: its config is damaged: {error}") from error
-    expected = {name: tensor.shape for name, tensor in SRCNN(config).state_dict().items()}
-    for name, tensor in state.items():
-        if tensor.shape != expected[name]:
-            raise ValueError(f"{path}: {name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name])}")
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"{path}: {name} holds values that are not finite")
+    if differs := config_differs(about, plain(asdict(config) | {"residual": bool(residual)})):
+        raise ValueError(f"{path}: its config is damaged: {differs}")
+    maps = (config.channels, *filters, config.channels)
+    for number, kernel in enumerate(kernels, 1):
+        before, after = maps[number - 1 : number + 1]
+        for part, expected in (("weight", (after, before, kernel, kernel)), ("bias", (after,))):
+            shape = tuple(state[f"conv{number}.{part}"].shape)
+            if shape != expected:
+                raise ValueError(f"{path}: conv{number}.{part} has shape {shape}, expected {expected}")
     return config

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from srcnn.files import atomic_file
+from srcnn.untrusted import MAX_PHOTO_BYTES, OutOfBounds, check_image, open_regular, pillow_limit_lifted
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
@@ -25,6 +26,7 @@ SUFFIXES = JPEG_SUFFIXES | frozenset({".png", ".webp", ".tif", ".tiff", ".bmp"})
 # A 250-megapixel photo takes 750 MB as RGB; whatever claims more is taken for a decompression bomb.
 MAX_MEGAPIXELS = 250.0
 ORIENTATION_TAG = 0x0112
+MAX_DPI = 32_767
 STRIP_ROWS = 256  # of a large photo converted at a time
 TIFF_TEXT_TAGS = {270, 271, 272, 305, 306, 315, 316, 33432}  # description, maker, model, ... copyright
 
@@ -57,9 +59,8 @@ class Photo:
 def find_photos(folder: Path, exclude: Path | None = None) -> tuple[list[Path], list[Path]]:
     """All files below `folder`, in the order of their relative names: (photos by suffix, other files).
 
-    Hidden files and folders, and whatever lies below `exclude`, are not looked at. Links to folders are
-    followed, each folder once. A folder that cannot be listed raises its OSError; a broken link is listed as
-    a file.
+    Hidden files and folders, and whatever lies below `exclude`, are not looked at. Links to folders are followed, each
+    folder once. A folder that cannot be listed raises its OSError; a broken link is listed as a file.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of photos")
@@ -98,36 +99,28 @@ def _stop(error: OSError) -> NoReturn:
 @contextmanager
 def open_image(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Iterator[Image.Image]:
     """Opens a photo file and checks what its header says; every failure to read it becomes PhotoRefused."""
-    pillow_limit = Image.MAX_IMAGE_PIXELS
     try:
-        Image.MAX_IMAGE_PIXELS = None  # our own bound, below, names the photo and the cure
         # A file object, not a path: Pillow maps a TIFF given by path to memory, with the width and height of
         # a sideways one swapped (Pillow 11 to 13: scrambled pixels).
-        with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
-            if image.width * image.height > max_megapixels * 1e6:
-                raise PhotoRefused(
-                    f"{path}: {image.width}x{image.height} pixels is more than {max_megapixels:g} megapixels"
-                )
-            # MPO: a camera JPEG with a preview
-            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-                raise PhotoRefused(f"{path}: has {image.n_frames} frames; save the one you mean as a file")
+        with open_regular(path, MAX_PHOTO_BYTES) as file, pillow_limit_lifted(), \
+                Image.open(file, formats=FORMATS) as image:
+            check_image(image, file, max_megapixels)
             yield image
+    except OutOfBounds as error:
+        raise PhotoRefused(f"{path}: {error}") from error
     except (PhotoRefused, MemoryError):
         raise
     except UnidentifiedImageError as error:
         raise PhotoRefused(f"{path}: not a {', '.join(FORMATS)} picture, or damaged") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
         raise PhotoRefused(f"{path}: cannot be read: {error}") from error
-    finally:
-        Image.MAX_IMAGE_PIXELS = pillow_limit
 
 
 def read_photo(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Photo:
     """Decodes a photo upright.
 
     Raises:
-        PhotoRefused: unreadable, truncated, several frames, floating-point pixels, or more pixels than
-            allowed.
+        PhotoRefused: unreadable, truncated, several frames, floating-point pixels, or more pixels than allowed.
     """
     with open_image(path, max_megapixels) as image:
         image.load()
@@ -152,10 +145,16 @@ def metadata_of(image: Image.Image) -> dict[str, Any]:
         for folder in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
             exif.get_ifd(folder).update(image.getexif().get_ifd(folder))
     exif.pop(ORIENTATION_TAG, None)
-    metadata: dict[str, Any] = {"exif": exif.tobytes() if len(exif) else None, "dpi": image.info.get("dpi")}
+    metadata: dict[str, Any] = {"exif": exif.tobytes() if len(exif) else None, "dpi": _dpi(image.info.get("dpi"))}
     if image.mode not in ("CMYK", "LAB"):
         metadata["icc_profile"] = image.info.get("icc_profile")
     return {key: value for key, value in metadata.items() if value}
+
+
+def _dpi(found: Any) -> tuple[float, ...] | None:
+    """The resolution, where every format can hold it."""
+    resolution = tuple(map(float, found or ()))
+    return resolution if len(resolution) == 2 and all(1 <= side <= MAX_DPI for side in resolution) else None
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -167,9 +166,7 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return (height, width) if sideways else (width, height)
 
 
-def image_to_arrays(
-    image: Image.Image, name: object = "image"
-) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]:
+def image_to_arrays(image: Image.Image, name: object = "image") -> tuple[np.ndarray, Any, tuple[str, ...]]:
     """Pillow image of any mode -> (pixels uint8 (H, W) or (H, W, 3), alpha or None, notes on conversions)."""
     if image.mode == "F":
         raise PhotoRefused(f"{name}: floating-point pixels have no defined range; save it with 8 or 16 bits")
@@ -221,8 +218,13 @@ def write_image(
     elif suffix == ".bmp" and image.mode == "LA":
         image = image.convert("RGBA")  # BMP knows no LA
     options: dict[str, Any] = {"subsampling": subsampling} if jpeg else {}
-    with atomic_file(path) as file:
-        image.save(file, Image.registered_extensions()[suffix], quality=quality, **options, **metadata)
+    try:
+        with atomic_file(path) as file:
+            image.save(file, Image.registered_extensions()[suffix], quality=quality, **options, **metadata)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # as many kinds as Pillow has encoders, where the metadata is odd
+        raise ValueError(f"{path}: cannot be written: {error}") from error
 
 
 def _on_white(image: Image.Image) -> Image.Image:

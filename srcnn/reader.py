@@ -17,21 +17,16 @@ from typing import Any, Protocol
 import numpy as np
 
 from srcnn.cache import SparseCache
-from srcnn.index import hash_of, open_index
-from srcnn.sample import (
-    BLOCK_BYTES,
-    MANIFEST,
-    Manifest,
-    ShardError,
-    check_shard_size,
-    decode_picture,
-    decode_tile,
-    npy_header_bytes,
-)
+from srcnn.index import ROW, hash_of, open_index, row_problem
+from srcnn.members import BLOCK_BYTES, decode_picture, decode_tile, npy_header_bytes
+from srcnn.sample import MANIFEST, Manifest, ShardError, check_shard_size
 from srcnn.storage import AccessConfig, Folder, ObjectStore, ReadFailed, open_storage
+from srcnn.untrusted import MAX_MANIFEST_BYTES
 
 NUM_PROBES = 64
+INDEX_HEADER_BYTES = 4096  # at most
 CURE = "copy it again or make the shards anew"
+MAX_INDEX_BYTES = 4 << 30  # that comes from an object store; one in a folder stays there
 READ_ATTEMPTS = 3  # of a range that arrives but does not match its hashes
 
 
@@ -61,7 +56,7 @@ def read_manifest(storage: Folder | ObjectStore) -> Manifest:
     if isinstance(storage, Folder):
         return Manifest.read(storage.path, check_shards=False)
     try:
-        return Manifest.parse(storage.read(MANIFEST), f"{storage.location}/{MANIFEST}")
+        return Manifest.parse(storage.read(MANIFEST, MAX_MANIFEST_BYTES), f"{storage.location}/{MANIFEST}")
     except FileNotFoundError as error:
         cure = "copy the whole folder that was made there, manifest too"
         raise FileNotFoundError(f"{error}: no shards here; {cure}") from error
@@ -75,10 +70,13 @@ def read_index(storage: Folder | ObjectStore, manifest: Manifest) -> np.ndarray:
         if isinstance(storage, Folder):
             check_shard_size(storage.path / entry.name, entry)
             return open_index(storage.path / entry.name, manifest, where)
+        spare = entry.bytes - manifest.num_samples * ROW.itemsize
+        if not 0 <= spare < INDEX_HEADER_BYTES or entry.bytes > MAX_INDEX_BYTES:
+            raise ShardError(f"{where}: no index of {manifest.num_samples} samples, or too large ({entry.bytes} bytes)")
         for _ in range(READ_ATTEMPTS - 1):
             with contextlib.suppress(ShardError):
-                return open_index(storage.read(entry.name), manifest, where)
-        return open_index(storage.read(entry.name), manifest, where)
+                return open_index(storage.read(entry.name, entry.bytes), manifest, where)
+        return open_index(storage.read(entry.name, entry.bytes), manifest, where)
     except FileNotFoundError as error:
         raise ShardError(f"{where}: is missing; copy it again") from error
 
@@ -127,7 +125,7 @@ class ShardReader:
         if max_samples:
             self.num_samples = min(max_samples, self.num_samples)
         if not self.num_samples:
-            raise ShardError(f"{location}: holds no pairs; make shards of more photos, or give some with --val")
+            raise ShardError(f"{self.location}: holds no pairs; make shards of more photos, or give some with --val")
         self._starts = np.cumsum([0, *(shard.num_samples for shard in self.manifest.shards)])
         self._start_list: list[int] = self._starts.tolist()  # quicker for one number
         self._shard_starts = np.cumsum([0, *(shard.bytes for shard in self.manifest.shards)])
@@ -211,10 +209,14 @@ class ShardReader:
         return contents
 
     def _fetch_within(self, number: int, first: int, stop: int) -> list[memoryview]:
-        rows = self.index[first:stop].tolist()
+        found = self.index[first:stop]
+        shard = self.manifest.shards[number]
+        if problem := row_problem(found, self.manifest, shard):
+            where = f"{self.location}/{self.manifest.index.name}"
+            raise ShardError(f"{where}: of the pairs {first} to {stop - 1} of {shard.name} one {problem}; {CURE}")
+        rows = found.tolist()
         start, end = rows[0][0], rows[-1][0] + rows[-1][1]
         place = int(self._shard_starts[number]) + start
-        shard = self.manifest.shards[number]
         content: Any = self._cache.read(place, place + end - start) if self._cache else None
         if content is not None and not _mismatch(parts := _split(content, rows), rows):
             return parts
@@ -245,7 +247,7 @@ class ShardReader:
                 channels = 3 if len(self.tile_shape) == 3 else 1
                 pictures = self._cut([decode_picture(member, channels) for member in members], crop)
             else:
-                pictures = [decode_tile(member, self.manifest.encoding) for member in members]
+                pictures = [decode_tile(member, self.manifest.encoding, self.tile_shape) for member in members]
             room.clean[row], room.degraded[row] = pictures
         except (ValueError, OSError) as error:
             raise ShardError(f"{self.location}: pair {sample} of the split: {error}") from error

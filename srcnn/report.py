@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import math
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,12 @@ from srcnn.model import SRCNN, load_model
 from srcnn.photo import luma_l
 from srcnn.reader import ShardReader
 from srcnn.restore import restore_pixels
+from srcnn.sample import ShardError
 from srcnn.tiles import grid, join, windows
 from srcnn.tracking import STEP_KEY, read_metrics
 
 GAP_PIXELS = 8
+MAX_VALUE = 1e30  # of a number in metrics.jsonl; float64 axes cannot do with much larger ones
 MAX_SIDE = 1600  # pixels of a photo drawn in the report; of larger ones the top left part
 DETAIL_ZOOM = 4
 COLUMNS = ("degraded", "restored", "clean")
@@ -40,7 +43,7 @@ def write_report(run: Path, reader: ShardReader) -> Path:
     """
     folder = run / "report"
     folder.mkdir(exist_ok=True)
-    points = read_metrics(run)
+    points = checked_points(run)
     model = load_model(run)
     draw_curves(points, folder)
     tiles = pair_rows(reader, model, num_pairs=4)
@@ -50,8 +53,23 @@ def write_report(run: Path, reader: ShardReader) -> Path:
     table = results_table(points)
     for name, content in (("table.md", table), ("index.html", html_page(run.name, table, folder))):
         with atomic_file(folder / name) as file:
-            file.write(content.encode())
+            file.write(content.encode(errors="backslashreplace"))
     return folder / "index.html"
+
+
+def checked_points(run: Path) -> list[dict[str, float]]:
+    """The points of a run's metrics.jsonl. Raises ValueError where they are no numbers by name."""
+    try:
+        points = read_metrics(run)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{run}: its numbers (metrics.jsonl) are damaged: {str(error)[:99]}") from error
+    for point in points:
+        if not isinstance(point, dict) or STEP_KEY not in point:
+            raise ValueError(f"{run}: a line of its metrics.jsonl is no point with {STEP_KEY}: {str(point)[:99]}")
+        for key, value in point.items():
+            if type(value) not in (int, float) or abs(value) > MAX_VALUE:  # NaN, of a loss that blew up, is a gap
+                raise ValueError(f"{run}: its metrics.jsonl has {key[:40]} {str(value)[:40]}, which is no number")
+    return points
 
 
 def draw_curves(points: list[dict[str, float]], folder: Path) -> None:
@@ -108,6 +126,8 @@ def photo_before_after(reader: ShardReader, model: SRCNN) -> np.ndarray:
     record = records[len(records) // 2]
     shards = [shard.name for shard in reader.manifest.shards]
     before = sum(shard.num_samples for shard in reader.manifest.shards[: shards.index(record.shard)])
+    if record.first_sample + record.num_samples > reader.manifest.shards[shards.index(record.shard)].num_samples:
+        raise ShardError(f"{reader.location}: photo {record.name!r:.99} has more pairs than its shard")
     samples = before + record.first_sample + np.arange(record.num_samples)
     rows, columns = grid(record.height, record.width, reader.manifest.tile_shape[0])
     if rows * columns != record.num_samples:  # an imported pair picture: one tile
@@ -168,7 +188,7 @@ def results_table(points: list[dict[str, float]]) -> str:
         if "val/psnr" in point:
             keys = ("val/psnr_in", "val/psnr", "val/gain", "val/gain_percent", "val/ssim_in", "val/ssim")
             decimals = (2, 2, 2, 1, 4, 4)
-            cells = [f"{point[key]:.{places}f}" for key, places in zip(keys, decimals, strict=True)]
+            cells = [f"{point.get(key, math.nan):.{places}f}" for key, places in zip(keys, decimals, strict=True)]
             lines.append(f"| {point[STEP_KEY]:,.0f} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

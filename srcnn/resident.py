@@ -49,15 +49,18 @@ def load_resident(reader: ShardReader, config: StreamConfig, device: torch.devic
     return clean, degraded
 
 
-def check_fits(reader: ShardReader, device: torch.device) -> None:
-    """Raises ValueError where the split does not fit into the memory of the device, or is not of one size."""
+def check_fits(reader: ShardReader, device: torch.device, ranks_here: int = 0) -> None:
+    """Raises ValueError where the split does not fit into the memory of the device, or is not of one size.
+
+    `ranks_here` share the memory of the host; 0: as many as the launcher started.
+    """
     if reader.manifest.encoding == "any":
         raise ValueError(f"{reader.location}: pictures of several sizes cannot be resident: --stream.resident no")
     needed = 2 * reader.num_samples * int(np.prod(reader.tile_shape))
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:
-        free = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        free = psutil.virtual_memory().available // (ranks_here or int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     if needed > LARGEST_SHARE * free:
         told = f"{needed / 1e9:.1f} GB of tiles, {free / 1e9:.1f} GB free on {device} for this rank"
         raise ValueError(f"{reader.location}: {told}: --stream.resident no")

@@ -1,28 +1,37 @@
-"""A training run: its settings, its state, its start, and how it goes to the disk and comes back."""
+"""A training run: its settings, its state, its start."""
 
 from __future__ import annotations
 
 import copy
 import math
 import os
+import time
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-from srcnn import checkpoint, files
-from srcnn.config import plain, to_yaml
-from srcnn.feed import process_group
-from srcnn.model import SRCNN, Initialization, ModelConfig, computes_bf16, initialize, load_model, to_device
+from srcnn.checkpoint import Writer
+from srcnn.model import (
+    SRCNN,
+    Initialization,
+    ModelConfig,
+    computes_bf16,
+    device_here,
+    initialize,
+    load_model,
+    to_device,
+)
 from srcnn.optimize import OptimizerConfig, build_optimizer
 from srcnn.products import keep_freed_memory
+from srcnn.ranks import process_group
 from srcnn.reader import ShardReader
 from srcnn.storage import join
-from srcnn.stream import Batch, StreamConfig, StreamState
+from srcnn.stream import Batch, StreamConfig
 from srcnn.validate import as_floats
 
 CPU_MICRO_BATCH = 1  # tiles whose activations stay in a CPU's cache: faster than the whole batch at once
@@ -53,7 +62,14 @@ class TrainConfig:
         optimizer: what changes the weights.
         log_every_samples: tiles between two log lines.
         validate_every_samples: tiles between two validations, each followed by a checkpoint.
+        save_every_samples: tiles between two checkpoints; 0: with the validations only.
+        save_every_minutes: at the latest so often a log line is followed by a checkpoint; 0: never for the time.
         keep_checkpoints: the latest ones kept; the best is kept beside them.
+        on_save_failure: what to do when a checkpoint cannot be written: "continue" says so and tries again with the
+            next one, "stop" ends the run.
+        max_skipped_steps: steps in a row that may be left out because loss or gradient is not finite; then it stops.
+        timeout_minutes: how long ranks wait for each other, as for one that hangs; longer than a validation takes.
+        fresh: begin anew; what the run folder holds is kept beside it under another name.
         trackers: any of "wandb", "tensorboard"; metrics.jsonl is always written.
         num_pictures: pairs shown to the trackers at each validation.
         upload_best: send the best checkpoint to wandb as an artifact at the end.
@@ -79,7 +95,13 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     log_every_samples: int = 6400
     validate_every_samples: int = 64_000
+    save_every_samples: int = 0
+    save_every_minutes: float = 10.0
     keep_checkpoints: int = 2
+    on_save_failure: Literal["continue", "stop"] = "continue"
+    max_skipped_steps: int = 20
+    timeout_minutes: float = 10.0
+    fresh: bool = False
     trackers: list[Literal["wandb", "tensorboard"]] = field(default_factory=lambda: ["wandb"])
     num_pictures: int = 4
     upload_best: bool = False
@@ -90,8 +112,12 @@ class TrainConfig:
                     "keep_checkpoints"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} {getattr(self, key)}: expected at least 1")
-        if min(self.batch_size, self.micro_batch_size, self.overfit_tiles, self.num_pictures) < 0:
-            raise ValueError("batch_size, micro_batch_size, overfit_tiles and num_pictures cannot be negative")
+        for key in ("batch_size", "micro_batch_size", "overfit_tiles", "num_pictures", "save_every_samples",
+                    "save_every_minutes", "max_skipped_steps"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{key} {getattr(self, key)}: cannot be negative")
+        if self.timeout_minutes <= 0:
+            raise ValueError(f"timeout_minutes {self.timeout_minutes}: must be above zero")
 
     def global_batch_size(self, num_ranks: int) -> int:
         """Tiles of an optimizer step over all ranks. Raises ValueError where some rank would have none."""
@@ -104,17 +130,20 @@ class TrainConfig:
         """How many of a rank's `num_tiles` of a step go through the network together."""
         return min(num_tiles, self.micro_batch_size or (CPU_MICRO_BATCH if device_type == "cpu" else num_tiles))
 
-    def identity(self, state: StreamState) -> dict[str, Any]:
-        """What must stay the same when a run continues."""
-        keys = ("model", "initialization", "centred", "weights", "seed", "overfit_tiles")
-        kept = {key: plain(asdict(self)[key]) for key in keys}
-        stream = {"shards": state.manifest_hash, "order": state.order, "order_version": state.order_version}
-        return kept | {"optimizer.name": self.optimizer.name} | stream
-
 
 @dataclass
 class Run:
-    """Everything that changes while a run goes on."""
+    """Everything that changes while a run goes on.
+
+    Attributes:
+        step, samples: optimizer steps taken, tiles seen; what was skipped counts.
+        logged_samples, validated_samples, saved_samples: where that was done last; saved -1: never.
+        saved_at: when, by time.monotonic, seconds.
+        best_psnr, best_samples: of the best validation, dB, and where it was.
+        values: the last validation.
+        group: of all ranks, for messages between CPUs; None for a single one.
+        writer: of the checkpoints; on the main process only, once it holds the run folder.
+    """
 
     accelerator: Accelerator
     network: SRCNN
@@ -124,12 +153,18 @@ class Run:
     as_floats: Callable[[Batch, bool], tuple[torch.Tensor, torch.Tensor]]
     group: Any
     step: int = 0
-    skipped_steps: int = 0
     samples: int = 0
-    saved_samples: int = 0
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    logged_samples: int = 0
+    validated_samples: int = 0
+    saved_samples: int = -1
+    saved_at: float = field(default_factory=time.monotonic)
     best_psnr: float = float("-inf")
+    best_samples: int = 0
     values: dict[str, float] = field(default_factory=dict)
     tracker_id: str = ""
+    writer: Writer | None = None
 
     @property
     def result(self) -> SRCNN:
@@ -139,10 +174,7 @@ class Run:
 
 def start_accelerator(config: TrainConfig) -> Accelerator:
     """Accelerate's view of the processes. The network is tiny: its gradients are one bucket, all-reduced in place."""
-    found = torch.accelerator.current_accelerator(check_available=True)
-    # Accelerate takes the ranks of a machine without an accelerator for single processes unless told. MPS, which
-    # has no float64 for exact sums, counts as none.
-    device = torch.device("cpu") if found is None or found.type == "mps" else found
+    device = device_here()
     if device.type == "cpu":
         keep_freed_memory()
     precision = config.mixed_precision
@@ -153,7 +185,9 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
     # With gradients accumulated a static graph crashes or, worse, goes without the all-reduce (PyTorch #187732).
     static = config.tiles_at_once(device.type, share) == share
     parallel = DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=static)
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision, kwargs_handlers=[parallel])
+    waiting = InitProcessGroupKwargs(timeout=timedelta(minutes=config.timeout_minutes))
+    # Accelerate takes the ranks of a machine without an accelerator for single processes unless told.
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision, kwargs_handlers=[parallel, waiting])
     if launched != accelerator.num_processes:
         raise ValueError(f"{launched} processes were launched but Accelerate sees {accelerator.num_processes}; "
                          "see configs/accelerate for settings of the launcher that work")
@@ -170,21 +204,20 @@ def open_shards(config: TrainConfig) -> tuple[ShardReader, ShardReader]:
 def open_split(config: TrainConfig, split: str) -> ShardReader:
     """A reader of one split, whose tiles fit the network."""
     reader = ShardReader(join(config.shards, split), config.overfit_tiles, config.stream.access)
-    channels = 3 if len(reader.manifest.tile_shape) == 3 else 1
-    if channels != config.model.channels:
-        raise ValueError(f"{config.shards}: tiles have {channels} channels, model.channels is {config.model.channels}")
-    border = config.model.receptive_radius if config.loss_crop else 0
-    side, shortest = reader.manifest.tile_shape[0], max(11, 2 * border + 1)
-    if side < shortest:
-        needed = f"this network and its scores need {shortest} at least"
-        raise ValueError(f"{config.shards}: tiles of {side} pixels; {needed}")
+    check_tiles(config, reader.tile_shape, reader.location)
     return reader
 
 
-def stream_state(config: TrainConfig, run: Run, reader: ShardReader) -> StreamState:
-    """Where the stream stands: after the samples that the optimizer has used."""
-    order = str(config.stream.order_of(config.seed, reader))
-    return StreamState(config.seed, run.samples // reader.num_samples, run.samples, reader.manifest.hash(), order)
+def check_tiles(config: TrainConfig, tile_shape: tuple[int, ...], location: str) -> None:
+    """Raises ValueError where tiles of this shape, (H, W) or (H, W, 3), are none for the network and its scores."""
+    channels = 3 if len(tile_shape) == 3 else 1
+    if channels != config.model.channels:
+        raise ValueError(f"{location}: tiles have {channels} channels, model.channels is {config.model.channels}")
+    border = config.model.receptive_radius if config.loss_crop else 0
+    side, shortest = tile_shape[0], max(11, 2 * border + 1)
+    if side < shortest:
+        needed = f"this network and its scores need {shortest} at least"
+        raise ValueError(f"{location}: tiles of {side} pixels; {needed}")
 
 
 def start_run(config: TrainConfig, accelerator: Accelerator) -> Run:
@@ -199,87 +232,11 @@ def start_run(config: TrainConfig, accelerator: Accelerator) -> Run:
     optimizer = build_optimizer(network, config.optimizer)
     compiled, floats = (torch.compile(network), torch.compile(as_floats)) if config.compile else (network, as_floats)
     model, optimizer = accelerator.prepare(compiled, optimizer)
-    group = process_group()
+    group = process_group(timedelta(minutes=config.timeout_minutes))
     return Run(accelerator, network, model, average, optimizer, floats, group, tracker_id=uuid.uuid4().hex[:8])
 
 
-def save_checkpoint(config: TrainConfig, run: Run, reader: ShardReader, validated: bool = True) -> None:
-    """The main process writes a checkpoint; all wait for it. The best is the validated one of the highest PSNR."""
-    accelerator = run.accelerator
-    if not validated and run.samples == run.saved_samples:
-        return
-    is_best = validated and run.values["val/psnr"] > run.best_psnr
-    run.best_psnr = max(run.best_psnr, run.values["val/psnr"]) if validated else run.best_psnr
-    if accelerator.is_main_process:
-        stream = stream_state(config, run, reader)
-        training = {
-            "step": run.step,
-            "skipped_steps": run.skipped_steps,
-            "best_psnr": run.best_psnr,
-            "is_best": is_best,
-            "values": run.values,
-            "tracker_id": run.tracker_id,
-            "stream": asdict(stream),
-            "identity": config.identity(stream),
-            "config": plain(asdict(config)),
-            "network": run.network.state_dict(),
-            "average": run.average.state_dict() if run.average is not None else None,
-            "optimizer": run.optimizer.state_dict(),
-            "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
-        }
-        about = {key: f"{value:.4f}" for key, value in run.values.items()} | {"samples": str(run.samples)}
-        checkpoint.save(Path(config.run), run.step, run.result, training, about, is_best, config.keep_checkpoints)
-    run.saved_samples = run.samples
-    accelerator.wait_for_everyone()
-
-
-def continue_run(config: TrainConfig, run: Run, reader: ShardReader) -> None:
-    """Takes up the latest checkpoint of the run folder, if there is one, on any number of ranks.
-
-    Raises:
-        ValueError: the checkpoint is of another network, seed or data, or the ranks do not all find it.
-    """
-    if run.accelerator.is_main_process:
-        Path(config.run, "checkpoints").mkdir(parents=True, exist_ok=True)
-    run.accelerator.wait_for_everyone()
-    folder = checkpoint.latest(Path(config.run))
-    if folder is not None:
-        state = checkpoint.load_training(folder)
-        check_identity(config, state["identity"], config.identity(stream_state(config, run, reader)))
-        load_state(run, state)
-        if run.accelerator.is_main_process and state["is_best"]:
-            checkpoint.mark_best(Path(config.run), folder, run.result)  # a kill may have come before it
-    found = run.accelerator.gather(torch.tensor([run.samples], device=run.accelerator.device)).tolist()
-    if len(set(found)) > 1:
-        raise ValueError(f"{config.run}: the ranks find checkpoints after {found} tiles; put it where all nodes see it")
-    if run.accelerator.is_main_process:
-        with files.atomic_file(Path(config.run, "config.yaml")) as file:
-            file.write(to_yaml(config).encode())
-
-
-def load_state(run: Run, state: dict[str, Any]) -> None:
-    """Puts a checkpoint's training state into the run; the optimizer's settings stay those of the config."""
-    run.network.load_state_dict(state["network"])
-    if run.average is not None:
-        run.average.load_state_dict(state["average"] or state["network"])
-    settings = [
-        {key: value for key, value in group.items() if key != "params"} for group in run.optimizer.param_groups
-    ]
-    run.optimizer.load_state_dict(state["optimizer"])
-    for group, setting in zip(run.optimizer.param_groups, settings, strict=True):
-        group.update(setting)
-    if run.accelerator.scaler and state["scaler"]:
-        run.accelerator.scaler.load_state_dict(state["scaler"])
-    run.step, run.samples = state["step"], state["stream"]["consumed_samples"]
-    run.best_psnr, run.values, run.tracker_id = state["best_psnr"], state["values"], state["tracker_id"]
-    run.skipped_steps, run.saved_samples = state["skipped_steps"], run.samples
-
-
-def check_identity(config: TrainConfig, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raises ValueError, with both values, where a run would continue as another one."""
-    for key, value in wanted.items():
-        if saved.get(key) != value:
-            raise ValueError(
-                f"{config.run} was begun with {key} {saved.get(key)}, not {value}; choose another run folder (--run), "
-                "or the old setting"
-            )
+def due(config: TrainConfig, run: Run, every: int, last: int) -> bool:
+    """Whether a multiple of `every` samples, or the end, was passed since `last`."""
+    at_end = run.samples >= config.total_samples
+    return every > 0 and run.samples > last and (run.samples // every > last // every or at_end)

@@ -1,104 +1,44 @@
-"""The shard contract: what a sample is called and how it is stored, and the manifest beside the shards.
+"""The shard contract: what a shard is, and the manifest beside the shards.
 
 A shard is a plain USTAR tar any WebDataset reader opens: members `KEY.clean.npy` and `KEY.degraded.npy` (or
-`.png`), KEY ten digits. Encoding and decoding stand side by side here; both the writer and the reader use
-this module.
+`.png`), KEY ten digits; `srcnn.members` encodes and decodes them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
 import sys
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-from PIL import Image, features
+from PIL import features
 
 from srcnn.files import write_json
+from srcnn.members import BLOCK_BYTES, Encoding, npy_stride
+from srcnn.untrusted import (
+    MAX_COUNT,
+    MAX_MANIFEST_BYTES,
+    MAX_TILE_SIDE,
+    OutOfBounds,
+    check_name,
+    check_record,
+    open_regular,
+    parse_json,
+    record,
+)
 
 FORMAT = "srcnn-shards"
 VERSION = 2  # 2: with an index
 MANIFEST = "manifest.json"
 PLAN = "plan.json"  # beside the splits: what was begun there
 SPLITS = ("train", "val")
-BLOCK_BYTES = 512  # tar's unit: one header, and what a member's bytes are padded to
-MEMBERS = {encoding: (f"clean.{encoding}", f"degraded.{encoding}") for encoding in ("npy", "png")}
-FOREIGN_FORMATS = ("PNG", "JPEG", "WEBP")
-TileEncoding = Literal["npy", "png"]
-Encoding = Literal["npy", "png", "any"]  # any: pictures made elsewhere, of any size, to be cut to tiles
 
 
 class ShardError(ValueError):
     """Shards or a manifest that do not hold what they should; the message names the file and the cure."""
-
-
-def key(sample: int) -> str:
-    """Ten digits: the number of the sample in its split. No dot, whatever the photo is called."""
-    return f"{sample:010d}"
-
-
-def encode_tile(tile: np.ndarray, encoding: TileEncoding) -> bytes:
-    """uint8 tile (H, W) or (H, W, 3) -> the bytes of a member."""
-    if encoding == "npy":
-        return _npy_header(tile.shape) + tile.tobytes()
-    buffer = io.BytesIO()
-    Image.fromarray(tile).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-@lru_cache(maxsize=64)
-def _npy_header(tile_shape: tuple[int, ...]) -> bytes:
-    buffer = io.BytesIO()
-    description = {"descr": "|u1", "fortran_order": False, "shape": tile_shape}
-    np.lib.format.write_array_header_1_0(buffer, description)
-    return buffer.getvalue()
-
-
-def decode_tile(content: bytes | memoryview, encoding: Encoding) -> np.ndarray:
-    """The bytes of a member -> uint8 tile. Pickled arrays are refused."""
-    if encoding == "npy":
-        return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-        return np.asarray(image)
-
-
-def decode_picture(content: bytes | memoryview, channels: int) -> np.ndarray:
-    """The bytes of a foreign member (npy, PNG, JPEG or WebP, 8 bits) -> uint8 (H, W), or (H, W, 3) for 3 channels.
-
-    Colour becomes grey as Pillow's "L" does it (ITU-R BT.601); grey becomes three equal channels.
-
-    Raises:
-        ValueError: another format, another type of number, a shape that is no picture.
-    """
-    if content[:6] == b"\x93NUMPY":
-        pixels = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-        if pixels.ndim == 3 and pixels.shape[2] == 1:
-            pixels = pixels[..., 0]
-        if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or pixels.ndim == 3 and pixels.shape[2] == 3):
-            raise ValueError(f"an array of {pixels.dtype}, {pixels.shape}; expected uint8 (H, W) or (H, W, 3)")
-        image = Image.fromarray(pixels)
-    else:
-        image = Image.open(io.BytesIO(content), formats=FOREIGN_FORMATS)
-        if image.mode not in ("L", "RGB"):
-            raise ValueError(f"a picture of mode {image.mode}; expected 8-bit grey or RGB")
-    return np.asarray(image.convert("RGB" if channels == 3 else "L"))
-
-
-def npy_header_bytes(tile_shape: tuple[int, ...]) -> int:
-    """Length of the npy header before the pixels of a tile (128 for all tiles of a usual size)."""
-    return len(_npy_header(tuple(tile_shape)))
-
-
-def npy_stride(tile_shape: tuple[int, ...]) -> int:
-    """Bytes from one npy sample to the next in a shard: (header + content padded to 512) twice."""
-    content = npy_header_bytes(tile_shape) + int(np.prod(tile_shape))
-    return 2 * (BLOCK_BYTES + -(-content // BLOCK_BYTES) * BLOCK_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +142,12 @@ class Manifest:
             cure = f"make them with: make shards PHOTOS=dir OUT={folder.parent}"
             others = ", or for shards made elsewhere: python -m shards index" if any(folder.glob("*.tar")) else ""
             raise FileNotFoundError(f"{path}: no shards here; {cure}{others}")
-        manifest = Manifest.parse(path.read_text(encoding="utf-8", errors="surrogateescape"), str(path))
+        try:
+            with open_regular(path, MAX_MANIFEST_BYTES) as file:
+                content = file.read().decode(errors="surrogateescape")
+        except OutOfBounds as error:
+            raise ShardError(f"{path}: {error}") from error
+        manifest = Manifest.parse(content, str(path))
         for shard in manifest.shards if check_shards else ():
             check_shard_size(folder / shard.name, shard)
         return manifest
@@ -211,7 +156,7 @@ class Manifest:
     def parse(content: str | bytes, where: str) -> Manifest:
         """The manifest in a JSON text. Raises ShardError where it is none of this version."""
         try:
-            return _manifest_from_json(where, json.loads(content, object_hook=_compact))
+            return _manifest_from_json(where, parse_json(content, object_hook=_compact))
         except ValueError as error:
             raise error if isinstance(error, ShardError) else ShardError(f"{where}: damaged: {error}") from error
 
@@ -228,12 +173,14 @@ def check_shard_size(path: Path, shard: Shard | IndexFile) -> None:
 
 PHOTO_KEYS = tuple(field.name for field in dataclasses.fields(PhotoRecord))
 _PHOTO_KEYS = frozenset(PHOTO_KEYS)
+LISTS = ("tile_shape", "members", "shards", "photos", "refused")
 
 
 def _compact(item: dict[str, Any]) -> Any:
     """Photos as soon as they are parsed: a large set has hundreds of thousands, and dicts take five times as much."""
     if item.keys() != _PHOTO_KEYS:
         return item
+    check_record(PhotoRecord, item)
     return PhotoRecord(**(item | {"shard": sys.intern(item["shard"])}))
 
 
@@ -244,6 +191,8 @@ def _manifest_from_json(path: str, content: Any) -> Manifest:
         cure = "make the shards anew with it"
         raise ShardError(f"{path}: version {content.get('version')}, this program reads version {VERSION}; {cure}")
     try:
+        if odd := [name for name in LISTS if not isinstance(content[name], list)]:
+            raise OutOfBounds(f"damaged: {', '.join(odd)}: no list")
         manifest = Manifest(
             split=content["split"],
             tile_shape=tuple(content["tile_shape"]),
@@ -251,24 +200,58 @@ def _manifest_from_json(path: str, content: Any) -> Manifest:
             members=tuple(content["members"]),
             stride=content["stride"],
             config=content["config"],
-            index=IndexFile(**content["index"]),
-            shards=tuple(Shard(**shard) for shard in content["shards"]),
+            index=record(IndexFile, content["index"]),
+            shards=tuple(record(Shard, shard) for shard in content["shards"]),
             photos=tuple(content["photos"]),
-            refused=tuple(Refused(**refused) for refused in content["refused"]),
+            refused=tuple(record(Refused, refused) for refused in content["refused"]),
             versions=content["versions"],
         )
+        _check_layout(manifest)
+        _check_contents(manifest)
     except (KeyError, TypeError) as error:
-        raise ShardError(f"{path}: damaged: {error}") from error
-    if not all(isinstance(photo, PhotoRecord) for photo in manifest.photos):
-        raise ShardError(f"{path}: damaged: a photo without all of {', '.join(PHOTO_KEYS)}")
-    for name in (manifest.index.name, *(shard.name for shard in manifest.shards)):
-        if Path(name).name != name:
-            raise ShardError(f"{path}: shard name {name!r} leads out of the folder")
-    if manifest.encoding == "npy" and manifest.stride != npy_stride(manifest.tile_shape):
-        raise ShardError(
-            f"{path}: stride {manifest.stride} does not fit tiles of shape {manifest.tile_shape}"
-        )
+        raise ShardError(f"{path}: damaged: {str(error)[:99]}") from error
+    except OutOfBounds as error:
+        raise ShardError(f"{path}: {error}") from error
     return manifest
+
+
+def _check_layout(manifest: Manifest) -> None:
+    """Raises OutOfBounds where the tiles are of a shape or an encoding that no reader knows."""
+    shape, members = manifest.tile_shape, manifest.members
+    sides = all(type(side) is int and 0 < side <= MAX_TILE_SIDE for side in shape)
+    if not sides or len(shape) not in (2, 3) or shape[2:] not in ((), (3,)):
+        raise OutOfBounds(f"tile_shape {str(shape)[:99]}: expected (H, W) or (H, W, 3), up to {MAX_TILE_SIDE}")
+    if manifest.encoding not in ("npy", "png", "any"):
+        raise OutOfBounds(f"encoding {manifest.encoding!r:.99}: expected npy, png or any")
+    stride = npy_stride(shape) if manifest.encoding == "npy" else None
+    if type(manifest.stride) is not type(stride) or manifest.stride != stride:
+        raise OutOfBounds(f"stride {str(manifest.stride)[:99]} does not fit {manifest.encoding} tiles of shape {shape}")
+    if len(members) != 2 or not all(isinstance(part, str) for part in (*members, manifest.split)):
+        raise OutOfBounds("damaged: split or members are no names")
+    if not isinstance(manifest.config, dict) or not isinstance(manifest.versions, dict):
+        raise OutOfBounds("damaged: config or versions are none")
+
+
+def _check_contents(manifest: Manifest) -> None:
+    """Raises OutOfBounds where names lead elsewhere or come twice, or shards are too small for their pairs."""
+    names = {MANIFEST, manifest.index.name} | {shard.name for shard in manifest.shards}
+    for name in names:
+        check_name(name)
+    if len(names) != 2 + len(manifest.shards):
+        raise OutOfBounds("damaged: a file name comes twice")
+    least = manifest.stride or 4 * BLOCK_BYTES
+    for shard in manifest.shards:
+        if shard.num_samples * least > shard.bytes:
+            raise OutOfBounds(f"{shard.name}: {shard.num_samples} pairs do not fit into {shard.bytes} bytes")
+    if sum(shard.bytes for shard in manifest.shards) >= MAX_COUNT:
+        raise OutOfBounds("damaged: more bytes than there are")
+    for photo in manifest.photos:
+        if not isinstance(photo, PhotoRecord):
+            raise OutOfBounds(f"damaged: a photo without all of {', '.join(PHOTO_KEYS)}")
+        if photo.shard not in names:
+            raise OutOfBounds(f"damaged: a photo is in {photo.shard!r:.99}, which is no shard")
+        if photo.name[:1] == "/" or "\0" in photo.name or ".." in photo.name.split("/"):
+            raise OutOfBounds(f"photo {photo.name!r:.99} leads out of the folder")
 
 
 def writer_versions() -> dict[str, str]:

@@ -18,11 +18,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from srcnn.answers import Final, cause, collected, without_secrets
 from srcnn.files import OpenFile
+from srcnn.untrusted import open_regular
 
 SCHEMES = ("http", "https", "s3", "gs", "az")
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 10.0
 MAX_OPEN_FILES = 256
+MAX_SMALL_BYTES = 1 << 30  # of a file that is read whole, unless its reader knows better
 _NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # Linux
 Arrays = tuple[np.ndarray, ...]  # uint8 (n,), to be filled
 Record = tuple[str, int, Arrays]  # file, first byte, what to fill
@@ -91,9 +94,10 @@ class Folder:
         self._open: dict[str, _WarmFile] = {}
         self._lock, self._reading_cached = threading.Lock(), threading.Lock()
 
-    def read(self, name: str) -> bytes:
-        """The whole of a small file."""
-        return (self.path / name).read_bytes()
+    def read(self, name: str, max_bytes: int = MAX_SMALL_BYTES) -> bytes:
+        """The whole of a small file. Raises OutOfBounds where it is no regular file, or larger."""
+        with open_regular(self.path / name, max_bytes) as file:
+            return file.read()
 
     def read_range(self, name: str, start: int, stop: int, num_bytes: int | None = None) -> bytes:
         """Bytes `start` up to `stop` of a file. Raises ReadFailed where it has fewer."""
@@ -206,8 +210,8 @@ class ObjectStore:
             from obstore.store import from_url
         except ImportError as error:
             cure = "object stores are read with the package obstore: pip install 'srcnn[remote]'"
-            raise ValueError(f"{_without_secrets(url)}: {cure}") from error
-        self.location = _without_secrets(url).rstrip("/")
+            raise ValueError(f"{without_secrets(url)}: {cure}") from error
+        self.location = without_secrets(url).rstrip("/")
         self.access = access
         self._closed = threading.Event()
         self._obstore = obstore
@@ -215,16 +219,19 @@ class ObjectStore:
         timeout = timedelta(seconds=access.timeout_seconds)
         options: Any = {"timeout": timeout, "connect_timeout": timeout, "allow_http": plain_http}
         retries: Any = {"max_retries": 0}  # `_persistently` does it, also for answers that arrive cut short
-        self._store = from_url(url, client_options=options, retry_config=retries)
+        try:
+            self._store = from_url(url, client_options=options, retry_config=retries)
+        except Exception as error:  # what obstore and its parser of URLs raise has no common base
+            raise ValueError(f"{self.location}: no address that can be read: {cause(error)}") from None
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, max_bytes: int = MAX_SMALL_BYTES) -> bytes:
         """The whole of a small file.
 
         Raises:
             FileNotFoundError: there is none.
-            ReadFailed: it cannot be read.
+            ReadFailed: it cannot be read, or is larger.
         """
-        return bytes(self._persistently(name, "", lambda: self._obstore.get(self._store, name).bytes()))
+        return bytes(self._persistently(name, "", lambda: collected(self._obstore.get(self._store, name), max_bytes)))
 
     def read_range(self, name: str, start: int, stop: int, num_bytes: int | None = None) -> Any:
         """Bytes `start` up to `stop` of a file, as a buffer; where `num_bytes` is given, of a file of that length.
@@ -235,8 +242,8 @@ class ObjectStore:
         def get() -> Any:
             result = self._obstore.get(self._store, name, options={"range": (start, stop)})
             if num_bytes is not None and result.meta["size"] != num_bytes:
-                raise _Final(f"has {result.meta['size']} bytes, the manifest says {num_bytes} bytes")
-            content = result.bytes()
+                raise Final(f"has {result.meta['size']} bytes, the manifest says {num_bytes} bytes")
+            content = collected(result, stop - start)
             if len(content) != stop - start:
                 raise OSError(f"{len(content)} bytes came instead of {stop - start}")
             return content
@@ -249,7 +256,7 @@ class ObjectStore:
     def _persistently(self, name: str, what: str, get: Callable[[], ResultT]) -> ResultT:
         """`get()`, again and again while that may help."""
         errors = self._obstore.exceptions
-        final = (_Final, errors.PermissionDeniedError, errors.UnauthenticatedError, errors.NotSupportedError)
+        final = (Final, errors.PermissionDeniedError, errors.UnauthenticatedError, errors.NotSupportedError)
         where = f"{self.location}/{name}: {what}"
         end, pause = time.monotonic() + self.access.give_up_seconds, FIRST_PAUSE_SECONDS
         closed = self._closed
@@ -259,14 +266,14 @@ class ObjectStore:
             except (FileNotFoundError, errors.NotFoundError):
                 raise FileNotFoundError(f"{where}is not there") from None  # what obstore says may hold secrets
             except final as error:
-                raise ReadFailed(f"{where}{_cause(error)}") from None
+                raise ReadFailed(f"{where}{cause(error)}") from None
             except (OSError, errors.BaseError) as error:
                 if re.search("non-partial|builder error|status code: 4(00|16)", str(error)):  # will not heal
-                    raise ReadFailed(f"{where}{_cause(error)}") from None
+                    raise ReadFailed(f"{where}{cause(error)}") from None
                 if time.monotonic() + pause > end or closed.is_set():
                     tried = f"(tried for {self.access.give_up_seconds:g} s)"
-                    raise ReadFailed(f"{where}{_cause(error)} {tried}") from None
-                logger.warning("%s%s; trying again", where, _cause(error))
+                    raise ReadFailed(f"{where}{cause(error)} {tried}") from None
+                logger.warning("%s%s; trying again", where, cause(error))
             closed.wait(pause * random.uniform(0.5, 1))
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
@@ -274,20 +281,3 @@ class ObjectStore:
         """Ends what is being tried again; later reads are not concerned."""
         before, self._closed = self._closed, threading.Event()
         before.set()
-
-
-class _Final(OSError):
-    """What another attempt will not mend."""
-
-
-def _cause(error: BaseException) -> str:
-    """What went wrong: the first line, and the kinds of error that obstore only names in its dump below."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    kinds = dict.fromkeys(re.findall(r"kind: (\w+)", " ".join(lines[1:])))
-    line = re.sub(r"(status code: \d+[ \w]*).*", r"\1", lines[0])  # an answer's body may hold keys and signatures
-    return _without_secrets(line) + (f" ({', '.join(kinds)})" if kinds else "")
-
-
-def _without_secrets(text: str) -> str:
-    """A URL, or a text with URLs, without user, password and query."""
-    return re.sub(r"\?[^\s\"')]*", "", re.sub(r"(://)[^/@\s]*@", r"\1", text))

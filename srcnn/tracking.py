@@ -1,32 +1,35 @@
-"""Where a run's numbers and pictures go: metrics.jsonl always, Accelerate's trackers as asked, a line for people."""
+"""Where a run's numbers and pictures go: metrics.jsonl always, wandb and TensorBoard as asked, a line for people."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from tqdm import tqdm
 
 from srcnn.files import atomic_file
+from srcnn.trackers import FINISH_SECONDS, STEP_KEY, Sender, TensorBoard, Tracker, Wandb
 
+__all__ = ["METRICS", "STEP_KEY", "Tracking", "read_metrics"]
 logger = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
-STEP_KEY = "samples"
+PREEMPTED_SECONDS = 10.0  # between SIGTERM and SIGKILL are 30 s, and there is a checkpoint to save
 _SHOWN = ("train/loss", "train/psnr", "val/psnr", "val/gain", "tiles_per_second", "data_wait")
 
 
 class Tracking:
     """The record of a run. It is kept by the main process; on the others every call does nothing.
 
-    A tracker that fails is named once and left out from then on; training goes on, metrics.jsonl has the numbers.
+    Nothing here raises, and nothing but `finish` waits. A tracker that fails is named once and left out from then on:
+    metrics.jsonl has the numbers, and what wandb lacks of them is sent when the run continues, or by `srcnn sync`.
     """
 
     def __init__(
@@ -35,130 +38,158 @@ class Tracking:
         trackers: Sequence[str] | None,
         config: Mapping[str, Any],
         total_samples: int,
-        start: int,
+        samples: int,
+        logged_samples: int,
         run_id: str,
     ) -> None:
-        """`trackers` is None where this is not the main process; `start` the tiles seen so far."""
-        self.path = run / METRICS
+        """
+        Args:
+            trackers: None where this is not the main process.
+            samples: tiles seen so far, where the progress bar starts.
+            logged_samples: the progress of the last point that is kept, 0 or less for none: those past it were logged
+                after the checkpoint that is continued from, and will be again.
+        """
+        self.run = run
         self.is_main = trackers is not None
-        self.trackers: dict[str, Any] = {}
-        hidden = not (self.is_main and sys.stderr.isatty())
-        self.bar = tqdm(total=total_samples, initial=start, unit=" tiles", disable=hidden)
-        if self.is_main:
-            _drop_after(self.path, start)
-        for name in trackers or ():
-            self._try(name, partial(self._start, name, run, config, run_id))
+        self.senders: list[Sender] = []
+        self.is_preempted = False
+        hidden = not (self.is_main and sys.stderr is not None and sys.stderr.isatty())
+        self.bar = tqdm(total=total_samples, initial=samples, unit=" tiles", disable=hidden)
+        if not self.is_main:
+            return
+        self.metrics = Metrics(run / METRICS, logged_samples)
+        points = self.metrics.points()
+        starts: dict[str, Callable[[], Tracker]] = {
+            "wandb": lambda: Wandb(run, config, run_id, points),
+            "tensorboard": lambda: TensorBoard(run, config, logged_samples),
+        }
+        self.senders = [Sender(name, starts[name], self._failed) for name in trackers or ()]
 
-    def _start(self, name: str, run: Path, config: Mapping[str, Any], run_id: str) -> None:
-        project = os.environ.get("WANDB_PROJECT", "srcnn")
-        kind = LOGGER_TYPE_TO_CLASS[name]
-        if name == "wandb":
-            if not os.environ.get("WANDB_API_KEY") and not _netrc_has_wandb():
-                os.environ.setdefault("WANDB_MODE", "offline")  # no account: never a prompt
-            os.environ.setdefault("WANDB_SILENT", "true")
-            tracker = kind(project, name=run.name, dir=str(run), id=run_id, resume="allow")
-        else:
-            tracker = kind(project, logging_dir=str(run))
-        tracker.start()
-        tracker.store_init_configuration(_flat(config))
-        if name == "wandb":
-            # Points carry their own axis: wandb drops what is logged at a step below the last, as after a resume.
-            tracker.tracker.define_metric(STEP_KEY)
-            tracker.tracker.define_metric("*", step_metric=STEP_KEY)
-        self.trackers[name] = tracker
+    def _failed(self, name: str, reason: str) -> None:
+        cure = f"; `srcnn sync {self.run}` sends them later" if name == "wandb" else ""
+        logger.warning("tracking with %s stopped, the numbers go on in %s%s: %s", name, self.run / METRICS, cure,
+                       reason)
 
-    def _try(self, name: str, action: Callable[[], None]) -> None:
+    def _show(self, action: Callable[[], object]) -> None:
         try:
             action()
-        except Exception as error:  # whatever a tracker raises, training goes on
-            self.trackers.pop(name, None)
-            logger.warning("tracking with %s stopped, the numbers go on in %s: %s", name, self.path, error)
-
-    def _for_each(self, action: Callable[[str, Any], None]) -> None:
-        for name, tracker in list(self.trackers.items()):
-            self._try(name, partial(action, name, tracker))
+        except (OSError, ValueError):  # the terminal is gone, or closed
+            self.bar.disable = True
 
     def advance(self, samples: int) -> None:
         """Moves the progress bar to `samples` tiles."""
-        self.bar.update(samples - self.bar.n)
+        self._show(lambda: self.bar.update(samples - self.bar.n))
 
-    def log(self, samples: int, values: Mapping[str, float]) -> None:
-        """Writes numbers at a progress of `samples` tiles to metrics.jsonl, the trackers and the person watching."""
+    def log(self, samples: int, values: Mapping[str, float], pictures: Mapping[str, np.ndarray] | None = None) -> None:
+        """Writes all there is at a progress of `samples` tiles, once: to metrics.jsonl, the trackers, and for people.
+
+        `pictures` are uint8 (H, W, 3), by title, for wandb and TensorBoard.
+        """
         if not self.is_main:
             return
-        point = {STEP_KEY: samples, **values}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(point) + "\n")
-
-        def send(name: str, tracker: Any) -> None:
-            tracker.log(dict(point), step=None if name == "wandb" else samples)
-
-        self._for_each(send)
+        self.metrics.add({STEP_KEY: samples, **values})
+        self._send(lambda tracker: tracker.log(samples, dict(values), dict(pictures or {})))
         shown = {key: f"{value:.4g}" for key, value in values.items() if key in _SHOWN}
         if self.bar.disable:
             logger.info("%d tiles  %s", samples, "  ".join(f"{key} {value}" for key, value in shown.items()))
         else:
-            self.bar.set_postfix(shown)
+            self._show(lambda: self.bar.set_postfix(shown))
 
-    def log_picture(self, samples: int, title: str, picture: np.ndarray) -> None:
-        """Sends a uint8 (H, W, 3) picture to the trackers that show pictures (wandb, TensorBoard)."""
-
-        def send(name: str, tracker: Any) -> None:
-            if name == "wandb":
-                import wandb
-
-                tracker.tracker.log({title: wandb.Image(picture), STEP_KEY: samples})
-            elif name == "tensorboard":
-                tracker.tracker.add_image(title, picture, samples, dataformats="HWC")
-
-        self._for_each(send)
+    def _send(self, action: Callable[[Tracker], None]) -> None:
+        for sender in self.senders:
+            sender.put(action)
 
     def log_artifact(self, title: str, folder: Path) -> None:
         """Uploads a folder as a wandb artifact of type model."""
+        self._send(lambda tracker: tracker.log_artifact(title, folder))
 
-        def send(name: str, tracker: Any) -> None:
-            if name == "wandb":
-                tracker.tracker.log_artifact(str(folder), name=title, type="model")
-
-        self._for_each(send)
+    def preempted(self) -> None:
+        """Tells wandb that the machine is taken away and the run will go on later; `finish` then hurries."""
+        self.is_preempted = True
+        self._send(lambda tracker: tracker.preempted())
 
     def finish(self) -> None:
-        self.bar.close()
-        self._for_each(lambda name, tracker: tracker.finish())
+        """Waits until the trackers have all, FINISH_SECONDS at most; says if not. May be called in a `finally`:
+        the run then counts as failed where an exception is on its way."""
+        self._show(self.bar.close)
+        if self.is_main:
+            self.metrics.write()
+        deadline = time.monotonic() + (PREEMPTED_SECONDS if self.is_preempted else FINISH_SECONDS)
+        exit_code = int(self.is_preempted or sys.exc_info()[0] is not None)
+        for sender in self.senders:
+            sender.finish(exit_code, max(deadline - time.monotonic(), 0))
+        self.senders = []
 
 
-def _netrc_has_wandb() -> bool:
-    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
-    return netrc.is_file() and "wandb" in netrc.read_text(errors="replace")
+class Metrics:
+    """metrics.jsonl: a line for each point. What cannot be written is kept, and written in order when it can."""
 
+    def __init__(self, path: Path, logged_samples: int) -> None:
+        """Drops the points past `logged_samples`, and torn lines."""
+        self.path, self.logged_samples = path, logged_samples
+        self.lines: list[bytes] = []  # the whole file: some hundred bytes a point
+        self.num_written = self.num_bytes = 0
+        self.is_read = self.is_failing = False
+        self.write()
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined by dots and lists as text: what every tracker takes as hyperparameters."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
+    def points(self) -> list[dict[str, float]]:
+        return [json.loads(line) for line in self.lines]
+
+    def add(self, point: Mapping[str, float]) -> None:
+        self.lines.append(json.dumps(point, default=float).encode() + b"\n")
+        self.write()
+
+    def write(self) -> None:
+        """Writes what is not written yet; says once when that fails, and once when it works again."""
+        try:
+            if not self.is_read:
+                self._read()
+            self._write()
+        except OSError as error:
+            if not self.is_failing:
+                logger.warning("%s cannot be written, its lines are kept in memory until it can: %s", self.path, error)
+            self.is_failing = True
         else:
-            flat[prefix + key] = value if isinstance(value, (int, float, str, bool)) else str(value)
-    return flat
+            if self.is_failing:
+                logger.warning("%s is written again, no line is lost", self.path)
+            self.is_failing = False
+
+    def _read(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        content = b""
+        with contextlib.suppress(FileNotFoundError):
+            content = self.path.read_bytes()
+        kept = [line for line in content.splitlines(keepends=True) if _progress(line) <= self.logged_samples]
+        is_start = content.startswith(b"".join(kept))
+        self.num_written = len(kept) if is_start else 0
+        self.num_bytes = sum(map(len, kept)) if is_start else -1
+        self.lines = kept + self.lines
+        self.is_read = True
+
+    def _write(self) -> None:
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if size < self.num_bytes or self.num_bytes < 0:  # not what was written: another disk, another file
+            with atomic_file(self.path) as whole:
+                whole.write(b"".join(self.lines))
+            self.num_written, self.num_bytes = len(self.lines), sum(map(len, self.lines))
+            return
+        new = b"".join(self.lines[self.num_written:])
+        if not new and size == self.num_bytes:
+            return
+        with self.path.open("ab") as file:
+            file.truncate(self.num_bytes)  # a line half written goes
+            file.write(new)
+            file.flush()
+            os.fsync(file.fileno())
+        self.num_written, self.num_bytes = len(self.lines), self.num_bytes + len(new)
 
 
-def _drop_after(path: Path, samples: int) -> None:
-    """Takes out the points past `samples`: they were logged after the checkpoint that is continued from."""
-    if not path.is_file():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if _progress(line) <= samples]
-    if kept != lines:
-        with atomic_file(path) as file:
-            file.write("".join(line + "\n" for line in kept).encode())
-
-
-def _progress(line: str) -> float:
+def _progress(line: bytes) -> float:
+    """Infinity for a line that is torn."""
     try:
-        return float(json.loads(line)[STEP_KEY])
+        return float(json.loads(line)[STEP_KEY]) if line.endswith(b"\n") else float("inf")
     except (ValueError, KeyError, TypeError):
-        return float("inf")  # a line torn by a kill
+        return float("inf")
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from srcnn import signals
 from srcnn.config import plain
-from srcnn.feed import StreamFailed, feed
+from srcnn.feed import feed
 from srcnn.meter import Meter
 from srcnn.optimize import rate, set_rate, update_average
+from srcnn.ranks import RankFailed, raise_together
 from srcnn.reader import ShardReader
 from srcnn.report import pair_rows, write_report
-from srcnn.run import (
-    Run,
-    TrainConfig,
-    continue_run,
-    open_shards,
-    save_checkpoint,
-    start_accelerator,
-    start_run,
-)
+from srcnn.resume import continue_run, overdue, save_checkpoint, save_due, save_now, saved_config
+from srcnn.run import Run, TrainConfig, due, open_shards, start_accelerator, start_run
+from srcnn.signals import Stopped
+from srcnn.skipped import report_skipped
 from srcnn.stream import Batch
 from srcnn.tracking import Tracking
 from srcnn.validate import crop, validate
@@ -38,37 +37,55 @@ def train(config: TrainConfig) -> dict[str, float]:
 
     Raises:
         FileNotFoundError, ShardError: no shards, or not what their manifest says.
-        ValueError: the run folder belongs to another network, seed or data.
-        FloatingPointError: the loss is no longer finite.
-        StreamFailed: samples cannot be read, or are damaged; a checkpoint after the last whole step is left.
+        RankFailed: the run folder belongs to another network, seed or data, or samples cannot be read, or a checkpoint
+            cannot be written; on all ranks.
+        FloatingPointError: loss or gradient is not finite, again and again.
+        Stopped: a rank was told to stop. As after RankFailed within training, a checkpoint after the last whole step
+            is left.
+        OSError: the last checkpoint cannot be written.
     """
     accelerator = start_accelerator(config)
     train_reader, val_reader = open_shards(config)
     run = start_run(config, accelerator)
-    continue_run(config, run, train_reader)
-    announce(config, run, train_reader, val_reader)
-    tracking = Tracking(Path(config.run), config.trackers if accelerator.is_main_process else None,
-                        plain(asdict(config)), config.total_samples, run.samples, run.tracker_id)
     meter = Meter(accelerator.device)
     try:
-        for batch in batches(config, run, train_reader, meter):
-            train_step(config, run, batch, meter)
-            tracking.advance(run.samples)
-            if crossed(config, run, config.log_every_samples):
-                tracking.log(run.samples, meter.read(run))
-            if crossed(config, run, config.validate_every_samples):
-                run.values = validate_run(config, run, val_reader)
-                tracking.log(run.samples, run.values)
-                show_pictures(config, run, val_reader, tracking)
-                save_checkpoint(config, run, train_reader)
-                meter.restart()
-    except StreamFailed:
-        save_checkpoint(config, run, train_reader, validated=False)
-        raise
+        continue_run(config, run, meter, train_reader)
+        announce(config, run, train_reader, val_reader)
+        tracking = start_tracking(config, run)
+        signals.heed_from_now()
+        try:
+            loop(config, run, meter, train_reader, val_reader, tracking)
+            write_results(config, run, tracking, val_reader)
+        except (RankFailed, Stopped) as stop:
+            if isinstance(stop, Stopped):
+                tracking.preempted()
+            save_now(config, run, meter, train_reader)
+            raise
+        finally:
+            tracking.finish()
     finally:
         train_reader.close()
-    finish(config, run, tracking, val_reader)
+        if run.writer:
+            run.writer.close()
     return run.values
+
+
+def loop(
+    config: TrainConfig, run: Run, meter: Meter, train_reader: ShardReader, val_reader: ShardReader, tracking: Tracking
+) -> None:
+    """Measure, save, step, until all samples are seen and all is written."""
+    parts = batches(config, run, train_reader, meter)
+    while True:
+        if measure(config, run, meter, val_reader, tracking) or save_due(config, run):
+            with meter.paused():
+                save_checkpoint(config, run, meter, train_reader)
+        if run.samples >= config.total_samples:
+            save_now(config, run, meter, train_reader)
+            return
+        batch, trouble = next_batch(config, run, train_reader, parts)
+        if not train_step(config, run, batch, meter, trouble):
+            report_skipped(config, run, batch, train_reader)
+        tracking.advance(run.samples)
 
 
 def announce(config: TrainConfig, run: Run, train_reader: ShardReader, val_reader: ShardReader) -> None:
@@ -81,6 +98,40 @@ def announce(config: TrainConfig, run: Run, train_reader: ShardReader, val_reade
         order = config.stream.order_of(config.seed, train_reader)
         logger.info("SRCNN %s on %s, %s, order: %s; %d of %d tiles done", kernels, where, data, order, run.samples,
                     config.total_samples)
+
+
+def start_tracking(config: TrainConfig, run: Run) -> Tracking:
+    """The record of the run, which goes on where the checkpoint knows it to be."""
+    trackers = config.trackers if run.accelerator.is_main_process else None
+    logged = max(run.logged_samples, run.validated_samples)
+    return Tracking(Path(config.run), trackers, plain(asdict(saved_config(config))), config.total_samples, run.samples,
+                    logged, run.tracker_id)
+
+
+def measure(config: TrainConfig, run: Run, meter: Meter, reader: ShardReader, tracking: Tracking) -> bool:
+    """Logs and validates where that is due, as one point; returns whether a checkpoint should follow.
+
+    Nothing counts as done until all of it is: told to stop in between, the run begins here when it continues.
+    """
+    log_due = due(config, run, config.log_every_samples, run.logged_samples)
+    validation_due = due(config, run, config.validate_every_samples, run.validated_samples)
+    if not (log_due or validation_due):
+        return False
+    values: dict[str, float] = {}
+    pictures: dict[str, np.ndarray] = {}
+    if validation_due:
+        with meter.paused():
+            values, pictures = validate_run(config, run, reader), show_pictures(config, run, reader)
+    point = (meter.read(run) if log_due else {}) | values
+    if validation_due:
+        run.values, run.validated_samples = values, run.samples
+        if values["val/psnr"] > run.best_psnr:
+            run.best_psnr, run.best_samples = values["val/psnr"], run.samples
+    if log_due:
+        run.logged_samples = run.samples
+        meter.restart()
+    tracking.log(run.samples, point, pictures)
+    return validation_due or overdue(config, run)
 
 
 def validate_run(config: TrainConfig, run: Run, reader: ShardReader) -> dict[str, float]:
@@ -106,58 +157,94 @@ def batches(config: TrainConfig, run: Run, reader: ShardReader, meter: Meter) ->
         yield batch
 
 
-def train_step(config: TrainConfig, run: Run, batch: Batch, meter: Meter) -> None:
-    """One optimizer step over one global batch: mean squared error over all pixels of all ranks' tiles."""
+def next_batch(
+    config: TrainConfig, run: Run, reader: ShardReader, parts: Iterator[Batch]
+) -> tuple[Batch, Exception | None]:
+    """The next batch, and why this rank wants the run to stop, None as a rule.
+
+    A rank that has no batch takes its part in the next step with a black tile, so that the others hear of it.
+    """
+    trouble: Exception | None = signals.warned()
+    for problem in run.writer.problems() if run.writer else ():
+        logger.warning("a checkpoint could not be written, the last good one is kept: %s", problem)
+        trouble = problem if config.on_save_failure == "stop" else trouble
+    try:
+        return next(parts), trouble
+    except (OSError, ValueError) as error:
+        black = torch.zeros((1, *reader.tile_shape), dtype=torch.uint8, device=run.accelerator.device)
+        none = torch.zeros(1, dtype=torch.uint8, device=black.device)
+        return Batch(black, black, none, none), error
+
+
+def train_step(
+    config: TrainConfig, run: Run, batch: Batch, meter: Meter, trouble: Exception | None = None
+) -> bool:
+    """One optimizer step over one global batch: mean squared error over all pixels of all ranks' tiles.
+
+    The ranks agree on every step without a word: a loss that is not finite on one of them, or its `trouble`, makes the
+    gradient NaN, which the all-reduce brings to all. None of them takes such a step then.
+
+    Returns:
+        Whether the weights were changed; False where the samples are used up but the step was skipped.
+
+    Raises:
+        RankFailed, Stopped: some rank has trouble; on all ranks, and as if the step had not begun.
+    """
     accelerator = run.accelerator
     clean, degraded = run.as_floats(batch, config.augment)
     batch_size = config.global_batch_size(accelerator.num_processes)
-    weight = accelerator.num_processes / batch_size  # gradients are averaged over the ranks, whose parts may be unequal
+    # Gradients are averaged over the ranks, whose parts may be unequal.
+    weight = math.nan if trouble else accelerator.num_processes / batch_size
     border = run.network.receptive_radius if config.loss_crop else 0
     at_once = config.tiles_at_once(accelerator.device.type, len(clean))
 
     def accumulate(clean: torch.Tensor, degraded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         restored = run.model(degraded)
         loss = crop(restored - clean, border).square().mean() * len(clean)
-        accelerator.backward(loss * weight)
+        accelerator.backward(loss * (weight + 0 * loss.detach()))  # NaN where the loss is not finite
         return loss.detach(), restored.detach()
 
     *first, last = zip(torch.split(clean, at_once), torch.split(degraded, at_once), strict=True)
     with accelerator.no_sync(run.model):  # the gradients travel once
         parts = [accumulate(*chunk) for chunk in first]
     losses, restored = zip(*parts, accumulate(*last), strict=True)
-    meter.add(torch.stack(losses).sum(), clean, degraded, torch.cat(restored))
     clip = config.optimizer.clip_norm or float("inf")
-    meter.gradient_norm = accelerator.clip_grad_norm_(run.network.parameters(), clip)
+    gradient_norm = float(accelerator.clip_grad_norm_(run.network.parameters(), clip))
+    finite = math.isfinite(gradient_norm)
+    if not finite:
+        raise_together(trouble, run.group)
     set_rate(run.optimizer, rate(config.optimizer, run.samples, config.total_samples))
-    run.optimizer.step()
+    if finite or accelerator.scaler:  # a scaler lowers its scale, and leaves the weights
+        run.optimizer.step()
     run.optimizer.zero_grad()
     run.step, run.samples = run.step + 1, run.samples + batch_size
-    run.skipped_steps += int(run.optimizer.step_was_skipped)
-    if run.average is not None:
-        update_average(run.average, run.network, config.optimizer, run.samples, batch_size)
+    run.skipped_steps += not finite
+    run.skipped_in_a_row = 0 if finite else run.skipped_in_a_row + 1
+    if finite:
+        meter.add(torch.stack(losses).sum(), clean, degraded, torch.cat(restored))
+        meter.gradient_norm, meter.learning_rate = gradient_norm, run.optimizer.param_groups[0]["lr"]
+        if run.average is not None:
+            update_average(run.average, run.network, config.optimizer, run.samples, batch_size)
+    return finite
 
 
-def crossed(config: TrainConfig, run: Run, every: int) -> bool:
-    """Whether the last step passed a multiple of `every` samples, or the end."""
-    before = run.samples - config.global_batch_size(run.accelerator.num_processes)
-    return run.samples // every > before // every or run.samples >= config.total_samples
-
-
-def show_pictures(config: TrainConfig, run: Run, reader: ShardReader, tracking: Tracking) -> None:
-    """Sends the first validation pairs to the trackers: degraded, restored, clean side by side."""
+def show_pictures(config: TrainConfig, run: Run, reader: ShardReader) -> dict[str, np.ndarray]:
+    """The first validation pairs for the trackers: degraded, restored, clean side by side."""
     if run.accelerator.is_main_process and config.num_pictures and config.trackers:
-        rows = pair_rows(reader, run.result, config.num_pictures)
-        tracking.log_picture(run.samples, "degraded, restored, clean", rows)
+        return {"degraded, restored, clean": pair_rows(reader, run.result, config.num_pictures)}
+    return {}
 
 
-def finish(config: TrainConfig, run: Run, tracking: Tracking, reader: ShardReader) -> None:
+def write_results(config: TrainConfig, run: Run, tracking: Tracking, reader: ShardReader) -> None:
     """The report and the last words, on the main process."""
     if run.accelerator.is_main_process:
         gain = run.values.get("val/gain", 0.0)
         if config.overfit_tiles:
             verdict = "the loop learns" if gain > 1 else "too little: something is wrong, or total_samples too low"
             logger.info("gained %.2f dB on the %d tiles trained on: %s", gain, config.overfit_tiles, verdict)
-        write_report(Path(config.run), reader)
+        try:
+            write_report(Path(config.run), reader)
+        except OSError as error:
+            logger.warning("no report could be written (`srcnn report %s` tries again): %s", config.run, error)
         if config.upload_best:
             tracking.log_artifact(f"{Path(config.run).name}-best", Path(config.run, "best"))
-    tracking.finish()

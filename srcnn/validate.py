@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from srcnn.feed import on_device, together
+from srcnn import signals
+from srcnn.feed import on_device
 from srcnn.metrics import ssim, sum_over_ranks, tile_psnr
 from srcnn.model import SRCNN, full_precision, to_device
+from srcnn.ranks import together
 from srcnn.reader import ShardReader
 from srcnn.stream import Batch, StreamConfig, val_batches
 
@@ -71,7 +73,8 @@ def validate(
 
     Raises:
         FloatingPointError: the network's output is not finite; on all ranks alike.
-        StreamFailed: a rank cannot read its pairs; on all ranks, where `group` is that of `process_group`.
+        RankFailed: a rank cannot read its pairs; on all ranks, where `group` is that of `process_group`.
+        Stopped: a rank was told to stop; likewise.
     """
     model = to_device(model.folded(), accelerator.device).eval()  # free of autocast
     size = BATCH_SIZE.get(accelerator.device.type, 64)
@@ -82,6 +85,8 @@ def validate(
     def score() -> torch.Tensor:
         sums = torch.zeros(6, dtype=torch.float64, device=accelerator.device)
         for batch in on_device(batches, accelerator.device):
+            if warning := signals.warned():
+                raise warning
             sums += score_sums(model, *as_floats(batch))
         return sums
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from srcnn.files import read_json
-from srcnn.index import hash_of
+from srcnn.index import hash_of, row_problem
 from srcnn.reader import read_index, read_manifest
 from srcnn.sample import PLAN, SPLITS, Manifest, Shard, ShardError
 from srcnn.storage import AccessConfig, Folder, ObjectStore, join, open_storage
+from srcnn.untrusted import read_json
 
 CHUNK_BYTES = 16 << 20
 
@@ -37,10 +37,10 @@ def verify_shards(location: str | Path, access: AccessConfig | None = None) -> I
     for place in (str(location), *(join(location, split) for split in SPLITS)):
         storage = open_storage(place, access)
         try:
-            found.append((place, storage, read_manifest(storage)))
+            found.append((storage.location, storage, read_manifest(storage)))
         except FileNotFoundError as error:
             if not found and place == join(location, SPLITS[-1]):
-                raise FileNotFoundError(f"{location}: {error}") from error
+                raise FileNotFoundError(f"{open_storage(location, access).location}: {error}") from None
     for place, storage, manifest in found:
         try:
             yield from _verify_split(place, storage, manifest)
@@ -78,8 +78,10 @@ def _manifest_problem(storage: Folder | ObjectStore, manifest: Manifest) -> str:
             return f"says that {name} has {difference:+d} pairs more than its photos gave; make the shards anew"
     plan = storage.path.parent / PLAN if isinstance(storage, Folder) else None
     if plan is not None and plan.is_file():
-        planned = read_json(plan).get("config", {})
-        here = manifest.config
+        begun, here = read_json(plan), manifest.config
+        planned = begun.get("config") if isinstance(begun, dict) else None
+        if not isinstance(planned, dict):
+            return f"cannot be compared with {plan}, which is damaged; make the shards anew"
         changed = [key for key in planned | here if planned.get(key) != here.get(key)]
         if changed:
             told = ", ".join(f"{key}: {planned.get(key)} there, {here.get(key)} here" for key in changed)
@@ -101,11 +103,12 @@ def _shard_problem(
         return str(error)
     found = digest.hexdigest()
     if found == shard.sha256:
-        return "" if rows is None or _lie_in_turn(rows, shard) else "has not as many pairs as the manifest says"
+        problem = "" if rows is None else row_problem(rows, manifest, shard)
+        return f"has not as many pairs as the manifest says, or a pair {problem}" if problem else ""
     others = [other.name for other in manifest.shards if other.sha256 == found]
     if others:
         return f"holds what {others[0]} should hold; the names are swapped"
-    damaged = [] if rows is None else _damaged(storage, shard, rows)
+    damaged = [] if rows is None or row_problem(rows, manifest, shard) else _damaged(storage, shard, rows)
     if rows is not None and len(damaged) == len(rows):
         return "is another shard, of other photos or another config; copy the right one or make the shards anew"
     where = ", ".join(str(first + number) for number in damaged[:10]) + (", ..." if len(damaged) > 10 else "")
@@ -118,15 +121,9 @@ def _size_problem(path: Path, shard: Shard, rows: np.ndarray | None, first: int)
     size = path.stat().st_size
     if size == shard.bytes:
         return ""
-    lost = np.empty(0, int) if rows is None else np.flatnonzero(rows["start"] + rows["bytes"] > size)
+    lost = np.empty(0, int) if rows is None else np.flatnonzero(rows["start"].astype(float) + rows["bytes"] > size)
     told = f" and lacks what follows from pair {first + lost[0]} of the split on" if len(lost) else ""
     return f"has {size} bytes{told}, the manifest says {shard.bytes} bytes; copy it again"
-
-
-def _lie_in_turn(rows: np.ndarray, shard: Shard) -> bool:
-    """Whether these can be the samples of one shard: those of two begin at 0 twice."""
-    stops = rows["start"] + rows["bytes"]
-    return bool(np.all(rows["start"][1:] >= stops[:-1]) and np.all(stops <= shard.bytes))
 
 
 def _damaged(storage: Folder | ObjectStore, shard: Shard, rows: np.ndarray) -> list[int]:

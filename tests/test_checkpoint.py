@@ -1,9 +1,12 @@
 """Checkpoints: whole or not there, verified, rotated, the best kept."""
 
+import shutil
+
 import pytest
 import torch
 
 from srcnn import checkpoint
+from srcnn.files import FolderLock
 from srcnn.model import SRCNN, ModelConfig, load_model
 
 
@@ -14,7 +17,8 @@ def model():
 
 
 def save(run, step, model, is_best=False, keep=2):
-    return checkpoint.save(run, step, model, {"step": step}, {"samples": str(step)}, is_best, keep)
+    snapshot = checkpoint.Snapshot(step, model, {"step": step}, {"samples": str(step)}, is_best)
+    return checkpoint.save(run, snapshot, keep)
 
 
 def test_the_latest_few_and_the_best_are_kept(tmp_path, model):
@@ -48,6 +52,41 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_taken(tmp_path, mod
     assert checkpoint.latest(tmp_path).name == "step-00000001"
 
 
+def test_no_whole_checkpoint_of_many_is_no_reason_to_begin_anew(tmp_path, model):
+    for step in (0, 1):
+        (save(tmp_path, step, model) / checkpoint.MODEL).write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="none of its 2 checkpoints is whole; --fresh"):
+        checkpoint.latest(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000001")
+    assert checkpoint.latest(tmp_path) is None, "nothing was trained yet"
+
+
+def test_a_kill_while_a_checkpoint_is_replaced_loses_neither(tmp_path, model):
+    folder = save(tmp_path, 1, model)
+    replaced = folder.with_name(f"{checkpoint.REPLACED_PREFIX}{folder.name}")
+    folder.rename(replaced)
+    checkpoint.clear_leftovers(tmp_path)
+    assert checkpoint.latest(tmp_path) == folder and not replaced.exists()
+    shutil.copytree(folder, replaced)
+    checkpoint.clear_leftovers(tmp_path)
+    assert checkpoint.latest(tmp_path) == folder and not replaced.exists()
+
+
+def test_a_best_checkpoint_that_could_not_be_written_comes_with_the_next(tmp_path, model):
+    writer = checkpoint.Writer(tmp_path, 1, FolderLock(tmp_path, 0))
+    blocked = tmp_path / "checkpoints"
+    blocked.write_text("a file where the folder should be")
+    writer.submit(checkpoint.Snapshot(1, model, {"step": 1}, {}, is_best=True))
+    problems = writer.wait()
+    assert len(problems) == 1 and "checkpoints" in str(problems[0])
+    blocked.unlink()
+    writer.submit(checkpoint.Snapshot(2, model, {"step": 2}, {}, is_best=False))
+    assert writer.wait() == []
+    assert (tmp_path / "best").resolve().name == "step-00000001"
+    assert checkpoint.latest(tmp_path).name == "step-00000002"
+    writer.close()
+
+
 def test_damaged_checkpoints_that_were_passed_over_do_not_push_out_new_ones(tmp_path, model):
     save(tmp_path, 1, model, is_best=True)
     (save(tmp_path, 9, model) / checkpoint.MODEL).write_bytes(b"damaged")
@@ -62,7 +101,7 @@ def test_a_half_written_checkpoint_is_never_taken_and_cleared_away(tmp_path, mod
     half.mkdir(parents=True)
     (half / checkpoint.MODEL).write_bytes(b"half")
     assert checkpoint.latest(tmp_path) is None
-    save(tmp_path, 1, model)
+    checkpoint.clear_leftovers(tmp_path)
     assert not half.exists()
 
 

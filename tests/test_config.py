@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 import yaml
 
-from srcnn.config import nearest, parse, to_yaml
+from srcnn.config import nearest, parse, to_yaml, without_credentials
 
 
 @dataclass(frozen=True)
@@ -144,3 +144,66 @@ def test_help_explains_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     for words in ("size of a step", "which one", "how strong", "a mapping", "default: 0.5", "{first,second}"):
         assert words in shown
+
+
+SECRETS = ("hunter2", "AKIAEXAMPLE", "c2VjcmV0")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("https://ann:hunter2@host:8443/a/b", "https://***@host:8443/a/b"),
+        ("https://ann:hun@ter2?hunter2@host/a", "https://***@host/a"),
+        ("https://hunter2@github.com/a", "https://***@github.com/a"),
+        ("s3://AKIAEXAMPLE:hunter2@bucket/shards", "s3://***@bucket/shards"),
+        ("https://h/a?X-Amz-Date=1&X-Amz-Signature=c2VjcmV0&X-Amz-Expires=9",
+         "https://h/a?X-Amz-Date=1&X-Amz-Signature=***&X-Amz-Expires=9"),
+        ("https://h/a?X-Amz-Credential=AKIAEXAMPLE%2F2026&X-Amz-Security-Token=c2VjcmV0%3D%3D",
+         "https://h/a?X-Amz-Credential=***&X-Amz-Security-Token=***"),
+        ("https://h/a?sv=2026&sig=c2VjcmV0#part", "https://h/a?sv=2026&sig=***#part"),
+        ("https://h/a?AWSAccessKeyId=AKIAEXAMPLE&Signature=c2VjcmV0", "https://h/a?AWSAccessKeyId=***&Signature=***"),
+        ("https://h/a?key=hunter2&token=hunter2", "https://h/a?key=***&token=***"),
+        ("access_key=AKIAEXAMPLE secret_access_key='hunter2'", "access_key=*** secret_access_key='***'"),
+        ("--password=hunter2", "--password=***"),
+        ("['https://ann:hunter2@a/b', 'https://c/d?sig=hunter2']", "['https://***@a/b', 'https://c/d?sig=***']"),
+    ],
+)
+def test_credentials_are_taken_out_and_the_rest_stays(text: str, expected: str) -> None:
+    assert without_credentials(text) == expected
+    assert not any(secret in without_credentials(text) for secret in SECRETS)
+    assert without_credentials(expected) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "data/shards", "s3://bucket/shards", "https://host/a?page=2&design=3", "sigma=0.5", "num_tokens_seen 3",
+     "ann@host.org", "monkey=3", "https://host/@scope/package", "/a//b@c"],
+)
+def test_what_is_no_credential_stays_as_it_is(text: str) -> None:
+    assert without_credentials(text) == text
+
+
+@pytest.mark.parametrize("text,problem", [
+    ("seed: 3\ntotal_samples:\n", "total_samples"),
+    ("model: &model\n  kernels: *model\n", "aliases"),
+    ("run: !!python/object/apply:os.getcwd []\n", "python/object"),
+])
+def test_a_config_of_a_stranger_ends_with_one_line(tmp_path, capsys, text, problem):
+    from srcnn.run import TrainConfig
+
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    for arguments in (["--config", str(path)], [f"--config={path}"]):
+        with pytest.raises(SystemExit) as stop:
+            parse(TrainConfig, "test", "", arguments)
+        assert stop.value.code == 2
+        error = capsys.readouterr().err
+        assert problem in error and "Traceback" not in error
+
+
+def test_a_boolean_needs_no_value():
+    from srcnn.run import TrainConfig
+
+    assert parse(TrainConfig, "test", "", ["--fresh", "--seed", "3"]).fresh
+    assert parse(TrainConfig, "test", "", ["--seed", "3", "--fresh"]).seed == 3
+    assert not parse(TrainConfig, "test", "", ["--fresh", "false"]).fresh

@@ -1,68 +1,21 @@
 """Real processes that are killed, continued on other numbers of ranks, and starved: the same training as ever."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
-
 import numpy as np
-import psutil
 import pytest
 import torch
-import yaml
+from jobs import consumed, finish, kill, start, state, succeed, wait_for
 from servers import FaultyServer
 from small import small_shards
 
-from srcnn import checkpoint
 from srcnn.order import RunOrder
 from srcnn.reader import ShardReader
 from srcnn.tracking import read_metrics
 
-ROOT = Path(__file__).parents[1]
-SETTINGS = {"model": {"filters": [8, 4], "residual": True}, "optimizer": {"lr": 2e-3}, "batch_size": 12,
-            "trackers": [], "mixed_precision": "no"}
 pytestmark = pytest.mark.slow
 
 
-def start(num_ranks, config, **settings):
-    """A training under `accelerate launch`, as a running process."""
-    path = config / f"{num_ranks}-{time.monotonic_ns()}.yaml"
-    path.write_text(yaml.safe_dump(SETTINGS | settings))
-    launcher = ROOT / "configs/accelerate" / ("cpu.yaml" if num_ranks == 1 else "cpu2.yaml")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launcher)]
-    command += [f"--num_processes={num_ranks}", *(["--main_process_port=0"] if num_ranks > 1 else [])]
-    return subprocess.Popen(
-        [*command, str(ROOT / "launch/train.py"), "--config", str(path)], cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
-def finish(process):
-    output, _ = process.communicate(timeout=240)
-    return process.returncode, output
-
-
-def kill_after(process, run, num_samples):
-    """kill -9 for all its processes, as soon as a checkpoint after so many samples is there."""
-    deadline = time.monotonic() + 120
-    while consumed(run) < num_samples:
-        assert time.monotonic() < deadline and process.poll() is None, process.communicate()[0]
-        time.sleep(0.02)
-    launcher = psutil.Process(process.pid)
-    for one in (launcher, *launcher.children(recursive=True)):  # ranks have sessions of their own
-        one.send_signal(signal.SIGKILL)
-    process.communicate()
-
-
-def consumed(run):
-    folder = checkpoint.latest(run) if (run / "checkpoints").is_dir() else None
-    return checkpoint.load_training(folder)["stream"]["consumed_samples"] if folder else 0
-
-
 def weights(run):
-    return checkpoint.load_training(checkpoint.latest(run))["network"]
+    return state(run)["network"]
 
 
 def test_killed_and_continued_on_2_then_3_then_1_ranks_it_is_the_same_training(tmp_path):
@@ -71,12 +24,12 @@ def test_killed_and_continued_on_2_then_3_then_1_ranks_it_is_the_same_training(t
               "optimizer": {"name": "sgd", "lr": 0.02}}  # Adam makes more of differences in rounding
     run = tmp_path / "run"
     for num_ranks, stop in ((2, 480), (3, 1920)):
-        kill_after(start(num_ranks, tmp_path, run=str(run), **common), run, stop)
+        process = start(num_ranks, tmp_path, run=str(run), **common)
+        wait_for(process, run, stop)
+        kill(process)
         assert stop <= consumed(run) < 7200
-    status, output = finish(start(1, tmp_path, run=str(run), **common))
-    assert status == 0, output
-    status, output = finish(start(1, tmp_path, run=str(tmp_path / "whole"), **common))
-    assert status == 0, output
+    succeed(start(1, tmp_path, run=str(run), **common))
+    succeed(start(1, tmp_path, run=str(tmp_path / "whole"), **common))
     parts, whole = read_metrics(run), read_metrics(tmp_path / "whole")
     for key in ("samples", "val/psnr"):
         expected = [point[key] for point in whole if "val/psnr" in point]
@@ -101,10 +54,8 @@ def test_a_read_that_fails_for_good_stops_all_ranks_after_the_same_step_and_the_
         assert f"{missing[1]}: bytes {missing[0]} to" in output and "is not there" in output
         assert consumed(run) == 60, "position 65 lies in the sixth batch of 12"
         server.clear()
-        status, output = finish(start(2, tmp_path, shards=server.url, run=str(run), **common))
-        assert status == 0, output
-        status, output = finish(start(1, tmp_path, shards=server.url, run=str(tmp_path / "whole"), **common))
-        assert status == 0, output
+        succeed(start(2, tmp_path, shards=server.url, run=str(run), **common))
+        succeed(start(1, tmp_path, shards=server.url, run=str(tmp_path / "whole"), **common))
     assert consumed(run) == 144
     for name, tensor in weights(tmp_path / "whole").items():
         torch.testing.assert_close(weights(run)[name], tensor, rtol=0, atol=1e-5)

@@ -1,4 +1,6 @@
-"""The way to the device: in step, resident or streamed, the same batches."""
+"""The way to the device: resident or streamed, the same batches."""
+
+import itertools
 
 import numpy as np
 import psutil
@@ -7,8 +9,9 @@ import torch
 from accelerate import Accelerator
 from small import small_shards
 
-from srcnn.feed import StreamFailed, feed, in_step
+from srcnn.feed import feed
 from srcnn.model import SRCNN, ModelConfig
+from srcnn.ranks import RankFailed
 from srcnn.reader import ShardReader
 from srcnn.resident import LARGEST_SHARE, ResidentReader
 from srcnn.sample import ShardError
@@ -52,23 +55,29 @@ def test_a_set_that_does_not_fit_is_refused_with_both_sizes(reader, monkeypatch)
     needed = 2 * 75 * 32 * 32
     free = type("Memory", (), {"available": int(needed / LARGEST_SHARE) - 10})
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
-    with pytest.raises(StreamFailed, match=r"GB of tiles, .* GB free on cpu.*--stream.resident no"):
+    with pytest.raises(RankFailed, match=r"GB of tiles, .* GB free on cpu.*--stream.resident no"):
         next(feed(reader, StreamConfig(resident="host"), 0, 0, 10, 1, 0, 1, CPU, None))
     free.available += 20
     next(feed(reader, StreamConfig(resident="host"), 0, 0, 10, 1, 0, 1, CPU, None))
 
 
-def test_an_error_of_the_stream_comes_after_the_last_batch_before_it():
-    def broken():
-        yield "a"
-        yield "b"
-        raise ShardError("000007.tar: damaged")
-
-    batches = in_step(broken(), None)
-    assert [next(batches), next(batches)] == ["a", "b"]
-    with pytest.raises(StreamFailed, match="000007.tar: damaged") as failure:
+def test_an_error_of_the_stream_comes_in_the_place_of_its_batch(reader, monkeypatch):
+    monkeypatch.setattr(reader, "read", failing_at(reader.read, 3))
+    batches = feed(reader, StreamConfig(num_threads=1), 0, 0, 120, 12, 0, 1, CPU, None)
+    assert [len(next(batches).samples) for _ in range(3)] == [12] * 3
+    with pytest.raises(ShardError, match="000007.tar: damaged"):
         next(batches)
-    assert isinstance(failure.value.__cause__, ShardError)
+
+
+def failing_at(read, number):
+    calls = itertools.count()
+
+    def reading(*arguments):
+        if next(calls) == number:
+            raise ShardError("000007.tar: damaged")
+        return read(*arguments)
+
+    return reading
 
 
 def test_pairs_that_validation_cannot_read_fail_it_on_all_ranks(reader, monkeypatch):
@@ -76,23 +85,8 @@ def test_pairs_that_validation_cannot_read_fail_it_on_all_ranks(reader, monkeypa
         raise ShardError("000002.tar: damaged")
 
     monkeypatch.setattr(reader, "read", lambda *_: missing(0, 0))
-    with pytest.raises(StreamFailed, match="000002.tar: damaged"):
+    with pytest.raises(RankFailed, match="000002.tar: damaged"):
         validate(SRCNN(ModelConfig(filters=(2, 2))), reader, Accelerator(cpu=True))
-
-
-def test_leaving_half_way_closes_the_stream_below():
-    closed = []
-
-    def below():
-        try:
-            yield from range(10)
-        finally:
-            closed.append(True)
-
-    batches = in_step(below(), None)
-    next(batches)
-    batches.close()
-    assert closed
 
 
 def test_floats_are_levels_over_255_channels_first(reader):

@@ -14,8 +14,8 @@ from small import draw_photo, small_config
 
 from shards.__main__ import main
 from srcnn import reader as reader_module
-from srcnn.feed import StreamFailed
 from srcnn.order import crops_at
+from srcnn.ranks import RankFailed
 from srcnn.reader import ShardReader
 from srcnn.stream import StreamConfig, train_batches, val_batches
 from srcnn.train import train
@@ -215,7 +215,7 @@ def test_a_network_is_trained_on_them_and_reported_on(tmp_path, foreign):
     report = tmp_path / "run" / "report"
     assert {path.name for path in report.iterdir()} == {"index.html", "loss.png", "psnr.png", "table.md", "tiles.png"}
     assert "photo.png" not in (report / "index.html").read_text()
-    with pytest.raises(StreamFailed, match="pictures of several sizes cannot be resident"):
+    with pytest.raises(RankFailed, match="pictures of several sizes cannot be resident"):
         train(small_config(tmp_path / "resident", foreign, stream=StreamConfig(resident="host")))
 
 

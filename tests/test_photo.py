@@ -188,7 +188,7 @@ def test_what_is_no_photo_is_refused(tmp_path: Path) -> None:
 def test_several_frames_and_floating_point_are_refused(tmp_path: Path) -> None:
     frames = [Image.fromarray(photo_pixels(seed, 33, 21)) for seed in (1, 2, 3)]
     frames[0].save(tmp_path / "pages.tif", save_all=True, append_images=frames[1:])
-    with pytest.raises(PhotoRefused, match="has 3 frames"):
+    with pytest.raises(PhotoRefused, match="has several frames"):
         read_photo(tmp_path / "pages.tif")
     Image.fromarray(np.ones((21, 33), np.float32)).save(tmp_path / "float.tif")
     with pytest.raises(PhotoRefused, match="float.tif: floating-point"):

@@ -18,8 +18,9 @@ from shards.__main__ import main as shards_main
 from srcnn import storage
 from srcnn.files import sha256_of
 from srcnn.index import INDEX, ROW, hash_of
+from srcnn.members import npy_stride
 from srcnn.reader import Pairs, ShardReader
-from srcnn.sample import IndexFile, Manifest, Shard, ShardError, npy_stride
+from srcnn.sample import IndexFile, Manifest, Shard, ShardError
 from srcnn.storage import ReadFailed
 from srcnn.stream import StreamConfig, train_batches, val_batches
 

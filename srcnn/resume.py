@@ -1,0 +1,253 @@
+"""How a run goes to the disk and comes back, as if it had never stopped: on any number of ranks, or not at all."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from srcnn import checkpoint, files
+from srcnn.config import flat, plain, to_yaml, without_credentials
+from srcnn.meter import Meter
+from srcnn.ranks import RankFailed, all_told, together
+from srcnn.reader import ShardReader
+from srcnn.run import Run, TrainConfig, due
+from srcnn.stream import StreamState
+
+FORMAT = 2  # of the training state
+MATTERS = ("model", "initialization", "centred", "weights", "seed", "overfit_tiles", "optimizer.name")
+IN_THE_STREAM = ("stream.", "shards", "run", "fresh")  # where the order and the data matter, the stream's state knows
+LOCK_SECONDS = 60.0  # a killed training needs some to go
+COUNTERS = ("step", "samples", "skipped_steps", "skipped_in_a_row", "logged_samples", "validated_samples",
+            "best_samples")
+logger = logging.getLogger(__name__)
+
+
+def continue_run(config: TrainConfig, run: Run, meter: Meter, reader: ShardReader) -> None:
+    """Takes hold of the run folder and of its latest checkpoint, if there is one; all ranks call it together.
+
+    Raises (on all ranks):
+        RankFailed: the checkpoint is of another network, seed or data, or the ranks do not all find it, or another
+            training holds the folder.
+    """
+    is_main = run.accelerator.is_main_process
+    together(lambda: take_hold(config, run) if is_main else None, run.group)
+    together(lambda: load_latest(config, run, meter, reader), run.group)
+    found = all_told(run.samples, run.group)
+    together(lambda: check_alike(config, found), run.group)
+    if is_main:
+        with files.atomic_file(Path(config.run, "config.yaml")) as file:
+            file.write(to_yaml(saved_config(config)).encode())
+
+
+def take_hold(config: TrainConfig, run: Run) -> None:
+    """The main process's: the folder is there, is nobody else's while this process lives, and has no half files."""
+    folder = Path(config.run)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = files.FolderLock(folder, LOCK_SECONDS)
+    restarts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+    if config.fresh and not any(map(int, restarts)) and checkpoint.step_folders(folder):
+        kept = next(name for number in range(1, 10**6) if not (name := Path(f"{folder}.before-{number}")).exists())
+        os.rename(folder, kept)
+        logger.info("begun anew; what was in %s is in %s", folder, kept)
+        folder.mkdir()
+        lock = files.FolderLock(folder, LOCK_SECONDS)
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    checkpoint.clear_leftovers(folder)
+    run.writer = checkpoint.Writer(folder, config.keep_checkpoints, lock)
+
+
+def load_latest(config: TrainConfig, run: Run, meter: Meter, reader: ShardReader) -> None:
+    """Puts the latest whole checkpoint into the run and the meter, and notes what is set otherwise now.
+
+    Raises:
+        ValueError: it is of another training, or its content is not what a checkpoint holds.
+    """
+    folder = checkpoint.latest(Path(config.run))
+    if folder is None:
+        return
+    state = checkpoint.load_training(folder)
+    try:
+        notes = check_continues(config, state, stream_state(config, run.samples, reader))
+        load_state(run, meter, state)
+    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"{folder}: not the state of such a training: {type(error).__name__} {error}") from error
+    if run.accelerator.is_main_process:
+        for note in notes:
+            logger.info("continued with %s", note)
+        if run.best_samples == run.samples and run.values:
+            checkpoint.mark_best(Path(config.run), folder, run.result.folded())  # a kill may have come before it
+
+
+def check_continues(config: TrainConfig, state: dict[str, Any], stream: StreamState) -> list[str]:
+    """What is set otherwise than when `state` was saved, and may be.
+
+    Raises:
+        ValueError: with both values, where the run would continue as another one.
+    """
+    if (found := state.get("format", 1)) != FORMAT:
+        raise ValueError(f"{config.run}: its checkpoints have format {found}, this srcnn reads {FORMAT}; "
+                         "--fresh begins anew and keeps them")
+    saved, wanted = flat(state["config"]), flat(plain(asdict(saved_config(config))))
+    saved |= {f"data.{key}": value for key, value in state["stream"].items()}
+    wanted |= {f"data.{key}": value for key, value in asdict(stream).items()}
+    notes = []
+    for key, value in wanted.items():
+        if saved.get(key) == value or key in ("data.epoch", "data.consumed_samples"):
+            continue
+        if key.startswith(("data.", *MATTERS)):
+            raise ValueError(f"{config.run} was begun with {key} {saved.get(key)}, not {value}; choose another run "
+                             "folder (--run) or the old setting, or begin anew (--fresh)")
+        if not key.startswith(IN_THE_STREAM):
+            notes.append(f"{key} {value}, before {saved.get(key)}")
+    return notes
+
+
+def check_alike(config: TrainConfig, found: list[int]) -> None:
+    """Raises ValueError where the ranks stand at different samples."""
+    if len(set(found)) > 1:
+        raise ValueError(f"{config.run}: the ranks find checkpoints after {found} tiles; put it where all nodes see it")
+
+
+def load_state(run: Run, meter: Meter, state: dict[str, Any]) -> None:
+    """Puts a checkpoint's training state into the run; the optimizer's settings stay those of the config.
+
+    Raises:
+        ValueError: tensors of other names or shapes, or values that no training has.
+    """
+    counters = {key: state[key] for key in COUNTERS}
+    if any(type(value) is not int or value < 0 for value in counters.values()):
+        raise ValueError(f"counters {counters}: expected whole numbers from 0")
+    load_weights(run.network, state["network"])
+    if run.average is not None:
+        load_weights(run.average, state["network"] if state["average"] is None else state["average"])
+    ours = run.optimizer.state_dict()["param_groups"]
+    check_optimizer(run, state["optimizer"]["state"], ours)
+    run.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": ours})
+    if run.accelerator.scaler and state["scaler"]:
+        run.accelerator.scaler.load_state_dict({key: float(value) for key, value in state["scaler"].items()})
+    meter.load(state["meter"], run.accelerator.process_index, run.accelerator.num_processes)
+    for key, value in counters.items():
+        setattr(run, key, value)
+    run.saved_samples = run.samples
+    run.best_psnr, run.tracker_id = float(state["best_psnr"]), str(state["tracker_id"])
+    run.values = {str(key): float(value) for key, value in state["values"].items()}
+
+
+def load_weights(model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Raises ValueError, naming the tensor, unless names and shapes are the model's and all values are finite."""
+    expected = model.state_dict()
+    if set(tensors) != set(expected):
+        raise ValueError(f"weights named {', '.join(map(str, tensors))}, expected {', '.join(expected)}")
+    for name, tensor in tensors.items():
+        _check_tensor(name, tensor, expected[name].shape)
+    model.load_state_dict(tensors)
+
+
+def check_optimizer(run: Run, state: dict[int, dict[str, Any]], groups: list[dict[str, Any]]) -> None:
+    """Raises ValueError unless `state` holds finite numbers, or tensors like the parameters, for these groups."""
+    parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+    numbers = [number for group in groups for number in group["params"]]
+    for number, values in state.items():
+        shape = dict(zip(numbers, (parameter.shape for parameter in parameters), strict=True))[number]
+        for name, value in values.items():
+            if value is not None:
+                scalar = not isinstance(value, torch.Tensor) or value.ndim == 0
+                _check_tensor(f"optimizer.{number}.{name}", torch.as_tensor(value), torch.Size() if scalar else shape)
+
+
+def _check_tensor(name: str, tensor: torch.Tensor, shape: torch.Size) -> None:
+    if tensor.shape != shape or tensor.layout != torch.strided or not tensor.is_floating_point():
+        raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, expected floats {tuple(shape)}")
+    if not torch.isfinite(tensor).all():
+        raise ValueError(f"{name} holds values that are not finite")
+
+
+def stream_state(config: TrainConfig, samples: int, reader: ShardReader) -> StreamState:
+    """Where the stream stands after so many samples."""
+    order = str(config.stream.order_of(config.seed, reader))
+    return StreamState(config.seed, samples // reader.num_samples, samples, reader.manifest.hash(), order)
+
+
+def saved_config(config: TrainConfig) -> TrainConfig:
+    """The settings as they may be written down: to be used again, and without secrets."""
+    shards, weights = without_credentials(config.shards), without_credentials(config.weights)
+    return replace(config, fresh=False, shards=shards, weights=weights)
+
+
+def save_due(config: TrainConfig, run: Run) -> bool:
+    """Whether it is time for a checkpoint beside those of validations; at the very start it shows that it can be."""
+    return run.saved_samples < 0 or due(config, run, config.save_every_samples, run.saved_samples)
+
+
+def overdue(config: TrainConfig, run: Run) -> bool:
+    """Whether the last checkpoint is too old by the main process's clock."""
+    if not config.save_every_minutes:
+        return False
+    age = time.monotonic() - run.saved_at
+    return all_told(age > 60 * config.save_every_minutes, run.group)[0]
+
+
+def save_now(config: TrainConfig, run: Run, meter: Meter, reader: ShardReader) -> None:
+    """A checkpoint of where the run stands is on the disk when this returns; all ranks call it together.
+
+    Raises:
+        RankFailed: it cannot be written.
+    """
+
+    def wait() -> None:
+        for problem in run.writer.wait() if run.writer else ():
+            raise problem
+
+    try:
+        together(wait, run.group)
+        missing = run.samples > run.saved_samples
+    except RankFailed:
+        missing = True
+    if missing:
+        save_checkpoint(config, run, meter, reader)
+        together(wait, run.group)
+
+
+def save_checkpoint(config: TrainConfig, run: Run, meter: Meter, reader: ShardReader) -> None:
+    """Begins to write where the run stands; all ranks call it together."""
+    sums = all_told(meter.state(), run.group)
+    run.saved_samples, run.saved_at = run.samples, time.monotonic()
+    if run.writer:
+        run.writer.submit(snapshot(config, run, sums, reader))
+
+
+def snapshot(config: TrainConfig, run: Run, sums: list[dict[str, Any]], reader: ShardReader) -> checkpoint.Snapshot:
+    """All that continuing needs, copied; randomness comes from (seed, position) and needs nothing."""
+    scaler = run.accelerator.scaler
+    training = {
+        "format": FORMAT,
+        **{key: getattr(run, key) for key in COUNTERS},
+        "best_psnr": run.best_psnr,
+        "values": dict(run.values),
+        "tracker_id": run.tracker_id,
+        "meter": sums,
+        "stream": asdict(stream_state(config, run.samples, reader)),
+        "config": plain(asdict(saved_config(config))),
+        "network": copied(run.network.state_dict()),
+        "average": copied(run.average.state_dict()) if run.average is not None else None,
+        "optimizer": copied(run.optimizer.state_dict()),
+        "scaler": copied(scaler.state_dict()) if scaler else None,
+    }
+    about = {key: f"{value:.4f}" for key, value in run.values.items()} | {"samples": str(run.samples)}
+    is_best = run.validated_samples == run.best_samples == run.samples and bool(run.values)
+    return checkpoint.Snapshot(run.step, run.result.folded().cpu(), training, about, is_best)
+
+
+def copied(value: Any) -> Any:
+    """The same nested dicts and lists with tensors that are in the host's memory and nobody else's."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: copied(item) for key, item in value.items()}
+    return [copied(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,45 @@
+"""Steps that were skipped as loss or gradient was not finite: counted, and the culprits written down."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from srcnn.ranks import all_told
+from srcnn.reader import ShardReader
+from srcnn.run import Run, TrainConfig
+from srcnn.stream import Batch
+
+SKIPPED = "skipped.jsonl"
+NAME_BYTES = 100  # of a tar header: where the name of a member stands
+logger = logging.getLogger(__name__)
+
+
+def report_skipped(config: TrainConfig, run: Run, batch: Batch, reader: ShardReader) -> None:
+    """Writes down which tiles a skipped step was to see; fp16 skips some while it looks for its scale.
+
+    Raises:
+        FloatingPointError: too many steps in a row were skipped; on all ranks.
+    """
+    last_straw = run.skipped_in_a_row > config.max_skipped_steps
+    if run.accelerator.scaler and not last_straw:
+        return
+    keys = all_told([key_of(reader, sample) for sample in batch.samples.tolist()], run.group)
+    where = Path(config.run, SKIPPED)
+    if run.accelerator.is_main_process:
+        logger.warning("loss or gradient is not finite: step %d skipped, its tiles are in %s", run.step, where)
+        with where.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": run.step, "samples": run.samples, "keys_of_ranks": keys}) + "\n")
+    if last_straw:
+        raise FloatingPointError(f"loss or gradient was not finite in {run.skipped_in_a_row} steps in a row: lower "
+                                 f"optimizer.lr and start a new run; the tiles of these steps are in {where}")
+
+
+def key_of(reader: ShardReader, sample: int) -> str:
+    """Where to look at a sample: the name of its first member in its shard, or its number where it cannot be read."""
+    try:
+        header = bytes(reader.fetch(sample, sample + 1)[0][:NAME_BYTES])
+        return header.rstrip(b"\0").decode(errors="backslashreplace")
+    except (OSError, ValueError) as error:
+        return f"sample {sample} of {reader.location} ({error})"

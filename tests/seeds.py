@@ -1,0 +1,98 @@
+"""Valid files of every kind that is read, for the fuzzers to change."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@cache
+def shard_files(encoding: str) -> dict[str, bytes]:
+    """The files of a split of five pairs of 16x16 tiles."""
+    import numpy as np
+
+    from shards.tar import TarShard
+    from srcnn.index import write_index
+    from srcnn.members import MEMBERS, npy_stride
+    from srcnn.sample import Manifest, PhotoRecord, Refused, Shard
+
+    tiles = np.random.default_rng(0).integers(0, 256, (5, 2, 16, 16), np.uint8) // 32
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with (folder / "000000.tar").open("w+b") as file:
+            tar = TarShard(file, encoding)
+            for number, pair in enumerate(tiles):
+                tar.add(number, *pair)
+            sha256, rows = tar.finish()
+        shard = Shard("000000.tar", tar.num_bytes, sha256, 5)
+        photo = PhotoRecord("sub/a.png", "00", 80, 16, 20, "000000.tar", 0, 5, 30.5)
+        stride = npy_stride((16, 16)) if encoding == "npy" else None
+        Manifest("train", (16, 16), encoding, MEMBERS[encoding], stride, {"resize": "none"}, write_index(folder, rows),
+                 (shard,), (photo,), (Refused("b.png", "why", "train"),), {"pillow": "13"}).write(folder)
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@cache
+def weights(suffix: str) -> bytes:
+    """A small network's."""
+    from srcnn.model import SRCNN, ModelConfig, save_model, save_state_dict
+
+    model = SRCNN(ModelConfig(filters=(2, 2)))
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name, f"model{suffix}")
+        save_model(model, path) if suffix == ".safetensors" else save_state_dict(model, path)
+        return path.read_bytes()
+
+
+@cache
+def training_state() -> bytes:
+    """As a checkpoint holds it, in the main."""
+    import torch
+
+    from srcnn.model import SRCNN, ModelConfig
+
+    network, buffer = SRCNN(ModelConfig(filters=(2, 2))), io.BytesIO()
+    moments = {0: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(2, 1, 9, 9)}}
+    torch.save({"format": 2, "step": 3, "samples": 24, "values": {"val/psnr": 30.0}, "stream": {"seed": 0},
+                "network": network.state_dict(), "average": None, "optimizer": {"state": moments}}, buffer)
+    return buffer.getvalue()
+
+
+@cache
+def pictures() -> list[bytes]:
+    """A small picture in every format that is read, and some that are not, with all the metadata there is."""
+    from PIL import Image
+
+    colour = Image.radial_gradient("L").resize((24, 16)).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E], exif[0x0131] = 6, "a description", "a program"
+    found = []
+    for image in (colour, colour.convert("L"), colour.convert("RGBA"), colour.convert("P"), colour.convert("1"),
+                  colour.convert("CMYK"), colour.convert("L").convert("I;16")):
+        for name, options in (("PNG", {}), ("JPEG", {"progressive": True}), ("JPEG", {}), ("WEBP", {}), ("BMP", {}),
+                              ("TIFF", {"compression": "tiff_lzw"}), ("TIFF", {}), ("GIF", {})):
+            buffer = io.BytesIO()
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                image.save(buffer, name, exif=exif, dpi=(72, 72), icc_profile=b"\0" * 200, **options)
+                found.append(buffer.getvalue())
+    return found
+
+
+def arrays() -> list[bytes]:
+    import numpy as np
+
+    buffers = [io.BytesIO() for _ in range(3)]
+    for buffer, array in zip(buffers, (np.zeros((16, 16), np.uint8), np.zeros((9, 9, 3), np.uint8), np.ones(3)),
+                             strict=True):
+        np.save(buffer, array)
+    return [buffer.getvalue() for buffer in buffers]
+
+
+def configs() -> list[bytes]:
+    texts = [path.read_bytes() for path in sorted((ROOT / "configs").glob("*.yaml"))]
+    return [*texts, b"photos: &a [*a]\n", b"photos: !!python/object/apply:os.getcwd []\n", b"a: &a {<<: *a}\n"]

@@ -1,0 +1,239 @@
+"""srcnn doctor: what is wrong with run folder, disk, ports, precision or packages, made for real, is named too."""
+
+import fcntl
+import os
+import re
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import pytest
+import torch
+from examine import assert_note, assert_problem, content_of, examine, marked
+from small import small_config, small_shards
+
+from srcnn import checkpoint
+from srcnn.doctor import checkpoint_bytes
+from srcnn.machine import addresses_of
+from srcnn.model import ModelConfig
+from srcnn.optimize import OptimizerConfig
+from srcnn.train import train
+
+on_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="asks for what only a machine without GPU lacks")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return small_shards(tmp_path_factory.mktemp("made"))
+
+
+def test_too_few_open_files_are_a_problem(shards):
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (120, before[1]))
+    try:
+        examined = examine(shards)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert_problem(examined, "a process may open 120 files", "ulimit -n")
+
+
+@contextmanager
+def small_disk(folder, options):
+    """A file system of 64 KiB."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_a_problem(shards, tmp_path):
+    with small_disk(tmp_path / "disk", "size=64k") as disk:
+        assert_problem(examine(shards, run=disk / "run"), f"{disk}/run", "No space left", "free some space")
+        assert not list(disk.iterdir())
+
+
+def test_a_disk_without_room_for_more_files_is_a_problem(shards, tmp_path):
+    with small_disk(tmp_path / "disk", "nr_inodes=20") as disk:
+        assert_problem(examine(shards, run=disk / "run"), f"{disk}/run", "more files fit on its disk")
+
+
+def test_a_disk_that_cannot_be_written_is_a_problem(shards, tmp_path):
+    with small_disk(tmp_path / "disk", "ro") as disk:
+        assert_problem(examine(shards, run=disk / "run"), f"{disk}/run", "Read-only file system", "another disk")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written_is_a_problem(shards, tmp_path):
+    (tmp_path / "theirs").mkdir(mode=0o500)
+    assert_problem(examine(shards, run=tmp_path / "theirs" / "run"), "theirs/run", "Permission denied")
+
+
+def test_a_file_where_the_run_folder_should_be_is_a_problem(shards, tmp_path):
+    (tmp_path / "run").touch()
+    assert_problem(examine(shards, run=tmp_path / "run"), f"{tmp_path}/run is no folder", "choose another --run")
+    assert_problem(examine(shards, run=tmp_path / "run" / "a" / "b"), f"{tmp_path}/run is no folder")
+
+
+@pytest.fixture(scope="module")
+def trained(shards, tmp_path_factory):
+    run = tmp_path_factory.mktemp("trained") / "run"
+    train(small_config(run, shards))
+    return run
+
+
+def test_a_run_that_is_there_is_continued_or_done(shards, trained):
+    before = content_of(trained)
+    status, lines = examine(shards, run=trained)
+    assert status == 0 and any("continued after 64 of 128 tiles" in line for line in marked(lines, "ok"))
+    assert_note(examine(shards, run=trained, total_samples=64), "is done, 64 tiles were seen", "raise total_samples")
+    assert content_of(trained) == before
+
+
+def test_a_run_of_another_training_is_refused(shards, trained):
+    assert_problem(examine(shards, run=trained, seed=1), str(trained), "seed 0, not 1", "choose another run folder")
+    assert examine(shards, "--fresh", run=trained, seed=1)[0] == 0
+
+
+def test_what_a_continued_run_changes_is_noted(shards, trained):
+    assert_note(examine(shards, run=trained, optimizer=OptimizerConfig(lr=3e-3)), "optimizer.lr 0.003, before 0.002")
+
+
+def test_a_damaged_checkpoint_is_noted_and_the_one_before_it_taken(shards, trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "copy", symlinks=True)
+    newest = checkpoint.step_folders(run)[-1]
+    (newest / checkpoint.TRAINING).write_bytes(b"cut off")
+    assert_note(examine(shards, run=run), newest.name, "damaged and passed over")
+
+
+def test_a_run_that_another_training_writes_is_a_problem(shards, trained):
+    lock = ("import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); "
+            "print(flush=True); sys.stdin.read()")
+    command = [sys.executable, "-c", lock, str(trained / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        assert_problem(examine(shards, run=trained), str(trained), "another training is writing here")
+        other.stdin.close()
+    with (trained / ".lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.parametrize("changes", [{"name": "adam", "average_halflife_samples": 32}, {"name": "sgd"}])
+def test_checkpoints_take_what_is_reckoned(shards, tmp_path, changes):
+    config = small_config(tmp_path / "run", shards, optimizer=OptimizerConfig(**changes), model=ModelConfig())
+    train(config)
+    newest = checkpoint.step_folders(tmp_path / "run")[-1]
+    files = [*newest.iterdir(), tmp_path / "run" / "checkpoint.pth"]
+    taken = sum(path.stat().st_size for path in files)
+    assert taken <= checkpoint_bytes(config) <= 2 * taken
+
+
+def test_a_port_that_is_taken_is_a_problem_whose_cure_works(shards):
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+        status, lines = examine(shards, "--ranks", 2, "--port", port)
+        assert examine(shards, "--ranks", 1, "--port", port)[0] == 0
+    (line,) = marked(lines, "PROBLEM")
+    assert status == 1 and f"port {port} of this machine" in line and "--main_process_port" in line
+    another = int(re.search(r"such as (\d+)", line)[1])
+    assert examine(shards, "--ranks", 2, "--port", another)[0] == 0
+
+
+def test_a_port_that_just_served_is_free_again(shards):
+    """Its closed connections are remembered for a minute, which PyTorch's store does not mind."""
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("localhost", port)), server.accept()[0] as accepted:
+            accepted.shutdown(socket.SHUT_RDWR)
+    assert examine(shards, "--ranks", 2, "--port", port)[0] == 0
+
+
+def test_a_first_machine_that_has_no_address_is_a_problem(shards, monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "nowhere.invalid")
+    assert_problem(examine(shards, "--ranks", 2), "MASTER_ADDR nowhere.invalid", "--main_process_ip")
+
+
+def test_a_name_is_resolved_as_the_system_does():
+    assert "127.0.0.1" in addresses_of("127.0.0.1")
+    with pytest.raises(OSError):
+        addresses_of("nowhere.invalid")
+
+
+@on_cpu
+def test_fp16_without_a_gpu_is_a_problem(shards):
+    assert_problem(examine(shards, mixed_precision="fp16"), "fp16 needs a GPU", "--mixed_precision auto")
+
+
+@on_cpu
+def test_more_ranks_than_cores_are_noted(shards):
+    assert_note(examine(shards, "--ranks", 64, "--port", 0, batch_size=64), "64 ranks for")
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "auto", None])
+def test_other_precisions_are_no_problem(shards, precision):
+    assert examine(shards, mixed_precision=precision)[0] == 0
+
+
+def distribution(folder, name, version, *requires):
+    """What pip leaves of an installed package, for importlib.metadata."""
+    place = folder / f"{name}-{version}.dist-info"
+    place.mkdir(parents=True)
+    needs = "".join(f"Requires-Dist: {item}\n" for item in requires)
+    (place / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}")
+
+
+def test_packages_that_are_missing_or_too_old_are_problems(shards, tmp_path, monkeypatch):
+    needs = ["torch>=2.9", "torchvision>=999", "nowhere-to-be-had>=2", "unwanted; extra == 'test'"]
+    distribution(tmp_path / "site", "srcnn", "0.1.0", *needs)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    status, lines = examine(shards)
+    old, missing = marked(lines, "PROBLEM")
+    assert status == 1 and re.search(r"torchvision is [\d.]+, srcnn needs >=999", old) and "pip install" in old
+    assert "nowhere-to-be-had is not installed, srcnn needs >=2" in missing
+
+
+def test_a_torchvision_made_for_another_torch_is_a_problem(shards, tmp_path, monkeypatch):
+    distribution(tmp_path / "site", "srcnn", "0.1.0", "torch>=2.9", "torchvision>=0.24")
+    distribution(tmp_path / "site", "torchvision", "0.24.0", "torch==1.0")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    assert_problem(examine(shards), "torch is 2", "torchvision needs ==1.0", "pip install --upgrade 'torch==1.0'")
+
+
+@pytest.mark.slow
+def test_a_torchvision_that_cannot_be_imported_is_a_problem_and_no_traceback(shards, tmp_path):
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('no torchvision::nms')")
+    settings = ["--shards", str(shards), "--run", str(tmp_path / "run"), "--batch_size", "8", "--trackers", "[]"]
+    command = [sys.executable, "-m", "srcnn", "doctor", *settings]
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    (line,) = marked(done.stdout.splitlines(), "PROBLEM")
+    assert done.returncode == 1 and "no torchvision::nms" in line and "pip install --upgrade torch" in line
+
+
+@on_cpu
+def test_compiling_without_a_compiler_is_a_problem(shards, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    assert_problem(examine(shards, compile=True), "compile needs a C++ compiler", "--compile false")
+
+
+def test_a_tracker_that_is_not_installed_is_a_problem(shards, monkeypatch):
+    assert examine(shards, trackers=["tensorboard"])[0] == 0
+    monkeypatch.setitem(sys.modules, "tensorboard", None)  # as far as imports go it is not there
+    assert_problem(examine(shards, trackers=["tensorboard"]), "tensorboard is not installed", "pip install tensorboard")
+
+
+def test_wandb_without_an_account_is_noted(shards, tmp_path, monkeypatch):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    assert_note(examine(shards, trackers=["wandb"]), "wandb is offline", "wandb login", "srcnn sync")
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    assert examine(shards, trackers=["wandb"])[1][-1] == "0 problems, 0 notes"

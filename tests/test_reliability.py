@@ -1,0 +1,164 @@
+"""Real trainings that are killed, warned and starved: nothing is lost, nothing hangs, and the result is the same."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from jobs import (
+    LONG,
+    ROOT,
+    SETTINGS,
+    assert_same_run,
+    consumed,
+    finish,
+    kill,
+    ranks_of,
+    start,
+    state,
+    succeed,
+    wait_for,
+    wait_until,
+)
+from small import small_shards
+
+from srcnn.signals import INTERRUPTED, ONE_WARNING_SECONDS, STOPPED
+from srcnn.tracking import read_metrics
+
+pytestmark = pytest.mark.slow
+ACCUMULATED = {"micro_batch_size": 2, "optimizer": {"lr": 2e-3, "average_halflife_samples": 500, "schedule": "cosine"}}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return str(small_shards(tmp_path_factory.mktemp("shards")))
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_killed_at_several_steps_and_continued_it_is_the_same_to_the_last_bit(tmp_path, shards, num_ranks):
+    settings = {"shards": shards, "total_samples": 2400, "log_every_samples": 250, "validate_every_samples": 960,
+                "save_every_samples": 110, **ACCUMULATED}
+    run = tmp_path / "run"
+    for stop in (12, 1300):
+        process = start(num_ranks, tmp_path, run=str(run), **settings)
+        wait_for(process, run, stop)
+        kill(process)
+        assert stop <= consumed(run) < 2400
+    succeed(start(num_ranks, tmp_path, run=str(run), **settings))
+    succeed(start(num_ranks, tmp_path, run=str(tmp_path / "whole"), **settings))
+    assert_same_run(run, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("num_ranks,whom,number,status", [
+    (0, "process", signal.SIGTERM, STOPPED),
+    (0, "process", signal.SIGINT, INTERRUPTED),
+    (1, "launcher", signal.SIGTERM, -signal.SIGTERM),  # which passes nothing on: the kernel tells the rank
+    (2, "launcher", signal.SIGTERM, 1),
+    (2, "rank", signal.SIGUSR1, 1),
+])
+def test_warned_it_stops_at_once_with_a_checkpoint_of_the_very_step(tmp_path, shards, num_ranks, whom, number, status):
+    run = tmp_path / "run"
+    settings = LONG | {"shards": shards, "validate_every_samples": 36}  # much of the time it validates
+    settings["optimizer"] = {"lr": 2e-3, "average_halflife_samples": 500}
+    process = start(num_ranks, tmp_path, run=str(run), **settings)
+    wait_for(process, run, 480)
+    ranks = ranks_of(process)
+    (ranks[-1] if whom == "rank" else process).send_signal(number)
+    told, output = finish(process)
+    assert told == status, output
+    psutil.wait_procs(ranks, timeout=60)
+    assert not any(one.is_running() for one in ranks)
+    assert "stopped after a checkpoint" in output
+    stopped = consumed(run)
+    assert stopped >= read_metrics(run)[-1]["samples"], "what was logged is in the checkpoint"
+    if whom != "launcher":
+        settings["total_samples"] = stopped + 96
+        succeed(start(num_ranks, tmp_path, run=str(run), **settings))
+        succeed(start(num_ranks, tmp_path, run=str(tmp_path / "whole"), **settings))
+        assert_same_run(run, tmp_path / "whole")
+
+
+def test_a_second_signal_ends_it_at_once_though_it_waits_for_another_rank(tmp_path, shards):
+    run = tmp_path / "run"
+    process = start(2, tmp_path, run=str(run), shards=shards, **LONG | {"timeout_minutes": 10})
+    wait_for(process, run, 240)
+    waiting, held = ranks_of(process)
+    held.suspend()
+    waiting.terminate()
+    time.sleep(3 * ONE_WARNING_SECONDS)
+    assert waiting.is_running(), "the first warning waits for the other rank"
+    waiting.terminate()
+    gone, _ = psutil.wait_procs([waiting], timeout=20)
+    assert gone
+    kill(process)
+
+
+def test_told_to_stop_before_the_first_step_it_ends_at_once(tmp_path, shards):
+    process = start(0, tmp_path, run=str(tmp_path / "run"), shards=shards, **LONG)
+    time.sleep(1)  # it imports for seconds
+    process.terminate()
+    status, output = finish(process)
+    assert status in (STOPPED, -signal.SIGTERM), output  # the latter before Python has read the script
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_rank_that_is_killed_ends_the_others_and_the_launcher_starts_them_again(tmp_path, shards):
+    run = tmp_path / "run"
+    settings = {"shards": shards, "total_samples": 7200, "log_every_samples": 240, "validate_every_samples": 960,
+                "save_every_samples": 240}
+    process = start(2, tmp_path, launcher=("--max_restarts=2",), run=str(run), **settings)
+    wait_for(process, run, 240)
+    ranks_of(process)[1].kill()
+    output = succeed(process)
+    assert "another rank is gone" in output or "stopped after a checkpoint" in output or "closing signal" in output
+    succeed(start(2, tmp_path, run=str(tmp_path / "whole"), **settings))
+    assert_same_run(run, tmp_path / "whole")
+
+
+def test_a_rank_that_hangs_ends_the_others_within_the_time_limit(tmp_path, shards):
+    run = tmp_path / "run"
+    process = start(2, tmp_path, run=str(run), shards=shards, **LONG | {"timeout_minutes": 0.1},
+                    environment={"PET_SHUTDOWN_TIMEOUT": "5", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5"})
+    wait_for(process, run, 240)
+    ranks_of(process)[0].suspend()
+    status, output = finish(process)
+    assert status == 1 and "another rank is gone or hangs" in output
+
+
+def test_with_fewer_nodes_left_the_job_goes_on_by_itself(tmp_path, shards):
+    """Two launchers of one rank each, as on two nodes; one of them dies with its rank."""
+    run, settings = tmp_path / "run", LONG | {"shards": shards, "total_samples": 24_000}
+    port = free_port()
+    command = (sys.executable, "-m", "torch.distributed.run", "--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=3",
+               "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=test")
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps(SETTINGS | settings | {"run": str(run)}))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    nodes = []
+    for _ in range(2):
+        nodes.append(subprocess.Popen([*command, str(ROOT / "launch/train.py"), "--config", str(config)], cwd=ROOT,
+                                      text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment))
+        wait_until(nodes[0], lambda: answers(port))  # the first one is where they meet
+    wait_for(nodes[0], run, 480)
+    assert len(state(run)["meter"]) == 2, "two ranks"
+    kill(nodes[1])
+    output = succeed(nodes[0])
+    assert len(state(run)["meter"]) == 1, output
+    assert state(run)["samples"] == 24_000
+    assert [point["samples"] for point in read_metrics(run)] == list(range(240, 24_001, 240))
+
+
+def answers(port):
+    with socket.socket() as caller:
+        return caller.connect_ex(("127.0.0.1", port)) == 0
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

@@ -1,0 +1,163 @@
+"""Trainings that are starved of disk or of finite numbers, begun twice, or begun otherwise: named, and nothing lost."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from jobs import LONG, ROOT, SETTINGS, assert_same_run, consumed, finish, start, state, succeed, wait_for, wait_until
+from small import small_shards
+
+from srcnn import checkpoint
+from srcnn.signals import STOPPED
+from srcnn.tracking import read_metrics
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return str(small_shards(tmp_path_factory.mktemp("shards")))
+
+
+SPOILED = """
+import sys, torch
+from srcnn import run as runs, signals, train as training
+first, last, rank = map(int, sys.argv.pop(1).split(":"))
+step = training.train_step
+def spoiled(config, run, batch, meter, trouble=None):
+    as_floats = run.as_floats
+    if first <= run.step < last and run.accelerator.process_index == rank:
+        def infinite(batch, augment):
+            clean, degraded = as_floats(batch, augment)
+            degraded[-1, 0, 3, 5] = torch.inf
+            return clean, degraded
+        run.as_floats = infinite
+    try:
+        return step(config, run, batch, meter, trouble)
+    finally:
+        run.as_floats = as_floats
+training.train_step = spoiled
+from srcnn.launch import launch
+launch("spoiled", None, runs.TrainConfig, training.train)
+"""
+
+
+@pytest.mark.parametrize("last,max_skipped", [(7, 3), (99, 3)])
+def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_all_up_to_a_limit(tmp_path, shards, last, max_skipped):
+    script, config, run = tmp_path / "spoiled.py", tmp_path / "config.yaml", tmp_path / "run"
+    script.write_text(SPOILED)
+    config.write_text(json.dumps(SETTINGS | {"run": str(run), "shards": shards, "total_samples": 240,
+                                             "log_every_samples": 24, "validate_every_samples": 120,
+                                             "max_skipped_steps": max_skipped}))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
+               str(ROOT / "configs/accelerate/cpu2.yaml"), "--num_processes=2", "--main_process_port=0", str(script),
+               f"4:{last}:1", "--config", str(config)]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=240,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+    skipped = [json.loads(line) for line in (run / "skipped.jsonl").read_text().splitlines()]
+    if last == 7:
+        assert done.returncode == 0, done.stderr
+        assert state(run)["skipped_steps"] == 3 and state(run)["samples"] == 240
+        assert [entry["step"] for entry in skipped] == [5, 6, 7]
+        assert all(math.isfinite(value) for point in read_metrics(run) for value in point.values())
+    else:
+        assert done.returncode == 1 and "not finite in 4 steps in a row" in done.stderr
+        assert [entry["step"] for entry in skipped] == [5, 6, 7, 8]
+    keys = [key for part in skipped[0]["keys_of_ranks"] for key in part]
+    assert len(skipped[0]["keys_of_ranks"]) == 2 and len(keys) == 12 and all(key.endswith(".npy") for key in keys)
+    latest = state(run)
+    assert all(tensor.isfinite().all() for tensor in latest["network"].values())
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 2 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(folder)], capture_output=True).returncode:
+        pytest.skip("no right to mount a small file system")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("wish", ["continue", "stop"])
+def test_a_full_disk_is_told_the_last_checkpoint_kept_and_the_wish_followed(tmp_path, shards, small_disk, wish):
+    run = small_disk / "run"
+    settings = LONG | {"shards": shards, "total_samples": 24_000, "on_save_failure": wish}
+    process = start(0, tmp_path, run=str(run), **settings)
+    wait_for(process, run, 960)
+    filler = small_disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        while True:
+            try:
+                file.write(bytes(65536))
+            except OSError:
+                break
+    kept = None
+    if wish == "continue":
+        before = consumed(run)
+        time.sleep(2)
+        kept = consumed(run)
+        assert kept <= before + 960, "nothing new fits"
+        filler.unlink()
+        output = succeed(process)
+        assert "could not be written, the last good one is kept" in output and "No space left" in output
+        assert [point["samples"] for point in read_metrics(run)] == list(range(240, 24_001, 240))
+        assert consumed(run) == 24_000
+    else:
+        status, output = finish(process)
+        assert status == 1 and "No space left" in output
+        assert checkpoint.latest(run) is not None
+        filler.unlink()
+        succeed(start(0, tmp_path, run=str(run), **settings))
+    succeed(start(0, tmp_path, run=str(tmp_path / "whole"), **settings))
+    assert_same_run(run, tmp_path / "whole")
+
+
+def test_a_run_folder_that_vanishes_is_made_anew(tmp_path, shards):
+    run = tmp_path / "run"
+    process = start(0, tmp_path, run=str(run), shards=shards, **LONG | {"total_samples": 12_000})
+    wait_for(process, run, 960)
+    run.rename(tmp_path / "elsewhere")
+    output = succeed(process)
+    assert f"{run} is gone, or not what it was; it is made anew" in output
+    assert consumed(run) == 12_000 and (run / "best" / "model.safetensors").is_file()
+
+
+def test_two_trainings_do_not_write_into_one_folder(tmp_path, shards):
+    run = tmp_path / "run"
+    first = start(0, tmp_path, run=str(run), shards=shards, **LONG)
+    wait_for(first, run, 240)
+    begun = time.monotonic()
+    second = start(0, tmp_path, run=str(run), shards=shards, **LONG)
+    wait_until(first, lambda: time.monotonic() > begun + 8)
+    assert second.poll() is None, "it waits for the first to end"
+    first.terminate()
+    assert finish(first)[0] == STOPPED
+    stopped = consumed(run)
+    wait_for(second, run, stopped + 240)
+    second.terminate()
+    assert finish(second)[0] == STOPPED
+
+
+def test_fresh_begins_anew_and_deletes_nothing(tmp_path, shards):
+    run, settings = tmp_path / "run", {"shards": shards, "total_samples": 48, "validate_every_samples": 24}
+    succeed(start(0, tmp_path, run=str(run), **settings))
+    output = succeed(start(0, tmp_path, "--fresh", run=str(run), seed=1, **settings))
+    assert "0 of 48 tiles done" in output
+    assert consumed(run) == consumed(tmp_path / "run.before-1") == 48
+    assert state(run)["config"]["seed"] == 1 and state(tmp_path / "run.before-1")["config"]["seed"] == 0
+    again = succeed(start(0, tmp_path, "--fresh", run=str(run), seed=1, **settings,
+                          environment={"TORCHELASTIC_RESTART_COUNT": "1"}))
+    assert "48 of 48 tiles done" in again, "a launcher's restart continues"
+
+
+def test_what_does_not_matter_may_change_and_is_noted(tmp_path, shards):
+    run, settings = tmp_path / "run", {"shards": shards, "total_samples": 48, "validate_every_samples": 24}
+    succeed(start(0, tmp_path, run=str(run), **settings))
+    output = succeed(start(0, tmp_path, run=str(run), **settings | {"total_samples": 96, "batch_size": 6}))
+    assert "continued with batch_size 6, before 12" in output and "continued with total_samples 96, before 48" in output

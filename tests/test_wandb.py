@@ -1,0 +1,275 @@
+"""wandb with real processes and a stand-in for its server: every point once and in order, whatever happens."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from wandb_server import closed_port, wandb_server
+
+from srcnn.tracking import read_metrics
+from srcnn.wandb_files import mend, records, steps, wandb_files
+
+pytestmark = pytest.mark.slow
+BIN = Path(sys.executable).parent
+# A training: logs `first` to `last` by tens after a checkpoint at `logged`, and ends as `how` says.
+TRAINING = """
+import logging, os, sys, time
+from pathlib import Path
+import numpy as np
+import psutil
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+from srcnn import tracking
+from srcnn.tracking import Tracking
+tracking.FINISH_SECONDS = float(os.environ.get("FINISH", tracking.FINISH_SECONDS))
+run, logged, first, last, how = Path(sys.argv[1]), *map(int, sys.argv[2:5]), sys.argv[5]
+record = Tracking(run, ["wandb"], {"shards": "https://ann:hunter2@host/x", "lr": 0.5}, 1000, 0, logged, "theid")
+for samples in range(first, last + 1, 10):
+    picture = {"tiles": np.full((8, 8, 3), samples % 256, np.uint8)} if samples % 50 == 0 else {}
+    record.log(samples, {"train/loss": 1 / samples, "val/psnr": samples / 7}, picture)
+if how == "stopped core":
+    while record.senders[0].pending.qsize():
+        time.sleep(0.1)
+    core = next(child for child in psutil.Process().children() if child.name().startswith("wandb-core"))
+    core.suspend()
+    how = "finish"
+if how == "preempted":
+    record.preempted()
+if how == "raise":
+    try:
+        raise FloatingPointError("the loss")
+    finally:
+        record.finish()
+if how == "wait":
+    time.sleep(600)
+if how == "leave":
+    while record.senders[0].pending.qsize():
+        time.sleep(0.1)
+    sys.exit(3)  # no finish
+record.finish()
+print("finished", flush=True)
+"""
+OFFLINE = {"WANDB_API_KEY": ""}
+
+
+@pytest.fixture
+def server():
+    with wandb_server() as running:
+        yield running
+
+
+def start(run, logged, first, last, how, environment):
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "HOME": str(run.parent), **environment}
+    command = [sys.executable, "-c", TRAINING, *map(str, (run, logged, first, last, how))]
+    return subprocess.Popen(command, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            start_new_session=True)
+
+
+def train(run, logged, first, last, how, environment, status=0):
+    """Runs it to its end; returns what it said."""
+    training = start(run, logged, first, last, how, environment)
+    out, errors = training.communicate(timeout=150)
+    assert training.returncode == status, errors
+    assert ("finished" in out) == (how not in ("raise", "leave")), errors
+    return errors
+
+
+def kill_all(training):
+    """kill -9 of the training and of wandb-core, which has a session of its own."""
+    processes = [psutil.Process(training.pid), *psutil.Process(training.pid).children()]
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    training.communicate()
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.1)
+
+
+def rows_of_files(run):
+    return [step for path in wandb_files(run, "theid") for step in steps(path)]
+
+
+def progresses(run):
+    return [point["samples"] for point in read_metrics(run)]
+
+
+TENS = list(range(10, 160, 10))
+
+
+def test_online_every_point_is_there_once_after_kills_at_any_time(tmp_path, server):
+    run = tmp_path / "run"
+    train(run, -1, 10, 50, "finish", server.environment)
+    assert server.steps("theid") == TENS[:5]
+    training = start(run, 30, 40, 100, "wait", server.environment)
+    wait_for(lambda: server.steps("theid")[-1:] == [100])
+    kill_all(training)
+    training = start(run, 90, 100, 120, "wait", server.environment)  # killed before wandb-core sends these
+    wait_for(lambda: len(wandb_files(run, "theid")) == 3)
+    kill_all(training)
+    train(run, 120, 130, 150, "finish", server.environment)
+    assert server.steps("theid") == progresses(run) == TENS
+    rows = server.runs["theid"].history
+    assert [(row["samples"], row["train/loss"], row["val/psnr"]) for row in rows] == [
+        (samples, 1 / samples, samples / 7) for samples in TENS]
+    assert server.runs["theid"].config["shards"] == "https://***@host/x"
+    assert server.seen and not any("hunter2" in text for text in server.seen)
+    assert server.runs["theid"].notices[-1]["exitcode"] == 0
+
+
+def test_offline_every_point_is_there_once_after_kills_and_wandb_sync_sends_all(tmp_path, server):
+    run = tmp_path / "run"
+    training = start(run, -1, 10, 9000, "wait", OFFLINE)
+    wait_for(lambda: wandb_files(run, "theid") and wandb_files(run, "theid")[0].stat().st_size > 100_000)
+    kill_all(training)
+    torn = rows_of_files(run)
+    assert torn and torn[-1] < 9000  # rows were lost with wandb-core
+    training = start(run, 9000, 9010, 9020, "wait", OFFLINE)
+    wait_for(lambda: len(wandb_files(run, "theid")) == 2)
+    kill_all(training)
+    train(run, 9010, 9020, 9100, "finish", OFFLINE)
+    tens = list(range(10, 9101, 10))
+    assert rows_of_files(run) == progresses(run) == tens
+    folders = [str(path.parent) for path in wandb_files(run, "theid")]
+    sent = subprocess.run([str(BIN / "wandb"), "sync", *folders], text=True, capture_output=True, timeout=120,
+                          env={**os.environ, "HOME": str(tmp_path), **server.environment})
+    assert sent.returncode == 0 and "ERROR" not in sent.stderr, sent.stderr
+    assert server.steps("theid") == tens
+
+
+def test_a_file_that_is_none_of_wandbs_is_named_and_the_rest_goes_on(tmp_path):
+    run = tmp_path / "run"
+    folder = run / "wandb" / "offline-run-20200101_000000-theid"
+    folder.mkdir(parents=True)
+    (folder / "run-theid.wandb").write_bytes(b"something else, of some length" * 9)
+    said = train(run, -1, 10, 50, "finish", OFFLINE)
+    assert "run-theid.wandb cannot be read" in said
+    assert steps(wandb_files(run, "theid")[1]) == TENS[:5]
+
+
+@pytest.mark.parametrize("fault", ["refused", "silence", 401, 500])
+@pytest.mark.parametrize("how", ["finish", "raise"])
+def test_a_server_that_fails_is_named_once_and_holds_nothing_up(tmp_path, server, fault, how):
+    environment = {**server.environment, "WANDB_INIT_TIMEOUT": "5"}
+    if fault == "refused":
+        environment["WANDB_BASE_URL"] = f"http://127.0.0.1:{closed_port()}"
+    else:
+        server.broken = fault
+    said = train(tmp_path / "run", -1, 10, 50, how, environment, status=int(how == "raise"))
+    assert said.count("tracking with wandb stopped") == 1 and f"srcnn sync {tmp_path / 'run'}" in said
+    assert said.count("Traceback") == int(how == "raise")
+    assert progresses(tmp_path / "run") == TENS[:5]
+
+
+def test_a_key_that_is_none_and_no_key_at_all_are_named(tmp_path, server):
+    for key in ("no-such-key", ""):
+        said = train(tmp_path / "run", -1, 10, 20, "finish", {**server.environment, "WANDB_API_KEY": key})
+        assert said.count("tracking with wandb stopped") == 1
+
+
+def test_rows_that_the_server_refuses_later_are_missed_at_the_end_and_sent_the_next_time(tmp_path, server):
+    run = tmp_path / "run"
+    server.broken_stream = 404  # wandb-core gives up at once, and says nothing that is shown
+    said = train(run, -1, 10, 50, "finish", server.environment)
+    assert "has the points up to 0 of 50" in said and "srcnn sync" in said
+    server.broken_stream = 0
+    train(run, 50, 60, 70, "finish", server.environment)
+    assert server.steps("theid") == TENS[:7]
+
+
+def test_a_wandb_core_that_hangs_does_not_hang_the_end(tmp_path, server):
+    said = train(tmp_path / "run", -1, 10, 50, "stopped core", {**server.environment, "FINISH": "5"})
+    assert said.count("tracking with wandb stopped") == said.count("not all was sent within 5 s") == 1
+    assert "Traceback" not in said
+
+
+def test_a_start_that_takes_longer_than_the_end_waits_does_not_hang_the_end(tmp_path, server):
+    server.broken = "silence"
+    environment = {**server.environment, "FINISH": "5", "WANDB_INIT_TIMEOUT": "100000"}
+    said = train(tmp_path / "run", -1, 10, 50, "finish", environment)
+    assert said.count("tracking with wandb stopped") == said.count("not all was sent within 5 s") == 1
+    assert "Traceback" not in said
+
+
+def test_a_training_that_ends_without_finish_has_sent_its_points(tmp_path, server):
+    train(tmp_path / "run", -1, 10, 50, "leave", server.environment, status=3)
+    assert server.steps("theid") == TENS[:5]
+    assert server.runs["theid"].notices[-1]["exitcode"] == 1
+
+
+def test_a_preempted_run_is_marked_and_goes_on(tmp_path, server):
+    train(tmp_path / "run", -1, 10, 50, "preempted", server.environment)
+    notices = server.runs["theid"].notices
+    assert any(notice.get("preempting") for notice in notices) and notices[-1]["exitcode"] == 1
+    train(tmp_path / "run", 50, 60, 70, "finish", server.environment)
+    assert server.steps("theid") == TENS[:7]
+
+
+def test_a_wandb_folder_that_cannot_be_is_named(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "wandb").write_text("in the way")
+    said = train(run, -1, 10, 50, "finish", OFFLINE)
+    assert said.count("tracking with wandb stopped") == 1 and progresses(run) == TENS[:5]
+
+
+def test_a_disk_that_fills_up_loses_nothing_for_the_next_time(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=150k", "none", str(run)], capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs is not allowed here")
+    try:
+        said = train(run, -1, 10, 9000, "finish", OFFLINE)
+        assert said.count("tracking with wandb stopped") == 1 and said.count("cannot be written") <= 1
+        subprocess.run(["mount", "-o", "remount,size=40m", str(run)], check=True)
+        kept = len((run / "metrics.jsonl").read_bytes().splitlines()[:-1])  # the last may be torn
+        train(run, 10 * kept, 10 * kept + 10, 9100, "finish", OFFLINE)
+        assert rows_of_files(run) == progresses(run) == list(range(10, 9101, 10))
+    finally:
+        subprocess.run(["umount", "-l", str(run)], check=True)
+
+
+@pytest.fixture
+def whole_file(tmp_path):
+    train(tmp_path / "run", -1, 10, 3000, "finish", OFFLINE)
+    return wandb_files(tmp_path / "run", "theid")[0]
+
+
+def test_a_file_torn_anywhere_is_read_up_to_there_and_mended(whole_file):
+    content, whole = whole_file.read_bytes(), steps(whole_file)
+    ends = [end for _, end in records(whole_file)]
+    assert whole == list(range(10, 3001, 10)) and ends[-1] == len(content) > 3 * 32_768
+    for length in (32_768, 40_001, 65_536, 65_540, 70_000, ends[99] + 3):
+        whole_file.write_bytes(content[:length])
+        read = steps(whole_file)
+        assert read == whole[:len(read)]
+        mend([whole_file])
+        assert whole_file.stat().st_size == max(end for end in ends if end <= length)
+        assert steps(whole_file) == read
+    whole_file.write_bytes(content[:7])
+    mend([whole_file])
+    assert not whole_file.parent.exists()
+
+
+def test_a_damaged_byte_ends_the_reading(whole_file):
+    content = bytearray(whole_file.read_bytes())
+    content[50_000] ^= 1
+    before = [end for _, end in records(whole_file) if end <= 50_000]
+    whole_file.write_bytes(content)
+    assert [end for _, end in records(whole_file)] == before
+
+
+def test_values_are_those_logged(whole_file):
+    rows = [record.history for record, _ in records(whole_file) if record.HasField("history")]
+    values = [{item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in row.item} for row in rows]
+    assert [(row["samples"], row["train/loss"]) for row in values] == [(s, 1 / s) for s in range(10, 3001, 10)]
+    assert [row["samples"] for row in values if "tiles/_type" in row or "tiles" in row] == list(range(50, 3001, 50))
