@@ -65,6 +65,8 @@ def parse(
         for file in _config_files(given):
             check_yaml(file)
         values = vars(parser.instantiate(parser.parse_args(given)))
+        if empty := [field.name for field in fields if values[field.name] is None and "None" not in str(field.type)]:
+            parser.error(f"{empty[0]} has no value")
         return config_class(**{field.name: values[field.name] for field in fields})
     except (ValueError, RecursionError) as error:
         parser.error(str(error))

@@ -184,7 +184,7 @@ def test_what_is_no_credential_stays_as_it_is(text: str) -> None:
 
 
 @pytest.mark.parametrize("text,problem", [
-    ("seed: 3\ntotal_samples:\n", "total_samples"),
+    ("seed: 3\ntotal_samples:\n", "total_samples has no value"),
     ("model: &model\n  kernels: *model\n", "aliases"),
     ("run: !!python/object/apply:os.getcwd []\n", "python/object"),
 ])
