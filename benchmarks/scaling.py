@@ -4,8 +4,8 @@ A model, not a measurement. Its inputs are measured or assumed, and the table of
 from. An input is replaced by `--KEY VALUE`, or by `--measurements FILE`: {"inputs": {KEY: {"value": V, "from": TEXT}}},
 where "steps": {TILES: SECONDS, ...} beside "inputs" stands for tiles_per_second and step_overhead_ms.
 
-`--measure RANKS` times all-reduces over gloo between processes of this machine and writes FILE. `--check ONE TWO`
-compares the prediction for two CPU ranks of `--batch_size_per_process` tiles with the tiles/s of one and two.
+`--measure RANKS` times the gradients' all-reduce over gloo between processes of this machine and writes FILE. `--check
+ONE TWO` compares the prediction for two CPU ranks of `--batch_size_per_process` tiles with the tiles/s of one and two.
 """
 
 from __future__ import annotations
@@ -49,7 +49,6 @@ TURN = {
     "computing": "nothing: add GPUs",
     "step overhead": "more tiles per GPU; `compile`",
     "all-reduce": "more tiles per GPU",
-    "vote": "`resident: device`; more tiles per GPU",
     "network": "shards on the node's disk; `resident`; `access.cache` on one node",
     "disk": "more memory (page cache), `resident`",
     "loader": "more cores, `num_threads`; `resident: device`",
@@ -140,42 +139,36 @@ def page_part(inputs: Inputs, sources: dict[str, str]) -> str:
 
 def _time_all_reduce(rank: int, ranks: int, store: str, results: Any, calls: int = 500) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
-    for name, tensor in (("gradient", torch.zeros(GRADIENT_BYTES // 4)), ("vote", torch.zeros(1, dtype=torch.int64))):
-        seconds = []
-        for _ in range(calls):
-            begin = time.perf_counter()
-            dist.all_reduce(tensor)
-            seconds.append(time.perf_counter() - begin)
-        if rank == 0:
-            results.put((name, 1e6 * statistics.median(seconds[calls // 5 :])))
+    gradients, seconds = torch.zeros(GRADIENT_BYTES // 4), []
+    for _ in range(calls):
+        begin = time.perf_counter()
+        dist.all_reduce(gradients)
+        seconds.append(time.perf_counter() - begin)
+    if rank == 0:
+        results.put(1e6 * statistics.median(seconds[calls // 5 :]))
     dist.barrier()
     dist.destroy_process_group()
 
 
 def measure(path: Path, ranks: int, rounds: int = 5) -> None:
-    """Writes the microseconds of gloo's all-reduces between processes of this machine: medians of medians."""
-    found: dict[str, list[float]] = {"gradient": [], "vote": []}
+    """Writes the microseconds of gloo's all-reduce between processes of this machine: the median of medians."""
+    found: list[float] = []
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
             results = torch.multiprocessing.get_context("spawn").SimpleQueue()
             arguments = (ranks, f"{folder}/store", results)
             spawn(_time_all_reduce, arguments, nprocs=ranks)  # type: ignore[no-untyped-call]  # torch gives it no types
-            for _ in found:
-                name, microseconds = results.get()
-                found[name].append(microseconds)
+            found.append(results.get())
     content = json.loads(path.read_text()) if path.is_file() else {}
-    medians = {name: round(statistics.median(values), 1) for name, values in found.items()}
-    content.setdefault("gloo_microseconds", {})[str(ranks)] = medians
-    source = f"measured: gloo between {ranks} processes of one machine, one number; a network was not tried"
-    hop = {"value": round(medians["vote"] / (2 * (ranks - 1)), 1), "from": source}
-    content["inputs"] = content.get("inputs", {}) | {"vote_hop_us": hop}
+    microseconds = round(statistics.median(found), 1)
+    content.setdefault("gloo_microseconds", {})[str(ranks)] = microseconds
     path.write_text(json.dumps(content, indent=1) + "\n")
-    print(f"{ranks} processes, gloo: {medians} microseconds; written to {path}")
+    print(f"{ranks} processes, gloo: {microseconds} microseconds; written to {path}")
 
 
 def check(measurements: dict[str, Any], tiles: float, one: float, two: float) -> str:
     """Two CPU ranks: the prediction from one rank's tiles/s and the measured all-reduce, beside what was measured."""
-    microseconds = measurements.get("gloo_microseconds", {}).get("2", {}).get("gradient")
+    microseconds = measurements.get("gloo_microseconds", {}).get("2")
     if microseconds is None:
         raise ValueError("no all-reduce between 2 processes was measured; run --measure 2 first")
     predicted = 2 * tiles / (tiles / one + microseconds * 1e-6)

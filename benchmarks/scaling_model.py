@@ -37,12 +37,12 @@ class Inputs:
     """All numbers the model knows, with their units; `from` says where the default comes from."""
 
     tiles_per_second: float = _input(30_000.0, "assumed: 33 MB of activations a tile at 30% of an H100's 3.35 TB/s")
-    step_overhead_ms: float = _input(3.0, "assumed: 2.2 ms of Python measured on a CPU (1 tile of 16x16), and launches")
+    step_overhead_ms: float = _input(3.0, "assumed: 1.6 ms of `train_step` measured on a CPU (1 tile of 16x16), the "
+                                     "rest for launches and the wait for the gradient norm")
     all_reduce_latency_us: float = _input(25.0, f"assumed: 6.8 in {NCCL}, the rest for PyTorch's launch")
     node_hop_us: float = _input(0.6, f"assumed: NVLink in {NCCL}")
     network_hop_us: float = _input(5.0, f"assumed: network in {NCCL}")
     all_reduce_gb_per_second: float = _input(5.0, "assumed: 8 B to 32 KiB on 16 H100 in nccl-tests issue 319")
-    vote_hop_us: float = _input(100.0, "assumed; `--measure 2` measures it")
     node_read_gb_per_second: float = _input(6.0, "assumed: half of a node's 100 Gb/s Ethernet")
     node_disk_gb_per_second: float = _input(6.0, "assumed: two NVMe drives of 3.2 GB/s (gdsio, NVIDIA's storage guide)")
     host_to_device_gb_per_second: float = _input(25.0, "assumed: PCIe 4.0 x16, pinned memory")
@@ -56,14 +56,13 @@ class Inputs:
 
 
 class Storage(NamedTuple):
-    """Where pairs come from: bytes a pair by each way, the loader that was measured for it, and whether ranks vote."""
+    """Where pairs come from: bytes a pair by each way, and the loader that was measured for it."""
 
     name: str
     network_bytes: float = 0
     disk_bytes: float = 0
     device_bytes: float = PIXEL_BYTES
     loader: str = ""
-    votes: bool = True
     start_bytes: float = 0  # read by each rank before the first step
 
 
@@ -84,7 +83,7 @@ def storages(inputs: Inputs, num_nodes: int) -> dict[str, Storage]:
         Storage("disk of the node", 0, SHARD_BYTES, loader="disk"),
         Storage("page cache of the node", loader="page cache"),
         Storage("resident: host", start_bytes=inputs.num_pairs * SHARD_BYTES),
-        Storage("resident: device", device_bytes=0, votes=False, start_bytes=inputs.num_pairs * SHARD_BYTES),
+        Storage("resident: device", device_bytes=0, start_bytes=inputs.num_pairs * SHARD_BYTES),
     ]
     return {storage.name: storage for storage in every}
 
@@ -106,27 +105,22 @@ def all_reduce_seconds(inputs: Inputs, ranks: int) -> float:
     return (inputs.all_reduce_latency_us + min(tree, ring)) * 1e-6 + sending
 
 
-def vote_seconds(inputs: Inputs, ranks: int) -> float:
-    """Seconds of the ranks' vote on the next batch (`srcnn.feed.in_step`), beside the step: a ring of 2(R - 1) hops.
-
-    gloo sums in a ring, whatever the size (gloo/allreduce.cc); one number travels all of it, one hop after another.
-    """
-    return 2 * (ranks - 1) * inputs.vote_hop_us * 1e-6
-
-
 WELL_USED = 2 / 3  # of a step spent computing: below, what else the step holds counts as its limit
 WORK = ("computing", "step overhead", "all-reduce")  # one after the other; everything else goes on beside them
 
 
 def parts_of_step(inputs: Inputs, storage: Storage, ranks: int, tiles: float) -> dict[str, float]:
-    """Seconds of each part of a step of `tiles` per rank."""
+    """Seconds of each part of a step of `tiles` per rank.
+
+    The overhead is not hidden by computing: the host reads the gradient norm in each step (`srcnn.train.train_step`),
+    so that it cannot prepare the next one ahead. The all-reduce is all that the ranks tell each other in a step.
+    """
     in_node = min(ranks, inputs.gpus_per_node)
     node_tiles = tiles * in_node
     return {
         "computing": tiles / inputs.tiles_per_second,
         "step overhead": inputs.step_overhead_ms * 1e-3,
         "all-reduce": all_reduce_seconds(inputs, ranks),
-        "vote": vote_seconds(inputs, ranks) if storage.votes else 0.0,
         "network": node_tiles * storage.network_bytes / (inputs.node_read_gb_per_second * 1e9),
         "disk": node_tiles * storage.disk_bytes / (inputs.node_disk_gb_per_second * 1e9),
         "loader": tiles / measured_loader(storage.loader)[0] if storage.loader else 0.0,
