@@ -188,10 +188,23 @@ class ShardReader:
         numbers = np.searchsorted(self._starts, samples, side="right") - 1
         offsets = (samples - self._starts[numbers]) * self.manifest.stride
         names = [self.manifest.shards[number].name for number in numbers.tolist()]
+        hashes = self.index["hash"][samples].tolist()
+
+        def check(number: int, parts: list[Any]) -> None:
+            if hash_of(*parts) != hashes[number]:
+                raise self._changed(names[number], int(samples[number]))
+
         try:
-            self.storage.read_records(list(zip(names, offsets.tolist(), room.rows)), self._tile_spans)
+            records = list(zip(names, offsets.tolist(), room.rows))
+            self.storage.read_records(records, self._tile_spans, self.manifest.stride, check)
         except ReadFailed as error:
             raise ShardError(f"{error}; {CURE}") from error
+
+    def _changed(self, name: str, sample: int) -> ShardError:
+        start, num_bytes = self.index[sample].tolist()[:2]
+        pair = f"pair {sample} of the split (bytes {start} to {start + num_bytes})"
+        problem = "is not as when it was indexed: damaged, or another shard under its name"
+        return ShardError(f"{self.location}/{name}: {pair} {problem}; {CURE}")
 
     def fetch(self, first: int, stop: int) -> list[memoryview]:
         """The bytes of neighbouring samples, each checked against its hash.
@@ -228,10 +241,7 @@ class ShardReader:
                 if self._cache:
                     self._cache.write(place, content)
                 return parts
-        start, num_bytes = rows[wrong - 1][:2]
-        pair = f"pair {first + wrong - 1} of the split (bytes {start} to {start + num_bytes})"
-        problem = "is not as when it was indexed: damaged, or another shard under its name"
-        raise ShardError(f"{self.location}/{shard.name}: {pair} {problem}; {CURE}")
+        raise self._changed(shard.name, first + wrong - 1)
 
     def unpack(self, sample: int, content: memoryview, room: Pairs, row: int, crop: np.ndarray | None = None) -> None:
         """A sample's bytes, as they came from `fetch`, into a row of a batch."""

@@ -29,6 +29,7 @@ MAX_SMALL_BYTES = 1 << 30  # of a file that is read whole, unless its reader kno
 _NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # Linux
 Arrays = tuple[np.ndarray, ...]  # uint8 (n,), to be filled
 Record = tuple[str, int, Arrays]  # file, first byte, what to fill
+Check = Callable[[int, list[Any]], None]
 ResultT = TypeVar("ResultT")
 logger = logging.getLogger(__name__)
 
@@ -106,34 +107,44 @@ class Folder:
             raise ReadFailed(f"{self.path / name}: ends before byte {stop}")
         return content
 
-    def read_records(self, records: Sequence[Record], spans: Sequence[slice]) -> None:
-        """Fills each record's arrays with these spans of it; whatever else a record holds is not wanted.
+    def read_records(
+        self, records: Sequence[Record], spans: Sequence[slice], num_bytes: int, check: Check | None = None
+    ) -> None:
+        """Fills each record's arrays with these spans of its `num_bytes`; whatever else it holds is not wanted.
 
         What the system has in memory is read first and by one thread at a time: such reads take microseconds, and
         threads would spend more on handing Python's lock to each other. The rest is announced, then waited for.
+        `check` gets the number of each record and its bytes, in parts, as soon as it was read.
 
         Raises:
             ReadFailed: a file ends before.
+            Exception: what `check` raises.
         """
-        gaps = [bytearray(span.start - end) for span, end in zip(spans, [0, *(span.stop for span in spans)])]
-        num_bytes = spans[-1].stop
+        ends = [0, *(span.stop for span in spans)]
+        gaps = [bytearray(start - end) for start, end in zip([*(span.start for span in spans), num_bytes], ends)]
         limits = [(span.start, span.stop) for span in spans]
         missed = []
         with self._reading_cached:
             mapped = {name: self._file(name).checked_content() for name in {record[0] for record in records}}
-            for record in records:
-                name, start, arrays = record
+            for number, (name, start, arrays) in enumerate(records):
                 content = mapped[name]
                 if content is not None:
+                    parts: list[Any] = [content[start : start + num_bytes]]
                     for array, (first, last) in zip(arrays, limits):
-                        array[...] = content[start + first : start + last]
-                elif not self._read_cached(name, start, _interleave(gaps, arrays), num_bytes):
-                    missed.append(record)
-        for name, start, _ in missed:
-            self._file(name).announce(start, num_bytes)
-        for name, start, arrays in missed:
-            if self._file(name).preadv(_interleave(gaps, arrays), start) != num_bytes:
+                        array[...] = parts[0][first:last]
+                elif not self._read_cached(name, start, parts := _interleave(gaps, arrays), num_bytes):
+                    missed.append(number)
+                    continue
+                if check:
+                    check(number, parts)
+        for number in missed:
+            self._file(records[number][0]).announce(records[number][1], num_bytes)
+        for number in missed:
+            name, start, arrays = records[number]
+            if self._file(name).preadv(parts := _interleave(gaps, arrays), start) != num_bytes:
                 raise ReadFailed(f"{self.path / name}: ends before byte {start + num_bytes}")
+            if check:
+                check(number, parts)
 
     def _read_cached(self, name: str, start: int, buffers: list[Any], num_bytes: int) -> bool:
         """Whether the buffers could be filled without waiting for a disk."""
@@ -194,7 +205,7 @@ class _WarmFile(OpenFile):
 
 
 def _interleave(gaps: list[bytearray], arrays: Arrays) -> list[Any]:
-    return [buffer for both in zip(gaps, arrays) for buffer in both]
+    return [*(buffer for both in zip(gaps, arrays) for buffer in both), gaps[-1]]
 
 
 class ObjectStore:

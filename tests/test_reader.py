@@ -251,16 +251,42 @@ def test_ten_million_pairs_in_ten_thousand_shards_are_read(tmp_path):
     assert reader.num_samples == 10_000_000 and len(reader.manifest.shards) == 10_000
     chosen = np.random.default_rng(3).choice(reader.num_samples, 400, replace=False)
     chosen[:2] = 0, reader.num_samples - 1
+    rows = np.lib.format.open_memmap(folder / INDEX, "r+")
     for number, sample in enumerate(chosen.tolist()):
         shard, place = divmod(sample, 1000)
+        record = bytearray(2048)
+        for half in range(2):  # the last pixel of each tile
+            record[half * 1024 + 512 + 128 + 63] = number % 97 + 100 * half
         with (folder / f"{shard:06d}.tar").open("r+b") as file:
-            for half in range(2):  # the last pixel of each tile
-                file.seek((2 * place + half) * 1024 + 512 + 128 + 63)
-                file.write(bytes([number % 97 + 100 * half]))
+            file.seek(2048 * place)
+            file.write(record)
+        rows["hash"][sample] = hash_of(record)
     clean, degraded = reader.read(chosen)
     assert not clean.reshape(400, -1)[:, :-1].any()
     assert np.array_equal(clean[:, 7, 7], np.arange(400) % 97)
     assert np.array_equal(degraded[:, 7, 7], np.arange(400) % 97 + 100)
     assert len(reader.storage._open) <= storage.MAX_OPEN_FILES
+    order = StreamConfig().order_of(0, reader)
+    rows["hash"][order.samples_at(np.arange(3 * 10**7, 3 * 10**7 + 600))] = hash_of(bytes(2048))
     batches = train_batches(reader, StreamConfig(), 0, 3 * 10**7, 3 * 10**7 + 600, 200)
     assert len(np.unique(np.concatenate([batch.samples for batch in batches]))) == 600
+
+
+@pytest.mark.parametrize("where", ["header", "pixels", "padding"])
+@pytest.mark.parametrize("times_read_before", [0, 3])  # by calls of the system, then out of a mapping
+def test_a_flipped_bit_of_a_local_tile_is_found_when_its_pair_is_read(tmp_path, where, times_read_before):
+    folder = small_shards(tmp_path) / "train"
+    reader = ShardReader(folder)
+    everything = np.arange(reader.num_samples)
+    for _ in range(times_read_before):
+        reader.read(everything)
+    stride = reader.manifest.stride
+    place = 7 * stride + {"header": 3, "pixels": 1000, "padding": stride - 1}[where]
+    with (folder / "000000.tar").open("r+b") as file:
+        file.seek(place)
+        level = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([level ^ 1]))
+    reader.read(everything[:7])
+    with pytest.raises(ShardError, match=r"000000.tar: pair 7 of the split .* is not as when it was indexed"):
+        reader.read(everything[:8])
