@@ -105,7 +105,7 @@ def save(run: Path, snapshot: Snapshot, keep: int) -> Path:
     """Writes a checkpoint under a temporary name and renames it; then drops all but the latest `keep` and the best,
     and whatever is numbered higher: damaged ones that were passed over. Raises OSError, and leaves what was there.
     """
-    folder = run / "checkpoints" / f"step-{snapshot.step:08d}"
+    folder = step_folder(run, snapshot.step)
     temporary = folder.with_name(f"{files.TEMPORARY_PREFIX}{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -168,6 +168,11 @@ def _rotate(run: Path, newest: Path, keep: int) -> None:
     for folder in step_folders(run):
         if folder not in older[-keep:] and folder.resolve() != best:
             shutil.rmtree(folder)
+
+
+def step_folder(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, or would be."""
+    return run / "checkpoints" / f"step-{step:08d}"
 
 
 def step_folders(run: Path) -> list[Path]:

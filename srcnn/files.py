@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -109,10 +108,12 @@ class FolderLock:
 
     def _try(self) -> bool:
         try:
+            import fcntl  # Windows has none
+
             fcntl.flock(self._file.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        except OSError as error:
+        except (OSError, ImportError) as error:
             logger.warning("%s: no locks here (%s): take care that only one writes", self.path.parent, error)
         return True
 

@@ -46,14 +46,16 @@ class Meter:
         self.sums[2] += loss_sum
         self.sums[3] += len(clean)
 
-    def read(self, run: Run) -> dict[str, float]:
-        """The means over all ranks since the last restart; none of the tiles where every step was skipped."""
+    def read(self, run: Run, wish: bool = False) -> tuple[dict[str, float], bool]:
+        """The means over all ranks since the last restart, none of the tiles where every step was skipped; and whether
+        any rank has a `wish`, which travels with the sums.
+        """
         seconds = time.perf_counter() - self.began
-        waited = torch.tensor([self.waited], dtype=torch.float64, device=self.device)
-        totals = sum_over_ranks(torch.cat([self.sums, waited])).tolist()
-        psnr_in, psnr_out, loss, num_tiles, waited_seconds = totals
+        others = torch.tensor([self.waited, wish], dtype=torch.float64, device=self.device)
+        totals = sum_over_ranks(torch.cat([self.sums, others])).tolist()
+        psnr_in, psnr_out, loss, num_tiles, waited_seconds, num_wishes = totals
         sums = {"train/loss": loss, "train/psnr_in": psnr_in, "train/psnr": psnr_out} if num_tiles else {}
-        return {key: total / num_tiles for key, total in sums.items()} | {
+        values = {key: total / num_tiles for key, total in sums.items()} | {
             "learning_rate": self.learning_rate,
             "gradient_norm": self.gradient_norm,
             "skipped_steps": run.skipped_steps,
@@ -62,6 +64,7 @@ class Meter:
             "memory_gib": memory_gib(self.device),
             "step": run.step,
         }
+        return values, num_wishes > 0
 
     def state(self) -> dict[str, Any]:
         """This rank's sums as plain values."""

@@ -14,6 +14,7 @@ import torch
 from srcnn import checkpoint, files
 from srcnn.config import flat, plain, to_yaml, without_credentials
 from srcnn.meter import Meter
+from srcnn.model import load_model
 from srcnn.ranks import RankFailed, all_told, together
 from srcnn.reader import ShardReader
 from srcnn.run import Run, TrainConfig, due
@@ -24,7 +25,7 @@ MATTERS = ("model", "initialization", "centred", "weights", "seed", "overfit_til
 IN_THE_STREAM = ("stream.", "shards", "run", "fresh")  # where the order and the data matter, the stream's state knows
 LOCK_SECONDS = 60.0  # a killed training needs some to go
 COUNTERS = ("step", "samples", "skipped_steps", "skipped_in_a_row", "logged_samples", "validated_samples",
-            "best_samples")
+            "best_step")
 logger = logging.getLogger(__name__)
 
 
@@ -40,9 +41,12 @@ def continue_run(config: TrainConfig, run: Run, meter: Meter, reader: ShardReade
     together(lambda: load_latest(config, run, meter, reader), run.group)
     found = all_told(run.samples, run.group)
     together(lambda: check_alike(config, found), run.group)
-    if is_main:
-        with files.atomic_file(Path(config.run, "config.yaml")) as file:
-            file.write(to_yaml(saved_config(config)).encode())
+    together(lambda: write_config(config) if is_main else None, run.group)
+
+
+def write_config(config: TrainConfig) -> None:
+    with files.atomic_file(Path(config.run, "config.yaml")) as file:
+        file.write(to_yaml(saved_config(config)).encode())
 
 
 def take_hold(config: TrainConfig, run: Run) -> None:
@@ -80,8 +84,18 @@ def load_latest(config: TrainConfig, run: Run, meter: Meter, reader: ShardReader
     if run.accelerator.is_main_process:
         for note in notes:
             logger.info("continued with %s", note)
-        if run.best_samples == run.samples and run.values:
-            checkpoint.mark_best(Path(config.run), folder, run.result.folded())  # a kill may have come before it
+        if run.values:
+            mend_best(config, run)
+
+
+def mend_best(config: TrainConfig, run: Run) -> None:
+    """Makes the run folder's best what the state says it is: a kill may have come before that, or somebody else."""
+    folder = checkpoint.step_folder(Path(config.run), run.best_step)
+    if problem := checkpoint.damage(folder):
+        run.best_psnr = float("-inf")
+        logger.warning("%s, the best so far: %s; the next validation takes its place", folder, problem)
+    else:
+        checkpoint.mark_best(Path(config.run), folder, load_model(folder))
 
 
 def check_continues(config: TrainConfig, state: dict[str, Any], stream: StreamState) -> list[str]:
@@ -187,10 +201,8 @@ def save_due(config: TrainConfig, run: Run) -> bool:
 
 def overdue(config: TrainConfig, run: Run) -> bool:
     """Whether the last checkpoint is too old by the main process's clock."""
-    if not config.save_every_minutes:
-        return False
-    age = time.monotonic() - run.saved_at
-    return all_told(age > 60 * config.save_every_minutes, run.group)[0]
+    minutes = (time.monotonic() - run.saved_at) / 60
+    return run.writer is not None and 0 < config.save_every_minutes < minutes
 
 
 def save_now(config: TrainConfig, run: Run, meter: Meter, reader: ShardReader) -> None:
@@ -240,7 +252,7 @@ def snapshot(config: TrainConfig, run: Run, sums: list[dict[str, Any]], reader: 
         "scaler": copied(scaler.state_dict()) if scaler else None,
     }
     about = {key: f"{value:.4f}" for key, value in run.values.items()} | {"samples": str(run.samples)}
-    is_best = run.validated_samples == run.best_samples == run.samples and bool(run.values)
+    is_best = bool(run.values) and run.validated_samples == run.samples and run.best_step == run.step
     return checkpoint.Snapshot(run.step, run.result.folded().cpu(), training, about, is_best)
 
 

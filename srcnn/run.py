@@ -139,7 +139,7 @@ class Run:
         step, samples: optimizer steps taken, tiles seen; what was skipped counts.
         logged_samples, validated_samples, saved_samples: where that was done last; saved -1: never.
         saved_at: when, by time.monotonic, seconds.
-        best_psnr, best_samples: of the best validation, dB, and where it was.
+        best_psnr, best_step: of the best validation, dB, and where it was.
         values: the last validation.
         group: of all ranks, for messages between CPUs; None for a single one.
         writer: of the checkpoints; on the main process only, once it holds the run folder.
@@ -161,7 +161,7 @@ class Run:
     saved_samples: int = -1
     saved_at: float = field(default_factory=time.monotonic)
     best_psnr: float = float("-inf")
-    best_samples: int = 0
+    best_step: int = 0
     values: dict[str, float] = field(default_factory=dict)
     tracker_id: str = ""
     writer: Writer | None = None

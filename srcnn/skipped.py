@@ -29,8 +29,11 @@ def report_skipped(config: TrainConfig, run: Run, batch: Batch, reader: ShardRea
     where = Path(config.run, SKIPPED)
     if run.accelerator.is_main_process:
         logger.warning("loss or gradient is not finite: step %d skipped, its tiles are in %s", run.step, where)
-        with where.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": run.step, "samples": run.samples, "keys_of_ranks": keys}) + "\n")
+        try:
+            with where.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": run.step, "samples": run.samples, "keys_of_ranks": keys}) + "\n")
+        except OSError as error:
+            logger.warning("which could not be written: %s", error)
     if last_straw:
         raise FloatingPointError(f"loss or gradient was not finite in {run.skipped_in_a_row} steps in a row: lower "
                                  f"optimizer.lr and start a new run; the tiles of these steps are in {where}")

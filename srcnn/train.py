@@ -122,16 +122,16 @@ def measure(config: TrainConfig, run: Run, meter: Meter, reader: ShardReader, tr
     if validation_due:
         with meter.paused():
             values, pictures = validate_run(config, run, reader), show_pictures(config, run, reader)
-    point = (meter.read(run) if log_due else {}) | values
+    point, save_wished = meter.read(run, overdue(config, run)) if log_due else ({}, False)
     if validation_due:
         run.values, run.validated_samples = values, run.samples
         if values["val/psnr"] > run.best_psnr:
-            run.best_psnr, run.best_samples = values["val/psnr"], run.samples
+            run.best_psnr, run.best_step = values["val/psnr"], run.step
     if log_due:
         run.logged_samples = run.samples
         meter.restart()
-    tracking.log(run.samples, point, pictures)
-    return validation_due or overdue(config, run)
+    tracking.log(run.samples, point | values, pictures)
+    return validation_due or save_wished
 
 
 def validate_run(config: TrainConfig, run: Run, reader: ShardReader) -> dict[str, float]:

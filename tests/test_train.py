@@ -1,6 +1,7 @@
 """The training loop in this process: same result however it is cut up, continued exactly, learning at all."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -122,6 +123,19 @@ def test_a_kill_before_the_best_was_linked_is_mended_by_the_next_start(tmp_path,
     (run / "checkpoint.pth").unlink()
     train(small_config(run, shards, validate_every_samples=64))
     assert (run / "best").resolve().name == "step-00000008" and (run / "checkpoint.pth").is_file()
+
+
+def test_a_best_checkpoint_that_is_damaged_is_told_and_replaced(tmp_path, shards, caplog):
+    run = tmp_path / "run"
+    config = small_config(run, shards, total_samples=32, save_every_samples=8, keep_checkpoints=1)
+    train(config)
+    train(replace(config, total_samples=40, optimizer=OptimizerConfig(lr=0.3)))  # worse
+    best = (run / "best").resolve()
+    (best / "model.safetensors").write_bytes(b"damaged")
+    (run / "best").unlink()
+    train(replace(config, total_samples=64))
+    assert f"{best}, the best so far: model.safetensors is damaged" in caplog.text
+    load_model(run)
 
 
 def test_weights_of_another_network_are_refused_as_a_start(tmp_path, shards):
