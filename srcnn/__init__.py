@@ -3,10 +3,11 @@
     photo -> resized      photo.py      file <-> array
       -> degraded         degrade.py    JPEG, bicubic
       -> tile pairs       tiles.py      cut, windows with a halo, join
-      -> shards           sample.py     the contract of tar members and manifest
+      -> shards           members.py    tiles and pictures in a tar
+                          sample.py     the contract of shards and manifest
                           index.py      where each pair lies, and its hash
                           verify.py     every byte against manifest and index
-      -> pairs            storage.py    folders and object stores
+      -> pairs            storage.py    folders and object stores (answers.py: what these send)
                           cache.py      what was read of these, on a local disk
                           reader.py     pairs by their numbers
       -> batches          order.py      which sample stands where
@@ -14,23 +15,29 @@
                           stream.py     this rank's batches
                           resident.py   a whole split in memory
                           feed.py       ranks in step, to the device
-      -> network          model.py      SRCNN, weights on disk
+      -> network          model.py      SRCNN; weight_files.py reads its weights
                           products.py   its layers as matrix products, on a CPU
       -> training         optimize.py   optimizer, schedule, averaged weights
                           run.py        settings and state of a run
-                          train.py      the loop
-                          launch.py     what the scripts of launch/ share
+                          train.py      the loop; skipped.py: steps that are not finite
+                          ranks.py      what the ranks tell each other
+                          signals.py    warnings from outside
                           validate.py   exact PSNR over all ranks
+                          launch.py     what the scripts of launch/ share
                           benchmark.py  where the time of a step goes
-      -> checkpoint       checkpoint.py
+                          doctor.py     what would stop it: splits.py of the data, machine.py of the machine
+      -> checkpoint       checkpoint.py on the disk, whole or not there
+                          resume.py     the state of a run, saved and taken up
+      -> numbers          meter.py      what steps cost and give
+                          tracking.py   metrics.jsonl; trackers.py, wandb_files.py, sync.py: wandb, TensorBoard
       -> restored photo   apply.py      a network over the tiles of a photo
                           strips.py     9-1-5 in bfloat16 on a CPU
                           threads.py    tiles or photos side by side
                           canvas.py     a photo file changed in place
                           restore.py, score.py, report.py
 
-`files.py` writes files whole, `config.py` reads settings, `tracking.py` and `meter.py` record a run, `metrics.py`
-measures photos and tiles.
+`files.py` writes files whole, `config.py` reads settings, `untrusted.py` bounds what strangers made, `metrics.py` measures
+photos and tiles.
 """
 
 from __future__ import annotations
