@@ -72,13 +72,21 @@ class Meter:
         return last | {"sums": self.sums.tolist()}
 
     def load(self, states: list[dict[str, Any]], rank: int, num_ranks: int) -> None:
-        """Takes up the sums of all ranks: each its own, or where their number has changed, the first one all."""
+        """Takes up the sums of all ranks: each its own, or where their number has changed, the first one all.
+
+        Raises:
+            ValueError: they are no finite sums.
+        """
+        if not states or any(len(state["sums"]) != len(self.sums) for state in states):
+            raise ValueError(f"sums of {len(states)} ranks: expected {len(self.sums)} for each of some")
         if len(states) == num_ranks:
             sums = states[rank]["sums"]
         else:
             columns = zip(*(state["sums"] for state in states), strict=True)
             sums = [math.fsum(column) if rank == 0 else 0.0 for column in columns]
         self.sums = torch.tensor(sums, dtype=torch.float64, device=self.device)
+        if not torch.isfinite(self.sums).all():
+            raise ValueError("sums that are not finite")
         self.gradient_norm, self.learning_rate = states[0]["gradient_norm"], states[0]["learning_rate"]
 
 

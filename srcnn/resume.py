@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -149,7 +150,9 @@ def load_state(run: Run, meter: Meter, state: dict[str, Any]) -> None:
     for key, value in counters.items():
         setattr(run, key, value)
     run.saved_samples = run.samples
-    run.best_psnr, run.tracker_id = float(state["best_psnr"]), str(state["tracker_id"])
+    if not re.fullmatch(r"\w{1,64}", state["tracker_id"]):  # becomes part of a file's name
+        raise ValueError(f"tracker_id {state['tracker_id']!r}: expected letters and digits")
+    run.best_psnr, run.tracker_id = float(state["best_psnr"]), state["tracker_id"]
     run.values = {str(key): float(value) for key, value in state["values"].items()}
 
 

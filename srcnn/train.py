@@ -42,7 +42,6 @@ def train(config: TrainConfig) -> dict[str, float]:
         FloatingPointError: loss or gradient is not finite, again and again.
         Stopped: a rank was told to stop. As after RankFailed within training, a checkpoint after the last whole step
             is left.
-        OSError: the last checkpoint cannot be written.
     """
     accelerator = start_accelerator(config)
     train_reader, val_reader = open_shards(config)

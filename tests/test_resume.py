@@ -1,0 +1,89 @@
+"""What a checkpoint of a stranger may hold: looked at before anything is taken from it."""
+
+import math
+import shutil
+
+import pytest
+import torch
+from small import small_config, small_shards
+
+from srcnn import checkpoint
+from srcnn.files import read_json, sha256_of, write_json
+from srcnn.ranks import RankFailed
+from srcnn.train import train
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Shards, and the state of a run of two steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    shards = small_shards(folder)
+    train(small_config(folder / "run", shards, total_samples=16))
+    latest = checkpoint.latest(folder / "run")
+    return shards, latest / checkpoint.MODEL, checkpoint.load_training(latest)
+
+
+def put(run, model, state):
+    """A checkpoint folder whose hashes are right, with this state."""
+    folder = checkpoint.step_folder(run, 2)
+    folder.mkdir(parents=True)
+    shutil.copy(model, folder / checkpoint.MODEL)
+    torch.save(state, folder / checkpoint.TRAINING)
+    names = (checkpoint.MODEL, checkpoint.TRAINING)
+    entries = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in names}
+    write_json(folder / checkpoint.FILES, entries)
+    assert read_json(folder / checkpoint.FILES) == entries and checkpoint.latest(run) == folder
+
+
+def changed(state, path, value):
+    key, *rest = path
+    return state | {key: changed(state[key], rest, value) if rest else value}
+
+
+FIRST_WEIGHT = ("network", "conv1.weight")
+
+
+@pytest.mark.parametrize("path,value,problem", [
+    (("format",), 1, "format 1, this srcnn reads 2; --fresh"),
+    (("step",), -1, "expected whole numbers from 0"),
+    (("samples",), 1.5, "expected whole numbers from 0"),
+    (("skipped_steps",), True, "expected whole numbers from 0"),
+    (("network",), {}, "expected conv1.weight"),
+    (FIRST_WEIGHT, torch.zeros(8, 1, 9, 8), r"conv1.weight is torch.float32 \(8, 1, 9, 8\), expected floats \(8, 1, 9"),
+    (FIRST_WEIGHT, torch.zeros(8, 1, 9, 9, dtype=torch.int64), "conv1.weight is torch.int64"),
+    (FIRST_WEIGHT, torch.full((8, 1, 9, 9), math.nan), "conv1.weight holds values that are not finite"),
+    (FIRST_WEIGHT, "text", "not the state of such a training"),
+    (("optimizer", "state", 0, "exp_avg"), torch.zeros(3), r"optimizer.0.exp_avg is torch.float32 \(3,\)"),
+    (("optimizer", "state", 0, "exp_avg_sq"), torch.full((8, 1, 9, 9), math.inf), "not finite"),
+    (("optimizer", "state"), {77: {}}, "not the state of such a training"),
+    (("optimizer",), [], "not the state of such a training"),
+    (("meter",), [{"sums": [1.0], "gradient_norm": 0.0, "learning_rate": 0.0}], "expected 4 for each"),
+    (("meter",), [], "sums of 0 ranks"),
+    (("tracker_id",), "../../elsewhere", "expected letters and digits"),
+    (("config",), 3, "not the state of such a training"),
+    (("stream", "manifest_hash"), "0" * 64, "was begun with data.manifest_hash 000"),
+])
+def test_a_state_that_no_training_has_is_named(tmp_path, trained, path, value, problem):
+    shards, model, state = trained
+    put(tmp_path / "run", model, changed(state, path, value))
+    with pytest.raises(RankFailed, match=problem):
+        train(small_config(tmp_path / "run", shards, total_samples=16))
+
+
+def test_the_state_itself_is_taken(tmp_path, trained):
+    shards, model, state = trained
+    put(tmp_path / "run", model, state)
+    (checkpoint.step_folder(tmp_path / "run", 2) / "extra").write_text("harmless")
+    assert train(small_config(tmp_path / "run", shards, total_samples=16)) == state["values"]
+
+
+def test_a_pickle_that_would_run_something_does_not(tmp_path, trained):
+    class Payload:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    shards, model, state = trained
+    put(tmp_path / "run", model, state | {"values": Payload()})
+    with pytest.raises(RankFailed, match="not the plain state of a training run"):
+        train(small_config(tmp_path / "run", shards, total_samples=16))
+    assert not (tmp_path / "ran").exists()
