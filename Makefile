@@ -10,7 +10,7 @@ DEMO ?= demo/$(if $(PHOTOS),own,skylines)
 DEMO_PHOTOS := $(or $(PHOTOS),$(DEMO)/photos)
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: help setup lint types test shards train demo bench bench-loading clean
+.PHONY: help setup lint types test shards train demo fuzz bench bench-loading chaos clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -59,11 +59,18 @@ demo: $(READY)  ## photos, shards, training, restored photo and report in a few 
 	@echo "  $(DEMO)/shards/train.png        what was trained on: clean left, degraded right"
 	@echo "  $(DEMO)/degraded, $(DEMO)/restored   a photo it never saw, as JPEG of quality 20 and restored"
 
+fuzz: $(READY)  ## the readers of foreign files, fuzzed for a minute each: make fuzz [ARGS='--seconds N --target NAME']
+	$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable '.[fuzz]' || true
+	$(BIN)/python tests/fuzzing.py $(ARGS)
+
 bench: $(READY)  ## training, shard making, restoring on this processor, an hour: make bench [PHOTOS=dir] [ARGS=--quick]
 	$(BIN)/python -m benchmarks.cpu $(if $(PHOTOS),--photos "$(PHOTOS)") $(ARGS)
 
 bench-loading: $(READY)  ## data loaders side by side, half an hour: make bench-loading [PHOTOS=dir] [ARGS=--quick]
 	$(BIN)/python -m benchmarks.loading $(if $(PHOTOS),--photos "$(PHOTOS)") $(ARGS)
+
+chaos: $(READY)  ## a hundred random faults against real trainings, half an hour: make chaos [ARGS='--faults 100 --seed 1']
+	$(BIN)/python -m benchmarks.chaos $(ARGS)
 
 clean:  ## remove what demo and tests made; .venv, data and runs stay
 	rm -rf demo build *.egg-info .pytest_cache .mypy_cache .hypothesis

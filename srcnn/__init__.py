@@ -36,8 +36,8 @@
                           canvas.py     a photo file changed in place
                           restore.py, score.py, report.py
 
-`files.py` writes files whole, `config.py` reads settings, `untrusted.py` bounds what strangers made, `metrics.py` measures
-photos and tiles.
+`files.py` writes files whole, `config.py` reads settings, `untrusted.py` bounds what strangers made, `metrics.py`
+measures photos and tiles.
 """
 
 from __future__ import annotations

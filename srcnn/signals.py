@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 STOPPED = 75  # exit status of a run that was told to stop: EX_TEMPFAIL of sysexits.h, "try again later"
 INTERRUPTED = 130  # after Ctrl-C, as shells have it
@@ -53,6 +54,18 @@ def listen() -> None:
     if sys.platform == "linux" and any(name.startswith(("ACCELERATE_", "TORCHELASTIC_")) for name in os.environ):
         # A launcher of one process passes no signal on, and none passes on that it was killed.
         ctypes.CDLL(None).prctl(1, int(LAUNCHER_ENDED))  # PR_SET_PDEATHSIG of <linux/prctl.h>
+        if _is_orphan():  # it was killed before
+            os.kill(os.getpid(), LAUNCHER_ENDED)
+
+
+def _is_orphan() -> bool:
+    """Whether the parent is what the kernel gives to orphans, and no launcher that happens to run as process 1."""
+    parent = Path("/proc", str(os.getppid()))
+    try:
+        adopts = parent.name == "1" or (parent / "comm").read_text().strip() == "systemd"
+        return adopts and sys.argv[0].encode() not in (parent / "cmdline").read_bytes()
+    except OSError:
+        return True  # it has just ended
 
 
 def warned() -> Stopped | None:

@@ -107,6 +107,16 @@ def test_told_to_stop_before_the_first_step_it_ends_at_once(tmp_path, shards):
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+def test_a_launcher_that_is_killed_while_its_ranks_begin_leaves_none_behind(tmp_path, shards):
+    process = start(2, tmp_path, run=str(tmp_path / "run"), shards=shards, **LONG | {"timeout_minutes": 10})
+    wait_until(process, lambda: len(ranks_of(process)) == 2)
+    ranks = ranks_of(process)
+    process.kill()
+    _, alive = psutil.wait_procs(ranks, timeout=60)
+    assert not alive
+    process.communicate()
+
+
 def test_a_rank_that_is_killed_ends_the_others_and_the_launcher_starts_them_again(tmp_path, shards):
     run = tmp_path / "run"
     settings = {"shards": shards, "total_samples": 7200, "log_every_samples": 240, "validate_every_samples": 960,

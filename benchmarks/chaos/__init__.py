@@ -1,0 +1,1 @@
+"""Random faults against a real training: see `__main__`."""

@@ -1,0 +1,216 @@
+"""Damage to the files of a training: its run folder, its shards, its disk."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from benchmarks.chaos.job import Job
+from srcnn import checkpoint
+from srcnn.files import TEMPORARY_PREFIX
+from srcnn.members import BLOCK_BYTES
+from srcnn.sample import MANIFEST, Manifest
+from srcnn.tracking import METRICS
+
+FILLING_BYTES = (1 << 20, 1 << 12, 1)
+NPY_LENGTH = 8  # where an npy file says, in two bytes, how long the rest of its header is
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Where a fault strikes.
+
+    Attributes:
+        random: decides all that the fault leaves open.
+        disk: what holds the run folder; a small file system of its own, unless `limits_files`: then it is filled by a
+            limit (RLIMIT_FSIZE) on what the training's processes may write.
+        kept: a copy of the shards, from which a person repairs them.
+    """
+
+    job: Job
+    random: Random
+    disk: Path
+    kept: Path
+    limits_files: bool
+
+
+def damaged(scene: Scene, how: str, path: Path) -> str:
+    """Truncates a file, flips a bit of it, or removes it."""
+    if how == "remove":
+        path.unlink()
+        return path.name
+    size = path.stat().st_size
+    if not size:
+        return f"{path.name} was empty"
+    place = scene.random.randrange(size)
+    if how == "truncate":
+        os.truncate(path, place)
+        return f"{path.name} to {place} of {size} bytes"
+    return flipped(scene, path, place)
+
+
+def flipped(scene: Scene, path: Path, place: int) -> str:
+    with path.open("r+b") as file:
+        file.seek(place)
+        old = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([old ^ 1 << scene.random.randrange(8)]))
+    return f"{path.name}, byte {place}"
+
+
+def harm_checkpoint(how: str, name: str, scene: Scene) -> str:
+    """Killed, and its newest checkpoint is damaged; it has an older one."""
+    job = scene.job
+    job.wait_for(lambda: job.saved() > (job.begun_at() or 0), "a checkpoint")
+    job.kill()
+    checkpoint.clear_leftovers(job.run)  # half-written ones count for nothing, half-replaced ones are whole
+    newest = checkpoint.step_folders(job.run)[-1]
+    if how == "remove":
+        shutil.rmtree(newest)
+        return newest.name
+    return f"{newest.name}/{damaged(scene, how, newest / name)}"
+
+
+def harm_file(how: str, name: str, scene: Scene) -> str:
+    """Killed, and a file of the run folder is damaged."""
+    scene.job.kill()
+    path = scene.job.run / name
+    return damaged(scene, how, path) if os.path.lexists(path) else f"{name} was not there yet"
+
+
+def harm_metrics(how: str, at_rest: bool, scene: Scene) -> str:
+    """Of what it takes from a training that does not run nobody has a copy; the job takes a note."""
+    job, path = scene.job, scene.job.run / METRICS
+    if at_rest:
+        job.kill()
+    if not path.exists():
+        return f"{METRICS} was not there yet"
+    before = path.read_bytes().splitlines(keepends=True)
+    told = damaged(scene, how, path)
+    if at_rest:
+        job.destroyed |= set(before) ^ set(path.read_bytes().splitlines(keepends=True))
+    return told
+
+
+def leave_files(scene: Scene) -> str:
+    """What kills leave at their worst moments, and other half files."""
+    job = scene.job
+    job.kill()
+    folder = job.run / "checkpoints"
+    half = folder / f"{TEMPORARY_PREFIX}step-00000007"
+    for place in (job.run / "report", half):
+        place.mkdir(parents=True, exist_ok=True)
+    for place, name in ((job.run, "a.json"), (job.run / "report", "b.png"), (folder, "c")):
+        (place / f"{TEMPORARY_PREFIX}{name}").write_bytes(b"{")
+    (half / checkpoint.TRAINING).write_bytes(b"PK")
+    if not (folders := checkpoint.step_folders(job.run)):
+        return "no checkpoint yet"
+    replaced = folders[-1].with_name(f"{checkpoint.REPLACED_PREFIX}{folders[-1].name}")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if scene.random.random() < 0.5:
+        folders[-1].rename(replaced)
+        return "the newest checkpoint half-replaced"
+    shutil.copytree(folders[-1], replaced)
+    return "the newest checkpoint replaced"
+
+
+def remove_newest(scene: Scene) -> str:
+    """The newest checkpoint, while training goes on."""
+    for newest in checkpoint.step_folders(scene.job.run)[-1:]:
+        shutil.rmtree(newest, ignore_errors=True)
+        return newest.name
+    return "no checkpoint yet"
+
+
+def move_run(scene: Scene) -> str:
+    """Away and back; what the training has made in its place meanwhile goes."""
+    run, seconds = scene.job.run, scene.random.uniform(0.05, 1.5)
+    away = run.with_name("away")
+    run.rename(away)
+    time.sleep(seconds)
+    while not run.exists() or not run.samefile(away):
+        with contextlib.suppress(OSError):
+            away.rename(run)
+            break
+        with contextlib.suppress(OSError):
+            run.rename(run.with_name(f"made-{time.monotonic_ns()}"))
+    for made in run.parent.glob("made-*"):
+        shutil.rmtree(made, ignore_errors=True)
+    return f"{seconds:.1f} s"
+
+
+def harm_shard(how: str, split: str, at_rest: bool, scene: Scene) -> str:
+    """A flip hits a pixel; each is read again and again."""
+    if at_rest:
+        scene.job.kill()
+    manifest = Manifest.read(scene.job.shards / split)
+    shard = scene.random.choice(manifest.shards)
+    path = scene.job.shards / split / shard.name
+    if how in ("truncate", "remove"):
+        return f"{split}/{damaged(scene, how, path)}"
+    assert manifest.stride
+    tile = manifest.stride // 2 * scene.random.randrange(2 * shard.num_samples) + BLOCK_BYTES
+    content = path.read_bytes()
+    header = NPY_LENGTH + 2 + int.from_bytes(content[tile + NPY_LENGTH:][:2], "little")
+    rows, columns = manifest.tile_shape[:2]
+    return f"{split}/{flipped(scene, path, tile + header + scene.random.randrange(rows * columns))}"
+
+
+def harm_manifest(how: str, scene: Scene) -> str:
+    scene.job.kill()
+    return damaged(scene, how, scene.job.shards / "train" / MANIFEST)
+
+
+def repair_shards(scene: Scene) -> None:
+    """The original bytes, as a copy brings them."""
+    for path in scene.kept.rglob("*"):
+        target = scene.job.shards / path.relative_to(scene.kept)
+        if path.is_file() and not (target.exists() and target.read_bytes() == path.read_bytes()):
+            shutil.copyfile(path, target.with_name("copied"))
+            target.with_name("copied").replace(target)
+
+
+def fill(scene: Scene) -> None:
+    """The disk of the run folder takes no byte more."""
+    if scene.limits_files:
+        scene.job.limit_files(0)
+        return
+    with (scene.disk / "filler").open("wb", buffering=0) as file:
+        for size in FILLING_BYTES:
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(b"\xff" * size)
+
+
+def free(scene: Scene) -> None:
+    (scene.disk / "filler").unlink(missing_ok=True)
+    if scene.limits_files:
+        scene.job.limit_files(-1)
+
+
+def fill_for_a_while(scene: Scene) -> str:
+    seconds = scene.random.uniform(0.5, 3)
+    fill(scene)
+    time.sleep(seconds)
+    free(scene)
+    return f"{seconds:.1f} s"
+
+
+def fill_and_kill(scene: Scene) -> str:
+    seconds = scene.random.uniform(0.2, 1.5)
+    fill(scene)
+    time.sleep(seconds)
+    scene.job.kill()
+    free(scene)
+    return f"after {seconds:.1f} s"
+
+
+def fill_before_start(scene: Scene) -> str:
+    scene.job.kill()
+    fill(scene)
+    return ""
