@@ -28,7 +28,7 @@ from srcnn.model import (
 )
 from srcnn.optimize import OptimizerConfig, build_optimizer
 from srcnn.products import keep_freed_memory
-from srcnn.ranks import process_group
+from srcnn.ranks import meet_again, process_group
 from srcnn.reader import ShardReader
 from srcnn.storage import join
 from srcnn.stream import Batch, StreamConfig
@@ -185,7 +185,9 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
     # With gradients accumulated a static graph crashes or, worse, goes without the all-reduce (PyTorch #187732).
     static = config.tiles_at_once(device.type, share) == share
     parallel = DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=static)
-    waiting = InitProcessGroupKwargs(timeout=timedelta(minutes=config.timeout_minutes))
+    timeout = timedelta(minutes=config.timeout_minutes)
+    meet_again(device.type, timeout)
+    waiting = InitProcessGroupKwargs(timeout=timeout)
     # Accelerate takes the ranks of a machine without an accelerator for single processes unless told.
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision, kwargs_handlers=[parallel, waiting])
     if launched != accelerator.num_processes:
