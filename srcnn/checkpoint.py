@@ -6,8 +6,10 @@ files.json, written last, with the size and sha256 of the others. `best` is a li
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +25,7 @@ FILES = "files.json"
 MODEL, TRAINING = "model.safetensors", "training.pt"
 MAX_TRAINING_BYTES = 4 << 30
 FIRST = "step-00000000"
+_STEP = re.compile(r"step-\d{8,}")
 REPLACED_PREFIX = ".replaced-"  # what another of the same step takes the place of
 logger = logging.getLogger(__name__)
 
@@ -54,7 +57,8 @@ class Writer:
         self.run, self.keep = run, keep
         self._lock: files.FolderLock | None = lock
         self._pool = ThreadPoolExecutor(1, "checkpoint")
-        self._writing: tuple[Snapshot, Future[Path]] | None = None
+        self._writing: tuple[Snapshot, Future[None]] | None = None
+        self._best: Snapshot | None = None  # for a run folder that is made anew
         self._unsaved_best: Snapshot | None = None
         self._problems: list[OSError] = []
 
@@ -77,6 +81,7 @@ class Writer:
         if self._writing is None:
             return
         (snapshot, future), self._writing = self._writing, None
+        self._best = snapshot if snapshot.is_best else self._best
         problem = future.exception()
         if problem is None:
             self._unsaved_best = None
@@ -91,14 +96,21 @@ class Writer:
         self._pool.shutdown()
         self._lock = None
 
-    def _write(self, unsaved_best: Snapshot | None, snapshot: Snapshot) -> Path:
+    def _write(self, unsaved_best: Snapshot | None, snapshot: Snapshot) -> None:
         if self._lock is None or not self._lock.is_held():
             logger.warning("%s is gone, or not what it was; it is made anew", self.run)
             self.run.mkdir(parents=True, exist_ok=True)
             self._lock = files.FolderLock(self.run, seconds=0)
-        if unsaved_best is not None:
-            save(self.run, unsaved_best, self.keep)
-        return save(self.run, snapshot, self.keep)
+            unsaved_best = unsaved_best or self._best
+        problem = None
+        for one in (unsaved_best, snapshot):
+            try:
+                if one is not None:
+                    save(self.run, one, self.keep)
+            except OSError as error:  # of the best: no reason not to save the latest
+                problem = error
+        if problem is not None:
+            raise problem
 
 
 def save(run: Path, snapshot: Snapshot, keep: int) -> Path:
@@ -156,6 +168,8 @@ def mark_best(run: Path, folder: Path, model: SRCNN) -> None:
 def _link(link: Path, folder: Path) -> None:
     """Points `link` at `folder`, relative, without a moment in which there is no link."""
     temporary = link.with_name(f"{files.TEMPORARY_PREFIX}{link.name}")
+    if link.is_dir() and not link.is_symlink():
+        raise FileExistsError(errno.EEXIST, "a folder where a link belongs; remove it", str(link))
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(folder.relative_to(link.parent))
     os.replace(temporary, link)
@@ -167,7 +181,10 @@ def _rotate(run: Path, newest: Path, keep: int) -> None:
     older = [folder for folder in step_folders(run) if folder.name <= newest.name]
     for folder in step_folders(run):
         if folder not in older[-keep:] and folder.resolve() != best:
-            shutil.rmtree(folder)
+            try:
+                shutil.rmtree(folder)
+            except OSError as error:
+                logger.warning("%s: an old checkpoint that cannot be removed: %s", folder, error)
 
 
 def step_folder(run: Path, step: int) -> Path:
@@ -177,7 +194,7 @@ def step_folder(run: Path, step: int) -> Path:
 
 def step_folders(run: Path) -> list[Path]:
     """The run's checkpoint folders, oldest first, verified or not."""
-    return sorted((run / "checkpoints").glob("step-*"))
+    return sorted(path for path in (run / "checkpoints").glob("step-*") if _STEP.fullmatch(path.name))
 
 
 def latest(run: Path) -> Path | None:
@@ -206,7 +223,7 @@ def damage(folder: Path) -> str:
             if (folder / name).stat().st_size != entry["bytes"] or files.sha256_of(folder / name) != entry["sha256"]:
                 return f"{name} is damaged"
         return ""
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, RecursionError) as error:
         return f"incomplete ({error})"
 
 

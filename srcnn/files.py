@@ -101,10 +101,12 @@ class FolderLock:
         self.path = folder / LOCK
         self._file = OpenFile(self.path, os.O_RDWR | os.O_CREAT)
         deadline = time.monotonic() + seconds
-        while not self._try():
+        while not (self._try() and self.is_held()):
             if time.monotonic() > deadline:
                 raise BlockingIOError(errno.EWOULDBLOCK, "another process writes here", str(folder))
             time.sleep(0.1)
+            if not self.is_held():  # whoever had it has put the folder aside
+                self._file = OpenFile(self.path, os.O_RDWR | os.O_CREAT)
 
     def _try(self) -> bool:
         try:

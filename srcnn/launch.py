@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from accelerate import PartialState
@@ -39,6 +40,8 @@ def launch(program: str, description: str | None, config_class: type[ConfigT], w
 
 def end(line: str, status: int) -> None:
     """Ends the process now: threads that still wait for a server or another rank do not hold it."""
-    print(line, file=sys.stderr, flush=True)
-    sys.stdout.flush()
+    with suppress(OSError, ValueError):  # whoever read it may be gone
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+        sys.stdout.flush()
     os._exit(status)

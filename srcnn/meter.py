@@ -25,7 +25,7 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
-        self.waited = 0.0
+        self.waited = self.tiles_before = 0.0  # tiles of an earlier process, whose time is not known
         self.began = time.perf_counter()
         self.sums = torch.zeros(4, dtype=torch.float64, device=self.device)  # PSNR in, PSNR out, loss, tiles
 
@@ -51,15 +51,15 @@ class Meter:
         any rank has a `wish`, which travels with the sums.
         """
         seconds = time.perf_counter() - self.began
-        others = torch.tensor([self.waited, wish], dtype=torch.float64, device=self.device)
+        others = torch.tensor([self.waited, wish, self.tiles_before], dtype=torch.float64, device=self.device)
         totals = sum_over_ranks(torch.cat([self.sums, others])).tolist()
-        psnr_in, psnr_out, loss, num_tiles, waited_seconds, num_wishes = totals
+        psnr_in, psnr_out, loss, num_tiles, waited_seconds, num_wishes, tiles_before = totals
         sums = {"train/loss": loss, "train/psnr_in": psnr_in, "train/psnr": psnr_out} if num_tiles else {}
         values = {key: total / num_tiles for key, total in sums.items()} | {
             "learning_rate": self.learning_rate,
             "gradient_norm": self.gradient_norm,
             "skipped_steps": run.skipped_steps,
-            "tiles_per_second": num_tiles / seconds,
+            "tiles_per_second": (num_tiles - tiles_before) / seconds,
             "data_wait": waited_seconds / run.accelerator.num_processes / seconds,
             "memory_gib": memory_gib(self.device),
             "step": run.step,
@@ -87,6 +87,7 @@ class Meter:
         self.sums = torch.tensor(sums, dtype=torch.float64, device=self.device)
         if not torch.isfinite(self.sums).all():
             raise ValueError("sums that are not finite")
+        self.tiles_before = sums[3]
         self.gradient_norm, self.learning_rate = states[0]["gradient_norm"], states[0]["learning_rate"]
 
 

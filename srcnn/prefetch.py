@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from srcnn import signals
 from srcnn.reader import Allocate, Pairs, ShardReader
+
+WARNING_SECONDS = 0.2  # how soon a warning is heeded that comes while batches are waited for
 
 
 class Part(Protocol):
@@ -39,15 +42,23 @@ def ahead(
     An error is raised in its place. Closing the generator ends the threads.
     """
     remaining = iter(items)
-    with ThreadPoolExecutor(num_threads, "ahead") as pool:
-        try:
-            coming = deque(pool.submit(function, *item) for item in islice(remaining, depth))
-            while coming:
-                result = coming.popleft().result()
-                coming.extend(pool.submit(function, *item) for item in islice(remaining, 1))
-                yield result
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    pool = ThreadPoolExecutor(num_threads, "ahead")
+    try:
+        coming = deque(pool.submit(function, *item) for item in islice(remaining, depth))
+        while coming:
+            result = result_of(coming.popleft())
+            coming.extend(pool.submit(function, *item) for item in islice(remaining, 1))
+            yield result
+    finally:
+        pool.shutdown(wait=signals.warned() is None, cancel_futures=True)
+
+
+def result_of(future: Future[ResultT]) -> ResultT:
+    """Its result. Raises Stopped where it is not there yet and the process is told to stop: a read may take minutes."""
+    while not (future.done() or wait([future], WARNING_SECONDS).done):
+        if warning := signals.warned():
+            raise warning
+    return future.result()
 
 
 def with_room(
@@ -137,5 +148,5 @@ class Fetcher:
         """Calls off what has not begun and waits for the rest, which does not try again what fails."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self.reader.close()
-        self._pool.shutdown(wait=True)
+        self._pool.shutdown(wait=signals.warned() is None)
         self.reader.close()  # what the last ones have opened

@@ -58,7 +58,7 @@ def together(work: Callable[[], ResultT], group: Any) -> ResultT:
     result, trouble = None, None
     try:
         result = work()
-    except (OSError, ValueError, Stopped) as error:
+    except Exception as error:  # whatever it is, the others shall hear of it
         trouble = error
     raise_together(trouble, group)
     return cast(ResultT, result)
@@ -71,9 +71,14 @@ def raise_together(trouble: Exception | None, group: Any) -> None:
         RankFailed: some rank failed.
         Stopped: none failed, but some rank was told to stop.
     """
-    told = all_told((isinstance(trouble, Stopped), str(trouble)) if trouble else None, group)
+    told = all_told((isinstance(trouble, Stopped), _named(trouble)) if trouble else None, group)
     failures = dict.fromkeys(text for stopped, text in filter(None, told) if not stopped)
     if failures:
         raise RankFailed("; ".join(failures)) from trouble
     for message in filter(None, told):
         raise Stopped(message[1])
+
+
+def _named(trouble: Exception) -> str:
+    plain = isinstance(trouble, (OSError, ValueError, Stopped)) and str(trouble)
+    return str(trouble) if plain else f"{type(trouble).__name__}: {trouble}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import time
@@ -24,6 +25,7 @@ from srcnn.stream import StreamState
 FORMAT = 2  # of the training state
 MATTERS = ("model", "initialization", "centred", "weights", "seed", "overfit_tiles", "optimizer.name")
 IN_THE_STREAM = ("stream.", "shards", "run", "fresh")  # where the order and the data matter, the stream's state knows
+JOB = ".job"
 LOCK_SECONDS = 60.0  # a killed training needs some to go
 COUNTERS = ("step", "samples", "skipped_steps", "skipped_in_a_row", "logged_samples", "validated_samples",
             "best_step")
@@ -52,19 +54,36 @@ def write_config(config: TrainConfig) -> None:
 
 def take_hold(config: TrainConfig, run: Run) -> None:
     """The main process's: the folder is there, is nobody else's while this process lives, and has no half files."""
-    folder = Path(config.run)
+    folder = Path(config.run).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    lock = files.FolderLock(folder, LOCK_SECONDS)
-    restarts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
-    if config.fresh and not any(map(int, restarts)) and checkpoint.step_folders(folder):
+    seconds = min(LOCK_SECONDS, 30 * config.timeout_minutes)  # the other ranks wait too
+    lock = files.FolderLock(folder, seconds)
+    if config.fresh and not is_restart(folder) and checkpoint.step_folders(folder):
         kept = next(name for number in range(1, 10**6) if not (name := Path(f"{folder}.before-{number}")).exists())
         os.rename(folder, kept)
         logger.info("begun anew; what was in %s is in %s", folder, kept)
         folder.mkdir()
-        lock = files.FolderLock(folder, LOCK_SECONDS)
+        lock = files.FolderLock(folder, seconds)
+    (folder / JOB).write_text(_job())
     (folder / "checkpoints").mkdir(exist_ok=True)
     checkpoint.clear_leftovers(folder)
     run.writer = checkpoint.Writer(folder, config.keep_checkpoints, lock)
+
+
+def is_restart(folder: Path) -> bool:
+    """Whether a launcher or Slurm, not a person, began this process, and it is to go on with what is in the folder.
+
+    Launchers do not count it as a restart when a node joins; the job is the same then.
+    """
+    restarts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+    same = (folder / JOB).is_file() and (folder / JOB).read_text() == _job() != ""
+    return same or any(map(int, restarts))
+
+
+def _job() -> str:
+    """What names the job that this process is of; "" where nothing does."""
+    names = [os.environ.get(name, "") for name in ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID")]
+    return "" if set(names) <= {"", "none"} else " ".join(names)
 
 
 def load_latest(config: TrainConfig, run: Run, meter: Meter, reader: ShardReader) -> None:
@@ -145,7 +164,7 @@ def load_state(run: Run, meter: Meter, state: dict[str, Any]) -> None:
     check_optimizer(run, state["optimizer"]["state"], ours)
     run.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": ours})
     if run.accelerator.scaler and state["scaler"]:
-        run.accelerator.scaler.load_state_dict({key: float(value) for key, value in state["scaler"].items()})
+        run.accelerator.scaler.load_state_dict(check_scaler(run.accelerator.scaler.state_dict(), state["scaler"]))
     meter.load(state["meter"], run.accelerator.process_index, run.accelerator.num_processes)
     for key, value in counters.items():
         setattr(run, key, value)
@@ -176,6 +195,14 @@ def check_optimizer(run: Run, state: dict[int, dict[str, Any]], groups: list[dic
             if value is not None:
                 scalar = not isinstance(value, torch.Tensor) or value.ndim == 0
                 _check_tensor(f"optimizer.{number}.{name}", torch.as_tensor(value), torch.Size() if scalar else shape)
+
+
+def check_scaler(ours: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
+    """`saved`. Raises ValueError unless it holds finite numbers of the kinds that `ours` does, under the same names."""
+    kinds = {key: type(value) for key, value in ours.items()}
+    if {key: type(value) for key, value in saved.items()} != kinds or not all(map(math.isfinite, saved.values())):
+        raise ValueError(f"scaler {saved}: expected numbers like {ours}")
+    return saved
 
 
 def _check_tensor(name: str, tensor: torch.Tensor, shape: torch.Size) -> None:

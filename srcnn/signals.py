@@ -19,7 +19,8 @@ STOPPED = 75  # exit status of a run that was told to stop: EX_TEMPFAIL of sysex
 INTERRUPTED = 130  # after Ctrl-C, as shells have it
 LAUNCHER_ENDED = signal.SIGUSR2  # chosen here: what the kernel sends when the launcher is gone
 WARNINGS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT, LAUNCHER_ENDED)
-ONE_WARNING_SECONDS = 1.0  # a scheduler's signal comes twice, from itself and through the launcher
+ONE_WARNING_SECONDS = 5.0  # a scheduler's signal comes twice, from itself and through the launcher
+ONE_CTRL_C_SECONDS = 1.0
 
 
 class Stopped(RuntimeError):
@@ -51,21 +52,32 @@ def listen() -> None:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
     threading.Thread(target=_hear, args=(ours, theirs), name="signals", daemon=True).start()
-    if sys.platform == "linux" and any(name.startswith(("ACCELERATE_", "TORCHELASTIC_")) for name in os.environ):
-        # A launcher of one process passes no signal on, and none passes on that it was killed.
+    follow_launcher()
+
+
+def follow_launcher() -> None:
+    """The end of the launcher, where there is one, is a warning from now on: one of a single process passes no signal
+    on, and none can pass on that it was killed. Linux only.
+    """
+    parent = os.getppid()
+    if sys.platform != "linux" or parent == 0:  # 0: in another container
+        return
+    command = _read(parent, "cmdline")
+    if sys.argv[0].encode() in command and (b"accelerate" in command or b"torch" in command):
         ctypes.CDLL(None).prctl(1, int(LAUNCHER_ENDED))  # PR_SET_PDEATHSIG of <linux/prctl.h>
-        if _is_orphan():  # it was killed before
-            os.kill(os.getpid(), LAUNCHER_ENDED)
+        is_orphan = os.getppid() != parent
+    else:
+        adopts = (parent == 1 or _read(parent, "comm") == b"systemd\n") and b"python" not in command
+        is_orphan = "TORCHELASTIC_RUN_ID" in os.environ and (adopts or not command)  # without: it is just ending
+    if is_orphan:  # it had ended before
+        os.kill(os.getpid(), LAUNCHER_ENDED)
 
 
-def _is_orphan() -> bool:
-    """Whether the parent is what the kernel gives to orphans, and no launcher that happens to run as process 1."""
-    parent = Path("/proc", str(os.getppid()))
+def _read(process: int, name: str) -> bytes:
     try:
-        adopts = parent.name == "1" or (parent / "comm").read_text().strip() == "systemd"
-        return adopts and sys.argv[0].encode() not in (parent / "cmdline").read_bytes()
+        return Path(f"/proc/{process}/{name}").read_bytes()
     except OSError:
-        return True  # it has just ended
+        return b""
 
 
 def warned() -> Stopped | None:
@@ -94,9 +106,13 @@ def _heed(number: signal.Signals) -> None:
             _say(f"{name}: stopped before the first step")
             os._exit(Stopped(name).status)
         _say(f"{name}: stopping after a checkpoint; a second signal stops at once")
-    elif number != LAUNCHER_ENDED and now - _heard.at > ONE_WARNING_SECONDS:
+    elif number != LAUNCHER_ENDED and now - _heard.at > _seconds_of(number):
         _say(f"{number.name}: stopped at once")
         os._exit(128 + number)
+
+
+def _seconds_of(number: signal.Signals) -> float:
+    return ONE_CTRL_C_SECONDS if number == signal.SIGINT else ONE_WARNING_SECONDS
 
 
 def _say(line: str) -> None:

@@ -25,7 +25,7 @@ def report_skipped(config: TrainConfig, run: Run, batch: Batch, reader: ShardRea
     last_straw = run.skipped_in_a_row > config.max_skipped_steps
     if run.accelerator.scaler and not last_straw:
         return
-    keys = all_told([key_of(reader, sample) for sample in batch.samples.tolist()], run.group)
+    keys = all_told(keys_of(reader, batch.samples.tolist()), run.group)
     where = Path(config.run, SKIPPED)
     if run.accelerator.is_main_process:
         logger.warning("loss or gradient is not finite: step %d skipped, its tiles are in %s", run.step, where)
@@ -39,10 +39,10 @@ def report_skipped(config: TrainConfig, run: Run, batch: Batch, reader: ShardRea
                                  f"optimizer.lr and start a new run; the tiles of these steps are in {where}")
 
 
-def key_of(reader: ShardReader, sample: int) -> str:
-    """Where to look at a sample: the name of its first member in its shard, or its number where it cannot be read."""
+def keys_of(reader: ShardReader, samples: list[int]) -> list[str]:
+    """Where to look at samples: the names of their first members in the shards; numbers, where these cannot be read."""
     try:
-        header = bytes(reader.fetch(sample, sample + 1)[0][:NAME_BYTES])
-        return header.rstrip(b"\0").decode(errors="backslashreplace")
+        headers = [bytes(reader.fetch(sample, sample + 1)[0][:NAME_BYTES]) for sample in samples]
     except (OSError, ValueError) as error:
-        return f"sample {sample} of {reader.location} ({error})"
+        return [f"samples {samples} of {reader.location} ({error})"]
+    return [header.rstrip(b"\0").decode(errors="backslashreplace") for header in headers]

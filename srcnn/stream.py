@@ -20,7 +20,7 @@ from srcnn.order import (
     part_of_batch,
     symmetries_at,
 )
-from srcnn.prefetch import Fetcher, ahead, read_ahead, with_room
+from srcnn.prefetch import Fetcher, ahead, read_ahead, result_of, with_room
 from srcnn.reader import Allocate, PairReader, Pairs, ShardReader
 from srcnn.storage import AccessConfig
 
@@ -202,7 +202,7 @@ def _filled_from_runs(
     try:
         for part, room, runs in read_ahead(roomy, fetcher.fetch, run_samples, span, lead):
             for run in runs:
-                run.done.result()
+                result_of(run.done)
             yield Batch(room.clean, room.degraded, part.samples, part.symmetries)
     finally:
         fetcher.close()

@@ -18,7 +18,7 @@ from srcnn.config import plain
 from srcnn.feed import feed
 from srcnn.meter import Meter
 from srcnn.optimize import rate, set_rate, update_average
-from srcnn.ranks import RankFailed, raise_together
+from srcnn.ranks import RankFailed, raise_together, together
 from srcnn.reader import ShardReader
 from srcnn.report import pair_rows, write_report
 from srcnn.resume import continue_run, overdue, save_checkpoint, save_due, save_now, saved_config
@@ -74,6 +74,7 @@ def loop(
 ) -> None:
     """Measure, save, step, until all samples are seen and all is written."""
     parts = batches(config, run, train_reader, meter)
+    meter.began = time.perf_counter()
     while True:
         if measure(config, run, meter, val_reader, tracking) or save_due(config, run):
             with meter.paused():
@@ -95,8 +96,8 @@ def announce(config: TrainConfig, run: Run, train_reader: ShardReader, val_reade
         where = f"{accelerator.num_processes} x {accelerator.device.type}, precision {accelerator.mixed_precision}"
         data = f"{train_reader.num_samples} training and {val_reader.num_samples} validation tiles"
         order = config.stream.order_of(config.seed, train_reader)
-        logger.info("SRCNN %s on %s, %s, order: %s; %d of %d tiles done", kernels, where, data, order, run.samples,
-                    config.total_samples)
+        logger.info("SRCNN %s on %s, %s, order: %s; %d of %d tiles done, %d a step", kernels, where, data, order,
+                    run.samples, config.total_samples, config.global_batch_size(accelerator.num_processes))
 
 
 def start_tracking(config: TrainConfig, run: Run) -> Tracking:
@@ -120,7 +121,8 @@ def measure(config: TrainConfig, run: Run, meter: Meter, reader: ShardReader, tr
     pictures: dict[str, np.ndarray] = {}
     if validation_due:
         with meter.paused():
-            values, pictures = validate_run(config, run, reader), show_pictures(config, run, reader)
+            values = validate_run(config, run, reader)
+            pictures = together(lambda: show_pictures(config, run, reader), run.group)
     point, save_wished = meter.read(run, overdue(config, run)) if log_due else ({}, False)
     if validation_due:
         run.values, run.validated_samples = values, run.samples
@@ -166,10 +168,15 @@ def next_batch(
     trouble: Exception | None = signals.warned()
     for problem in run.writer.problems() if run.writer else ():
         logger.warning("a checkpoint could not be written, the last good one is kept: %s", problem)
-        trouble = problem if config.on_save_failure == "stop" else trouble
+        if config.on_save_failure == "stop" or isinstance(problem, BlockingIOError):  # the folder is another's now
+            trouble = problem
     try:
-        return next(parts), trouble
-    except (OSError, ValueError) as error:
+        if trouble:
+            raise trouble
+        return next(parts), signals.warned()
+    except RankFailed:
+        raise
+    except Exception as error:  # whatever it is, the others shall hear of it
         black = torch.zeros((1, *reader.tile_shape), dtype=torch.uint8, device=run.accelerator.device)
         none = torch.zeros(1, dtype=torch.uint8, device=black.device)
         return Batch(black, black, none, none), error
@@ -213,8 +220,10 @@ def train_step(
     if not finite:
         raise_together(trouble, run.group)
     set_rate(run.optimizer, rate(config.optimizer, run.samples, config.total_samples))
-    if finite or accelerator.scaler:  # a scaler lowers its scale, and leaves the weights
+    if finite:
         run.optimizer.step()
+    elif accelerator.scaler:
+        accelerator.scaler.update()  # lowers its scale, which may be why
     run.optimizer.zero_grad()
     run.step, run.samples = run.step + 1, run.samples + batch_size
     run.skipped_steps += not finite
@@ -243,7 +252,7 @@ def write_results(config: TrainConfig, run: Run, tracking: Tracking, reader: Sha
             logger.info("gained %.2f dB on the %d tiles trained on: %s", gain, config.overfit_tiles, verdict)
         try:
             write_report(Path(config.run), reader)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             logger.warning("no report could be written (`srcnn report %s` tries again): %s", config.run, error)
         if config.upload_best:
             tracking.log_artifact(f"{Path(config.run).name}-best", Path(config.run, "best"))

@@ -15,7 +15,7 @@ ALLOWED = {
     "storage": {"answers"}, "cache": set(),
     "index": {"members", "sample"},
     "reader": {"cache", "index", "members", "sample", "storage"},
-    "prefetch": {"reader"},
+    "prefetch": {"reader", "signals"},
     "stream": {"order", "prefetch", "reader", "storage"},
     "resident": {"reader", "stream"},
     "feed": {"ranks", "reader", "resident", "stream"},

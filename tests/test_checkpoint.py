@@ -1,6 +1,7 @@
 """Checkpoints: whole or not there, verified, rotated, the best kept."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -115,3 +116,46 @@ def test_a_failed_save_leaves_what_was_there(tmp_path, model, monkeypatch):
     with pytest.raises(OSError):
         save(tmp_path, 2, model, is_best=True)
     assert checkpoint.latest(tmp_path).name == (tmp_path / "best").resolve().name == "step-00000001"
+
+
+def test_a_best_checkpoint_comes_again_where_the_run_folder_was_lost(tmp_path, model):
+    run = tmp_path / "run"
+    run.mkdir()
+    writer = checkpoint.Writer(run, 1, FolderLock(run, 0))
+    writer.submit(checkpoint.Snapshot(1, model, {"step": 1}, {}, is_best=True))
+    assert writer.wait() == []
+    shutil.rmtree(run)
+    writer.submit(checkpoint.Snapshot(2, model, {"step": 2}, {}, is_best=False))
+    assert writer.wait() == []
+    assert (run / "best").resolve().name == "step-00000001" and checkpoint.latest(run).name == "step-00000002"
+
+
+def test_what_is_no_checkpoint_of_ours_is_left_alone(tmp_path, model):
+    folder = save(tmp_path, 1, model)
+    shutil.copytree(folder, folder.with_name("step-00000001-for-the-paper"))
+    (tmp_path / "checkpoints" / "step-00000009.tar").write_text("packed")
+    for step in (2, 3):
+        save(tmp_path, step, model, keep=1)
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"step-00000003", "step-00000001-for-the-paper", "step-00000009.tar"}
+
+
+def test_a_folder_where_the_link_to_the_best_belongs_is_named(tmp_path, model):
+    (tmp_path / "best").mkdir()
+    with pytest.raises(FileExistsError, match="a folder where a link belongs; remove it.*best"):
+        save(tmp_path, 1, model, is_best=True)
+
+
+def test_a_lock_is_on_the_folder_that_has_the_name(tmp_path):
+    """Two wait for a folder that its holder puts aside: only one of them has the new one."""
+    run = tmp_path / "run"
+    run.mkdir()
+    held = FolderLock(run, 0)
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(FolderLock, run, 3) for _ in range(2)]
+        run.rename(tmp_path / "aside")
+        run.mkdir()
+        del held
+        outcomes = [future.exception() for future in waiting]
+        assert sorted(type(outcome) for outcome in outcomes if outcome) == [BlockingIOError]
+        assert [future.result().is_held() for future in waiting if not future.exception()] == [True]

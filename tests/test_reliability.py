@@ -90,7 +90,7 @@ def test_a_second_signal_ends_it_at_once_though_it_waits_for_another_rank(tmp_pa
     waiting, held = ranks_of(process)
     held.suspend()
     waiting.terminate()
-    time.sleep(3 * ONE_WARNING_SECONDS)
+    time.sleep(ONE_WARNING_SECONDS + 1)
     assert waiting.is_running(), "the first warning waits for the other rank"
     waiting.terminate()
     gone, _ = psutil.wait_procs([waiting], timeout=20)

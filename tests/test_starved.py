@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from jobs import LONG, ROOT, SETTINGS, assert_same_run, consumed, finish, start, state, succeed, wait_for, wait_until
+from servers import FaultyServer
 from small import small_shards
 
 from srcnn import checkpoint
@@ -161,3 +163,19 @@ def test_what_does_not_matter_may_change_and_is_noted(tmp_path, shards):
     succeed(start(0, tmp_path, run=str(run), **settings))
     output = succeed(start(0, tmp_path, run=str(run), **settings | {"total_samples": 96, "batch_size": 6}))
     assert "continued with batch_size 6, before 12" in output and "continued with total_samples 96, before 48" in output
+
+
+def test_warned_while_it_waits_for_a_server_that_does_not_answer_it_stops_with_a_checkpoint(tmp_path, shards):
+    run = tmp_path / "run"
+    with FaultyServer(Path(shards)) as server:
+        stream = {"order": "runs", "run_samples": 1, "window_samples": 8, "lead_samples": 4, "num_lanes": 2}
+        process = start(0, tmp_path, run=str(run), **LONG | {"shards": server.url, "stream": stream})
+        wait_for(process, run, 240)
+        server.fault = lambda path, start, stop, number: "503"  # tried again for two minutes
+        time.sleep(3)
+        process.terminate()
+        begun = time.monotonic()
+        status, output = finish(process)
+        assert status == STOPPED and "stopped after a checkpoint" in output
+        assert time.monotonic() - begun < 60, "long before the reads are given up"
+    assert consumed(run) >= read_metrics(run)[-1]["samples"]

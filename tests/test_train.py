@@ -11,10 +11,11 @@ from small import small_config, small_shards
 
 from srcnn import checkpoint
 from srcnn.model import SRCNN, ModelConfig, initialize, load_model
-from srcnn.optimize import OptimizerConfig
+from srcnn.optimize import OptimizerConfig, build_optimizer
 from srcnn.order import symmetries_at
 from srcnn.ranks import RankFailed
 from srcnn.reader import ShardReader
+from srcnn.run import start_accelerator
 from srcnn.stream import Batch
 from srcnn.tracking import read_metrics
 from srcnn.train import train
@@ -244,3 +245,43 @@ def test_validation_does_not_depend_on_the_batch_size(shards, monkeypatch):
         monkeypatch.setitem(__import__("srcnn.validate").validate.BATCH_SIZE, "cpu", size)
         scores.append(validate(model, reader, accelerator)["val/psnr"])
     assert scores == pytest.approx([scores[0]] * 3, abs=1e-5)
+
+
+@pytest.mark.parametrize("is_finite", [True, False])
+def test_a_scaler_is_kept_in_checkpoints_and_lowered_by_steps_that_are_not_finite(
+    tmp_path, shards, monkeypatch, is_finite
+):
+    """fp16's scaler, which works on a CPU too."""
+    scalers, optimizers = [], []
+
+    def with_scaler(config):
+        accelerator = start_accelerator(config)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=3)
+        accelerator.clip_grad_norm_ = unscaled_norm  # as Accelerate's own does for fp16
+        scalers.append(accelerator.scaler)
+        return accelerator
+
+    def unscaled_norm(parameters, max_norm):
+        scalers[-1].unscale_(optimizers[-1])
+        return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+
+    def keep(*arguments):
+        optimizers.append(build_optimizer(*arguments))
+        return optimizers[-1]
+
+    def far_too_bright(batch, augment):
+        clean, degraded = as_floats(batch, augment)
+        return clean, degraded * 1e30
+
+    monkeypatch.setattr("srcnn.train.start_accelerator", with_scaler)
+    monkeypatch.setattr("srcnn.run.build_optimizer", keep)
+    if not is_finite:
+        monkeypatch.setattr("srcnn.run.as_floats", far_too_bright)
+    config = small_config(tmp_path / "run", shards, total_samples=32)
+    train(config)
+    state = checkpoint.load_training(checkpoint.latest(tmp_path / "run"))
+    assert state["scaler"] == scalers[0].state_dict()
+    assert state["skipped_steps"] == (0 if is_finite else 4)
+    assert state["scaler"]["scale"] == (8.0 if is_finite else 0.25)
+    train(replace(config, total_samples=64))
+    assert scalers[1].get_scale() == (16.0 if is_finite else 4 / 256)

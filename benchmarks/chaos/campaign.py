@@ -184,7 +184,9 @@ class Campaign:
         if fault.then in ("is refused", "may be refused"):
             job.start()
         if fault.then == "may be refused":
-            job.wait_for_end(self.start_seconds + 5)
+            if not job.wait_for_end(self.start_seconds + 5):  # it goes on
+                fault.repair(scene)
+                return self.pending.remove(tried)
         elif not job.wait_for_end(END_SECONDS):
             running = ", ".join(" ".join(one.info["cmdline"][:4]) for one in job.processes())
             raise Unmet(f"still there after {END_SECONDS:.0f} s: {running}; {last(job.log)}")
