@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from srcnn import files
 from srcnn.model import SRCNN, save_model, save_state_dict, save_tensors
 from srcnn.weight_files import load_plain
@@ -47,6 +49,15 @@ class Snapshot:
     training: Mapping[str, Any]
     about: Mapping[str, str]
     is_best: bool
+
+
+def copied(value: Any) -> Any:
+    """The same nested dicts and lists with tensors that are in the host's memory and nobody else's."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: copied(item) for key, item in value.items()}
+    return [copied(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 class Writer:

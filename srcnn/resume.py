@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from srcnn import checkpoint, files
+from srcnn import checkpoint, files, signals
 from srcnn.config import flat, plain, to_yaml, without_credentials
 from srcnn.meter import Meter
 from srcnn.model import load_model
@@ -27,6 +27,7 @@ MATTERS = ("model", "initialization", "centred", "weights", "seed", "overfit_til
 IN_THE_STREAM = ("stream.", "shards", "run", "fresh")  # where the order and the data matter, the stream's state knows
 JOB = ".job"
 LOCK_SECONDS = 60.0  # a killed training needs some to go
+AGAIN_SECONDS, LAST_SAVE_SECONDS = 5.0, 120.0  # how often, and how long, the last checkpoint of a run is tried
 COUNTERS = ("step", "samples", "skipped_steps", "skipped_in_a_row", "logged_samples", "validated_samples",
             "best_step")
 logger = logging.getLogger(__name__)
@@ -235,25 +236,32 @@ def overdue(config: TrainConfig, run: Run) -> bool:
     return run.writer is not None and 0 < config.save_every_minutes < minutes
 
 
-def save_now(config: TrainConfig, run: Run, meter: Meter, reader: ShardReader) -> None:
+def save_now(config: TrainConfig, run: Run, meter: Meter, reader: ShardReader, patience: float = 0.0) -> None:
     """A checkpoint of where the run stands is on the disk when this returns; all ranks call it together.
 
     Raises:
-        RankFailed: it cannot be written.
+        RankFailed: it cannot be written, not for `patience` seconds or until this is told to stop.
     """
 
     def wait() -> None:
         for problem in run.writer.wait() if run.writer else ():
             raise problem
 
-    try:
-        together(wait, run.group)
-        missing = run.samples > run.saved_samples
-    except RankFailed:
-        missing = True
-    if missing:
+    deadline, is_saved = time.monotonic() + patience, run.samples == run.saved_samples
+    while True:
+        try:
+            together(wait, run.group)
+            if is_saved:
+                return
+        except RankFailed as problem:
+            given_up = is_saved and (time.monotonic() > deadline or signals.warned() is not None)
+            if any(all_told(given_up, run.group)):
+                raise
+            if is_saved and run.writer:
+                logger.warning("the last checkpoint cannot be written, tried again: %s", problem)
+            time.sleep(AGAIN_SECONDS if is_saved else 0)
         save_checkpoint(config, run, meter, reader)
-        together(wait, run.group)
+        is_saved = True
 
 
 def save_checkpoint(config: TrainConfig, run: Run, meter: Meter, reader: ShardReader) -> None:
@@ -276,20 +284,11 @@ def snapshot(config: TrainConfig, run: Run, sums: list[dict[str, Any]], reader: 
         "meter": sums,
         "stream": asdict(stream_state(config, run.samples, reader)),
         "config": plain(asdict(saved_config(config))),
-        "network": copied(run.network.state_dict()),
-        "average": copied(run.average.state_dict()) if run.average is not None else None,
-        "optimizer": copied(run.optimizer.state_dict()),
-        "scaler": copied(scaler.state_dict()) if scaler else None,
+        "network": checkpoint.copied(run.network.state_dict()),
+        "average": checkpoint.copied(run.average.state_dict()) if run.average is not None else None,
+        "optimizer": checkpoint.copied(run.optimizer.state_dict()),
+        "scaler": checkpoint.copied(scaler.state_dict()) if scaler else None,
     }
     about = {key: f"{value:.4f}" for key, value in run.values.items()} | {"samples": str(run.samples)}
     is_best = bool(run.values) and run.validated_samples == run.samples and run.best_step == run.step
     return checkpoint.Snapshot(run.step, run.result.folded().cpu(), training, about, is_best)
-
-
-def copied(value: Any) -> Any:
-    """The same nested dicts and lists with tensors that are in the host's memory and nobody else's."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: copied(item) for key, item in value.items()}
-    return [copied(item) for item in value] if isinstance(value, (list, tuple)) else value

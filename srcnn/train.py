@@ -21,7 +21,7 @@ from srcnn.optimize import rate, set_rate, update_average
 from srcnn.ranks import RankFailed, raise_together, together
 from srcnn.reader import ShardReader
 from srcnn.report import pair_rows, write_report
-from srcnn.resume import continue_run, overdue, save_checkpoint, save_due, save_now, saved_config
+from srcnn.resume import LAST_SAVE_SECONDS, continue_run, overdue, save_checkpoint, save_due, save_now, saved_config
 from srcnn.run import Run, TrainConfig, due, open_shards, start_accelerator, start_run
 from srcnn.signals import Stopped
 from srcnn.skipped import report_skipped
@@ -80,7 +80,7 @@ def loop(
             with meter.paused():
                 save_checkpoint(config, run, meter, train_reader)
         if run.samples >= config.total_samples:
-            save_now(config, run, meter, train_reader)
+            save_now(config, run, meter, train_reader, LAST_SAVE_SECONDS if config.on_save_failure == "continue" else 0)
             return
         batch, trouble = next_batch(config, run, train_reader, parts)
         if not train_step(config, run, batch, meter, trouble):

@@ -35,7 +35,7 @@ ALLOWED = {
     "run": {"checkpoint", "model", "optimize", "products", "ranks", "reader", "storage", "stream", "validate"},
     "ranks": {"signals"},
     "signals": set(),
-    "resume": {"checkpoint", "meter", "model", "ranks", "reader", "run", "stream"},
+    "resume": {"checkpoint", "meter", "model", "ranks", "reader", "run", "signals", "stream"},
     "skipped": {"ranks", "reader", "run", "stream"},
     "meter": {"metrics", "run"},
     "machine": {"model", "trackers"},

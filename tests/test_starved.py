@@ -1,5 +1,6 @@
 """Trainings that are starved of disk or of finite numbers, begun twice, or begun otherwise: named, and nothing lost."""
 
+import contextlib
 import json
 import math
 import os
@@ -94,11 +95,9 @@ def test_a_full_disk_is_told_the_last_checkpoint_kept_and_the_wish_followed(tmp_
     wait_for(process, run, 960)
     filler = small_disk / "filler"
     with filler.open("wb", buffering=0) as file:
-        while True:
-            try:
+        with contextlib.suppress(OSError):
+            while True:
                 file.write(bytes(65536))
-            except OSError:
-                break
     kept = None
     if wish == "continue":
         before = consumed(run)
@@ -118,6 +117,21 @@ def test_a_full_disk_is_told_the_last_checkpoint_kept_and_the_wish_followed(tmp_
         succeed(start(0, tmp_path, run=str(run), **settings))
     succeed(start(0, tmp_path, run=str(tmp_path / "whole"), **settings))
     assert_same_run(run, tmp_path / "whole")
+
+
+def test_a_disk_that_is_full_at_the_very_end_is_waited_for(tmp_path, shards, small_disk):
+    run = small_disk / "run"
+    process = start(2, tmp_path, run=str(run), **LONG | {"shards": shards, "total_samples": 4800})
+    wait_for(process, run, 960)
+    filler = small_disk / "filler"
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(65536))
+    wait_until(process, lambda: "the last checkpoint cannot be written, tried again" in process.stdout.readline())
+    filler.unlink()
+    succeed(process)
+    assert consumed(run) == 4800
+    assert read_metrics(run)[-1]["samples"] == 4800
 
 
 def test_a_run_folder_that_vanishes_is_made_anew(tmp_path, shards):
