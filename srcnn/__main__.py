@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from tqdm import tqdm
 
-from srcnn.config import without_credentials
+from srcnn.config import read_yaml, without_credentials
 from srcnn.degrade import Degradation, degrade
 from srcnn.files import write_json
 from srcnn.model import DEFAULT_WEIGHTS, SRCNN, load_model
@@ -21,7 +20,6 @@ from srcnn.reader import ShardReader
 from srcnn.restore import Outcome, attempt, output_paths, restore, restore_files
 from srcnn.score import LUMA_NAMES, score_folder, to_json, to_markdown
 from srcnn.storage import join
-from srcnn.untrusted import check_yaml
 from srcnn.verify import verify_shards
 
 
@@ -213,9 +211,8 @@ def report_command(options: argparse.Namespace) -> int:
     settings = options.run / "config.yaml"
     if not settings.is_file():
         raise FileNotFoundError(f"{settings}: no training run here")
-    check_yaml(settings)
-    config = yaml.safe_load(settings.read_text(encoding="utf-8"))
-    if not isinstance(config, dict) or not {"shards", "overfit_tiles"} <= config.keys():
+    config = read_yaml(settings)
+    if not {"shards", "overfit_tiles"} <= config.keys():
         raise ValueError(f"{settings}: not the settings of a training run")
     split = "train" if config["overfit_tiles"] else "val"
     print(write_report(options.run, ShardReader(join(config["shards"], split), config["overfit_tiles"])))

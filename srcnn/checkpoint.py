@@ -21,6 +21,7 @@ import torch
 
 from srcnn import files
 from srcnn.model import SRCNN, save_model, save_state_dict, save_tensors
+from srcnn.untrusted import read_json
 from srcnn.weight_files import load_plain
 
 FILES = "files.json"
@@ -227,7 +228,7 @@ def latest(run: Path) -> Path | None:
 def damage(folder: Path) -> str:
     """What is wrong with a checkpoint folder; "" where it is whole."""
     try:
-        listed = files.read_json(folder / FILES)
+        listed = read_json(folder / FILES)
         if set(listed) != {MODEL, TRAINING}:
             return f"{FILES} lists {', '.join(map(str, listed)) or 'nothing'}, not {MODEL} and {TRAINING}"
         for name, entry in listed.items():
@@ -253,3 +254,11 @@ def load_training(folder: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise ValueError(f"{folder / TRAINING}: not the state of a training run")
     return state
+
+
+def tracker_id_of(state: dict[str, Any]) -> str:
+    """The id of the run at the trackers. Raises ValueError where it could not be a part of a file's name."""
+    found = state.get("tracker_id")
+    if not isinstance(found, str) or not re.fullmatch(r"\w{1,64}", found):
+        raise ValueError(f"tracker_id {found!r}: expected letters and digits")
+    return found

@@ -58,7 +58,7 @@ def parse(
     parser = ConfigParser(prog=program, description=description, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the keys below")
     parser.add_class_arguments(config_class, None)
-    fields = dataclasses.fields(config_class)  # type: ignore[arg-type]
+    fields = dataclasses.fields(config_class)  # type: ignore[arg-type]  # no type says "any dataclass"
     booleans = {f"--{field.name}" for field in fields if field.type in ("bool", bool)}
     given = _with_values(sys.argv[1:] if arguments is None else arguments, booleans)
     try:
@@ -93,6 +93,15 @@ def _with_values(arguments: list[str], booleans: set[str]) -> list[str]:
 def to_yaml(config: Any) -> str:
     """The resolved config as YAML that `--config` reads back."""
     return yaml.safe_dump(plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """What `to_yaml` wrote, or somebody else. Raises ValueError where it is no mapping, or out of bounds."""
+    check_yaml(path)
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: no settings")
+    return content
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

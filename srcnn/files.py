@@ -54,14 +54,6 @@ def write_json(path: Path, content: Any) -> None:
         file.write(text.encode(errors="backslashreplace"))
 
 
-def read_json(path: Path) -> Any:
-    """Raises ValueError, naming the file, where it is not JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: damaged: {error}") from error
-
-
 def sha256_of(path: Path) -> str:
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(1 << 18))  # one for all of the file, small enough to stay in the cache

@@ -102,7 +102,8 @@ def _samples(path: Path) -> tuple[memoryview, Samples, list[str]]:
     try:
         with open_regular(path) as file:
             content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        with tarfile.open(fileobj=_Headers(content), mode="r:") as tar:  # type: ignore[call-overload]
+        headers: Any = _Headers(content)  # reads, tells and seeks, which is all that tarfile needs
+        with tarfile.open(fileobj=headers, mode="r:") as tar:
             samples, problems = _grouped(tar)
             end, rest = tar.offset, content[tar.offset :]
     except OSError:

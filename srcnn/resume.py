@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import re
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -170,9 +169,7 @@ def load_state(run: Run, meter: Meter, state: dict[str, Any]) -> None:
     for key, value in counters.items():
         setattr(run, key, value)
     run.saved_samples = run.samples
-    if not re.fullmatch(r"\w{1,64}", state["tracker_id"]):  # becomes part of a file's name
-        raise ValueError(f"tracker_id {state['tracker_id']!r}: expected letters and digits")
-    run.best_psnr, run.tracker_id = float(state["best_psnr"]), state["tracker_id"]
+    run.best_psnr, run.tracker_id = float(state["best_psnr"]), checkpoint.tracker_id_of(state)
     run.values = {str(key): float(value) for key, value in state["values"].items()}
 
 

@@ -108,7 +108,7 @@ class Folder:
         return content
 
     def read_records(
-        self, records: Sequence[Record], spans: Sequence[slice], num_bytes: int, check: Check | None = None
+        self, records: Sequence[Record], spans: Sequence[slice], num_bytes: int, check: Check
     ) -> None:
         """Fills each record's arrays with these spans of its `num_bytes`; whatever else it holds is not wanted.
 
@@ -135,16 +135,14 @@ class Folder:
                 elif not self._read_cached(name, start, parts := _interleave(gaps, arrays), num_bytes):
                     missed.append(number)
                     continue
-                if check:
-                    check(number, parts)
+                check(number, parts)
         for number in missed:
             self._file(records[number][0]).announce(records[number][1], num_bytes)
         for number in missed:
             name, start, arrays = records[number]
             if self._file(name).preadv(parts := _interleave(gaps, arrays), start) != num_bytes:
                 raise ReadFailed(f"{self.path / name}: ends before byte {start + num_bytes}")
-            if check:
-                check(number, parts)
+            check(number, parts)
 
     def _read_cached(self, name: str, start: int, buffers: list[Any], num_bytes: int) -> bool:
         """Whether the buffers could be filled without waiting for a disk."""

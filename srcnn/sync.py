@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import yaml
-
-from srcnn.checkpoint import latest, load_training
+from srcnn.checkpoint import latest, load_training, tracker_id_of
+from srcnn.config import read_yaml
 from srcnn.trackers import Wandb, end_wandb
 from srcnn.tracking import read_metrics
 
@@ -26,9 +25,9 @@ def sync(run: Path, project: str = "") -> tuple[int, str]:
     folder = latest(run)
     if folder is None:
         raise FileNotFoundError(f"{run}: no checkpoint, and so no id of a wandb run, here")
-    run_id = load_training(folder)["tracker_id"]
+    run_id = tracker_id_of(load_training(folder))
     settings = run / "config.yaml"
-    config = yaml.safe_load(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    config = read_yaml(settings) if settings.is_file() else {}
     if project:
         os.environ["WANDB_PROJECT"] = project
     try:
