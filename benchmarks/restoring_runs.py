@@ -96,7 +96,8 @@ def ours(job: dict[str, Any], exact: bool = False) -> tuple[Network, Callable[[P
     def network(luma: np.ndarray) -> np.ndarray:
         return srcnn.restore_pixels(luma, model, exact=exact)
 
-    return network, lambda photo, out: srcnn.restore_file(photo, out, model, exact=exact)
+    files, treatment = (importlib.import_module(f"srcnn.{name}") for name in ("photo_files", "apply"))
+    return network, files.Restoring(model, treatment.Treatment(exact=exact), smooth_chroma=False)
 
 
 def pytorch(job: dict[str, Any]) -> tuple[Network, Callable[[Path, Path], None]]:
@@ -164,21 +165,22 @@ def folder(job: dict[str, Any]) -> None:
     """A folder of small photos: side by side, one by one, and decoded and encoded alone."""
     torch = importlib.import_module("torch")
     torch.set_num_threads(job["cores"])
-    restore = importlib.import_module("srcnn.restore")
-    canvas = importlib.import_module("srcnn.canvas")
+    restore, files, paths, canvas = (importlib.import_module(f"srcnn.{name}")
+                                     for name in ("restore", "photo_files", "targets", "canvas"))
     model = importlib.import_module("srcnn.model").load_model(job["weights"])
-    targets = restore.output_paths(Path(job["folder"]), Path(job["out"]))
+    targets, _ = paths.output_paths(job["folder"], Path(job["out"]))
+    work = files.Restoring(model, smooth_chroma=False)
 
     def one_by_one() -> None:
         for path, target in targets.items():
-            restore.restore_file(path, target, model)
+            work(path, target)
 
     def codecs() -> None:
         for path, target in targets.items():
             canvas.save_canvas(target, canvas.read_canvas(path))
 
     restore.restore_pixels(np.zeros((320, 480, 3), np.uint8), model)  # kernels are chosen
-    side_by_side = seconds(lambda: list(restore.restore_files(targets, model)))  # which makes the folder, too
+    side_by_side = seconds(lambda: list(files.work_on_files(targets, work)))  # which makes the folder, too
     print(json.dumps({"seconds": side_by_side, "one_by_one_seconds": seconds(one_by_one),
                       "codecs_seconds": seconds(codecs)}))
 

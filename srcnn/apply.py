@@ -3,89 +3,185 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from srcnn.model import SRCNN, computes_bf16, full_precision
-from srcnn.products import keep_freed_memory
+from srcnn.chroma import REACH, smooth_chroma
+from srcnn.model import SRCNN, computes_bf16
+from srcnn.products import full_precision, keep_freed_memory
 from srcnn.strips import restore_in_strips, suits
 from srcnn.threads import in_order, lone_threads
-from srcnn.tiles import Window, windows
+from srcnn.tiles import Window, spans, windows
 
 TILE_PIXELS = {"cpu": 256, "cuda": 1024}  # a CPU: the fastest of 96 to 384 in both precisions
+MIN_TILE_PIXELS = 16  # what is tried last when memory runs out
 MAX_THREADS = {"cuda": 4}  # that wait for one device; on a CPU as many as PyTorch may use
 LUMA_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG's Y and Pillow's L
+LEVELS = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.float32): 1.0}
 
 Part = tuple[slice, slice]
 Progress = Callable[[int, int], None]
 
 
 class Pixels(NamedTuple):
-    """A photo of `height` x `width` wherever it lies: parts of it are read and written, uint8 (h, w) or (h, w, 3)."""
+    """A photo of `height` x `width` wherever it lies: parts of it are read and written, (h, w) or (h, w, 3).
+
+    Attributes:
+        read: levels 0..255 of uint8, 0..65535 of uint16, [0, 1] of float32, by `dtype`; they may come as float32.
+        write: takes `dtype`, the integers rounded, all clipped to their range.
+    """
 
     height: int
     width: int
     read: Callable[[Part], np.ndarray]
     write: Callable[[Part, np.ndarray], None]
+    dtype: np.dtype[Any] = np.dtype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """How a network is applied.
+
+    Args:
+        tile_pixels: side of the tiles that go through the network; 0 chooses by the device.
+        exact: float32 throughout; else bfloat16 where the device computes it itself, the network adds to its input, and
+            the photo has 8 bits: then only the correction has 8 bits of precision, not the photo.
+        strength: share of the network's change that is made, 0..1.
+        chroma_quality: of the JPEG a colour photo comes from, by which its chroma is smoothed (srcnn/chroma.py) when
+            a network restores the luma; None: the chroma stays as it is.
+    """
+
+    tile_pixels: int = 0
+    exact: bool = False
+    strength: float = 1.0
+    chroma_quality: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.strength <= 1:
+            raise ValueError(f"strength {self.strength:g}: expected 0 (nothing) to 1 (all that the network changes)")
+        if self.tile_pixels < 0:
+            raise ValueError(f"tile {self.tile_pixels}: expected a number of pixels, or 0 for a fitting one")
 
 
 def restore_tiles(
-    pixels: Pixels, model: SRCNN, tile_pixels: int = 0, exact: bool = False, on_progress: Progress | None = None
+    pixels: Pixels, model: SRCNN, treatment: Treatment = Treatment(), on_progress: Progress | None = None
 ) -> None:
     """Restores a photo tile by tile, as if in one piece; reading and writing may mean the same memory.
 
+    Where memory runs out, that tile and all after it are halved, until it suffices.
+
     Args:
-        exact: float32 throughout; else bfloat16 where the device computes it itself, and the network adds to its
-            input: then only the correction has 8 bits of precision, not the photo.
         on_progress: called in this thread with the tiles done and their number.
     """
-    device = next(model.parameters()).device
-    bf16 = not exact and model.config.residual and computes_bf16(device)
-    tile_pixels = tile_pixels or TILE_PIXELS.get(device.type, 512)
-    halo = model.receptive_radius
-    parts = list(windows(pixels.height, pixels.width, tile_pixels, halo))
+    tiles = Tiles(pixels, model, treatment)
+    parts = list(windows(pixels.height, pixels.width, tiles.tile_pixels, tiles.halo))
     # A tile is overwritten only after the last one that sees it has been read: the one below to the right.
-    tiles_across = -(-pixels.width // tile_pixels)
-    ahead = -(-halo // tile_pixels) * (tiles_across + 1)
-    num_threads = min(len(parts), torch.get_num_threads(), MAX_THREADS.get(device.type, len(parts)))
+    tiles_across = -(-pixels.width // tiles.tile_pixels)
+    ahead = -(-tiles.halo // tiles.tile_pixels) * (tiles_across + 1)
+    num_threads = min(len(parts), torch.get_num_threads(), MAX_THREADS.get(tiles.device.type, len(parts)))
 
     def cut() -> Iterator[tuple[Window, np.ndarray]]:
         for part in parts:
             yield part, pixels.read(part.source)
 
-    work = partial(restore_tile, model=model, bf16=bf16)
     keep_freed_memory()
     with full_precision(), lone_threads(num_threads) as pool:
-        results = in_order(pool, work, cut(), max(ahead, 2 * num_threads))
+        results = in_order(pool, tiles.restore, cut(), max(ahead, 2 * num_threads))
         for number, (part, restored) in enumerate(zip(parts, results, strict=True), 1):
             pixels.write(part.target, restored)
             if on_progress is not None:
                 on_progress(number, len(parts))
 
 
-@torch.inference_mode()
-def restore_tile(job: tuple[Window, np.ndarray], model: SRCNN, bf16: bool) -> np.ndarray:
-    """A tile with its halo, uint8 -> the tile alone, restored, clipped and rounded to uint8."""
-    window, source = job
-    device = next(model.parameters()).device
-    tile = torch.from_numpy(source).to(device)
-    planes = tile.reshape(*tile.shape[:2], -1).permute(2, 0, 1)
-    planes = planes.to(torch.float32, memory_format=torch.contiguous_format)
-    inner = slice(None), *window.inner
-    if len(planes) == model.config.channels:
-        restored = run_network(planes / 255, model, bf16)[inner] * 255
-    else:
-        # Replacing Y in YCbCr and going back to RGB adds the same difference to R, G and B.
-        red, green, blue = (weight / 255 * plane for weight, plane in zip(LUMA_WEIGHTS, planes, strict=True))
-        luma = (red + green + blue)[None]
-        change = (run_network(luma, model, bf16) - luma)[inner] * 255
-        restored = planes[inner] + change
-    levels = restored.round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0)
-    return levels.cpu().numpy().reshape(*levels.shape[:2], *source.shape[2:])
+class Tiles:
+    """The work on the tiles of one photo; knows how large a tile the memory allowed so far."""
+
+    def __init__(self, pixels: Pixels, model: SRCNN, treatment: Treatment) -> None:
+        self.device = next(model.parameters()).device
+        self.model, self.treatment, self.dtype = model, treatment, pixels.dtype
+        self.bf16 = (not treatment.exact and model.config.residual and pixels.dtype == np.uint8
+                     and computes_bf16(self.device))
+        self.tile_pixels = treatment.tile_pixels or TILE_PIXELS.get(self.device.type, 512)
+        self.halo = model.receptive_radius + (0 if treatment.chroma_quality is None else REACH)
+
+    def restore(self, job: tuple[Window, np.ndarray]) -> np.ndarray:
+        """A tile with its halo -> the tile alone, restored, clipped and rounded."""
+        window, source = job
+        longest = max(side.stop - side.start for side in window.inner)
+        if longest <= self.tile_pixels:
+            try:
+                return self._restore_at_once(window, source)
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error) or longest <= MIN_TILE_PIXELS:
+                    raise
+                self.tile_pixels = min(self.tile_pixels, -(-longest // 2))
+        # Beyond the except clause: what it had allocated is free only now.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        rows, columns = window.inner
+        restored = np.empty((rows.stop - rows.start, columns.stop - columns.start, *source.shape[2:]), self.dtype)
+        side = self.tile_pixels  # which another thread may halve meanwhile
+        for top, bottom in spans(restored.shape[0], side):
+            for left, right in spans(restored.shape[1], side):
+                target = slice(top, bottom), slice(left, right)
+                part = self._part(target, window.inner, source.shape)
+                restored[target] = self.restore((part, source[part.source]))
+        return restored
+
+    def _part(self, target: Part, inner: Part, shape: tuple[int, ...]) -> Window:
+        """The window of a part of a tile's inside, in the tile with its halo."""
+        placed = [slice(start.start + side.start, start.start + side.stop)
+                  for side, start in zip(target, inner, strict=True)]
+        sources = [slice(max(0, side.start - self.halo), min(length, side.stop + self.halo))
+                   for side, length in zip(placed, shape, strict=False)]
+        inside = [slice(side.start - source.start, side.stop - source.start)
+                  for side, source in zip(placed, sources, strict=True)]
+        return Window((sources[0], sources[1]), (inside[0], inside[1]), target)
+
+    @torch.inference_mode()
+    def _restore_at_once(self, window: Window, source: np.ndarray) -> np.ndarray:
+        levels = LEVELS[self.dtype]
+        tile = torch.from_numpy(np.asarray(source, np.uint8 if source.dtype == np.uint8 else np.float32))
+        planes = tile.to(self.device).reshape(*tile.shape[:2], -1).permute(2, 0, 1)
+        planes = planes.to(torch.float32, memory_format=torch.contiguous_format)
+        inner = slice(None), *window.inner
+        if len(planes) == self.model.config.channels:
+            restored = run_network(planes / levels, self.model, self.bf16)[inner] * levels
+        else:
+            restored = planes[inner] + self._change_of_luma(planes / levels, inner).mul_(levels)
+        if self.treatment.strength < 1:
+            restored = planes[inner].lerp(restored, self.treatment.strength)
+        restored.clamp_(0, levels)
+        if self.dtype != np.float32:
+            restored.round_()
+        result = restored.permute(1, 2, 0).to(torch.uint8 if self.dtype == np.uint8 else torch.float32)
+        return result.cpu().numpy().astype(self.dtype, copy=False).reshape(*result.shape[:2], *source.shape[2:])
+
+    def _change_of_luma(self, planes: torch.Tensor, inner: tuple[slice, ...]) -> torch.Tensor:
+        """What R, G and B in [0, 1] change by, where the network restores the luma.
+
+        Replacing Y in YCbCr and going back to RGB adds the same difference to R, G and B.
+        """
+        red, green, blue = planes
+        luma = (LUMA_WEIGHTS[0] * red + LUMA_WEIGHTS[1] * green + LUMA_WEIGHTS[2] * blue)[None]
+        restored = run_network(luma, self.model, self.bf16)
+        change = (restored - luma)[inner]
+        if self.treatment.chroma_quality is None:
+            return change
+        chroma = torch.cat([blue - luma, red - luma])
+        smoothed = smooth_chroma(chroma, restored.clamp(0, 1), self.treatment.chroma_quality)
+        by_blue, by_red = (smoothed - chroma)[inner]
+        by_green = -(LUMA_WEIGHTS[0] * by_red + LUMA_WEIGHTS[2] * by_blue) / LUMA_WEIGHTS[1]
+        return torch.stack([by_red, by_green, by_blue]) + change
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Of the device or of this machine: PyTorch's allocator for the CPU raises a plain RuntimeError."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
 def run_network(pixels: torch.Tensor, model: SRCNN, bf16: bool = False) -> torch.Tensor:

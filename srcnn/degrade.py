@@ -78,7 +78,12 @@ def _encoder_buffer(num_bytes: int) -> Iterator[None]:
 
 
 def bicubic(pixels: np.ndarray, scale: int) -> np.ndarray:
-    """Down and up again by `scale`, bicubic with antialiasing on floats, rounded to uint8; same shape.
+    """Down and up again by `scale` (`bicubic_levels`), rounded to uint8; same shape."""
+    return to_uint8(bicubic_levels(pixels, scale))
+
+
+def bicubic_levels(pixels: np.ndarray, scale: int) -> np.ndarray:
+    """Down and up again by `scale`, bicubic with antialiasing: float32 levels, neither rounded nor clipped; same shape.
 
     Sides must be multiples of `scale` (`crop_to_multiple`), as in the protocol of the SRCNN paper. Pillow's
     float bicubic agrees with MATLAB's imresize within 0.01 dB on Set5.
@@ -93,7 +98,12 @@ def bicubic(pixels: np.ndarray, scale: int) -> np.ndarray:
         return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
 
     bands = [down_and_up(band) for band in np.moveaxis(np.atleast_3d(pixels), -1, 0)]
-    return np.clip(np.rint(np.stack(bands, -1)), 0, 255).astype(np.uint8).reshape(pixels.shape)
+    return np.stack(bands, -1).reshape(pixels.shape)
+
+
+def to_uint8(levels: np.ndarray) -> np.ndarray:
+    """Levels of any kind of number, rounded and clipped to 0..255."""
+    return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
 
 
 def crop_to_multiple(pixels: np.ndarray, multiple: int) -> np.ndarray:

@@ -9,8 +9,7 @@ import io
 import json
 import math
 import platform
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -117,16 +116,37 @@ class SRCNN(nn.Module):
         return model
 
     def load_folded(self, model: SRCNN) -> None:
-        """Takes the weights of a model that is not centred; the reverse of `folded`.
-
-        Raises:
-            ValueError: that model is another network.
-        """
+        """Takes the weights of a model that is not centred, the reverse of `folded`; ValueError at another network."""
         if model.config != self.config:
             raise ValueError(f"these weights are of {model.config}, the network wanted is {self.config}")
         self.load_state_dict(model.state_dict())
         if self.centred:
             self._shift_bias(CENTRE)
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, *, revision: str | None = None, token: str | bool | None = None,
+        cache_dir: str | Path | None = None, local_files_only: bool = False,
+    ) -> SRCNN:
+        """A network from a folder, a repository of the Hugging Face hub, or a shipped name: srcnn/hub.py says more."""
+        from srcnn import hub  # imports the hub's client, which a training has no need of
+        return hub.from_pretrained(source, revision, token, cache_dir, local_files_only)
+
+    def save_pretrained(
+        self, folder: str | Path, *, card: str | Path | None = None, run: str | Path | None = None
+    ) -> None:
+        """Writes model.safetensors, config.json and a model card into a folder: srcnn/hub.py says more."""
+        from srcnn import hub
+        hub.save_pretrained(self, folder, card, run)
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool = False, token: str | bool | None = None,
+        commit_message: str = "Upload SRCNN", revision: str | None = None, card: str | Path | None = None,
+        run: str | Path | None = None,
+    ) -> str:
+        """Uploads what `save_pretrained` writes, and gives the commit's address: srcnn/hub.py says more."""
+        from srcnn import hub
+        return hub.push_to_hub(self, repo_id, private, token, commit_message, revision, card, run)
 
     def _shift_bias(self, shift: float) -> None:
         """Changes conv1's bias as if all pixels had been raised by `shift`."""
@@ -156,18 +176,6 @@ def computes_bf16(device: torch.device) -> bool:
         return any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)
     return bool(supported())
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Convolutions on an NVIDIA GPU in whole float32 instead of TF32's 10 bits, as on the CPU."""
-    convolution = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = convolution.fp32_precision
-    convolution.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        convolution.fp32_precision = before
 
 
 def initialize(model: SRCNN, how: Initialization, seed: int) -> None:
@@ -260,12 +268,11 @@ def _config_of(path: Path, state: Mapping[str, torch.Tensor], about: Mapping[str
     if any(len(shape) != 4 or shape[-1] > MAX_KERNEL_LOADED for shape in shapes):
         raise ValueError(f"{path}: layers of shapes {shapes} are not three convolutions of up to {MAX_KERNEL_LOADED}")
     kernels, filters = (shapes[0][-1], shapes[1][-1], shapes[2][-1]), (shapes[0][0], shapes[1][0])
-    residual = about.get("residual", False)
     try:
-        config = ModelConfig(kernels, filters, shapes[0][1], residual)
+        config = ModelConfig(kernels, filters, shapes[0][1], about.get("residual", False))
     except ValueError as error:
         raise ValueError(f"{path}: its config is damaged: {error}") from error
-    if differs := config_differs(about, plain(asdict(config) | {"residual": bool(residual)})):
+    if differs := config_differs(about, plain(asdict(config) | {"residual": bool(config.residual)})):
         raise ValueError(f"{path}: its config is damaged: {differs}")
     maps = (config.channels, *filters, config.channels)
     for number, kernel in enumerate(kernels, 1):

@@ -1,4 +1,4 @@
-"""Photo file <-> array: orientation, colour modes, alpha, 16 bit; resize; RGB -> luma.
+"""Photo file -> array of 8 bits: orientation, colour modes, alpha; sizes; RGB -> luma.
 
 Arrays are uint8, `(H, W)` for greyscale and `(H, W, 3)` for RGB, levels 0..255. No torch here: preprocessing
 workers import this module and must start fast.
@@ -10,25 +10,22 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-from srcnn.files import atomic_file
 from srcnn.untrusted import MAX_PHOTO_BYTES, OutOfBounds, check_image, open_regular, pillow_limit_lifted
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
-JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
-SUFFIXES = JPEG_SUFFIXES | frozenset({".png", ".webp", ".tif", ".tiff", ".bmp"})
+KINDS = {".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".webp": "WEBP",
+         ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP"}  # by suffix
+SUFFIXES = frozenset(KINDS)
 # A 250-megapixel photo takes 750 MB as RGB; whatever claims more is taken for a decompression bomb.
 MAX_MEGAPIXELS = 250.0
 ORIENTATION_TAG = 0x0112
-MAX_DPI = 32_767
-STRIP_ROWS = 256  # of a large photo converted at a time
-TIFF_TEXT_TAGS = {270, 271, 272, 305, 306, 315, 316, 33432}  # description, maker, model, ... copyright
 
 LumaKind = Literal["l", "y"]
 
@@ -44,15 +41,11 @@ class Photo:
     Attributes:
         pixels: uint8, (H, W) or (H, W, 3) RGB.
         alpha: uint8 (H, W), or None where the file has no transparency.
-        format: Pillow's name of the file format ("JPEG", "PNG", ...).
-        metadata: what `write_photo` puts back: `exif` (orientation already reset), `icc_profile`, `dpi`.
         notes: conversions the reader had to make ("CMYK converted to RGB").
     """
 
     pixels: np.ndarray
     alpha: np.ndarray | None = None
-    format: str = "PNG"
-    metadata: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -97,7 +90,7 @@ def _stop(error: OSError) -> NoReturn:
 
 
 @contextmanager
-def open_image(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Iterator[Image.Image]:
+def open_image(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Iterator[ImageFile.ImageFile]:
     """Opens a photo file and checks what its header says; every failure to read it becomes PhotoRefused."""
     try:
         # A file object, not a path: Pillow maps a TIFF given by path to memory, with the width and height of
@@ -124,42 +117,26 @@ def read_photo(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Photo:
     """
     with open_image(path, max_megapixels) as image:
         image.load()
-        upright = turn_upright(image)
-        metadata = metadata_of(image)  # which resets the orientation
-        pixels, alpha, notes = image_to_arrays(upright, path)
-        return Photo(pixels, alpha, "JPEG" if image.format == "MPO" else str(image.format), metadata, notes)
+        return Photo(*image_to_arrays(turn_upright(image), path))
 
 
 def turn_upright(image: Image.Image) -> Image.Image:
     """The image after its EXIF orientation; itself where it is upright, as ImageOps would copy it."""
-    return image if image.getexif().get(ORIENTATION_TAG, 1) == 1 else ImageOps.exif_transpose(image)
+    return image if orientation_of(image) == 1 else ImageOps.exif_transpose(image)
 
 
-def metadata_of(image: Image.Image) -> dict[str, Any]:
-    """What `write_photo` can put back: no orientation, and no profile of another colour space."""
-    exif = image.getexif()
-    if isinstance(image, TiffImagePlugin.TiffImageFile):  # whose tags also say how its pixels are stored
-        exif = Image.Exif()
-        for tag in TIFF_TEXT_TAGS & image.getexif().keys():
-            exif[tag] = image.getexif()[tag]
-        for folder in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
-            exif.get_ifd(folder).update(image.getexif().get_ifd(folder))
-    exif.pop(ORIENTATION_TAG, None)
-    metadata: dict[str, Any] = {"exif": exif.tobytes() if len(exif) else None, "dpi": _dpi(image.info.get("dpi"))}
-    if image.mode not in ("CMYK", "LAB"):
-        metadata["icc_profile"] = image.info.get("icc_profile")
-    return {key: value for key, value in metadata.items() if value}
-
-
-def _dpi(found: Any) -> tuple[float, ...] | None:
-    """The resolution, where every format can hold it."""
-    resolution = tuple(map(float, found or ()))
-    return resolution if len(resolution) == 2 and all(1 <= side <= MAX_DPI for side in resolution) else None
+def orientation_of(image: Image.Image) -> int:
+    """EXIF's orientation 1..8, or XMP's where EXIF has none; 1 where there is none, or the EXIF is damaged."""
+    try:
+        found = image.getexif().get(ORIENTATION_TAG, 1)
+    except Exception:  # Pillow raises struct.error, SyntaxError, ...; the pixels are none the worse
+        return 1
+    return found if found in range(1, 9) else 1
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """(width, height) after the EXIF orientation. Decodes nothing but PNG, whose EXIF may come last."""
-    sideways = image.getexif().get(ORIENTATION_TAG, 1) >= 5
+    sideways = orientation_of(image) >= 5
     width, height = image.size
     if isinstance(image, TiffImagePlugin.TiffImageFile):  # Pillow turns its size, before version 11 it did not
         width, height = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
@@ -197,46 +174,6 @@ def over_white(photo: Photo) -> np.ndarray:
     return np.rint(photo.pixels * opacity + 255 * (1 - opacity)).astype(np.uint8)
 
 
-def write_photo(path: Path, photo: Photo, quality: int = 95, subsampling: str = "4:4:4") -> None:
-    """Writes by the suffix of `path`; see `write_image`."""
-    image = Image.fromarray(photo.pixels)
-    if photo.alpha is not None:
-        image.putalpha(Image.fromarray(photo.alpha))
-    write_image(path, image, photo.metadata, quality, subsampling)
-
-
-def write_image(
-    path: Path, image: Image.Image, metadata: dict[str, Any], quality: int = 95, subsampling: str = "4:4:4"
-) -> None:
-    """Writes an L, LA, RGB or RGBA image by the suffix of `path` (ValueError at no photo's); a JPEG over white."""
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise ValueError(f"{path}: expected one of {', '.join(sorted(SUFFIXES))} at the end of the name")
-    jpeg = suffix in JPEG_SUFFIXES
-    if jpeg and image.mode in ("LA", "RGBA"):
-        image = _on_white(image)
-    elif suffix == ".bmp" and image.mode == "LA":
-        image = image.convert("RGBA")  # BMP knows no LA
-    options: dict[str, Any] = {"subsampling": subsampling} if jpeg else {}
-    try:
-        with atomic_file(path) as file:
-            image.save(file, Image.registered_extensions()[suffix], quality=quality, **options, **metadata)
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # as many kinds as Pillow has encoders, where the metadata is odd
-        raise ValueError(f"{path}: cannot be written: {error}") from error
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    """LA or RGBA -> L or RGB over white, strip by strip: the fractions of a whole photo take gigabytes."""
-    opaque = Image.new(image.mode[:-1], image.size)
-    for top in range(0, image.height, STRIP_ROWS):
-        strip = np.asarray(image.crop((0, top, image.width, min(image.height, top + STRIP_ROWS))))
-        pixels = strip[..., 0] if image.mode == "LA" else strip[..., :3]
-        opaque.paste(Image.fromarray(over_white(Photo(pixels, strip[..., -1]))), (0, top))
-    return opaque
-
-
 @dataclass(frozen=True)
 class Resize:
     """A parsed resize rule: `width`x`height`, or `long_side` pixels, or a `factor`; or to keep the size."""
@@ -265,15 +202,6 @@ class Resize:
             return self.width, self.height
         factor = self.long_side / max(width, height) if self.long_side else self.factor
         return max(1, round(width * factor)), max(1, round(height * factor))
-
-
-def resize(pixels: np.ndarray, rule: Resize) -> np.ndarray:
-    """Lanczos-resizes uint8 pixels as the rule says (Pillow's, with antialiasing)."""
-    height, width = pixels.shape[:2]
-    size = rule.size(width, height)
-    if size == (width, height):
-        return pixels
-    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
 
 
 def luma_l(pixels: np.ndarray) -> np.ndarray:

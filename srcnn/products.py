@@ -9,6 +9,9 @@ Maps are (N, C, H, W), contiguous; weights (O, C, k, k) and biases (O,), float32
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +20,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 KEPT_BYTES = 31 << 20  # glibc's dynamic threshold goes up to 32 MB
+_setting = threading.Lock()
+_before: list[str] = []  # the precision, once for every thread that wants another
 MAX_PLANES = 256  # weights of a kernel that become planes of pixels: memory, and products that pay
 
 
@@ -195,3 +200,22 @@ def keep_freed_memory() -> None:
 def is_plain_cpu(maps: torch.Tensor) -> bool:
     """Whether maps are on a CPU, and no compiler reads along, which knows better."""
     return maps.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Convolutions on an NVIDIA GPU in whole float32 instead of TF32's 10 bits, as on the CPU.
+
+    The setting is the process's: it comes back when the last thread that wanted it is done.
+    """
+    convolution = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    with _setting:
+        _before.append(_before[0] if _before else convolution.fp32_precision)
+        convolution.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        with _setting:
+            before = _before.pop()
+            if not _before:
+                convolution.fp32_precision = before

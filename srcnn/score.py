@@ -11,26 +11,30 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from srcnn.degrade import Degradation, crop_to_multiple, degrade
+from srcnn.degrade import Degradation, bicubic_levels, crop_to_multiple, degrade, to_uint8
 from srcnn.metrics import psnr, psnr_b, ssim
 from srcnn.model import SRCNN
 from srcnn.photo import LUMA, LumaKind, over_white, photos_below, read_photo
 from srcnn.restore import restore_pixels
 
 LUMA_NAMES = {"l": "L (full range, Pillow)", "y": "Y (limited range, BT.601, as the papers)"}
+SSIM_PIXELS = 11  # of its window, which has to fit
 
 
 @dataclass(frozen=True)
 class Score:
-    """Input and output of one photo against the clean one: PSNR and PSNR-B in dB, SSIM."""
+    """Input and output of one photo against the clean one: PSNR and PSNR-B in dB, SSIM.
+
+    PSNR-B is None where the photo was scaled: it measures the edges of JPEG's blocks.
+    """
 
     photo: str
     psnr_in: float
     psnr: float
     ssim_in: float
     ssim: float
-    psnr_b_in: float
-    psnr_b: float
+    psnr_b_in: float | None
+    psnr_b: float | None
 
     @property
     def gain(self) -> float:
@@ -43,13 +47,20 @@ class Score:
 
 
 def degraded_luma(pixels: np.ndarray, luma: LumaKind, degradation: Degradation) -> tuple[np.ndarray, np.ndarray]:
-    """(clean, degraded) luma of a clean photo, uint8 (H, W).
+    """(clean uint8, degraded) luma of a clean photo, (H, W); greyscale photos are taken as that luma.
 
-    "l" degrades the colour photo and then takes Pillow's L of both, as the source project; "y" takes limited-range Y
-    and degrades that, as the papers. Greyscale photos are taken as that luma.
+    With a JPEG, "l" degrades the colour photo and then takes Pillow's L of both, as the source project; "y" takes
+    limited-range Y and degrades that, as the papers. Without one the luma is scaled, and stays float32, neither
+    rounded nor clipped, as the SRCNN paper's code has it.
     """
     clean = crop_to_multiple(pixels, degradation.scale)
+    if degradation.scale > 1 and min(clean.shape[:2]) < 2 * degradation.scale + SSIM_PIXELS:
+        height, width = pixels.shape[:2]
+        raise ValueError(f"{width}x{height} pixels: too small to be measured at scale {degradation.scale}")
     quality = degradation.quality("0" * 64)
+    if quality is None:
+        grey = LUMA[luma](clean)
+        return grey, bicubic_levels(grey, degradation.scale)
     if luma == "y":
         grey = LUMA["y"](clean)
         return grey, degrade(grey, degradation, quality)
@@ -59,12 +70,25 @@ def degraded_luma(pixels: np.ndarray, luma: LumaKind, degradation: Degradation) 
 def score_photo(name: str, pixels: np.ndarray, model: SRCNN, luma: LumaKind, degradation: Degradation) -> Score:
     """Degrades, restores and measures one clean photo, uint8 (H, W) or (H, W, 3).
 
-    No border is cut off; the output is clipped and rounded to uint8, as a saved photo would be.
+    Input and output are clipped and rounded to uint8, as saved photos would be. Where the photo was scaled, a border
+    of `scale` pixels is not measured, as in the SRCNN paper; else no border is cut off.
     """
     clean, degraded = degraded_luma(pixels, luma, degradation)
-    restored = restore_pixels(degraded, model, exact=True)  # published tables do not depend on the processor
-    before, after = (_measures(clean, other) for other in (degraded, restored))
+    restored = restored_luma(degraded, model)
+    border = degradation.scale if degradation.scale > 1 else 0
+    inner = tuple(slice(border, side - border) for side in clean.shape)
+    before, after = (_measures(clean[inner], to_uint8(other)[inner], not border) for other in (degraded, restored))
     return Score(name, before[0], after[0], before[1], after[1], before[2], after[2])
+
+
+def restored_luma(degraded: np.ndarray, model: SRCNN) -> np.ndarray:
+    """Levels 0..255 of luma (H, W), restored in float32, for published tables do not depend on the processor.
+
+    uint8 -> uint8; float32, which goes into the network as it is -> float32, clipped but not rounded.
+    """
+    if degraded.dtype == np.uint8:
+        return restore_pixels(degraded, model, exact=True)
+    return 255 * restore_pixels(degraded / 255, model, exact=True)
 
 
 def score_folder(
@@ -90,33 +114,34 @@ def score_folder(
     return scores, refused
 
 
-def _measures(clean: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
+def _measures(clean: np.ndarray, other: np.ndarray, in_blocks: bool) -> tuple[float, float, float | None]:
+    """PSNR, SSIM, and PSNR-B where the blocks of a JPEG begin in the corner."""
     tensors = [torch.from_numpy(photo.astype(np.float64) / 255)[None, None] for photo in (clean, other)]
-    return psnr(clean, other), float(ssim(*tensors)), psnr_b(clean, other)
+    return psnr(clean, other), float(ssim(*tensors)), psnr_b(clean, other) if in_blocks else None
 
 
 def mean_score(scores: Iterable[Score]) -> Score:
     """The mean of each number over the photos, each photo counting the same."""
     scores = list(scores)
-    means = {
-        field.name: float(np.mean([getattr(score, field.name) for score in scores]))
-        for field in fields(Score)
-        if field.name != "photo"
-    }
-    return Score(photo=f"mean of {len(scores)}", **means)
+    columns = {field.name: [getattr(score, field.name) for score in scores] for field in fields(Score)}
+    del columns["photo"]
+    means = {name: None if None in values else float(np.mean(values)) for name, values in columns.items()}
+    return Score(photo=f"mean of {len(scores)}", **means)  # type: ignore[arg-type]
 
 
 def to_markdown(scores: list[Score]) -> str:
     """A row for each photo and the mean."""
+    in_blocks = scores[0].psnr_b is not None
     lines = [
-        "| photo | input dB | output dB | gain dB | gain % | SSIM in | SSIM out | PSNR-B in | PSNR-B out |",
-        "|---" + "|---:" * 8 + "|",
+        "| photo | input dB | output dB | gain dB | gain % | SSIM in | SSIM out |"
+        + " PSNR-B in | PSNR-B out |" * in_blocks,
+        "|---" + "|---:" * (8 if in_blocks else 6) + "|",
     ]
     for score in [*scores, mean_score(scores)]:
-        decibels = f"{score.psnr_in:.2f} | {score.psnr:.2f} | {score.gain:.2f} | {score.gain_percent:.1f}"
         name = score.photo.replace("|", "\\|")
-        rest = f"{score.ssim_in:.4f} | {score.ssim:.4f} | {score.psnr_b_in:.2f} | {score.psnr_b:.2f}"
-        lines.append(f"| {name} | {decibels} | {rest} |")
+        decibels = f"{score.psnr_in:.2f} | {score.psnr:.2f} | {score.gain:.2f} | {score.gain_percent:.1f}"
+        blocks = f" {score.psnr_b_in:.2f} | {score.psnr_b:.2f} |" if in_blocks else ""
+        lines.append(f"| {name} | {decibels} | {score.ssim_in:.4f} | {score.ssim:.4f} |{blocks}")
     return "\n".join(lines) + "\n"
 
 

@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from srcnn import signals
 from srcnn.feed import on_device
 from srcnn.metrics import ssim, sum_over_ranks, tile_psnr
-from srcnn.model import SRCNN, full_precision, to_device
+from srcnn.model import SRCNN, to_device
+from srcnn.products import full_precision
 from srcnn.ranks import together
 from srcnn.reader import ShardReader
 from srcnn.stream import Batch, StreamConfig, val_batches

@@ -26,7 +26,7 @@ def test_a_photo_is_degraded_and_restored_by_a_users_own_run(tmp_path, run, caps
     assert main(["restore", str(tmp_path / "bad"), "-o", str(tmp_path / "good"), "--model", str(run)]) == 0
     with Image.open(tmp_path / "good" / "Фото 1.0 🌆.jpg") as image:
         assert image.size == (83, 61) and image.mode == "RGB"
-    assert "photos restored: 1, refused: 0" in capsys.readouterr().err
+    assert "photos restored: 1, there already: 0, refused: 0" in capsys.readouterr().err
 
 
 def test_exact_restores_in_float32(tmp_path, run):
@@ -49,7 +49,7 @@ def test_a_damaged_photo_is_refused_by_name_and_the_others_are_restored(tmp_path
     (tmp_path / "b.jpg").write_bytes(b"no picture")
     assert main(["restore", str(tmp_path), "-o", str(tmp_path / "out"), "--model", str(run), "--format", "png"]) == 1
     message = capsys.readouterr().err
-    assert "b.jpg" in message and "photos restored: 1, refused: 1" in message
+    assert "b.jpg" in message and "photos restored: 1, there already: 0, refused: 1" in message
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from srcnn.degrade import Degradation, bicubic, crop_to_multiple, degrade, jpeg
+from srcnn.degrade import Degradation, bicubic, bicubic_levels, crop_to_multiple, degrade, jpeg, to_uint8
 from srcnn.metrics import psnr
 
 
@@ -68,6 +68,34 @@ def test_bicubic_takes_colours_one_by_one_and_clips() -> None:
     for band in range(3):
         np.testing.assert_array_equal(spoiled[..., band], bicubic(pixels[..., band].copy(), 2))
     assert spoiled.max() == 255 and spoiled.min() == 0
+
+
+def matlabs_bicubic(length: int, out_length: int) -> np.ndarray:
+    """(out_length, length): one side of imresize, after Keys 1981 with a = -0.5, widened where it shrinks."""
+    step = length / out_length
+    distance = np.abs((np.arange(out_length)[:, None] + 0.5) * step - (np.arange(length) + 0.5)) / max(step, 1)
+    near = 1.5 * distance**3 - 2.5 * distance**2 + 1
+    far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
+    weights = np.where(distance < 1, near, np.where(distance < 2, far, 0))
+    return weights / weights.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_bicubic_is_keys_kernel_with_antialiasing_on_unrounded_numbers(scale: int) -> None:
+    pixels = crop_to_multiple(photo_pixels(7, 61, 49), scale)
+    height, width = pixels.shape[:2]
+    rows = matlabs_bicubic(height // scale, height) @ matlabs_bicubic(height, height // scale)
+    columns = matlabs_bicubic(width // scale, width) @ matlabs_bicubic(width, width // scale)
+    expected = np.einsum("yr,rcb,xc->yxb", rows, pixels.astype(float), columns)
+    levels = bicubic_levels(pixels, scale)
+    assert levels.dtype == np.float32
+    np.testing.assert_allclose(levels, expected, rtol=0, atol=1e-3)
+    np.testing.assert_array_equal(bicubic(pixels, scale), to_uint8(levels))
+
+
+def test_levels_are_rounded_and_clipped() -> None:
+    levels = np.array([[-3.2, 0.4, 0.6], [254.4, 254.6, 300.0]], np.float32)
+    np.testing.assert_array_equal(to_uint8(levels), np.array([[0, 0, 1], [254, 255, 255]], np.uint8))
 
 
 def test_sides_that_are_no_multiple_of_the_scale_are_an_error() -> None:

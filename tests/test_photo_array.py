@@ -7,12 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import photo_pixels
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
-from srcnn.photo import Resize, find_photos, luma_l, luma_y, open_image, read_photo, resize, upright_size
+from srcnn.photo import Resize, find_photos, luma_l, luma_y, open_image, read_photo, upright_size
 
 
 def test_photos_are_found_in_the_order_of_their_names_whatever_these_are(tmp_path: Path) -> None:
@@ -82,13 +80,6 @@ def test_fixed_sizes_factors_and_none(width: int, height: int) -> None:
 def test_other_resize_rules_are_refused(rule: str) -> None:
     with pytest.raises(ValueError, match="expected WIDTHxHEIGHT such as 1024x1024, long:1024, x0.5 or none"):
         Resize.parse(rule)
-
-
-def test_resizing_is_pillows_lanczos_and_nothing_where_the_size_stays() -> None:
-    pixels = photo_pixels(11, 99, 67)
-    expected = np.asarray(Image.fromarray(pixels).resize((41, 53), Image.Resampling.LANCZOS))
-    np.testing.assert_array_equal(resize(pixels, Resize.parse("41x53")), expected)
-    assert resize(pixels, Resize.parse("99x67")) is pixels
 
 
 def test_l_is_pillows_formula_written_out() -> None:

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from srcnn.model import SRCNN, ModelConfig
-from srcnn.products import Conv, Gather, Relu, Replicate, Scatter, columns, pad, relu, sum_shifted
+from srcnn.products import Conv, Gather, Relu, Replicate, Scatter, columns, full_precision, pad, relu, sum_shifted
 
 SHAPES = [(1, 1, 13, 17), (3, 1, 9, 30), (2, 3, 19, 11)]
 
@@ -111,3 +111,15 @@ def test_a_layer_takes_maps_of_any_layout_and_a_gradient_reaches_them():
 def test_without_gradients_nothing_is_kept():
     with torch.no_grad():
         assert pad(Conv(1, 2, 3)(torch.rand(1, 1, 5, 5)), 1).grad_fn is None
+
+
+def test_the_precision_of_convolutions_comes_back_whichever_thread_ends_first():
+    convolution = torch.backends.cudnn.conv
+    before = convolution.fp32_precision
+    first, second = full_precision(), full_precision()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert convolution.fp32_precision == "ieee"
+    second.__exit__(None, None, None)
+    assert convolution.fp32_precision == before

@@ -15,9 +15,10 @@ from small import draw_photo
 from srcnn.degrade import Degradation, degrade
 from srcnn.metrics import psnr
 from srcnn.model import SRCNN, ModelConfig, computes_bf16, initialize, load_model
-from srcnn.photo import Photo
-from srcnn.restore import output_paths, restore, restore_file, restore_pixels
+from srcnn.photo_files import Restoring
+from srcnn.restore import restore, restore_pixels
 from srcnn.strips import restore_in_strips, suits
+from srcnn.targets import output_paths
 
 
 @pytest.fixture(scope="module")
@@ -186,20 +187,31 @@ def test_a_network_without_residual_is_always_exact():
     assert np.array_equal(restore_pixels(pixels, network), restore_pixels(pixels, network, exact=True))
 
 
-def test_pil_numpy_and_photo_come_back_as_their_kind(model):
+def test_pil_numpy_and_torch_come_back_as_their_kind(model):
     pixels = random_photo(30, 41, 3)
     restored = restore(pixels, model)
     assert np.array_equal(np.asarray(restore(Image.fromarray(pixels), model)), restored)
-    assert np.array_equal(restore(Photo(pixels), model).pixels, restored)
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    for photo in (tensor, tensor[None], torch.stack([tensor, tensor.flip(2)])):
+        found = restore(photo, model)
+        assert found.shape == photo.shape and found.dtype == torch.uint8
+        assert np.array_equal(found.reshape(-1, *tensor.shape)[0].permute(1, 2, 0), restored)
+    floats = restore(tensor / 255, model, exact=True)
+    assert floats.dtype == torch.float32 and 0 <= floats.min() and floats.max() <= 1
+    exact = restore(tensor, model, exact=True)
+    assert (floats * 255 - exact).abs().max() < 0.51 and (floats * 255 - exact).abs().max() > 0.1
     alpha = random_photo(30, 41, seed=1)
     image = Image.fromarray(np.dstack([pixels, alpha]), "RGBA")
     assert np.array_equal(np.asarray(restore(image, model).getchannel("A")), alpha)
 
 
 def test_pixels_of_another_kind_are_refused(model):
-    for pixels in (np.zeros((4, 4), np.float32), np.zeros((4, 4, 4), np.uint8), np.zeros(4, np.uint8)):
+    for pixels in (np.zeros((4, 4), np.float64), np.zeros((4, 4, 4), np.uint8), np.zeros(4, np.uint8)):
         with pytest.raises(ValueError, match="expected uint8"):
             restore_pixels(pixels, model)
+    for tensor in (torch.zeros(4, 4), torch.zeros(2, 4, 4), torch.zeros(3, 4, 4, dtype=torch.int16)):
+        with pytest.raises(ValueError, match="expected uint8 or float32"):
+            restore(tensor, model)
 
 
 def jpeg_with_metadata(path, orientation=1):
@@ -213,7 +225,7 @@ def jpeg_with_metadata(path, orientation=1):
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tiff"])
 def test_metadata_is_kept_and_the_orientation_applied_once(tmp_path, model, suffix):
     profile = jpeg_with_metadata(tmp_path / "old.jpg", orientation=6)
-    restore_file(tmp_path / "old.jpg", tmp_path / f"new{suffix}", model)
+    Restoring(model)(tmp_path / "old.jpg", tmp_path / f"new{suffix}")
     with Image.open(tmp_path / f"new{suffix}") as image:
         assert image.size == (24, 40)  # turned by 90 degrees
         assert image.getexif().get(0x0112, 1) == 1
@@ -238,7 +250,7 @@ def test_folders_keep_their_structure_and_clashes_are_named(tmp_path):
     for name in ("a/x.jpg", "b/x.png", "b/y.jpg"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8)).save(tmp_path / "in" / name)
-    targets = output_paths(tmp_path / "in", tmp_path / "out")
+    targets, _ = output_paths(tmp_path / "in", tmp_path / "out")
     assert sorted(path.relative_to(tmp_path / "out").as_posix() for path in targets.values()) == [
         "a/x.jpg", "b/x.png", "b/y.jpg",
     ]
@@ -258,7 +270,7 @@ def test_an_interrupted_write_leaves_no_file(tmp_path, model, monkeypatch):
     monkeypatch.setattr(Image.Image, "save", full)
     (tmp_path / "out").mkdir()
     with pytest.raises(OSError, match="No space"):
-        restore_file(tmp_path / "old.jpg", tmp_path / "out" / "new.jpg", model)
+        Restoring(model)(tmp_path / "old.jpg", tmp_path / "out" / "new.jpg")
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -10,7 +10,8 @@ from skimage.color import rgb2ycbcr
 from small import draw_photo
 
 from srcnn.__main__ import main
-from srcnn.degrade import Degradation
+from srcnn.apply import run_network
+from srcnn.degrade import Degradation, bicubic_levels
 from srcnn.model import DEFAULT_WEIGHTS, SRCNN, WEIGHTS, ModelConfig, load_model, save_model
 from srcnn.score import degraded_luma, mean_score, score_folder, score_photo, to_json, to_markdown
 
@@ -50,6 +51,56 @@ def test_the_published_jpeg_rows_come_out_to_the_last_digit(shared_data, identit
     assert not refused
     score = mean_score(scores)
     assert (round(score.psnr_in, 2), round(score.ssim_in, 3), round(score.psnr_b_in, 2)) == published
+
+
+@pytest.mark.parametrize(
+    "photos,scale,published",
+    [
+        ("set5", 2, (33.66, 0.930)),
+        ("set5", 3, (30.39, 0.868)),
+        ("set5", 4, (28.42, 0.810)),
+        ("set14", 3, (27.55, 0.774)),
+    ],
+)
+def test_the_published_bicubic_rows_come_out(shared_data, identity, photos, scale, published):
+    degradation = Degradation(jpeg_quality=[], scale=scale)
+    scores, refused = score_folder(shared_data / "val" / photos, identity, "y", degradation)
+    assert not refused
+    score = mean_score(scores)
+    assert score.psnr == score.psnr_in == pytest.approx(published[0], abs=0.0125)  # where imresize and Pillow differ
+    assert score.ssim_in == pytest.approx(published[1], abs=0.0006)
+    assert score.psnr_b is None and score.psnr_b_in is None
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("luma", ["y", "l"])
+def test_the_network_gets_unrounded_bicubic_and_the_border_is_not_measured(scale, luma):
+    torch.manual_seed(0)
+    model = SRCNN(ModelConfig(filters=(4, 4), residual=True)).eval()
+    photo = draw_photo(3, 41, 59)
+    clean, degraded = degraded_luma(photo, luma, Degradation(jpeg_quality=[], scale=scale))
+    assert degraded.dtype == np.float32 and np.any(degraded != np.rint(degraded))
+    assert np.array_equal(degraded, bicubic_levels(clean, scale))
+    with torch.inference_mode():
+        restored = 255 * run_network(torch.from_numpy(degraded / 255)[None], model)[0].numpy()
+    score = score_photo("photo", photo, model, luma, Degradation(jpeg_quality=[], scale=scale))
+    for other, found in ((degraded, score.psnr_in), (restored, score.psnr)):
+        error = (np.clip(np.round(other), 0, 255) - clean)[scale:-scale, scale:-scale].astype(float)
+        assert found == pytest.approx(20 * np.log10(255 / np.sqrt((error**2).mean())), abs=1e-4)
+
+
+def test_scaled_photos_too_small_to_measure_are_refused_by_size(identity):
+    degradation = Degradation(jpeg_quality=[], scale=4)
+    score_photo("photo", draw_photo(0, 23, 20), identity, "y", degradation)
+    with pytest.raises(ValueError, match="20x19 pixels: too small to be measured at scale 4"):
+        score_photo("photo", draw_photo(0, 19, 20), identity, "y", degradation)
+
+
+def test_tables_of_scaled_photos_have_no_psnr_b(identity):
+    scores = [score_photo("photo", draw_photo(0, 40, 56), identity, "y", Degradation(jpeg_quality=[], scale=2))]
+    table = to_markdown(scores)
+    assert "PSNR-B" not in table and len({line.count("|") for line in table.splitlines()}) == 1
+    assert to_json(scores)[-1]["psnr_b"] is None
 
 
 def test_the_shipped_weights_still_gain_what_their_card_says(shared_data):

@@ -1,0 +1,219 @@
+"""The network for other programs: ONNX, and torch.export's .pt2. Any size of photo, checked before it is written.
+
+The ONNX graph is put together here, node by node: seven or eight of them, of the operators' versions that nearly every
+runtime has, the same bytes for the same weights. What is needed to use it stands in the file.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from srcnn.files import atomic_file
+from srcnn.model import SRCNN
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET = 13  # of 2020; Pad, Conv, Relu and Add have gained nothing since that is of use here
+INPUT, OUTPUT = "degraded", "restored"
+SIDES = ("batch", "channels", "height", "width")
+TOLERANCE = 1e-5  # of pixels in [0, 1]; of results beyond 1, the same part of them
+CHANNELS = {1: "luma, BT.601, full range: 0.299 R + 0.587 G + 0.114 B", 3: "RGB"}
+EXTRA_FILE = "srcnn.json"  # in a .pt2, beside the program
+Network = Callable[[torch.Tensor], torch.Tensor]
+
+
+def export_onnx(model: SRCNN, path: Path, about: Mapping[str, str] | None = None) -> float | None:
+    """Writes an ONNX file: "degraded" (N, C, H, W) float32 in [0, 1] -> "restored", the same shape, not clipped.
+
+    N is any, H and W are any from the network's `min_pixels`. The file's metadata_props are those of `metadata`.
+
+    Returns:
+        The largest difference from the PyTorch network that ONNX Runtime showed; None where it is not installed, and
+        so nothing was compared.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: the package onnx is missing, or the check failed; no file is left behind.
+    """
+    try:
+        import onnx.checker
+    except ImportError as error:
+        raise ValueError(f"{path}: an ONNX file needs the package onnx: pip install 'srcnn[export]'") from error
+    folded = _ready(model, path)
+    built = _onnx_model(folded, metadata(folded, about))
+    content = built.SerializeToString()
+    try:
+        onnx.checker.check_model(content, full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise ValueError(f"{path}: not written, the checker of ONNX refuses it: {error}") from error
+    network = _in_onnxruntime(content)
+    difference = None if network is None else _largest_difference(folded, network, folded.min_pixels, path)
+    with atomic_file(path) as file:
+        file.write(content)
+    return difference
+
+
+def export_torch(model: SRCNN, path: Path, about: Mapping[str, str] | None = None) -> float:
+    """Writes a .pt2 of torch.export: `torch.export.load(path).module()(degraded)`, which needs PyTorch only.
+
+    (N, C, H, W) float32 in [0, 1] on the CPU -> the same shape, not clipped; sizes as of `export_onnx`, from 2. What
+    `metadata` says is in the file as JSON, named "srcnn.json" in `extra_files`. The file is a zip that holds pickles:
+    load only those that you or somebody you trust wrote.
+
+    Returns:
+        The largest difference from the network that the file showed, read again.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: the check failed; no file is left behind.
+    """
+    folded = _ready(model, path)
+    buffer = io.BytesIO()
+    side = max(2, folded.min_pixels)  # a single pixel is a special case to the tracer
+    notes = json.dumps(metadata(folded, {"min_pixels": str(side), **(about or {})}), indent=1)
+    torch.export.save(_program(folded, side), buffer, extra_files={EXTRA_FILE: notes})
+    buffer.seek(0)
+    difference = _largest_difference(folded, torch.export.load(buffer).module(), side, path)
+    with atomic_file(path) as file:
+        file.write(buffer.getbuffer())
+    return difference
+
+
+def metadata(model: SRCNN, about: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What somebody has to know who uses the network without this package; `about` adds to it, or says it better."""
+    config = model.config
+    return {
+        "name": f"SRCNN {'-'.join(map(str, config.kernels))}",
+        "license": "Apache-2.0",
+        "layout": "NCHW",
+        "range": "[0, 1] in; the output is not clipped",
+        "channel": CHANNELS.get(config.channels, f"{config.channels} channels"),
+        "channels": str(config.channels),
+        "halo": str(model.receptive_radius),
+        "min_pixels": str(model.min_pixels),
+        **(about or {}),
+    }
+
+
+def _ready(model: SRCNN, path: Path) -> SRCNN:
+    """A copy to be written: float32 weights for pixels as they are, on the CPU."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder")
+    return model.folded().requires_grad_(False).eval()
+
+
+def _pads(model: SRCNN) -> tuple[int, int, int]:
+    """Pixels padded before each layer; a pointwise second layer leaves its own to the third, as SRCNN.forward does."""
+    first, second, third = model.paddings
+    return (first, 0, second + third) if model.config.kernels[1] == 1 else (first, second, third)
+
+
+def _onnx_model(model: SRCNN, notes: Mapping[str, str]) -> onnx.ModelProto:
+    """The network as Pad, Conv, Relu, Pad, ..., Conv, and Add where it is residual."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    values = [numpy_helper.from_array(tensor.numpy(), name) for name, tensor in model.state_dict().items()]
+    nodes, last = [], INPUT
+    for number, width in enumerate(_pads(model), 1):
+        if width:
+            values.append(helper.make_tensor(f"pads{number}", TensorProto.INT64, [8], [0, 0, width, width] * 2))
+            nodes.append(helper.make_node("Pad", [last, f"pads{number}"], [f"padded{number}"], mode="edge"))
+            last = f"padded{number}"
+        result = OUTPUT if number == 3 and not model.config.residual else f"maps{number}"
+        weights = [f"conv{number}.weight", f"conv{number}.bias"]
+        nodes.append(helper.make_node("Conv", [last, *weights], [result]))
+        last = result
+        if number < 3:
+            last = f"relu{number}"
+            nodes.append(helper.make_node("Relu", [result], [last]))
+    if model.config.residual:
+        nodes.append(helper.make_node("Add", [INPUT, last], [OUTPUT]))
+    shape = [model.config.channels if side == "channels" else side for side in SIDES]
+    start, end = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in (INPUT, OUTPUT))
+    opsets = [helper.make_opsetid("", OPSET)]
+    for number, node in enumerate(nodes):
+        node.name = f"{number} {node.op_type}"
+    graph = helper.make_graph(nodes, "SRCNN", [start], [end], initializer=values)
+    version = helper.find_min_ir_version_for(opsets)
+    built = helper.make_model(graph, producer_name="srcnn", opset_imports=opsets, ir_version=version)
+    helper.set_model_props(built, dict(notes))
+    return built
+
+
+def _in_onnxruntime(content: bytes) -> Network | None:
+    """The file's network as ONNX Runtime computes it on the CPU; None where that is not installed."""
+    try:
+        import onnxruntime  # type: ignore[import-untyped]
+    except ImportError:
+        return None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return lambda degraded: torch.from_numpy(session.run([OUTPUT], {INPUT: degraded.numpy()})[0])
+
+
+class Plain(nn.Module):
+    """The same network in the words of PyTorch alone: SRCNN's own layers are other ones on a CPU, for speed."""
+
+    def __init__(self, model: SRCNN) -> None:
+        super().__init__()
+        self.pads, self.residual = _pads(model), model.config.residual
+        for name, layer in model.named_children():
+            weight = layer.get_parameter("weight")
+            conv = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[-1])
+            conv.load_state_dict(layer.state_dict())
+            self.add_module(name, conv)
+
+    def forward(self, degraded: torch.Tensor) -> torch.Tensor:
+        maps = degraded
+        for number, (width, layer) in enumerate(zip(self.pads, self.children(), strict=True)):
+            maps = functional.relu(maps) if number else maps
+            maps = layer(functional.pad(maps, (width,) * 4, mode="replicate") if width else maps)
+        return degraded + maps if self.residual else maps
+
+
+def _program(model: SRCNN, side: int) -> torch.export.ExportedProgram:
+    """The network traced for any size from `side` pixels."""
+    from torch.fx.experimental import _config  # there is no public way
+
+    sizes = {0: torch.export.Dim("batch", min=1), 2: torch.export.Dim("height", min=side),
+             3: torch.export.Dim("width", min=side)}
+    example = torch.zeros(2, model.config.channels, side + 12, side + 14)
+    plain = Plain(model).requires_grad_(False).eval()
+    # Else maps of a single pixel are taken for a special case, and refused.
+    with _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+        program = torch.export.export(plain, (example,), dynamic_shapes=(sizes,))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # the paths of this machine
+    return program
+
+
+def _examples(channels: int, side: int) -> Iterator[torch.Tensor]:
+    """Noise in the smallest size, and in odd ones."""
+    generator = torch.Generator().manual_seed(0)
+    for batch, height, width in ((1, side, side), (3, side, side + 1), (2, side + 28, side + 14), (1, side + 40, 99)):
+        yield torch.rand(batch, channels, height, width, generator=generator)
+
+
+def _largest_difference(model: SRCNN, network: Network, side: int, path: Path) -> float:
+    """Over the examples, between the network and what was made of it. Raises ValueError where it is too large."""
+    largest = 0.0
+    for degraded in _examples(model.config.channels, side):
+        with torch.no_grad():
+            expected, found = model(degraded), network(degraded)
+        if expected.shape != found.shape:
+            raise ValueError(f"{path}: not written, it makes {tuple(found.shape)} of {tuple(expected.shape)}")
+        largest = max(largest, float((found - expected).abs().max()))
+        if not torch.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):
+            raise ValueError(f"{path}: not written, it differs from the network by {largest:.2g}, "
+                             f"more than {TOLERANCE:g}, on a photo of {degraded.shape[3]}x{degraded.shape[2]} pixels")
+    return largest

@@ -1,0 +1,214 @@
+"""The commands for photos: restore, upscale, degrade, compare, demo."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from srcnn.apply import Progress, Treatment
+from srcnn.canvas import Canvas, read_canvas, save_canvas
+from srcnn.degrade import Degradation, degrade
+from srcnn.fitting import FAMILY, Networks
+from srcnn.model import device_here, load_model, to_device
+from srcnn.photo import KINDS, over_white, read_photo
+from srcnn.photo_files import Enlarging, Outcome, Restoring, Work, work_on_files
+from srcnn.targets import output_paths
+from srcnn.untrusted import MAX_PHOTO_BYTES
+from srcnn.upscale import SCALES, weights_for_scale
+
+STANDARD = "-"
+CHUNK_BYTES = 1 << 20
+MODEL_HELP = "a file, a run folder, a shipped name"
+
+
+def add_photo_commands(commands: Any) -> None:
+    mend = commands.add_parser("restore", help="restore damaged photos: files, folders, patterns, standard input")
+    mend.set_defaults(action=restore_command)
+    larger = commands.add_parser("upscale", help="enlarge photos 2, 3 or 4 times by super-resolution")
+    larger.add_argument("--scale", type=int, choices=SCALES, default=2, help="times as wide and high (default: 2)")
+    larger.set_defaults(action=upscale_command)
+    spoil = commands.add_parser("degrade", help="save clean photos as JPEGs of low quality, to try restoring")
+    spoil.set_defaults(action=degrade_command)
+    for command in (mend, larger, spoil):
+        command.add_argument("sources", nargs="+", metavar="SOURCE",
+                             help="a photo, a folder that is read with everything below it, a pattern ('*.jpg')"
+                             + ("" if command is spoil else ", or - for standard input"))
+        command.add_argument("-o", "--out", type=Path, metavar="OUT", required=command is spoil,
+                             help="folder for the results; of one photo also a file" + (
+                                 "" if command is spoil else " (default: beside each photo, see --suffix)"))
+        command.add_argument("--overwrite", action="store_true", help="write again what is there already")
+    spoil.add_argument("--quality", type=int, default=20, help="JPEG quality, 1..100 (default: 20)")
+    spoil.set_defaults(suffix="", format=None)
+    for command, ending in ((mend, "_restored"), (larger, "_xN")):
+        command.add_argument("--format", choices=("jpg", "png", "webp", "tiff"), help="default: as the photo's own")
+        command.add_argument("--quality", type=int, default=95, help="of JPEG and WebP written, 1..100 (default: 95)")
+        command.add_argument("--suffix", metavar="TEXT", help="put at the end of each name (default: nothing below -o,"
+                             f" {ending} beside the photos)")
+        command.add_argument("--tile", type=int, default=0, metavar="PIXELS",
+                             help="side of the tiles that go through the network (default: what is fast)")
+        command.add_argument("--exact", action="store_true",
+                             help="float32 throughout; default: bfloat16 where there is a unit for it, within 0.01 dB")
+    mend.add_argument("--strength", type=float, default=1.0, help="share of the change that is made, 0..1 (default: 1)")
+    mend.add_argument("--keep-chroma", action="store_true",
+                      help="leave the chroma of JPEGs as it is; default: smoothed along the edges of the restored luma")
+    mend.add_argument("--model", default=FAMILY, metavar="FILE",
+                      help=f"weights: {MODEL_HELP}, or a family of these, of which each photo's JPEG quality picks one"
+                      f" (default: {FAMILY})")
+    larger.add_argument("--model", metavar="FILE", help=f"weights: {MODEL_HELP} (default: those for the scale)")
+
+    compare = commands.add_parser("compare", help="draw a clean photo degraded, restored and as it was, with a detail")
+    compare.add_argument("source", type=Path, help="a clean photo")
+    compare.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="picture to write (.png, .jpg)")
+    compare.add_argument("--quality", type=int, default=20, help="JPEG quality to degrade with (default: 20)")
+    compare.add_argument("--model", default=FAMILY, metavar="FILE", help=f"weights, as for restore (default: {FAMILY})")
+    compare.set_defaults(action=compare_command)
+
+    page = commands.add_parser("demo", help="a page in the browser where photos are dropped, restored and compared")
+    page.add_argument("--host", default="127.0.0.1",
+                      help="address to listen at (default: 127.0.0.1: this machine only)")
+    page.add_argument("--port", type=int, default=7860, help="(default: 7860)")
+    page.add_argument("--open", action="store_true", help="open the page in the browser")
+    page.set_defaults(action=demo_command)
+
+
+def restore_command(options: argparse.Namespace) -> int:
+    check_quality(options.quality)
+    treatment = Treatment(options.tile, options.exact, options.strength)
+    prepare = lambda: Restoring(Networks(options.model, device_here()), treatment,  # noqa: E731
+                                not options.keep_chroma, options.quality)
+    return run_on_files(options, prepare, "photos restored", "_restored")
+
+
+def upscale_command(options: argparse.Namespace) -> int:
+    check_quality(options.quality)
+    treatment = Treatment(options.tile, options.exact)
+    name = options.model or weights_for_scale(options.scale)
+    prepare = lambda: Enlarging(to_device(load_model(name), device_here()), options.scale,  # noqa: E731
+                                treatment, options.quality)
+    return run_on_files(options, prepare, "photos enlarged", f"_x{options.scale}")
+
+
+def degrade_command(options: argparse.Namespace) -> int:
+    Degradation(jpeg_quality=options.quality)  # checks the range
+    options.format = "jpg"
+
+    def work(path: Path, target: Path, on_progress: Progress | None) -> tuple[str, ...]:
+        canvas = read_canvas(path)
+        return (*canvas.notes, *save_canvas(target, canvas, options.quality, subsampling="4:2:0"))
+
+    return run_on_files(options, lambda: work, "photos degraded", "")
+
+
+def check_quality(quality: int) -> None:
+    if not 1 <= quality <= 100:
+        raise ValueError(f"--quality {quality}: expected 1..100")
+
+
+def run_on_files(options: argparse.Namespace, prepare: Callable[[], Work], title: str, ending: str) -> int:
+    """The work on all that the command names; 1 where something was refused."""
+    format_suffix = f".{options.format}" if options.format else ""
+    if options.sources == [STANDARD]:
+        return run_on_standard_input(options.out, format_suffix, prepare())
+    suffix = options.suffix if options.suffix is not None else "" if options.out else ending
+    targets, num_others = output_paths(options.sources, options.out, format_suffix, suffix)
+    outcomes = work_on_files(targets, prepare(), overwrite=options.overwrite, on_progress=tile_bars())
+    return report_each(outcomes, title, len(targets), num_others)
+
+
+def run_on_standard_input(out: Path | None, format_suffix: str, work: Work) -> int:
+    """A photo from standard input into a file, or to standard output."""
+    with tempfile.TemporaryDirectory(prefix="srcnn-") as folder:
+        path = Path(folder, "input")
+        with path.open("wb") as file:
+            while chunk := sys.stdin.buffer.read(CHUNK_BYTES):
+                if file.tell() + len(chunk) > MAX_PHOTO_BYTES:
+                    raise ValueError(f"standard input: more than {MAX_PHOTO_BYTES} bytes")
+                file.write(chunk)
+        path = path.rename(path.with_suffix(format_suffix or suffix_of(path)))
+        target = out or Path(folder, f"output{path.suffix}")
+        if target.exists():
+            raise ValueError(f"{target}: there already; give another name")
+        try:
+            notes = work(path, target, None)
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(path), "standard input")) from error
+        print(f"standard input: {', '.join(notes) or 'done'}", file=sys.stderr)
+        if out is None:
+            with target.open("rb") as result:
+                shutil.copyfileobj(result, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+    return 0
+
+
+def suffix_of(path: Path) -> str:
+    """The suffix that a file's content calls for; PNG of what is no photo, for the reader to say why."""
+    from srcnn.photo import PhotoRefused, open_image
+
+    try:
+        with open_image(path) as image:
+            kind = "JPEG" if image.format == "MPO" else image.format
+            return next(suffix for suffix, name in KINDS.items() if name == kind)
+    except PhotoRefused as error:
+        raise ValueError(str(error).replace(str(path), "standard input")) from error
+
+
+def report_each(outcomes: Iterable[Outcome], title: str, num_photos: int, num_others: int = 0) -> int:
+    """Names every photo written or refused, on the way, and sums up; returns the exit status: 1 if any was refused."""
+    num_refused = num_skipped = 0
+    for outcome in tqdm(outcomes, title, num_photos, disable=None):
+        if outcome.refused:
+            num_refused += 1
+            tqdm.write(f"refused: {outcome.refused}", file=sys.stderr)
+        elif outcome.skipped:
+            num_skipped += 1
+            tqdm.write(f"{outcome.target}: {outcome.skipped} (--overwrite writes it again)", file=sys.stderr)
+        else:
+            tqdm.write(f"{outcome.target}{f' ({notes})' if (notes := ', '.join(outcome.notes)) else ''}")
+    summary = f"{title}: {num_photos - num_refused - num_skipped}, there already: {num_skipped}, refused: {num_refused}"
+    others = f", other files in the folders, left alone: {num_others}" if num_others else ""
+    print(summary + others, file=sys.stderr)
+    return int(num_refused > 0)
+
+
+def tile_bars() -> Callable[[Path, int, int], None]:
+    """Shows on the terminal, below the bar of the photos, how far one large photo is."""
+    bars: dict[Path, tqdm[Any]] = {}
+
+    def show(path: Path, num_done: int, num_tiles: int) -> None:
+        if num_done == 1:
+            bars[path] = tqdm(total=num_tiles, desc=path.name, unit="tile", position=1, leave=False, disable=None)
+        bars[path].update()
+        if num_done == num_tiles:
+            bars.pop(path).close()
+
+    return show
+
+
+def compare_command(options: argparse.Namespace) -> int:
+    from PIL import Image
+
+    from srcnn.report import before_after  # brings torchvision, whose installation `doctor` is to look at
+    from srcnn.restore import restore
+
+    degradation = Degradation(jpeg_quality=options.quality)
+    clean = over_white(read_photo(options.source))
+    degraded = degrade(clean, degradation, options.quality)
+    picture = before_after(degraded, restore(degraded, options.model, quality=options.quality), clean)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    save_canvas(options.out, Canvas(Image.fromarray(picture)))
+    print(options.out)
+    return 0
+
+
+def demo_command(options: argparse.Namespace) -> int:
+    from srcnn.demo import serve  # brings gradio, an extra
+
+    serve(options.host, options.port, open_browser=options.open)
+    return 0

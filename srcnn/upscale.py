@@ -1,0 +1,163 @@
+"""Photos enlarged 2, 3 or 4 times: bicubic, then the luma restored by a network trained for that scale.
+
+Tile by tile: beyond the source and the result, memory holds a few tiles, and the result is that of the whole photo.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+
+from srcnn.apply import LEVELS, Part, Pixels, Progress, Treatment, restore_tiles
+from srcnn.canvas import Canvas, direct_image
+from srcnn.metadata import resized
+from srcnn.model import SRCNN
+from srcnn.photo import MAX_MEGAPIXELS
+from srcnn.restore import check_channels
+
+SCALES = (2, 3, 4)
+SUPPORT = 2  # pixels of the source to each side that bicubic enlarging takes in
+PhotoT = TypeVar("PhotoT", np.ndarray, torch.Tensor, Image.Image)
+
+
+def weights_for_scale(scale: int) -> str:
+    """The name of the shipped weights for a scale of `SCALES`."""
+    check_scale(scale)
+    return f"srcnn-915-x{scale}"
+
+
+def check_scale(scale: int) -> None:
+    if scale not in SCALES:
+        raise ValueError(f"scale {scale}: expected {', '.join(map(str, SCALES))}")
+
+
+def upscale(
+    photo: PhotoT,
+    model: SRCNN,
+    scale: int,
+    tile_pixels: int = 0,
+    *,
+    exact: bool = False,
+    on_progress: Progress | None = None,
+) -> PhotoT:
+    """A photo -> one of the same kind, `scale` times as wide and as high.
+
+    Args:
+        photo: a Pillow image; NumPy pixels (H, W) or (H, W, 3) RGB; a torch tensor (C, H, W) or (N, C, H, W) with 1 or
+            3 channels. uint8, uint16 (NumPy), or float32 in [0, 1]; any size from 1x1.
+        model: a network for this scale, `load_model(weights_for_scale(scale))`. With one channel it restores the
+            luma, and the chroma is bicubic, as transparency always is.
+        tile_pixels, exact, on_progress: as in `restore`.
+    """
+    check_scale(scale)
+    treatment = Treatment(tile_pixels, exact)
+    if isinstance(photo, torch.Tensor):
+        return _upscale_tensor(photo, model, scale, treatment, on_progress)
+    if isinstance(photo, np.ndarray):
+        return _upscale_array(photo, model, scale, treatment, on_progress)
+    if photo.mode.startswith("I"):  # 16 bits, whatever the mode could hold
+        levels = np.clip(np.asarray(photo), 0, 65535).astype(np.uint16)
+        enlarged = Image.fromarray(_upscale_array(levels, model, scale, treatment, on_progress))
+    else:
+        canvas = upscale_canvas(Canvas(direct_image(photo)[0]), model, scale, treatment, on_progress)
+        assert isinstance(canvas.image, Image.Image)
+        enlarged = canvas.image
+    enlarged.info.update(photo.info)
+    return enlarged
+
+
+def _upscale_tensor(
+    photo: torch.Tensor, model: SRCNN, scale: int, treatment: Treatment, on_progress: Progress | None
+) -> torch.Tensor:
+    if photo.ndim not in (3, 4) or photo.shape[-3] not in (1, 3) or photo.dtype not in (torch.uint8, torch.float32):
+        raise ValueError("expected uint8 or float32 (C, H, W) or (N, C, H, W) with 1 or 3 channels, "
+                         f"found {photo.dtype} {tuple(photo.shape)}")
+    enlarged = photo.new_empty((*photo.shape[:-2], photo.shape[-2] * scale, photo.shape[-1] * scale))
+    for before, after in zip(photo.reshape(-1, *photo.shape[-3:]), enlarged.view(-1, *enlarged.shape[-3:]),
+                             strict=True):
+        pixels = before.detach().cpu().permute(1, 2, 0).contiguous().numpy()
+        pixels = pixels[..., 0] if pixels.shape[2] == 1 else pixels
+        done = np.atleast_3d(_upscale_array(pixels, model, scale, treatment, on_progress))
+        after.copy_(torch.from_numpy(done).permute(2, 0, 1))
+    return enlarged
+
+
+def _upscale_array(
+    pixels: np.ndarray, model: SRCNN, scale: int, treatment: Treatment, on_progress: Progress | None
+) -> np.ndarray:
+    if pixels.dtype not in LEVELS or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
+        raise ValueError(f"expected uint8, uint16 or float32, (H, W) or (H, W, 3), found {pixels.dtype} {pixels.shape}")
+    check_channels(model, pixels.ndim == 2)
+    height, width = pixels.shape[:2]
+    enlarged = np.empty((height * scale, width * scale, *pixels.shape[2:]), pixels.dtype)
+    source = Pixels(height, width, pixels.__getitem__, enlarged.__setitem__, pixels.dtype)
+    restore_tiles(_enlarged(source, scale), model, treatment, on_progress)
+    return enlarged
+
+
+def upscale_canvas(
+    canvas: Canvas,
+    model: SRCNN,
+    scale: int,
+    treatment: Treatment = Treatment(),
+    on_progress: Progress | None = None,
+) -> Canvas:
+    """Another canvas with the enlarged photo, and the metadata with its new size.
+
+    Raises:
+        ValueError: it would have more megapixels than this program allows.
+    """
+    check_scale(scale)
+    check_channels(model, canvas.is_grey)
+    height, width = (side * scale for side in canvas.size)
+    if width * height > MAX_MEGAPIXELS * 1e6:
+        raise ValueError(f"would become {width}x{height}, more than {MAX_MEGAPIXELS:.0f} megapixels; "
+                         "take a smaller scale")
+    metadata = resized(canvas.metadata, width, height)
+    enlarged = replace(canvas.blank(height, width), metadata=metadata, notes=canvas.notes)
+    source = Pixels(*canvas.size, canvas.read, enlarged.write_all, canvas.dtype)
+
+    def write_with_alpha(part: Part, pixels: np.ndarray) -> None:
+        alpha = upscaled_part(source._replace(read=lambda side: canvas.read_all(side)[..., -1]), part, scale)
+        levels = np.clip(np.rint(alpha), 0, np.iinfo(canvas.dtype).max).astype(canvas.dtype)
+        enlarged.write_all(part, np.dstack([pixels, levels]))
+
+    whole = _enlarged(source, scale)
+    restore_tiles(whole._replace(write=write_with_alpha) if canvas.has_alpha else whole, model, treatment, on_progress)
+    return enlarged
+
+
+def _enlarged(source: Pixels, scale: int) -> Pixels:
+    """The bicubically enlarged photo, of which parts are read from the source as they are wanted."""
+    read = partial(upscaled_part, source, scale=scale)
+    return source._replace(height=source.height * scale, width=source.width * scale, read=read)
+
+
+def upscaled_part(source: Pixels, part: Part, scale: int) -> np.ndarray:
+    """Rows and columns of the photo enlarged by Pillow's bicubic: float32 levels, neither rounded nor clipped.
+
+    (h, w) or (h, w, 3), as the source. The same as that part of the whole photo enlarged at once.
+    """
+    # Out to whole pixels of the source; Pillow's box looks at the pixels around it, which are cut out with it.
+    lengths = source.height, source.width
+    inner = [(side.start // scale, -(-side.stop // scale)) for side in part]
+    outer = [(max(0, start - SUPPORT), min(length, stop + SUPPORT))
+             for (start, stop), length in zip(inner, lengths, strict=True)]
+    pixels = source.read((slice(*outer[0]), slice(*outer[1])))
+    (top, bottom), (left, right) = ((start - first, stop - first)
+                                    for (start, stop), (first, _) in zip(inner, outer, strict=True))
+    size = (right - left) * scale, (bottom - top) * scale
+    bands = [
+        np.asarray(Image.fromarray(band.astype(np.float32))
+                   .resize(size, Image.Resampling.BICUBIC, box=(left, top, right, bottom)))
+        for band in np.moveaxis(np.atleast_3d(pixels), -1, 0)
+    ]
+    rows, columns = (slice(side.start - start * scale, side.stop - start * scale)
+                     for side, (start, _) in zip(part, inner, strict=True))
+    whole = np.stack([band[rows, columns] for band in bands], -1)
+    return whole.reshape(*whole.shape[:2], *pixels.shape[2:])

@@ -1,0 +1,172 @@
+"""The network in files for other programs, read by these: ONNX Runtime, ONNX's own reference, bare PyTorch."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from srcnn import export
+from srcnn.export import export_onnx, export_torch
+from srcnn.model import SRCNN, ModelConfig, initialize
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+NETWORKS = [
+    {"residual": True, "filters": (64, 32)}, {"kernels": (9, 5, 5)}, {"channels": 3, "residual": True},
+    {"kernels": (9, 5, 5), "channels": 3}, {"kernels": (11, 3, 7), "residual": True},
+]
+WITHOUT_SRCNN = """
+import sys
+sys.modules["srcnn"] = None  # importing it is an error
+import numpy, torch
+network = torch.export.load(sys.argv[1], extra_files=(notes := {"srcnn.json": ""})).module()
+for number in range(3):
+    degraded = torch.from_numpy(numpy.load(f"{sys.argv[2]}/degraded{number}.npy"))
+    numpy.save(f"{sys.argv[2]}/restored{number}.npy", network(degraded).numpy())
+print(notes["srcnn.json"])
+"""
+
+
+def some_model(**config):
+    model = SRCNN(ModelConfig(**{"filters": (8, 4)} | config), centred=True)
+    initialize(model, "pytorch", 0)
+    return model
+
+
+def noise(*shape):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(3))
+
+
+def in_onnxruntime(path, degraded):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(None, {"degraded": degraded.numpy()})[0]
+
+
+@pytest.mark.parametrize("config", NETWORKS, ids=str)
+def test_onnx_runtime_restores_photos_of_any_size_as_the_network_does(tmp_path, config):
+    model = some_model(**config)
+    assert export_onnx(model, tmp_path / "model.onnx") < 1e-5
+    side = model.min_pixels
+    for batch, height, width in ((1, side, side + 2), (5, 23, side), (2, 31, 18), (1, 64, 113)):
+        degraded = noise(batch, model.config.channels, height, width)
+        found = in_onnxruntime(tmp_path / "model.onnx", degraded)
+        np.testing.assert_allclose(found, model(degraded).detach().numpy(), atol=1e-5, rtol=0)
+
+
+def test_the_onnx_graph_is_the_source_projects_network(tmp_path):
+    model = some_model(filters=(64, 32))
+    export_onnx(model, tmp_path / "model.onnx")
+    pads = {"padding": 2, "padding_mode": "replicate"}
+    source = nn.Sequential(nn.Conv2d(1, 64, 9, **pads), nn.ReLU(), nn.Conv2d(64, 32, 1, **pads), nn.ReLU(),
+                           nn.Conv2d(32, 1, 5, **pads))
+    with torch.no_grad():
+        for theirs, ours in zip(source.parameters(), model.folded().parameters(), strict=True):
+            theirs.copy_(ours)
+        degraded = noise(1, 1, 19, 26)
+        expected = source(degraded).numpy()
+    reference = pytest.importorskip("onnx.reference").ReferenceEvaluator(str(tmp_path / "model.onnx"))
+    by_reference, = reference.run(None, {"degraded": degraded.numpy()})
+    for found in (in_onnxruntime(tmp_path / "model.onnx", degraded), by_reference):
+        np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("config,operators", [
+    ({}, "Pad Conv Relu Conv Relu Pad Conv"),
+    ({"kernels": (9, 5, 5), "residual": True}, "Pad Conv Relu Pad Conv Relu Pad Conv Add"),
+])
+def test_the_onnx_graph_has_nothing_but_its_layers(tmp_path, config, operators):
+    export_onnx(some_model(**config), tmp_path / "model.onnx")
+    loaded = onnx.load(tmp_path / "model.onnx")
+    assert " ".join(node.op_type for node in loaded.graph.node) == operators
+    assert [entry.version for entry in loaded.opset_import] == [13]
+    shapes = [[side.dim_param or side.dim_value for side in end.type.tensor_type.shape.dim]
+              for end in (loaded.graph.input[0], loaded.graph.output[0])]
+    assert shapes == [["batch", 1, "height", "width"]] * 2
+
+
+def test_the_onnx_file_says_how_it_is_used(tmp_path):
+    export_onnx(some_model(channels=3), tmp_path / "model.onnx", {"name": "mine", "scale": "3"})
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    assert session.get_modelmeta().custom_metadata_map == {
+        "name": "mine", "scale": "3", "license": "Apache-2.0", "layout": "NCHW", "channel": "RGB", "channels": "3",
+        "range": "[0, 1] in; the output is not clipped", "halo": "6", "min_pixels": "5",
+    }
+
+
+def test_the_same_weights_give_the_same_onnx_file_whatever_their_layout_in_memory(tmp_path):
+    model = some_model(channels=3)
+    export_onnx(model, tmp_path / "model.onnx")
+    export_onnx(model.to(memory_format=torch.channels_last), tmp_path / "again.onnx")
+    assert (tmp_path / "model.onnx").read_bytes() == (tmp_path / "again.onnx").read_bytes()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_network_on_a_gpu_is_exported_and_stays_there(tmp_path):
+    model = some_model().cuda()
+    assert export_onnx(model, tmp_path / "model.onnx") < 1e-5
+    assert export_torch(model, tmp_path / "model.pt2") < 1e-5
+    assert all(parameter.is_cuda for parameter in model.parameters())
+
+
+def test_a_pt2_file_restores_without_this_package(tmp_path):
+    model = some_model(residual=True)
+    assert export_torch(model, tmp_path / "model.pt2", {"scale": "2"}) < 1e-5
+    shapes = ((1, 1, 5, 5), (3, 1, 41, 6), (1, 1, 22, 35))
+    for number, shape in enumerate(shapes):
+        np.save(tmp_path / f"degraded{number}.npy", noise(*shape).numpy())
+    command = [sys.executable, "-c", WITHOUT_SRCNN, tmp_path / "model.pt2", tmp_path]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    notes = json.loads(done.stdout)
+    assert (notes["min_pixels"], notes["halo"], notes["scale"]) == ("5", "6", "2")
+    for number, shape in enumerate(shapes):
+        expected = model(noise(*shape)).detach().numpy()
+        np.testing.assert_allclose(np.load(tmp_path / f"restored{number}.npy"), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("config", [{"kernels": (9, 5, 5), "channels": 3}, {"kernels": (1, 5, 5)}], ids=str)
+def test_a_pt2_file_restores_photos_of_any_size(tmp_path, config):
+    model = some_model(**config)
+    export_torch(model, tmp_path / "model.pt2")
+    network = torch.export.load(tmp_path / "model.pt2").module()
+    for batch, height, width in ((1, 5, 9), (4, 37, 5), (2, 18, 27)):
+        degraded = noise(batch, model.config.channels, height, width)
+        torch.testing.assert_close(network(degraded), model(degraded), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("write", [export_onnx, export_torch])
+def test_a_file_that_computes_something_else_is_not_left_behind(tmp_path, monkeypatch, write):
+    monkeypatch.setattr(export, "_pads", lambda model: (4, 0, 2))  # the right sizes, other pixels
+    with pytest.raises(ValueError, match="model.out: not written, it differs from the network by .* 5x5 pixels"):
+        write(some_model(), tmp_path / "model.out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("write", [export_onnx, export_torch])
+def test_nothing_is_printed_and_nothing_but_the_file_is_written(tmp_path, capfd, write):
+    write(some_model(), tmp_path / "model.out")
+    assert capfd.readouterr() == ("", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.out"]
+
+
+@pytest.mark.parametrize("write", [export_onnx, export_torch])
+def test_a_missing_folder_is_named(tmp_path, write):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+        write(some_model(), tmp_path / "nowhere" / "model.out")
+
+
+def test_without_onnx_the_cure_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ValueError, match=r"pip install 'srcnn\[export\]'"):
+        export_onnx(some_model(), tmp_path / "model.onnx")
+
+
+def test_without_onnx_runtime_nothing_is_said_to_be_compared(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert export_onnx(some_model(), tmp_path / "model.onnx") is None
+    onnx.checker.check_model(tmp_path / "model.onnx", full_check=True)

@@ -1,0 +1,117 @@
+"""The shipped weights that a JPEG's own quality picks; photos that are good already."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small import draw_photo
+
+from srcnn.__main__ import main
+from srcnn.fitting import FAMILY, GOOD_QUALITY, Networks
+from srcnn.model import load_model
+from srcnn.restore import restore
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[1]
+
+
+def save_jpeg(path, quality, **options):
+    Image.fromarray(draw_photo(1, 61, 83)).save(path, quality=quality, **options)
+    return path
+
+
+@pytest.mark.parametrize(
+    "quality,name", [(1, "q10"), (14, "q10"), (17, "q20"), (24, "q20"), (33, "q30"), (41, "q40"), (None, "blind")]
+)
+def test_the_nearest_quality_is_taken_and_the_blind_weights_where_none_is_known(quality, name):
+    assert Networks(FAMILY, CPU).name_for(quality) == f"srcnn-915-{name}"
+
+
+def test_good_photos_want_none_and_a_name_means_itself():
+    assert Networks(FAMILY, CPU).name_for(GOOD_QUALITY) is None
+    assert Networks(FAMILY, CPU).name_for(GOOD_QUALITY - 1) is not None
+    for quality in (5, 20, 99, None):
+        assert Networks("srcnn-955-q20", CPU).name_for(quality) == "srcnn-955-q20"
+    with pytest.raises(FileNotFoundError, match="srcnn-91: no such file"):
+        Networks("srcnn-91", CPU)
+
+
+def test_each_photo_of_a_folder_gets_its_own_and_good_ones_are_copied(tmp_path, capsys):
+    for quality in (12, 38, 97):
+        save_jpeg(tmp_path / f"q{quality}.jpg", quality)
+    Image.fromarray(draw_photo(1, 61, 83)).save(tmp_path / "clean.png")
+    assert main(["restore", str(tmp_path), "-o", str(tmp_path / "out")]) == 0
+    told = dict(line.split("/out/")[1].split(" (") for line in capsys.readouterr().out.splitlines())
+    assert told == {"q12.jpg": "JPEG quality 12, srcnn-915-q10)", "q38.jpg": "JPEG quality 38, srcnn-915-q40)",
+                    "q97.jpg": "JPEG quality 97, good already, copied as it is)", "clean.png": "srcnn-915-blind)"}
+    assert (tmp_path / "out" / "q97.jpg").read_bytes() == (tmp_path / "q97.jpg").read_bytes()
+    restored = np.asarray(Image.open(tmp_path / "out" / "clean.png"))
+    assert np.array_equal(restored, restore(draw_photo(1, 61, 83), load_model("srcnn-915-blind")))
+    assert main(["restore", str(tmp_path / "q97.jpg"), "-o", str(tmp_path / "b.png")]) == 0
+    with Image.open(tmp_path / "b.png") as image, Image.open(tmp_path / "q97.jpg") as source:
+        assert image.format == "PNG" and np.array_equal(np.asarray(image), np.asarray(source))
+
+
+def test_in_python_an_opened_jpeg_knows_its_quality():
+    buffer = io.BytesIO()
+    save_jpeg(buffer, 30, format="JPEG")
+    with Image.open(buffer) as image:
+        pixels = np.asarray(image)
+        by_itself = np.asarray(restore(image))
+    assert np.array_equal(by_itself, restore(pixels, "srcnn-915-q30", quality=30))
+    assert np.array_equal(by_itself, restore(pixels, quality=30))
+    assert not np.array_equal(by_itself, restore(pixels, "srcnn-915-q30"))  # the chroma as it was
+    assert np.array_equal(restore(pixels, quality=99), pixels)
+
+
+def test_chroma_can_be_kept_and_strength_be_less(tmp_path):
+    photo = save_jpeg(tmp_path / "a.jpg", 20)
+    outputs = {}
+    for name, options in (("whole", []), ("kept", ["--keep-chroma"]), ("none", ["--strength", "0", "--keep-chroma"])):
+        assert main(["restore", str(photo), "-o", str(tmp_path / f"{name}.png"), *options]) == 0
+        outputs[name] = np.asarray(Image.open(tmp_path / f"{name}.png")).astype(int)
+    assert np.array_equal(outputs["none"], np.asarray(Image.open(photo)))
+    assert (outputs["whole"] != outputs["kept"]).mean() > 0.1
+    assert main(["restore", str(photo), "-o", str(tmp_path / "x.png"), "--strength", "2"]) == 1
+
+
+def srcnn(*arguments, **options):
+    command = [sys.executable, "-m", "srcnn", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, cwd=ROOT, **options)
+
+
+def test_standard_input_to_standard_output(tmp_path):
+    photo = save_jpeg(tmp_path / "a.jpg", 20)
+    assert main(["restore", str(photo), "-o", str(tmp_path / "out")]) == 0
+    done = srcnn("restore", "-", input=photo.read_bytes())
+    assert done.returncode == 0 and b"srcnn-915-q20" in done.stderr
+    assert done.stdout == (tmp_path / "out" / "a.jpg").read_bytes()
+    done = srcnn("restore", "-", "--format", "png", input=photo.read_bytes())
+    assert Image.open(io.BytesIO(done.stdout)).format == "PNG"
+    done = srcnn("restore", "-", input=b"no picture")
+    assert done.returncode == 1 and done.stdout == b"" and b"standard input: not a JPEG" in done.stderr
+
+
+def test_patterns_suffixes_and_what_is_there_already(tmp_path, capsys):
+    for name in ("a.jpg", "b.jpg", "c.png"):
+        Image.fromarray(draw_photo(1, 20, 30)).save(tmp_path / name, **({"quality": 20} if name != "c.png" else {}))
+    (tmp_path / "notes.txt").write_text("not a photo")
+    assert main(["restore", str(tmp_path / "*.jpg")]) == 0
+    made = tmp_path / "a_restored.jpg"
+    assert made.is_file() and (tmp_path / "b_restored.jpg").is_file() and not (tmp_path / "c_restored.png").exists()
+    before = made.stat().st_mtime_ns
+    capsys.readouterr()
+    assert main(["restore", str(tmp_path)]) == 0
+    told = capsys.readouterr().err
+    assert "photos restored: 1, there already: 2, refused: 0, other files in the folders, left alone: 1" in told
+    assert made.stat().st_mtime_ns == before and not list(tmp_path.glob("*_restored_restored*"))
+    assert main(["restore", str(tmp_path / "a.jpg"), "--overwrite", "--suffix", "_restored"]) == 0
+    assert made.stat().st_mtime_ns > before
+    assert main(["restore", str(tmp_path / "a.jpg"), "--suffix", ""]) == 1
+    assert main(["restore", str(tmp_path / "*.gif")]) == 1
+    assert "no photo or folder of such a name" in capsys.readouterr().err

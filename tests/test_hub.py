@@ -1,0 +1,293 @@
+"""Networks in folders and in repositories of the hub, which here is a server of our own (hub_server.py)."""
+
+import json
+import logging
+import os
+import pickle
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from hub_server import TOKEN, hub_server
+from wandb_server import closed_port
+
+from srcnn import hub
+from srcnn.config import to_yaml
+from srcnn.model import DEFAULT_WEIGHTS, SRCNN, WEIGHTS, ModelConfig, initialize, load_model, save_model
+
+PUSH = """
+import sys
+from srcnn import SRCNN
+print(SRCNN.from_pretrained(sys.argv[1]).push_to_hub("me/photos", private=True, commit_message="The first"))
+"""
+PULL = """
+import sys
+from srcnn.model import SRCNN, save_model
+from pathlib import Path
+save_model(SRCNN.from_pretrained("me/photos", revision=sys.argv[2]), Path(sys.argv[1]))
+"""
+
+
+class Evil:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('executed')",))
+
+
+def some_model(seed=0, **config):
+    model = SRCNN(ModelConfig(filters=(8, 4), **config), centred=True)
+    initialize(model, "pytorch", seed)
+    return model
+
+
+def assert_same(found, expected):
+    assert found.config == expected.config and not found.training
+    for name, tensor in expected.folded().state_dict().items():
+        assert torch.equal(found.state_dict()[name], tensor), name
+
+
+def saved(tmp_path, model=None, name="saved", **options):
+    (model or some_model()).save_pretrained(tmp_path / name, **options)
+    return tmp_path / name
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """The hub, of this process too."""
+    with hub_server() as server:
+        use_hub(monkeypatch, server.url)
+        yield server
+
+
+def use_hub(monkeypatch, url):
+    monkeypatch.setattr(hub.constants, "ENDPOINT", url)
+    monkeypatch.setattr(hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+
+
+def hub_process(server, tmp_path, script, *arguments):
+    environment = os.environ | {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": TOKEN,
+                                "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_a_network_pushed_by_one_process_is_what_another_gets(tmp_path):
+    model = some_model(residual=True, kernels=(9, 5, 5))
+    with hub_server() as server:
+        address = hub_process(server, tmp_path / "first", PUSH, saved(tmp_path, model))
+        pushed = server.repositories["me/photos"]
+        sha = pushed.branches["main"]
+        assert address == f"{server.url}/me/photos/commit/{sha}"
+        assert pushed.private and pushed.messages[-1] == "The first"
+        assert set(pushed.commits[sha]) == {".gitattributes", "model.safetensors", "config.json", "README.md"}
+        hub_process(server, tmp_path / "second", PULL, tmp_path / "pulled.safetensors", sha)
+        assert not any("README" in request for request in server.seen)
+    assert_same(load_model(tmp_path / "pulled.safetensors"), model)
+
+
+def test_a_second_push_and_one_to_a_branch_leave_the_others_be(tmp_path, server):
+    first, second, third = (some_model(seed) for seed in range(3))
+    for model, options in ((first, {}), (second, {}), (third, {"revision": "trial"})):
+        model.push_to_hub("me/photos", token=TOKEN, card="# By hand, 31.27 dB\n", **options)
+    pushed = server.repositories["me/photos"]
+    assert_same(SRCNN.from_pretrained("me/photos", cache_dir=tmp_path), second)
+    assert_same(SRCNN.from_pretrained("me/photos", cache_dir=tmp_path, revision="trial"), third)
+    of_first = list(pushed.commits)[1]
+    assert_same(SRCNN.from_pretrained("me/photos", cache_dir=tmp_path, revision=of_first), first)
+    assert pushed.commits[pushed.branches["trial"]]["README.md"].endswith(b"---\n\n# By hand, 31.27 dB\n")
+
+
+def test_importing_the_network_does_not_import_the_hubs_client():
+    script = "import sys, srcnn.model; assert not {'huggingface_hub', 'srcnn.hub'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_a_repository_of_a_pickle_only_is_refused_and_nothing_of_it_fetched(tmp_path, server):
+    server.add("they/photos", {"pytorch_model.bin": pickle.dumps(Evil()), "config.json": b"{}"})
+    with pytest.raises(FileNotFoundError, match="they/photos.*no model.safetensors; pytorch_model.bin may be a pickle"):
+        SRCNN.from_pretrained("they/photos", cache_dir=tmp_path)
+    assert not any("resolve" in request for request in server.seen)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(FileNotFoundError, match="folder: no model.safetensors; pytorch_model.bin may be a pickle"):
+        SRCNN.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("changes,message", [
+    ({"model.safetensors": pickle.dumps(Evil())}, "model.safetensors: not a safetensors file, or damaged"),
+    ({"config.json": b'{"kernels": [9, 5, 5]}'}, r"config.json: damaged: kernels \[9, 5, 5\], its weights say"),
+    ({"config.json": b'{"residual": true}'}, "config.json: damaged: residual True, its weights say False"),
+    ({"config.json": b'{"model_type": "bert"}'}, "config.json: damaged: not the config of an SRCNN"),
+    ({"config.json": b"[" * 100_000}, "config.json: damaged"),
+    ({"config.json": b"[" + b" " * (1 << 20)}, "config.json has 1048577 bytes, more than 1048576"),
+])
+def test_what_is_damaged_is_refused_by_name(tmp_path, server, changes, message):
+    server.add("they/photos", contents(saved(tmp_path)) | changes)
+    with pytest.raises(ValueError, match=message):
+        SRCNN.from_pretrained("they/photos", cache_dir=tmp_path / "cache")
+
+
+def test_weights_that_are_too_large_are_not_fetched(tmp_path, server):
+    server.add("they/photos", contents(saved(tmp_path)))
+    server.sizes["model.safetensors"] = 1 << 40
+    with pytest.raises(ValueError, match="they/photos: model.safetensors has 1099511627776 bytes, more than"):
+        SRCNN.from_pretrained("they/photos", cache_dir=tmp_path / "cache")
+    assert not any("resolve" in request for request in server.seen)
+
+
+def test_weights_in_half_the_bits_and_without_a_config_are_read(tmp_path, server):
+    from safetensors.torch import save
+
+    state = {name: tensor.half() for name, tensor in some_model().folded().state_dict().items()}
+    server.add("they/photos", {"model.safetensors": save(state)})
+    found = SRCNN.from_pretrained("they/photos", cache_dir=tmp_path)
+    assert torch.equal(found.conv1.weight, state["conv1.weight"].float())
+
+
+def test_a_private_or_missing_repository_or_revision_names_the_cure(tmp_path, server):
+    some_model().push_to_hub("me/secret", private=True, token=TOKEN)
+    for repo_id in ("me/secret", "they/nothing"):
+        with pytest.raises(FileNotFoundError, match=f"{repo_id}: nothing of that name here.*hf auth login"):
+            SRCNN.from_pretrained(repo_id, cache_dir=tmp_path, token=False)
+    assert_same(SRCNN.from_pretrained("me/secret", cache_dir=tmp_path, token=TOKEN), some_model())
+    with pytest.raises(FileNotFoundError, match="me/secret: no revision v9"):
+        SRCNN.from_pretrained("me/secret", cache_dir=tmp_path, token=TOKEN, revision="v9")
+
+
+def test_a_push_that_is_not_allowed_names_the_cure(server):
+    for repo_id, token in (("me/photos", False), ("they/photos", TOKEN)):
+        with pytest.raises(PermissionError, match=f"{repo_id}: .* refuses: log in with a token"):
+            some_model().push_to_hub(repo_id, token=token)
+    assert not server.repositories
+
+
+def test_without_a_hub_the_copy_in_the_cache_is_used_and_said(tmp_path, monkeypatch, server, caplog):
+    server.add("they/photos", contents(saved(tmp_path)))
+    SRCNN.from_pretrained("they/photos", cache_dir=tmp_path / "cache")
+    num_requests = len(server.seen)
+    assert_same(SRCNN.from_pretrained("they/photos", cache_dir=tmp_path / "cache", local_files_only=True), some_model())
+    assert len(server.seen) == num_requests and not caplog.records
+    use_hub(monkeypatch, f"http://127.0.0.1:{closed_port()}")
+    with caplog.at_level(logging.WARNING, "srcnn"):
+        assert_same(SRCNN.from_pretrained("they/photos", cache_dir=tmp_path / "cache"), some_model())
+    assert "is out of reach" in caplog.text and "the copy in the cache is used" in caplog.text
+
+
+@pytest.mark.parametrize("trouble", ["closed", "silent", "broken", "offline", "not asked"])
+def test_without_a_hub_and_a_copy_one_error_names_the_cure_at_once(tmp_path, monkeypatch, server, trouble):
+    monkeypatch.setattr(hub, "HUB_SECONDS", 0.2)
+    server.silent, server.status = trouble == "silent", 503 if trouble == "broken" else 0
+    if trouble == "closed":
+        use_hub(monkeypatch, f"http://127.0.0.1:{closed_port()}")
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", trouble == "offline")
+    with pytest.raises(ConnectionError, match="they/photos: nothing of that name here, and no copy in the cache.*"
+                                              "Fetch it once where there is a network, or give a folder"):
+        SRCNN.from_pretrained("they/photos", cache_dir=tmp_path, local_files_only=trouble == "not asked")
+    assert len(server.seen) <= 1  # the hub's client by itself would try again for a minute
+    if trouble == "closed":
+        with pytest.raises(ConnectionError, match="is out of reach"):
+            some_model().push_to_hub("me/photos", token=TOKEN)
+
+
+def test_what_is_on_the_disk_goes_before_the_hub(tmp_path, monkeypatch, server):
+    monkeypatch.chdir(tmp_path)
+    saved(tmp_path, name="they/photos")
+    assert_same(SRCNN.from_pretrained("they/photos"), some_model())
+    save_model(some_model(), tmp_path / "they" / "mine.safetensors")
+    assert_same(SRCNN.from_pretrained("they/mine.safetensors"), some_model())
+    assert_same(SRCNN.from_pretrained(DEFAULT_WEIGHTS), load_model())
+    (tmp_path / "they" / "empty").mkdir()
+    for nothing in ("they/empty", "nonesuch", "../no/such/run", "/no/such"):
+        with pytest.raises(FileNotFoundError, match=re.escape(nothing)):
+            SRCNN.from_pretrained(nothing)
+    with pytest.raises(ValueError, match="revision"):
+        SRCNN.from_pretrained("they/photos", revision="main")
+    assert not server.seen
+
+
+def test_a_saved_folder_has_weights_config_and_a_card_that_claims_nothing(tmp_path):
+    folder = saved(tmp_path, some_model(channels=3, residual=True))
+    assert json.loads((folder / "config.json").read_text()) == {
+        "model_type": "srcnn", "kernels": [9, 1, 5], "filters": [8, 4], "channels": 3, "residual": True,
+    }
+    header, text = header_and_text(folder)
+    assert (header["license"], header["library_name"]) == ("apache-2.0", "srcnn") and "metrics" not in header
+    assert "2,291 parameters" in text and "RGB of a photo" in text and "was not recorded" in text
+    assert sum(parameter.numel() for parameter in SRCNN.from_pretrained(folder).parameters()) == 2291
+
+
+def header_and_text(folder):
+    _, header, text = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    return yaml.safe_load(header), text
+
+
+def test_a_card_is_taken_as_text_or_file_and_gets_a_header(tmp_path):
+    shipped = WEIGHTS / f"{DEFAULT_WEIGHTS}.md"
+    header, text = header_and_text(saved(tmp_path, load_model(), "shipped", card=shipped))
+    assert text == "\n" + shipped.read_text(encoding="utf-8")
+    assert header["metrics"] == ["psnr", "ssim"]
+    own = "---\nlicense: mit\n---\n# Mine\n"
+    assert (saved(tmp_path, card=own) / "README.md").read_text() == own
+    with pytest.raises(ValueError, match="for a file give Path"):
+        saved(tmp_path, card="card.md")
+
+
+def make_run(folder, model, points):
+    (folder / "best").mkdir(parents=True)
+    save_model(model, folder / "best" / "model.safetensors")
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
+    (folder / "config.yaml").write_text("total_samples: 96000\nseed: 3\noptimizer:\n  name: adam\n")
+    return folder
+
+
+def point(samples, psnr):
+    return {hub_step(): samples, "val/psnr_in": 30.07, "val/psnr": psnr, "val/gain": psnr - 30.07,
+            "val/gain_percent": 100 * (psnr / 30.07 - 1), "val/ssim_in": 0.851, "val/ssim": 0.872}
+
+
+def hub_step():
+    from srcnn.tracking import STEP_KEY
+
+    return STEP_KEY
+
+
+def test_a_card_of_a_run_tells_its_best_validation(tmp_path):
+    points = [point(32000, 31.0), {hub_step(): 40000, "train/loss": 0.1}, point(64000, 31.27), point(96000, 31.1)]
+    run = make_run(tmp_path / "run", some_model(), points)
+    header, text = header_and_text(saved(tmp_path, run=run))
+    assert header["metrics"] == ["psnr", "ssim"]
+    assert "after 64,000 of 96,000 tiles" in text and "optimizer adam" in text and "seed 3" in text
+    assert "| 64,000 | 30.07 | 31.27 | 1.20 | 4.0 | 0.8510 | 0.8720 |" in text
+    assert "31.00" not in text
+
+
+def test_no_card_is_made_of_another_run(tmp_path):
+    run = make_run(tmp_path / "run", some_model(), [point(32000, 31.0)])
+    with pytest.raises(ValueError, match="run: its best checkpoint has other weights"):
+        saved(tmp_path, some_model(1), run=run)
+    (run / "metrics.jsonl").write_text(json.dumps({hub_step(): 1, "train/loss": 0.1}) + "\n")
+    with pytest.raises(ValueError, match="never validated"):
+        saved(tmp_path, run=run)
+    with pytest.raises(ValueError, match="not both"):
+        saved(tmp_path, card="# Card", run=run)
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_card_is_made_of_what_a_training_writes(tmp_path):
+    from small import small_config
+
+    config = small_config(tmp_path / "run", tmp_path / "shards")
+    run = make_run(tmp_path / "run", some_model(), [point(64, 31.0)])
+    (run / "config.yaml").write_text(to_yaml(config))
+    assert "after 64 of 64 tiles" in header_and_text(saved(tmp_path, run=run))[1]
