@@ -6,6 +6,7 @@ READY := $(VENV)/.ready
 OUT ?= data/shards
 RUN ?= runs/srcnn
 CONFIG ?= configs/train.yaml
+TEST_WORKERS ?= 2
 DEMO ?= demo/$(if $(PHOTOS),own,skylines)
 DEMO_PHOTOS := $(or $(PHOTOS),$(DEMO)/photos)
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
@@ -34,7 +35,7 @@ types: $(READY)  ## mypy, strict
 	$(BIN)/mypy
 
 test: lint types  ## every check: lint, types, tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 shards: $(READY)  ## photos -> shards: make shards PHOTOS=dir [OUT=data/shards] [ARGS='--key value']
 	@test -n "$(PHOTOS)" || (echo "say which photos: make shards PHOTOS=dir [OUT=$(OUT)]" >&2; exit 2)

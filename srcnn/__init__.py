@@ -30,13 +30,18 @@
                           resume.py     the state of a run, saved and taken up
       -> numbers          meter.py      what steps cost and give
                           tracking.py   metrics.jsonl; trackers.py, wandb_files.py, sync.py: wandb, TensorBoard
-      -> restored photo   apply.py      a network over the tiles of a photo
+      -> restored photo   apply.py      a network over the tiles of a photo; chroma.py: colour smoothed by the luma
                           strips.py     9-1-5 in bfloat16 on a CPU
                           threads.py    tiles or photos side by side
-                          canvas.py     a photo file changed in place
-                          restore.py, score.py, report.py
+                          canvas.py     a photo file changed in place; metadata.py, deep.py: EXIF and the like, 16 bits
+                          fitting.py    the weights for a JPEG's quality (jpeg_quality.py)
+                          restore.py    arrays, tensors, images; upscale.py: enlarged
+                          photo_files.py, targets.py: files and where they go
+                          score.py, report.py; cards.py: what is known of weights, and measured again
+                          compare.py, demo.py: in the browser
+      -> other programs   export.py     ONNX, torch.export; hub.py, hub_card.py: the Hugging Face hub
 
-`files.py` writes files whole, `config.py` reads settings, `untrusted.py` bounds what strangers made, `metrics.py`
+Commands: `photo_commands.py`, `weight_commands.py`, `__main__.py`. `files.py` writes files whole, `config.py` reads settings, `untrusted.py` bounds what strangers made, `metrics.py`
 measures photos and tiles.
 """
 

@@ -42,7 +42,7 @@ class Networks:
         if quality >= GOOD_QUALITY:
             return None
         trained = [each for each in self.family if each is not None]
-        return self.family[min(trained, key=lambda each: abs(each - quality))]
+        return self.family[min(trained, key=lambda each: (abs(each - quality), -each))]
 
     def load(self, name: str) -> SRCNN:
         """By several threads at once, too."""

@@ -26,7 +26,7 @@ def save_jpeg(path, quality, **options):
 
 
 @pytest.mark.parametrize(
-    "quality,name", [(1, "q10"), (14, "q10"), (17, "q20"), (24, "q20"), (33, "q30"), (41, "q40"), (None, "blind")]
+    "quality,name", [(1, "q10"), (14, "q10"), (15, "q20"), (24, "q20"), (33, "q30"), (41, "q40"), (None, "blind")]
 )
 def test_the_nearest_quality_is_taken_and_the_blind_weights_where_none_is_known(quality, name):
     assert Networks(FAMILY, CPU).name_for(quality) == f"srcnn-915-{name}"

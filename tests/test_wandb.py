@@ -130,9 +130,9 @@ def test_offline_every_point_is_there_once_after_kills_and_wandb_sync_sends_all(
     run = tmp_path / "run"
     training = start(run, -1, 10, 9000, "wait", OFFLINE)
     wait_for(lambda: wandb_files(run, "theid") and wandb_files(run, "theid")[0].stat().st_size > 100_000)
+    wait_for(lambda: progresses(run)[-1] == 9000)
     kill_all(training)
-    torn = rows_of_files(run)
-    assert torn and torn[-1] < 9000  # rows were lost with wandb-core
+    assert rows_of_files(run)  # others, in most runs, were lost with wandb-core
     training = start(run, 9000, 9010, 9020, "wait", OFFLINE)
     wait_for(lambda: len(wandb_files(run, "theid")) == 2)
     kill_all(training)
