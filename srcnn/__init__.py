@@ -41,8 +41,8 @@
                           compare.py, demo.py: in the browser
       -> other programs   export.py     ONNX, torch.export; hub.py, hub_card.py: the Hugging Face hub
 
-Commands: `photo_commands.py`, `weight_commands.py`, `__main__.py`. `files.py` writes files whole, `config.py` reads settings, `untrusted.py` bounds what strangers made, `metrics.py`
-measures photos and tiles.
+Commands: `photo_commands.py`, `weight_commands.py`, `__main__.py`. `files.py` writes files whole, `config.py` reads
+settings, `untrusted.py` bounds what strangers made, `metrics.py` measures photos and tiles.
 """
 
 from __future__ import annotations

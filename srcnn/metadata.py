@@ -18,6 +18,7 @@ from srcnn.photo import ORIENTATION_TAG, orientation_of
 
 XMP_TAG = 700  # of a TIFF
 SHORT, LONG = 3, 4  # kinds of numbers of a TIFF
+MAX_SHORT = 65_535
 MAX_DPI = 32_767
 MAX_JPEG_EXIF_BYTES = 65_533 - 6  # a JPEG segment, without "Exif\0\0"
 MAX_JPEG_XMP_BYTES = 65_533 - 29  # without its name
@@ -117,7 +118,9 @@ def patched_exif(exif: bytes, values: Mapping[int, int], keep_thumbnail: bool = 
             elif tag in values:
                 if count != 1 or kind not in (SHORT, LONG):
                     raise ValueError(f"tag {tag} is no single number")
-                struct.pack_into(order + ("I" if kind == LONG else "H"), changed, place + 8, values[tag])
+                number = values[tag]
+                kind = LONG if number > MAX_SHORT else kind
+                struct.pack_into(order + "HI" + ("I" if kind == LONG else "H"), changed, place + 2, kind, 1, number)
         if start == folders[0] and not keep_thumbnail:
             struct.pack_into(order + "I", changed, end, 0)
     return bytes(changed)

@@ -46,7 +46,7 @@ def load_on_device(source: str) -> SRCNN:
 
 
 def score_command(options: argparse.Namespace) -> int:
-    if options.scale and options.quality:
+    if options.scale and options.quality is not None:
         raise ValueError("--scale and --quality: one of the two")
     scale, quality = options.scale or 1, options.quality if options.quality is not None else 20
     degradation = Degradation(jpeg_quality=quality) if scale == 1 else Degradation(jpeg_quality=[], scale=scale)

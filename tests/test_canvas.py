@@ -109,6 +109,7 @@ def test_exif_is_changed_in_its_place_only(order: str) -> None:
     assert len(before) == len(after) and len(changed) == 4  # three numbers, and the way to the thumbnail
     assert exif_tags(after)[0x0112] == 1 and exif_tags(after).get_ifd(0x8769)[0xA002] == 53
     assert patched_exif(exif_with_maker_note(order, 1), {0x0112: 1}) == exif_with_maker_note(order, 1)
+    assert exif_tags(patched_exif(before, {0x0100: 70_000}))[0x0100] == 70_000
 
 
 @pytest.mark.parametrize("content", [b"II*\0", b"XX*\0\0\0\0\0", b"II*\0\xff\0\0\0", exif_with_maker_note("<", 6)[:30]])
