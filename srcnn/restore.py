@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import TypeVar
 
@@ -60,16 +61,17 @@ def restore(
     if isinstance(photo, Image.Image):
         return _restore_image(photo, model, treatment, in_place, on_progress)
     if isinstance(photo, torch.Tensor):
-        return _restore_tensor(photo, model, treatment, in_place, on_progress)
+        network = model
+        return through_arrays(photo, photo if in_place else torch.empty_like(photo),
+                              lambda pixels: _restore_array(pixels, network, treatment, False, on_progress))
     return _restore_array(photo, model, treatment, in_place, on_progress)
 
 
 def _restore_image(
     photo: Image.Image, model: SRCNN, treatment: Treatment, in_place: bool, on_progress: Progress | None
 ) -> Image.Image:
-    if photo.mode.startswith("I"):  # 16 bits, whatever the mode could hold
-        levels = np.clip(np.asarray(photo), 0, 65535).astype(np.uint16)
-        image = Image.fromarray(_restore_array(levels, model, treatment, True, on_progress))
+    if photo.mode.startswith("I"):
+        image = Image.fromarray(_restore_array(sixteen_bits(photo), model, treatment, True, on_progress))
     else:
         image, _ = direct_image(photo)
         if image is photo and not in_place:
@@ -82,19 +84,26 @@ def _restore_image(
     return image
 
 
-def _restore_tensor(
-    photo: torch.Tensor, model: SRCNN, treatment: Treatment, in_place: bool, on_progress: Progress | None
-) -> torch.Tensor:
+def sixteen_bits(image: Image.Image) -> np.ndarray:
+    """The levels of a greyscale image of 16 bits, whatever its mode could hold."""
+    return np.clip(np.asarray(image), 0, 65535).astype(np.uint16)
+
+
+def through_arrays(photo: torch.Tensor, result: torch.Tensor, work: Callable[[np.ndarray], np.ndarray]) -> torch.Tensor:
+    """`work` on each photo of (C, H, W) or (N, C, H, W), as an array (H, W) or (H, W, 3), into `result`.
+
+    Raises:
+        ValueError: another shape or dtype.
+    """
     if photo.ndim not in (3, 4) or photo.shape[-3] not in (1, 3) or photo.dtype not in (torch.uint8, torch.float32):
-        raise ValueError(f"expected uint8 or float32 (C, H, W) or (N, C, H, W) with 1 or 3 channels, "
+        raise ValueError("expected uint8 or float32 (C, H, W) or (N, C, H, W) with 1 or 3 channels, "
                          f"found {photo.dtype} {tuple(photo.shape)}")
-    restored = photo if in_place else torch.empty_like(photo)
-    for before, after in zip(photo.reshape(-1, *photo.shape[-3:]), restored.view(-1, *photo.shape[-3:]), strict=True):
+    photos, results = (each if each.ndim == 4 else each[None] for each in (photo, result))
+    for before, after in zip(photos, results, strict=True):
         pixels = before.detach().cpu().permute(1, 2, 0).contiguous().numpy()
-        pixels = pixels[..., 0] if pixels.shape[2] == 1 else pixels
-        done = np.atleast_3d(_restore_array(pixels, model, treatment, False, on_progress))
+        done = np.atleast_3d(work(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
         after.copy_(torch.from_numpy(done).permute(2, 0, 1))
-    return restored
+    return result
 
 
 def restore_pixels(

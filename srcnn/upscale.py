@@ -18,7 +18,7 @@ from srcnn.canvas import Canvas, direct_image
 from srcnn.metadata import resized
 from srcnn.model import SRCNN
 from srcnn.photo import MAX_MEGAPIXELS
-from srcnn.restore import check_channels
+from srcnn.restore import check_channels, sixteen_bits, through_arrays
 
 SCALES = (2, 3, 4)
 SUPPORT = 2  # pixels of the source to each side that bicubic enlarging takes in
@@ -57,34 +57,19 @@ def upscale(
     check_scale(scale)
     treatment = Treatment(tile_pixels, exact)
     if isinstance(photo, torch.Tensor):
-        return _upscale_tensor(photo, model, scale, treatment, on_progress)
+        enlarged = photo.new_empty((*photo.shape[:-2], *(side * scale for side in photo.shape[-2:])))
+        return through_arrays(photo, enlarged,
+                              lambda pixels: _upscale_array(pixels, model, scale, treatment, on_progress))
     if isinstance(photo, np.ndarray):
         return _upscale_array(photo, model, scale, treatment, on_progress)
-    if photo.mode.startswith("I"):  # 16 bits, whatever the mode could hold
-        levels = np.clip(np.asarray(photo), 0, 65535).astype(np.uint16)
-        enlarged = Image.fromarray(_upscale_array(levels, model, scale, treatment, on_progress))
+    if photo.mode.startswith("I"):
+        image = Image.fromarray(_upscale_array(sixteen_bits(photo), model, scale, treatment, on_progress))
     else:
         canvas = upscale_canvas(Canvas(direct_image(photo)[0]), model, scale, treatment, on_progress)
         assert isinstance(canvas.image, Image.Image)
-        enlarged = canvas.image
-    enlarged.info.update(photo.info)
-    return enlarged
-
-
-def _upscale_tensor(
-    photo: torch.Tensor, model: SRCNN, scale: int, treatment: Treatment, on_progress: Progress | None
-) -> torch.Tensor:
-    if photo.ndim not in (3, 4) or photo.shape[-3] not in (1, 3) or photo.dtype not in (torch.uint8, torch.float32):
-        raise ValueError("expected uint8 or float32 (C, H, W) or (N, C, H, W) with 1 or 3 channels, "
-                         f"found {photo.dtype} {tuple(photo.shape)}")
-    enlarged = photo.new_empty((*photo.shape[:-2], photo.shape[-2] * scale, photo.shape[-1] * scale))
-    for before, after in zip(photo.reshape(-1, *photo.shape[-3:]), enlarged.view(-1, *enlarged.shape[-3:]),
-                             strict=True):
-        pixels = before.detach().cpu().permute(1, 2, 0).contiguous().numpy()
-        pixels = pixels[..., 0] if pixels.shape[2] == 1 else pixels
-        done = np.atleast_3d(_upscale_array(pixels, model, scale, treatment, on_progress))
-        after.copy_(torch.from_numpy(done).permute(2, 0, 1))
-    return enlarged
+        image = canvas.image
+    image.info.update(photo.info)
+    return image
 
 
 def _upscale_array(
