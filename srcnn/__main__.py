@@ -25,6 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (FileNotFoundError, ValueError, OSError) as error:
         print(f"srcnn {options.command}: {error}", file=sys.stderr)
         return 1
+    except MemoryError:
+        print(f"srcnn {options.command}: memory runs out", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"srcnn {options.command}: interrupted", file=sys.stderr)
         return 130

@@ -63,6 +63,8 @@ class Treatment:
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 1:
             raise ValueError(f"strength {self.strength:g}: expected 0 (nothing) to 1 (all that the network changes)")
+        if self.chroma_quality is not None and not 1 <= self.chroma_quality <= 100:
+            raise ValueError(f"quality {self.chroma_quality:g}: expected 1..100, as of a JPEG")
         if self.tile_pixels < 0:
             raise ValueError(f"tile {self.tile_pixels}: expected a number of pixels, or 0 for a fitting one")
 

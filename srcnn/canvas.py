@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms
 
 from srcnn.deep import is_deep, read_deep, write_png, write_tiff
 from srcnn.files import atomic_file
@@ -25,6 +25,7 @@ from srcnn.photo import (
     open_image,
     orientation_of,
     over_white,
+    turn_upright,
 )
 
 DIRECT_MODES = ("L", "LA", "RGB", "RGBA")
@@ -160,9 +161,7 @@ def read_canvas(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Canvas:
         opened.load()
         metadata = metadata_of(opened)
         notes += _damaged(opened, metadata)
-        if orientation_of(opened) != 1:
-            ImageOps.exif_transpose(opened, in_place=True)
-        image, converted = direct_image(opened, path)
+        image, converted = direct_image(turn_upright(opened), path)
     # Pillow would write what its own reader found beside the metadata: comments, the compression and tags of a TIFF.
     image.info.clear()
     for name in ("tag", "tag_v2"):
@@ -206,11 +205,9 @@ def save_canvas(path: Path, canvas: Canvas, quality: int = 95, subsampling: str 
             return notes
         image, reduced = _eight_bits(canvas)
         notes += reduced
-        if canvas.has_alpha and kind == "JPEG":
+        if canvas.has_alpha and kind in ("JPEG", "BMP"):  # nobody reads the alpha of Pillow's BMP
             image = _on_white(image)
             notes += ("transparency laid over white",)
-        elif kind == "BMP" and image.mode == "LA":
-            image = image.convert("RGBA")  # BMP knows no LA
         options: dict[str, Any] = {"quality": quality} if kind in ("JPEG", "WEBP") else {}
         if max(canvas.size) > (longest := MAX_SIDES.get(kind, max(canvas.size))):
             raise ValueError(f"{kind} ends at {longest} pixels a side; take --format png")

@@ -6,6 +6,7 @@ Arrays are uint16, `(H, W)` or `(H, W, C)` with C = 2 (grey, alpha), 3 (RGB) or 
 from __future__ import annotations
 
 import io
+import math
 import struct
 from typing import IO, Any
 
@@ -20,7 +21,10 @@ MIN_IS_WHITE, MIN_IS_BLACK, RGB = 0, 1, 2
 PNG_START_BYTES = 8 + 25  # the signature and the header of the picture
 PNG_LEVEL = 6
 ICC_TAG = 34675
-INCH, PREMULTIPLIED, UNASSOCIATED_ALPHA, UNDEFINED = 2, 1, 2, 7  # TIFF 6.0
+# Lossless, of plain bytes: none, LZW, deflate, packbits, LZMA, zstd. Others bring a size of their own.
+CODECS = {1, 5, 8, 32946, 32773, 34925, 50000}
+MAX_TILE_PIXELS = 1 << 24
+INCH, UNSPECIFIED, PREMULTIPLIED, UNASSOCIATED_ALPHA, UNDEFINED = 2, 0, 1, 2, 7  # TIFF 6.0
 FOLDERS = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
 
 
@@ -45,7 +49,7 @@ def read_deep(image: Image.Image, file: IO[bytes]) -> np.ndarray:
     width, height = image.size
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         width, height = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
-        pixels = _read_tiff(file)
+        pixels = _read_tiff(file, width, height)
     else:
         import imagecodecs  # slow to import, and wanted only here
 
@@ -58,16 +62,28 @@ def read_deep(image: Image.Image, file: IO[bytes]) -> np.ndarray:
     return pixels
 
 
-def _read_tiff(file: IO[bytes]) -> np.ndarray:
+def _read_tiff(file: IO[bytes], width: int, height: int) -> np.ndarray:
     import tifffile
 
     with tifffile.TiffFile(file, name="photo.tif") as tiff:  # the file, of a descriptor, has a number for its name
         page = tiff.pages.first
-        if page.nbytes > 8 * page.imagewidth * page.imagelength:
-            raise OutOfBounds(f"{page.nbytes} bytes of {page.imagewidth}x{page.imagelength} pixels")
+        # Of a tag that is there twice, Pillow takes the last and tifffile the first.
+        if (page.imagewidth, page.imagelength) != (width, height) or page.nbytes > 8 * width * height:
+            raise OutOfBounds(f"{page.nbytes} bytes of {page.imagewidth}x{page.imagelength} pixels; "
+                              f"expected {width}x{height}")
+        if page.compression not in CODECS:
+            raise OutOfBounds(f"16 bits compressed by method {int(page.compression)}")
+        if math.prod(page.chunked) > len(page.dataoffsets):
+            raise OutOfBounds(f"{len(page.dataoffsets)} of {math.prod(page.chunked)} strips or tiles are there")
+        if page.is_tiled and page.tilewidth * page.tilelength > MAX_TILE_PIXELS:
+            raise OutOfBounds(f"tiles of {page.tilewidth}x{page.tilelength} pixels")
+        if max(page.databytecounts, default=0) > tiff.filehandle.size:  # reading allocates all that it asks for
+            raise OutOfBounds("a strip or tile of more bytes than the file has")
         pixels = page.asarray()
         if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and pixels.ndim == 3:
             pixels = np.ascontiguousarray(np.moveaxis(pixels, 0, -1))
+        if page.extrasamples and page.extrasamples[0] == UNSPECIFIED:  # no transparency
+            pixels = np.ascontiguousarray(pixels[..., :3] if page.photometric == RGB else pixels[..., 0])
         if page.extrasamples == (PREMULTIPLIED,):
             return straight(pixels)
         return np.iinfo(np.uint16).max - pixels if page.photometric == MIN_IS_WHITE else pixels

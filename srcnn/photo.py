@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from srcnn.untrusted import MAX_PHOTO_BYTES, OutOfBounds, check_image, open_regular, pillow_limit_lifted
 
@@ -25,6 +25,11 @@ KINDS = {".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png
 SUFFIXES = frozenset(KINDS)
 # A 250-megapixel photo takes 750 MB as RGB; whatever claims more is taken for a decompression bomb.
 MAX_MEGAPIXELS = 250.0
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # EXIF 2.32, tag 0x0112
 ORIENTATION_TAG = 0x0112
 
 LumaKind = Literal["l", "y"]
@@ -122,7 +127,8 @@ def read_photo(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Photo:
 
 def turn_upright(image: Image.Image) -> Image.Image:
     """The image after its EXIF orientation; itself where it is upright, as ImageOps would copy it."""
-    return image if orientation_of(image) == 1 else ImageOps.exif_transpose(image)
+    turn = TURNS.get(orientation_of(image))  # not ImageOps: it writes the EXIF anew, which fails where that is odd
+    return image if turn is None else image.transpose(turn)
 
 
 def orientation_of(image: Image.Image) -> int:

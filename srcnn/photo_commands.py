@@ -115,14 +115,14 @@ def run_on_files(options: argparse.Namespace, prepare: Callable[[], Work], title
     """The work on all that the command names; 1 where something was refused."""
     format_suffix = f".{options.format}" if options.format else ""
     if options.sources == [STANDARD]:
-        return run_on_standard_input(options.out, format_suffix, prepare())
+        return run_on_standard_input(options.out, format_suffix, prepare(), options.overwrite)
     suffix = options.suffix if options.suffix is not None else "" if options.out else ending
     targets, num_others = output_paths(options.sources, options.out, format_suffix, suffix)
     outcomes = work_on_files(targets, prepare(), overwrite=options.overwrite, on_progress=tile_bars())
     return report_each(outcomes, title, len(targets), num_others)
 
 
-def run_on_standard_input(out: Path | None, format_suffix: str, work: Work) -> int:
+def run_on_standard_input(out: Path | None, format_suffix: str, work: Work, overwrite: bool) -> int:
     """A photo from standard input into a file, or to standard output."""
     with tempfile.TemporaryDirectory(prefix="srcnn-") as folder:
         path = Path(folder, "input")
@@ -131,10 +131,11 @@ def run_on_standard_input(out: Path | None, format_suffix: str, work: Work) -> i
                 if file.tell() + len(chunk) > MAX_PHOTO_BYTES:
                     raise ValueError(f"standard input: more than {MAX_PHOTO_BYTES} bytes")
                 file.write(chunk)
-        path = path.rename(path.with_suffix(format_suffix or suffix_of(path)))
-        target = out or Path(folder, f"output{path.suffix}")
-        if target.exists():
-            raise ValueError(f"{target}: there already; give another name")
+        path = path.rename(path.with_suffix(suffix_of(path)))
+        target = out or Path(folder, f"output{format_suffix or path.suffix}")
+        if target.exists() and not overwrite:
+            raise ValueError(f"{target}: there already (--overwrite writes it again)")
+        target.parent.mkdir(parents=True, exist_ok=True)
         try:
             notes = work(path, target, None)
         except ValueError as error:

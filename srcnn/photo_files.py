@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from srcnn.apply import Progress, Treatment
+from srcnn.apply import Progress, Treatment, out_of_memory
 from srcnn.canvas import read_canvas, save_canvas
 from srcnn.files import atomic_file
 from srcnn.fitting import Networks
@@ -69,8 +69,8 @@ class Restoring:
 
 
 def keep(path: Path, target: Path, convert: Callable[[], tuple[str, ...]]) -> tuple[str, ...]:
-    """Copies a photo that needs nothing, byte for byte; converts it where another format is wanted."""
-    if KINDS.get(path.suffix.lower()) != KINDS.get(target.suffix.lower()):
+    """Copies a JPEG that needs nothing, byte for byte; converts it where another format is wanted."""
+    if KINDS.get(target.suffix.lower()) != "JPEG":  # only JPEGs tell that they are good, whatever they are called
         return ("converted only", *convert())
     with open_regular(path, MAX_PHOTO_BYTES) as source, atomic_file(target) as file:
         shutil.copyfileobj(source, file)
@@ -121,11 +121,12 @@ def attempt(
             return Outcome(source, target, skipped="there already" + ", older than the photo" * older)
         target.parent.mkdir(parents=True, exist_ok=True)
         return Outcome(source, target, work(source, target, on_progress))
-    except (ValueError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        scarce = out_of_memory(error)
+        if isinstance(error, OSError) and error.errno is not None or isinstance(error, RuntimeError) and not scarce:
             raise
         name = "" if str(source) in str(error) else f"{source}: "
-        return Outcome(source, target, refused=f"{name}{error}")
+        return Outcome(source, target, refused=f"{name}{'memory runs out' if scarce else error}")
 
 
 def work_on_files(

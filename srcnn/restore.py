@@ -80,8 +80,15 @@ def _restore_image(
         raise ValueError(f"a Pillow image of mode {photo.mode} cannot be restored in place; convert it to RGB")
     if not photo.mode.startswith("I"):
         restore_canvas(Canvas(image), model, treatment, on_progress)
-    image.info.update(photo.info)
+    carry_info(photo, image)
     return image
+
+
+def carry_info(photo: Image.Image, result: Image.Image) -> None:
+    """Gives a result the photo's `info`, but for what is of another mode."""
+    lost = {"transparency"} if result.mode != photo.mode else set()
+    lost |= {"icc_profile"} if photo.mode in ("CMYK", "LAB") else set()
+    result.info.update({name: value for name, value in photo.info.items() if name not in lost})
 
 
 def sixteen_bits(image: Image.Image) -> np.ndarray:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from srcnn.photo import SUFFIXES, find_photos
+from srcnn.photo import KINDS, SUFFIXES, find_photos
+
+RESULT_SUFFIX = re.compile("_restored|_x[234]")  # of the commands' own choice
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,11 @@ def find_sources(sources: Iterable[str | Path], exclude: Path | None = None) -> 
     """
     photos: dict[Path, Path] = {}
     num_others = 0
+    sources = list(sources)
     for source in sources:
         for path in _matches(str(source)):
+            if len(sources) > 1 and exclude and path.is_dir() and path.resolve() == exclude.resolve():
+                continue  # of `srcnn restore * -o out`, what an earlier run made
             if path.is_dir():
                 found, others = find_photos(path, None if exclude and exclude.resolve() == path.resolve() else exclude)
                 if not found:
@@ -41,6 +47,8 @@ def find_sources(sources: Iterable[str | Path], exclude: Path | None = None) -> 
 
 
 def _matches(source: str) -> list[Path]:
+    if not source:
+        raise FileNotFoundError('"": no such photo or folder; is a variable empty?')
     if Path(source).exists():
         return [Path(source)]
     if not glob.has_magic(source):
@@ -76,12 +84,19 @@ def output_paths(
         name = path.stem + name_suffix + (format_suffix or path.suffix)
         targets[path] = (out / path.relative_to(root) if out else path).with_name(name)
     if out and _is_file_name(out, sources):
+        if format_suffix and KINDS[out.suffix.lower()] != KINDS[format_suffix]:
+            raise ValueError(f"{out}: another format than the one asked for, {format_suffix}")
         targets = dict.fromkeys(targets, out)
-    if out is None:  # what an earlier run left beside the photos is no photo to restore
-        made = {target.resolve() for target in targets.values()}
-        targets = {path: target for path, target in targets.items() if path.resolve() not in made}
+    num_others = found.num_others
+    if out is None and RESULT_SUFFIX.fullmatch(name_suffix):
+        # What an earlier run left beside the photos is no photo to restore, unless it was named itself.
+        named = {Path(source).resolve() for source in sources if Path(source).is_file()}
+        made = {target.resolve() for target in targets.values()} - named
+        kept = {path: target for path, target in targets.items() if path.resolve() not in made}
+        num_others += len(targets) - len(kept)
+        targets = kept
     _check(targets)
-    return targets, found.num_others
+    return targets, num_others
 
 
 def _is_file_name(out: Path, sources: list[str | Path]) -> bool:
@@ -94,7 +109,8 @@ def _check(targets: dict[Path, Path]) -> None:
     taken: dict[Path, Path] = {}
     for path, target in targets.items():
         if target.resolve() in sources:
-            raise ValueError(f"{target}: would overwrite a source photo; give another folder with -o")
+            raise ValueError(f"{target}: would overwrite a source photo; "
+                             "give another --suffix, or another folder with -o")
         if target in taken:
             raise ValueError(f"{path} and {taken[target]} would both become {target}; restore them apart")
         taken[target] = path

@@ -18,7 +18,7 @@ from srcnn.canvas import Canvas, direct_image
 from srcnn.metadata import resized
 from srcnn.model import SRCNN
 from srcnn.photo import MAX_MEGAPIXELS
-from srcnn.restore import check_channels, sixteen_bits, through_arrays
+from srcnn.restore import carry_info, check_channels, sixteen_bits, through_arrays
 
 SCALES = (2, 3, 4)
 SUPPORT = 2  # pixels of the source to each side that bicubic enlarging takes in
@@ -68,7 +68,7 @@ def upscale(
         canvas = upscale_canvas(Canvas(direct_image(photo)[0]), model, scale, treatment, on_progress)
         assert isinstance(canvas.image, Image.Image)
         image = canvas.image
-    image.info.update(photo.info)
+    carry_info(photo, image)
     return image
 
 

@@ -58,7 +58,7 @@ def test_exif_profile_and_resolution_survive(tmp_path: Path, source: str, target
 def test_a_transparent_photo_is_written_in_every_format(tmp_path: Path, suffix: str, mode: str) -> None:
     bands = np.random.default_rng(0).integers(0, 256, (27, 31, len(mode)), dtype=np.uint8)
     notes = save_canvas(tmp_path / f"a{suffix}", Canvas(Image.fromarray(bands, mode)))
-    assert ("transparency laid over white" in notes) == (suffix == ".jpg")
+    assert ("transparency laid over white" in notes) == (suffix in (".jpg", ".bmp"))
     found = read_canvas(tmp_path / f"a{suffix}")
     assert found.size == (27, 31)
     if suffix in (".png", ".tif", ".webp"):
@@ -206,3 +206,31 @@ def test_a_large_tiff_tile_of_sixteen_bits_is_refused_by_its_tags(tmp_path: Path
     (tmp_path / "a.tif").write_bytes(content)
     with pytest.raises(ValueError, match="a.tif"):
         read_canvas(tmp_path / "a.tif")
+
+
+def test_an_extra_channel_of_unknown_meaning_is_no_alpha(tmp_path: Path) -> None:
+    import tifffile
+
+    pixels = np.random.default_rng(8).integers(0, 65536, (9, 7, 4), np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["unspecified"])
+    np.testing.assert_array_equal(pixels_of(read_canvas(tmp_path / "a.tif")), pixels[..., :3])
+
+
+def test_a_tiff_that_lacks_most_of_its_tiles_is_refused_before_they_are_made(tmp_path: Path) -> None:
+    import tifffile
+
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((64, 64, 3), np.uint16), photometric="rgb", tile=(16, 16))
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    for tag in (324, 325):  # where the tiles are, and their bytes: one of 16
+        place = content.index(struct.pack("<H", tag), 8)
+        content[place + 4 : place + 8] = struct.pack("<I", 1)
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(ValueError, match="a.tif"):
+        read_canvas(tmp_path / "a.tif")
+
+
+def test_a_sideways_photo_with_odd_exif_is_turned(tmp_path: Path) -> None:
+    exif = bytearray(exif_with_maker_note("<", 6))
+    exif[22:24] = struct.pack("<H", 0x0132)  # a date that is a number: Pillow cannot write it again
+    Image.fromarray(photo_pixels(3, 17, 9)).save(tmp_path / "a.png", exif=bytes(exif))
+    assert read_canvas(tmp_path / "a.png").size == (17, 9)

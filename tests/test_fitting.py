@@ -1,6 +1,7 @@
 """The shipped weights that a JPEG's own quality picks; photos that are good already."""
 
 import io
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,9 @@ def test_standard_input_to_standard_output(tmp_path):
     assert done.stdout == (tmp_path / "out" / "a.jpg").read_bytes()
     done = srcnn("restore", "-", "--format", "png", input=photo.read_bytes())
     assert Image.open(io.BytesIO(done.stdout)).format == "PNG"
+    good = save_jpeg(tmp_path / "good.jpg", 97).read_bytes()
+    assert srcnn("restore", "-", input=good).stdout == good
+    assert Image.open(io.BytesIO(srcnn("restore", "-", "--format", "png", input=good).stdout)).format == "PNG"
     done = srcnn("restore", "-", input=b"no picture")
     assert done.returncode == 1 and done.stdout == b"" and b"standard input: not a JPEG" in done.stderr
 
@@ -108,10 +112,15 @@ def test_patterns_suffixes_and_what_is_there_already(tmp_path, capsys):
     capsys.readouterr()
     assert main(["restore", str(tmp_path)]) == 0
     told = capsys.readouterr().err
-    assert "photos restored: 1, there already: 2, refused: 0, other files in the folders, left alone: 1" in told
+    assert "photos restored: 1, there already: 2, refused: 0, other files in the folders, left alone: 3" in told
     assert made.stat().st_mtime_ns == before and not list(tmp_path.glob("*_restored_restored*"))
     assert main(["restore", str(tmp_path / "a.jpg"), "--overwrite", "--suffix", "_restored"]) == 0
     assert made.stat().st_mtime_ns > before
+    for named, suffix in ((("a.jpg", "a_restored.jpg"), "_restored"), ((".",), "2")):
+        shutil.copy(tmp_path / "a.jpg", tmp_path / "a2.jpg")
+        command = ["restore", *(str(tmp_path / name) for name in named), "--overwrite", "--suffix", suffix]
+        assert main(command) == 1 and "would overwrite a source photo" in capsys.readouterr().err
+    assert (tmp_path / "a2.jpg").read_bytes() == (tmp_path / "a.jpg").read_bytes()
     assert main(["restore", str(tmp_path / "a.jpg"), "--suffix", ""]) == 1
     assert main(["restore", str(tmp_path / "*.gif")]) == 1
     assert "no photo or folder of such a name" in capsys.readouterr().err

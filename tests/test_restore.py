@@ -281,3 +281,12 @@ def test_restoring_undoes_some_of_a_jpegs_damage(shared_data):
     Image.fromarray(clean).save(buffer, "JPEG", quality=20)
     degraded = np.asarray(Image.open(buffer))
     assert psnr(clean, restore_pixels(degraded, load_model())) > psnr(clean, degraded) + 0.5
+
+
+def test_info_of_another_mode_and_qualities_that_are_none_are_left_out(model):
+    image = Image.fromarray(random_photo(20, 31, 3)).convert("CMYK")
+    image.info |= {"icc_profile": b"four inks", "dpi": (300, 300)}
+    assert restore(image, model).info == {"dpi": (300, 300)}
+    for quality in (0, -5, 101, float("nan")):
+        with pytest.raises(ValueError, match="quality"):
+            restore(random_photo(20, 31, 3), model, quality=quality)
