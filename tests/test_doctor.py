@@ -167,7 +167,7 @@ def test_weights_of_another_network_are_a_problem(shards):
 
 
 def test_weights_that_are_not_there_are_a_problem(shards):
-    assert_problem(examine(shards, weights="none.pth"), "weights none.pth", "shipped: srcnn-915-q20")
+    assert_problem(examine(shards, weights="none.pth"), "weights none.pth", "shipped: srcnn-915-blind")
 
 
 def test_shards_on_a_server_are_looked_at_one_by_one(shards):
