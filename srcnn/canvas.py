@@ -21,6 +21,7 @@ from srcnn.photo import (
     SUFFIXES,
     Photo,
     PhotoRefused,
+    eight_bits,
     image_to_arrays,
     open_image,
     orientation_of,
@@ -84,6 +85,14 @@ class Canvas:
             return Canvas(Image.new(self.image.mode, (width, height)))
         return Canvas(np.zeros((height, width, *self.image.shape[2:]), self.dtype))
 
+    def to_image(self, photo: Image.Image) -> Image.Image:
+        """As a Pillow image with the `info` of the photo it comes from, but for what is of another mode."""
+        image = self.image if isinstance(self.image, Image.Image) else Image.fromarray(self.image)
+        lost = {"transparency"} if image.mode != photo.mode else set()
+        lost |= {"icc_profile"} if photo.mode in ("CMYK", "LAB") else set()
+        image.info.update({name: value for name, value in photo.info.items() if name not in lost})
+        return image
+
     def read(self, part: Part) -> np.ndarray:
         """A copy of these rows and columns, (h, w) or (h, w, 3)."""
         return self._colours(self.read_all(part))
@@ -114,6 +123,13 @@ class Canvas:
         if not self.has_alpha:
             return pixels
         return np.ascontiguousarray(pixels[..., 0] if self.is_grey else pixels[..., :-1])
+
+
+def canvas_of(image: Image.Image) -> Canvas:
+    """An image as a canvas, itself where its mode is one of `DIRECT_MODES`; greyscale of 16 bits keeps them."""
+    if image.mode.startswith("I"):  # of which some modes could hold more
+        return Canvas(np.clip(np.asarray(image), 0, 65535).astype(np.uint16))
+    return Canvas(direct_image(image)[0])
 
 
 def direct_image(image: Image.Image, name: object = "image") -> tuple[Image.Image, tuple[str, ...]]:
@@ -227,11 +243,7 @@ def save_canvas(path: Path, canvas: Canvas, quality: int = 95, subsampling: str 
 def _eight_bits(canvas: Canvas) -> tuple[Image.Image, tuple[str, ...]]:
     if isinstance(canvas.image, Image.Image):
         return canvas.image, ()
-    pixels = np.empty(canvas.image.shape, np.uint8)
-    for top in range(0, len(pixels), STRIP_ROWS):
-        rows = slice(top, top + STRIP_ROWS)
-        pixels[rows] = np.rint(canvas.image[rows] / 257)
-    return Image.fromarray(pixels), ("16 bits reduced to 8",)
+    return Image.fromarray(eight_bits(canvas.image)), ("16 bits reduced to 8",)
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -18,7 +18,7 @@ from srcnn.fitting import FAMILY, Networks
 from srcnn.jpeg_quality import quality_of
 from srcnn.metrics import psnr, ssim
 from srcnn.model import WEIGHTS, device_here
-from srcnn.photo import KINDS, Photo, luma_l, open_image, over_white
+from srcnn.photo import Photo, eight_bits, luma_l, open_image, over_white, suffix_of
 from srcnn.photo_files import Restoring
 from srcnn.tiles import cut, grid
 
@@ -100,7 +100,7 @@ def process(
     if wanted.degrade_quality is not None:
         given = folder / f"{upload.stem}-degraded.jpg"
         notes += save_canvas(given, original, wanted.degrade_quality, subsampling="4:2:0")
-    target = folder / f"{upload.stem}-restored{fitting_suffix(upload)}"
+    target = folder / f"{upload.stem}-restored{suffix_of(upload)}"
     notes += restore_into(given, target, wanted, on_progress)
     before, after = (visible(read_canvas(path)) for path in (given, target))
     files = {"original": upload} | ({"degraded": given} if given != upload else {}) | {"restored": target}
@@ -114,21 +114,11 @@ def process(
     return Result(target, before, after, original.metadata.icc_profile, "".join(report))
 
 
-def fitting_suffix(upload: Path) -> str:
-    """The suffix of an upload where it is that of its format, else one that is."""
-    with open_image(upload) as image:
-        kind = "JPEG" if image.format == "MPO" else image.format
-    named = KINDS.get(upload.suffix.lower()) == kind
-    return upload.suffix if named else next(suffix for suffix, name in KINDS.items() if name == kind)
-
-
 def visible(canvas: Canvas) -> np.ndarray:
     """What a viewer shows: uint8 (H, W) or (H, W, 3), over white where it is transparent."""
     levels = canvas.read_all((slice(0, canvas.size[0]), slice(0, canvas.size[1])))
     if levels.dtype != np.uint8:
-        wide, levels = levels, np.empty(levels.shape, np.uint8)
-        for row, wide_row in zip(levels, wide, strict=True):
-            row[:] = np.rint(wide_row / 257)
+        levels = eight_bits(levels)
     if not canvas.has_alpha:
         return levels
     return over_white(Photo(levels[..., 0] if canvas.is_grey else levels[..., :3], levels[..., -1]))

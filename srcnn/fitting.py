@@ -64,13 +64,7 @@ def source_exists(source: str) -> bool:
 def family(name: str) -> dict[int | None, str]:
     """The shipped weights NAME-q10, NAME-q20, ... by quality, and NAME-blind under None; {} where these are none."""
     found: dict[int | None, str] = {}
-    for path in WEIGHTS.glob(f"{glob_escape(name)}-*.safetensors"):
-        if match := re.fullmatch(rf"{re.escape(name)}-q(\d+)", path.stem):
-            found[int(match[1])] = path.stem
-        elif path.stem == f"{name}-{BLIND}":
-            found[None] = path.stem
+    for path in WEIGHTS.glob("*.safetensors"):
+        if match := re.fullmatch(rf"{re.escape(name)}-(?:q(\d+)|{BLIND})", path.stem):
+            found[int(match[1]) if match[1] else None] = path.stem
     return found if None in found and len(found) > 1 else {}
-
-
-def glob_escape(name: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", name)

@@ -114,6 +114,14 @@ def open_image(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Iterator[I
         raise PhotoRefused(f"{path}: cannot be read: {error}") from error
 
 
+def suffix_of(path: Path) -> str:
+    """The suffix that a photo file's content calls for, its own where it fits. Raises PhotoRefused."""
+    with open_image(path) as image:
+        kind = "JPEG" if image.format == "MPO" else image.format
+    fits = KINDS.get(path.suffix.lower()) == kind
+    return path.suffix if fits else next(suffix for suffix, name in KINDS.items() if name == kind)
+
+
 def read_photo(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Photo:
     """Decodes a photo upright.
 
@@ -154,12 +162,7 @@ def image_to_arrays(image: Image.Image, name: object = "image") -> tuple[np.ndar
     if image.mode == "F":
         raise PhotoRefused(f"{name}: floating-point pixels have no defined range; save it with 8 or 16 bits")
     if image.mode.startswith("I"):
-        # Pillow's own I;16 -> L clips at 255; a 16-bit level v is v / 257 on the scale of 8 bits.
-        wide = np.asarray(image)
-        levels = np.empty(wide.shape, np.uint8)
-        for row, wide_row in zip(levels, wide, strict=True):
-            row[:] = np.clip(np.rint(wide_row / 257), 0, 255)
-        return levels, None, ("16 bits reduced to 8",)
+        return eight_bits(np.asarray(image)), None, ("16 bits reduced to 8",)
     alpha = None
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
@@ -168,6 +171,14 @@ def image_to_arrays(image: Image.Image, name: object = "image") -> tuple[np.ndar
     notes = () if grey or image.mode in ("RGB", "RGBA") else (f"{image.mode} converted to RGB",)
     mode = "L" if grey else "RGB"
     return np.asarray(image if image.mode == mode else image.convert(mode)), alpha, notes
+
+
+def eight_bits(wide: np.ndarray) -> np.ndarray:
+    """Levels 0..65535 -> uint8, row by row. Pillow's own I;16 -> L clips at 255; a level v is v / 257 of 8 bits."""
+    levels = np.empty(wide.shape, np.uint8)
+    for row, wide_row in zip(levels, wide, strict=True):
+        row[:] = np.clip(np.rint(wide_row / 257), 0, 255)
+    return levels
 
 
 def over_white(photo: Photo) -> np.ndarray:

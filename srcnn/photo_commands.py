@@ -17,7 +17,7 @@ from srcnn.canvas import Canvas, read_canvas, save_canvas
 from srcnn.degrade import Degradation, degrade
 from srcnn.fitting import FAMILY, Networks
 from srcnn.model import device_here, load_model, to_device
-from srcnn.photo import KINDS, over_white, read_photo
+from srcnn.photo import over_white, read_photo, suffix_of
 from srcnn.photo_files import Enlarging, Outcome, Restoring, Work, work_on_files
 from srcnn.targets import output_paths
 from srcnn.untrusted import MAX_PHOTO_BYTES
@@ -45,7 +45,7 @@ def add_photo_commands(commands: Any) -> None:
                                  "" if command is spoil else " (default: beside each photo, see --suffix)"))
         command.add_argument("--overwrite", action="store_true", help="write again what is there already")
     spoil.add_argument("--quality", type=int, default=20, help="JPEG quality, 1..100 (default: 20)")
-    spoil.set_defaults(suffix="", format=None)
+    spoil.set_defaults(suffix="", format="jpg")
     for command, ending in ((mend, "_restored"), (larger, "_xN")):
         command.add_argument("--format", choices=("jpg", "png", "webp", "tiff"), help="default: as the photo's own")
         command.add_argument("--quality", type=int, default=95, help="of JPEG and WebP written, 1..100 (default: 95)")
@@ -81,8 +81,10 @@ def add_photo_commands(commands: Any) -> None:
 def restore_command(options: argparse.Namespace) -> int:
     check_quality(options.quality)
     treatment = Treatment(options.tile, options.exact, options.strength)
-    prepare = lambda: Restoring(Networks(options.model, device_here()), treatment,  # noqa: E731
-                                not options.keep_chroma, options.quality)
+
+    def prepare() -> Work:
+        return Restoring(Networks(options.model, device_here()), treatment, not options.keep_chroma, options.quality)
+
     return run_on_files(options, prepare, "photos restored", "_restored")
 
 
@@ -90,14 +92,15 @@ def upscale_command(options: argparse.Namespace) -> int:
     check_quality(options.quality)
     treatment = Treatment(options.tile, options.exact)
     name = options.model or weights_for_scale(options.scale)
-    prepare = lambda: Enlarging(to_device(load_model(name), device_here()), options.scale,  # noqa: E731
-                                treatment, options.quality)
+
+    def prepare() -> Work:
+        return Enlarging(to_device(load_model(name), device_here()), options.scale, treatment, options.quality)
+
     return run_on_files(options, prepare, "photos enlarged", f"_x{options.scale}")
 
 
 def degrade_command(options: argparse.Namespace) -> int:
     Degradation(jpeg_quality=options.quality)  # checks the range
-    options.format = "jpg"
 
     def work(path: Path, target: Path, on_progress: Progress | None) -> tuple[str, ...]:
         canvas = read_canvas(path)
@@ -131,12 +134,12 @@ def run_on_standard_input(out: Path | None, format_suffix: str, work: Work, over
                 if file.tell() + len(chunk) > MAX_PHOTO_BYTES:
                     raise ValueError(f"standard input: more than {MAX_PHOTO_BYTES} bytes")
                 file.write(chunk)
-        path = path.rename(path.with_suffix(suffix_of(path)))
-        target = out or Path(folder, f"output{format_suffix or path.suffix}")
-        if target.exists() and not overwrite:
-            raise ValueError(f"{target}: there already (--overwrite writes it again)")
-        target.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path = path.rename(path.with_suffix(suffix_of(path)))
+            target = out or Path(folder, f"output{format_suffix or path.suffix}")
+            if target.exists() and not overwrite:
+                raise ValueError(f"{target}: there already (--overwrite writes it again)")
+            target.parent.mkdir(parents=True, exist_ok=True)
             notes = work(path, target, None)
         except ValueError as error:
             raise ValueError(str(error).replace(str(path), "standard input")) from error
@@ -146,18 +149,6 @@ def run_on_standard_input(out: Path | None, format_suffix: str, work: Work, over
                 shutil.copyfileobj(result, sys.stdout.buffer)
             sys.stdout.buffer.flush()
     return 0
-
-
-def suffix_of(path: Path) -> str:
-    """The suffix that a file's content calls for; PNG of what is no photo, for the reader to say why."""
-    from srcnn.photo import PhotoRefused, open_image
-
-    try:
-        with open_image(path) as image:
-            kind = "JPEG" if image.format == "MPO" else image.format
-            return next(suffix for suffix, name in KINDS.items() if name == kind)
-    except PhotoRefused as error:
-        raise ValueError(str(error).replace(str(path), "standard input")) from error
 
 
 def report_each(outcomes: Iterable[Outcome], title: str, num_photos: int, num_others: int = 0) -> int:

@@ -56,14 +56,13 @@ class Restoring:
         canvas = read_canvas(path)
         told = () if canvas.quality is None else (f"JPEG quality {canvas.quality}",)
         if isinstance(self.networks, SRCNN):
-            model: SRCNN | None = self.networks
+            model = self.networks
         elif (name := self.networks.name_for(canvas.quality)) is None:
             return (*told, "good already", *keep(path, target, partial(save_canvas, target, canvas, self.quality)))
         else:
             model = self.networks.load(name)
             told = (*told, name) if self.networks.family else told
         treatment = replace(self.treatment, chroma_quality=canvas.quality if self.smooth_chroma else None)
-        assert model is not None
         restore_canvas(canvas, model, treatment, on_progress)
         return (*told, *canvas.notes, *save_canvas(target, canvas, self.quality))
 

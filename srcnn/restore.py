@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from srcnn.apply import LEVELS, Pixels, Progress, Treatment, restore_tiles
-from srcnn.canvas import Canvas, direct_image
+from srcnn.canvas import Canvas, canvas_of
 from srcnn.fitting import FAMILY, Networks
 from srcnn.jpeg_quality import quality_of
 from srcnn.model import SRCNN, device_here
@@ -70,30 +70,13 @@ def restore(
 def _restore_image(
     photo: Image.Image, model: SRCNN, treatment: Treatment, in_place: bool, on_progress: Progress | None
 ) -> Image.Image:
-    if photo.mode.startswith("I"):
-        image = Image.fromarray(_restore_array(sixteen_bits(photo), model, treatment, True, on_progress))
-    else:
-        image, _ = direct_image(photo)
-        if image is photo and not in_place:
-            image = photo.copy()
-    if in_place and image is not photo:
+    canvas = canvas_of(photo)
+    if in_place and canvas.image is not photo:
         raise ValueError(f"a Pillow image of mode {photo.mode} cannot be restored in place; convert it to RGB")
-    if not photo.mode.startswith("I"):
-        restore_canvas(Canvas(image), model, treatment, on_progress)
-    carry_info(photo, image)
-    return image
-
-
-def carry_info(photo: Image.Image, result: Image.Image) -> None:
-    """Gives a result the photo's `info`, but for what is of another mode."""
-    lost = {"transparency"} if result.mode != photo.mode else set()
-    lost |= {"icc_profile"} if photo.mode in ("CMYK", "LAB") else set()
-    result.info.update({name: value for name, value in photo.info.items() if name not in lost})
-
-
-def sixteen_bits(image: Image.Image) -> np.ndarray:
-    """The levels of a greyscale image of 16 bits, whatever its mode could hold."""
-    return np.clip(np.asarray(image), 0, 65535).astype(np.uint16)
+    if canvas.image is photo and not in_place:
+        canvas = Canvas(photo.copy())
+    restore_canvas(canvas, model, treatment, on_progress)
+    return canvas.to_image(photo)
 
 
 def through_arrays(photo: torch.Tensor, result: torch.Tensor, work: Callable[[np.ndarray], np.ndarray]) -> torch.Tensor:
@@ -128,9 +111,7 @@ def restore_pixels(
 def _restore_array(
     pixels: np.ndarray, model: SRCNN, treatment: Treatment, in_place: bool, on_progress: Progress | None
 ) -> np.ndarray:
-    if pixels.dtype not in LEVELS or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
-        raise ValueError(f"expected uint8, uint16 or float32, (H, W) or (H, W, 3), found {pixels.dtype} {pixels.shape}")
-    check_channels(model, pixels.ndim == 2)
+    check_pixels(pixels, model)
     if in_place and not pixels.flags.writeable:
         raise ValueError("these pixels are read-only and cannot be restored in place")
     restored = pixels if in_place else np.empty_like(pixels)
@@ -147,6 +128,13 @@ def restore_canvas(
     check_channels(model, canvas.is_grey)
     whole = Pixels(*canvas.size, canvas.read, canvas.write, canvas.dtype)
     restore_tiles(whole, model, treatment, on_progress)
+
+
+def check_pixels(pixels: np.ndarray, model: SRCNN) -> None:
+    """Raises ValueError at an array that is no photo, or none for this network."""
+    if pixels.dtype not in LEVELS or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
+        raise ValueError(f"expected uint8, uint16 or float32, (H, W) or (H, W, 3), found {pixels.dtype} {pixels.shape}")
+    check_channels(model, pixels.ndim == 2)
 
 
 def check_channels(model: SRCNN, grey: bool) -> None:

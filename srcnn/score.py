@@ -126,7 +126,7 @@ def mean_score(scores: Iterable[Score]) -> Score:
     columns = {field.name: [getattr(score, field.name) for score in scores] for field in fields(Score)}
     del columns["photo"]
     means = {name: None if None in values else float(np.mean(values)) for name, values in columns.items()}
-    return Score(photo=f"mean of {len(scores)}", **means)  # type: ignore[arg-type]
+    return Score(photo=f"mean of {len(scores)}", **means)  # type: ignore[arg-type]  # the optional ones by name
 
 
 def to_markdown(scores: list[Score]) -> str:

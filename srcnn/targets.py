@@ -32,10 +32,11 @@ def find_sources(sources: Iterable[str | Path], exclude: Path | None = None) -> 
     sources = list(sources)
     for source in sources:
         for path in _matches(str(source)):
-            if len(sources) > 1 and exclude and path.is_dir() and path.resolve() == exclude.resolve():
+            excluded = exclude is not None and path.resolve() == exclude.resolve()
+            if excluded and len(sources) > 1 and path.is_dir():
                 continue  # of `srcnn restore * -o out`, what an earlier run made
             if path.is_dir():
-                found, others = find_photos(path, None if exclude and exclude.resolve() == path.resolve() else exclude)
+                found, others = find_photos(path, None if excluded else exclude)
                 if not found:
                     raise FileNotFoundError(f"{path}: no photo (JPEG, PNG, WebP, TIFF, BMP) in this folder or below it")
                 num_others += len(others)

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from srcnn.apply import LEVELS, Part, Pixels, Progress, Treatment, restore_tiles
-from srcnn.canvas import Canvas, direct_image
+from srcnn.apply import Part, Pixels, Progress, Treatment, restore_tiles
+from srcnn.canvas import Canvas, canvas_of
 from srcnn.metadata import resized
 from srcnn.model import SRCNN
 from srcnn.photo import MAX_MEGAPIXELS
-from srcnn.restore import carry_info, check_channels, sixteen_bits, through_arrays
+from srcnn.restore import check_channels, check_pixels, through_arrays
 
 SCALES = (2, 3, 4)
 SUPPORT = 2  # pixels of the source to each side that bicubic enlarging takes in
@@ -62,22 +62,13 @@ def upscale(
                               lambda pixels: _upscale_array(pixels, model, scale, treatment, on_progress))
     if isinstance(photo, np.ndarray):
         return _upscale_array(photo, model, scale, treatment, on_progress)
-    if photo.mode.startswith("I"):
-        image = Image.fromarray(_upscale_array(sixteen_bits(photo), model, scale, treatment, on_progress))
-    else:
-        canvas = upscale_canvas(Canvas(direct_image(photo)[0]), model, scale, treatment, on_progress)
-        assert isinstance(canvas.image, Image.Image)
-        image = canvas.image
-    carry_info(photo, image)
-    return image
+    return upscale_canvas(canvas_of(photo), model, scale, treatment, on_progress).to_image(photo)
 
 
 def _upscale_array(
     pixels: np.ndarray, model: SRCNN, scale: int, treatment: Treatment, on_progress: Progress | None
 ) -> np.ndarray:
-    if pixels.dtype not in LEVELS or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
-        raise ValueError(f"expected uint8, uint16 or float32, (H, W) or (H, W, 3), found {pixels.dtype} {pixels.shape}")
-    check_channels(model, pixels.ndim == 2)
+    check_pixels(pixels, model)
     height, width = pixels.shape[:2]
     enlarged = np.empty((height * scale, width * scale, *pixels.shape[2:]), pixels.dtype)
     source = Pixels(height, width, pixels.__getitem__, enlarged.__setitem__, pixels.dtype)

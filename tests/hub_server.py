@@ -13,12 +13,12 @@ import http.server
 import json
 import re
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import yaml
+from wandb_server import serving
 
 HOST, TOKEN = "127.0.0.1", "hf_of_the_owner"
 STORE = "localhost"  # another name than the hub's, as the real one's store has
@@ -223,14 +223,5 @@ ROUTES = (
 )
 
 
-@contextlib.contextmanager
-def hub_server() -> Iterator[HubServer]:
-    server = HubServer()
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.released.set()
-        server.shutdown()
-        server.server_close()
+def hub_server() -> contextlib.AbstractContextManager[HubServer]:
+    return serving(HubServer())

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from shards.plan import ShardsConfig
 from shards.write import make_shards
-from srcnn.model import ModelConfig
+from srcnn.model import SRCNN, ModelConfig, initialize
 from srcnn.optimize import OptimizerConfig
 from srcnn.run import TrainConfig
 
@@ -57,3 +58,24 @@ def small_config(run: Path, shards: Path, **changes):
         "trackers": [],
     }
     return TrainConfig(run=str(run), shards=str(shards), **(values | changes))
+
+
+def identity_network():
+    """A network that changes nothing."""
+    network = SRCNN(ModelConfig(filters=(1, 1), residual=True))
+    for parameter in network.parameters():
+        torch.nn.init.zeros_(parameter)
+    return network.eval()
+
+
+def changing_network():
+    """A network with a halo of 6 pixels, whose changes show."""
+    network = SRCNN(ModelConfig(kernels=(9, 5, 5), filters=(8, 4), residual=True), centred=True)
+    initialize(network, "pytorch", 0)
+    torch.nn.init.normal_(network.conv3.weight, std=0.05)
+    return network.folded().eval()
+
+
+def random_photo(height, width, channels=None, seed=0):
+    shape = (height, width) if channels is None else (height, width, channels)
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)

@@ -7,10 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_restore import model, random_photo  # noqa: F401
+from small import changing_network, random_photo
 
 from srcnn.apply import run_network
 from srcnn.restore import restore, restore_pixels
+
+
+@pytest.fixture(scope="module")
+def model():
+    return changing_network()
+
 
 STARVED = """
 import resource, sys
@@ -42,7 +48,7 @@ def test_where_memory_runs_out_the_tiles_are_halved_until_it_suffices(tmp_path):
 
 @pytest.mark.parametrize("channels", [None, 3])
 @pytest.mark.parametrize("quality", [None, 20])
-def test_a_tile_halved_on_the_way_changes_nothing(model, monkeypatch, channels, quality):  # noqa: F811
+def test_a_tile_halved_on_the_way_changes_nothing(model, monkeypatch, channels, quality):
     pixels, failed = random_photo(150, 131, channels), []
     expected = restore_pixels(pixels, model, 1000, exact=True, quality=quality)
 
@@ -65,7 +71,7 @@ def test_a_tile_halved_on_the_way_changes_nothing(model, monkeypatch, channels, 
         restore_pixels(pixels, model, 100)
 
 
-def test_strength_blends_and_colours_with_smoothed_chroma_are_as_in_one_piece(model):  # noqa: F811
+def test_strength_blends_and_colours_with_smoothed_chroma_are_as_in_one_piece(model):
     pixels = random_photo(70, 61, 3) // 2 + 60
     whole_change = restore(pixels, model, exact=True).astype(int) - pixels
     half_change = restore(pixels, model, exact=True, strength=0.5).astype(int) - pixels
@@ -80,7 +86,7 @@ def test_strength_blends_and_colours_with_smoothed_chroma_are_as_in_one_piece(mo
 
 
 @pytest.mark.parametrize("channels", [None, 3])
-def test_sixteen_bits_are_restored_between_the_levels_of_eight(model, channels):  # noqa: F811
+def test_sixteen_bits_are_restored_between_the_levels_of_eight(model, channels):
     pixels = random_photo(45, 51, channels).astype(np.uint16) * 257
     found = restore(pixels, model, 32)
     eight = restore((pixels // 257).astype(np.uint8), model, 32, exact=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import draw_photo
+from small import changing_network, draw_photo, random_photo
 
 from srcnn.degrade import Degradation, degrade
 from srcnn.metrics import psnr
@@ -23,15 +23,7 @@ from srcnn.targets import output_paths
 
 @pytest.fixture(scope="module")
 def model():
-    network = SRCNN(ModelConfig(kernels=(9, 5, 5), filters=(8, 4), residual=True), centred=True)
-    initialize(network, "pytorch", 0)
-    torch.nn.init.normal_(network.conv3.weight, std=0.05)  # changes that show
-    return network.folded().eval()
-
-
-def random_photo(height, width, channels=None, seed=0):
-    shape = (height, width) if channels is None else (height, width, channels)
-    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+    return changing_network()
 
 
 def whole(pixels, model):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from skimage.color import rgb2ycbcr
-from small import draw_photo
+from small import draw_photo, identity_network
 
 from srcnn.__main__ import main
 from srcnn.apply import run_network
@@ -18,10 +18,7 @@ from srcnn.score import degraded_luma, mean_score, score_folder, score_photo, to
 
 @pytest.fixture
 def identity():
-    model = SRCNN(ModelConfig(filters=(1, 1), residual=True))
-    for parameter in model.parameters():
-        torch.nn.init.zeros_(parameter)
-    return model.eval()
+    return identity_network()
 
 
 def test_a_network_that_does_nothing_gains_nothing(identity):

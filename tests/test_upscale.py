@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
-from small import draw_photo
+from small import draw_photo, identity_network
 
 from srcnn.apply import LUMA_WEIGHTS, Pixels, Treatment, run_network
 from srcnn.canvas import Canvas, read_canvas
@@ -18,10 +18,7 @@ from srcnn.upscale import upscale, upscale_canvas, upscaled_part, weights_for_sc
 
 @pytest.fixture
 def identity():
-    model = SRCNN(ModelConfig(filters=(1, 1), residual=True))
-    for parameter in model.parameters():
-        torch.nn.init.zeros_(parameter)
-    return model.eval()
+    return identity_network()
 
 
 @pytest.fixture

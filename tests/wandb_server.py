@@ -14,7 +14,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 HOST = "127.0.0.1"
 KEY = "0123456789abcdef0123456789abcdef01234567"  # of the length that wandb takes for one
@@ -47,6 +47,9 @@ class ServedRun:
             "historyTail": json.dumps(tail), "eventsTail": "[]", "wandbConfig": json.dumps({"t": 1}),
             "project": {"id": "project", "name": "srcnn", "entity": {"id": "entity", "name": "nobody"}},
         }
+
+
+ServerT = TypeVar("ServerT", bound="http.server.ThreadingHTTPServer")
 
 
 class WandbServer(http.server.ThreadingHTTPServer):
@@ -153,10 +156,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.reply(404, {})
 
 
+def wandb_server() -> contextlib.AbstractContextManager[WandbServer]:
+    return serving(WandbServer())
+
+
 @contextlib.contextmanager
-def wandb_server() -> Iterator[WandbServer]:
-    server = WandbServer()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+def serving(server: ServerT) -> Iterator[ServerT]:
+    """A server in a thread; at the end what it holds back is `released`."""
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield server
