@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from shards import foreign
+from shards.places import place
 from shards.plan import ShardsConfig
 from shards.pool import ShardsFailed
-from shards.sheet import write_sheet
+from shards.sheet import sheet_name, write_sheet
 from shards.write import Summary, make_shards
 from srcnn.config import parse
 
@@ -24,9 +24,10 @@ def main(arguments: list[str] | None = None) -> int:
     config = parse(ShardsConfig, "python -m shards", __doc__, arguments)
     try:
         summary = make_shards(config)
-        for split, manifest in summary.manifests.items():
-            if summary.num_new_shards or not Path(config.out, f"{split}.png").exists():
-                write_sheet(Path(config.out, split), manifest, config.num_sheet_pairs)
+        out = place(config.out)
+        for manifest in summary.manifests.values():
+            if summary.num_new_shards or sheet_name(manifest) not in out.names():
+                write_sheet(out, manifest, config.num_sheet_pairs)
     except (ShardsFailed, FileNotFoundError, ValueError, OSError) as error:
         print(f"shards: {error}", file=sys.stderr)
         return 1

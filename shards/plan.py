@@ -24,6 +24,7 @@ WHERE_AND_HOW = (
     "val",
     "out",
     "num_workers",
+    "executor",
     "allow_refused",
     "num_sheet_pairs",
     "max_megapixels",
@@ -38,10 +39,10 @@ class ShardsConfig:
     """Settings of shard making.
 
     Args:
-        photos: folder of clean photos; read with everything below it.
+        photos: folder of clean photos, or its s3, gs or az address; read with everything below it.
         pairs: instead of photos: folder of pictures twice as wide as high, left clean, right degraded.
         val: folder of the validation photos (or pairs); empty: split `photos` by the hash of their content.
-        out: folder the shards go to, in out/train and out/val.
+        out: folder (or address) the shards go to, in out/train and out/val.
         folders: folder below `photos` -> its own resize rule; when given, only these folders are read.
         resize: "1024x1024" (width x height), "long:1024" (long side), "x0.5" (factor) or "none".
         decode: "exact", or "reduced": a JPEG that is large enough is decoded at a half, a quarter or an eighth of its
@@ -54,6 +55,7 @@ class ShardsConfig:
         samples_per_shard: pairs after which a new shard is begun; photos are never torn apart.
         max_megapixels: larger photos are refused.
         num_workers: processes; 0 takes one for each core.
+        executor: instead of processes of this machine: the workers of a Dask scheduler, tcp://host:8786.
         allow_refused: exit with status 0 even if some photos were refused.
         num_sheet_pairs: random pairs drawn on the contact sheet of each split.
     """
@@ -73,6 +75,7 @@ class ShardsConfig:
     samples_per_shard: int = 1024
     max_megapixels: float = MAX_MEGAPIXELS
     num_workers: int = 0
+    executor: str = ""
     allow_refused: bool = False
     num_sheet_pairs: int = 24
 

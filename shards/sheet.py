@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from PIL import Image
 
-from srcnn.files import atomic_file
+from shards.places import Place
 from srcnn.reader import ShardReader
 from srcnn.sample import Manifest
+from srcnn.storage import join
 
 COLUMNS = 4
 GAP_PIXELS = 8
 
 
-def write_sheet(folder: Path, manifest: Manifest, num_pairs: int, seed: int = 0) -> Path | None:
-    """Writes `folder`.png beside a split's folder: `num_pairs` random pairs, the same ones every time.
+def write_sheet(out: Place, manifest: Manifest, num_pairs: int, seed: int = 0) -> None:
+    """Writes SPLIT.png beside a split's folder: `num_pairs` random pairs, the same ones every time.
 
-    None where the split is empty or no pairs are asked for.
+    Nothing where the split is empty or no pairs are asked for.
     """
     num_pairs = min(num_pairs, manifest.num_samples)
     if not num_pairs:
-        return None
+        return
     chosen = np.sort(np.random.default_rng(seed).choice(manifest.num_samples, num_pairs, replace=False))
-    cells = [_pad(np.concatenate(pair, axis=1)) for pair in zip(*ShardReader(folder).read(chosen), strict=True)]
+    reader = ShardReader(join(out.location, manifest.split))
+    cells = [_pad(np.concatenate(pair, axis=1)) for pair in zip(*reader.read(chosen), strict=True)]
     cells += [np.full_like(cells[0], 255)] * (-num_pairs % COLUMNS)
     rows = [np.concatenate(cells[start : start + COLUMNS], axis=1) for start in range(0, len(cells), COLUMNS)]
-    path = folder.with_suffix(".png")
-    with atomic_file(path) as file:
+    with out.create(sheet_name(manifest)) as file:
         Image.fromarray(np.concatenate(rows)).save(file, "PNG")
-    return path
+
+
+def sheet_name(manifest: Manifest) -> str:
+    return f"{manifest.split}.png"
 
 
 def _pad(pair: np.ndarray) -> np.ndarray:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from tqdm import tqdm
 
 from shards import folder, plan, pool
 from shards.clean import read_clean
+from shards.cluster import connected
+from shards.places import is_within, place
 from shards.plan import ShardsConfig, ShardTask, Source
 from shards.pool import ShardsFailed
 from shards.tar import TarShard
 from srcnn import files, tiles
 from srcnn.degrade import crop_to_multiple, degrade
 from srcnn.metrics import psnr
-from srcnn.photo import PhotoRefused, find_photos, luma_l, open_image, over_white, read_photo, upright_size
+from srcnn.photo import PhotoRefused, luma_l, open_image, over_white, read_photo, upright_size
 from srcnn.sample import SPLITS, Manifest, PhotoRecord, Refused, Shard
+from srcnn.storage import join
 
 MOST_WORKERS_SERVED = 16  # writing a photo's pairs takes a sixteenth of the time of making them
 
@@ -33,17 +37,21 @@ class Summary:
     num_new_shards: int
 
 
-def make_shards(config: ShardsConfig, show_progress: bool = True) -> Summary:
+def make_shards(config: ShardsConfig, show_progress: bool = True, executor: Executor | None = None) -> Summary:
     """Turns the photos (or pair pictures) of `config` into shards, `out`/train and `out`/val.
 
-    Finished shards of an interrupted run are kept; a finished folder is left alone.
+    Finished shards of an interrupted run are kept; a finished folder is left alone. `executor` does the work where it
+    is given: its workers must see the same places, and import this package.
 
     Raises:
         FileNotFoundError: no such folder, or no photo in it.
         ShardsFailed: `out` holds other shards, the disk is full, a worker died.
     """
+    if config.executor and executor is None:
+        with connected(config.executor) as executor:
+            return make_shards(config, show_progress, executor)
     found, num_ignored = find_sources(config)
-    with pool.Workers(min(config.num_workers or pool.num_cores(), len(found))) as workers:
+    with pool.Workers(min(config.num_workers or pool.num_cores(), len(found)), executor) as workers:
         manifests, num_new_shards = fill_folder(config, found, workers, show_progress)
     return Summary(manifests, num_ignored, num_new_shards)
 
@@ -54,14 +62,15 @@ def fill_folder(
     """From the files found to the manifests by split; also how many shards are new."""
     scanned = workers.run(partial(scan, config), found, "photos looked at", show_progress)
     tasks, refused = plan_tasks(config, scanned)
-    out = Path(config.out)
-    with folder.occupied(out):
+    out = place(config.out)
+    with out.occupied():
         folder.claim(out, config, tasks)
         finished = folder.finished_shards(out, tasks)
         missing = [task for task in tasks if task not in finished]
         if missing and finished:
             folder.check_versions(out)
         write_shards(config, missing, workers, show_progress)
+        out.clear(folder.FOLDERS)  # of what workers left that did not live to the end
         manifests = {split: folder.finish_split(config, split, tasks, refused) for split in SPLITS}
     return manifests, len(missing)
 
@@ -81,36 +90,36 @@ def plan_tasks(config: ShardsConfig, scanned: Sequence[Source | Refused]) -> tup
 
 def find_sources(config: ShardsConfig) -> tuple[list[Source], int]:
     """The files to look at, not opened yet, and how many others there are."""
-    roots = [(Path(config.photos or config.pairs), "train" if config.val else "")]
+    roots = [(config.photos or config.pairs, "train" if config.val else "")]
     if config.val:
-        roots.append((Path(config.val), "val"))
-    out, val = Path(config.out), Path(config.val).resolve()
+        roots.append((config.val, "val"))
     sources: set[Source] = set()
-    ignored: set[Path] = set()
+    ignored: set[str] = set()
     for root, split in roots:
-        if root.resolve().is_relative_to(out.resolve()):
-            raise ValueError(f"{root}: lies in the output folder {out}; choose another OUT")
-        subfolders = [root / name for name in config.folders] if config.folders and split != "val" else [root]
-        listed = [find_photos(subfolder, exclude=out) for subfolder in subfolders]
-        ignored.update(path.resolve() for _, others in listed for path in others)
-        photos = [path for photos, _ in listed for path in photos]
-        if split == "train":  # a validation folder below the training photos is no part of these
-            photos = [path for path in photos if not path.resolve().is_relative_to(val)]
-        if not photos:
+        if is_within(root, config.out):
+            raise ValueError(f"{root}: lies in the output folder {config.out}; choose another OUT")
+        # A validation folder below the training photos is no part of these.
+        apart = [config.out, *([config.val] if split == "train" else [])]
+        names: set[str] = set()
+        for subfolder in config.folders if config.folders and split != "val" else [""]:
+            photos, others = place(join(root, subfolder) if subfolder else root).photos(apart)
+            names.update(str(PurePosixPath(subfolder, name)) for name in photos)
+            ignored.update(join(root, str(PurePosixPath(subfolder, name))) for name in others)
+        if not names:
             raise FileNotFoundError(f"{root}: no photo (JPEG, PNG, WebP, TIFF, BMP) in or below this folder")
-        sources |= {Source(str(root), path.relative_to(root).as_posix(), "", 0, 0, split) for path in photos}
+        sources |= {Source(root, name, "", 0, 0, split) for name in names}
     return sorted(sources, key=lambda source: (source.split, source.name)), len(ignored)
 
 
 def scan(config: ShardsConfig, source: Source) -> Source | Refused:
-    """Hashes a photo and reads its upright size from the header."""
-    path = Path(source.root, source.name)
-    try:
-        with open_image(path, config.max_megapixels) as image:
-            width, height = upright_size(image)
-        return Source(source.root, source.name, files.sha256_of(path), width, height, source.split)
-    except (PhotoRefused, OSError) as error:
-        return Refused(source.name, _reason(error, path), source.split or "train")
+    """Hashes a photo and reads its upright size from the header. Raises ReadFailed where its server does not answer."""
+    with place(source.root).local_copy(source.name) as path:
+        try:
+            with open_image(path, config.max_megapixels) as image:
+                width, height = upright_size(image)
+            return replace(source, sha256=files.sha256_of(path), width=width, height=height)
+        except (PhotoRefused, OSError) as error:
+            return Refused(source.name, _reason(error, path), source.split or "train")
 
 
 def _reason(error: Exception, path: Path) -> str:
@@ -121,9 +130,11 @@ def write_shards(
     config: ShardsConfig, tasks: Sequence[ShardTask], workers: pool.Workers, show_progress: bool
 ) -> None:
     """Writes the shards: each by a worker of its own, but the last of them here, of pairs that all workers make,
-    photo by photo. So every worker is busy to the end, and at all where there are fewer shards than workers.
+    photo by photo. So every worker is busy to the end, and at all where there are fewer shards than workers. Pairs
+    do not travel between machines: there each shard is a worker's own.
     """
-    num_last = workers.num + len(tasks) % workers.num if 1 < workers.num <= MOST_WORKERS_SERVED else 0
+    few = workers.are_here and 1 < workers.num <= MOST_WORKERS_SERVED
+    num_last = workers.num + len(tasks) % workers.num if few else 0
     first, last = tasks[: -num_last or None], tasks[-num_last:] if num_last else ()
     written = workers.start(partial(write_whole_shard, config), first)
     made = workers.start(partial(make_pairs, config), [source for task in last for source in task.sources])
@@ -143,11 +154,11 @@ def write_shard(config: ShardsConfig, task: ShardTask, made: Iterator[Pairs | Re
     """Writes one shard of the next pairs of `made`, and its record, which also names photos that cannot be decoded:
     their keys stay unused.
     """
-    path = Path(config.out) / task.split / task.name
+    out, name = place(config.out), f"{task.split}/{task.name}"
     photos: list[PhotoRecord] = []
     refused: list[Refused] = []
     next_key = task.first_sample
-    with files.atomic_file(path) as file:
+    with out.create(name) as file:
         tar = TarShard(file, config.encoding)
         for source in task.sources:
             pairs = next(made)
@@ -160,8 +171,8 @@ def write_shard(config: ShardsConfig, task: ShardTask, made: Iterator[Pairs | Re
             next_key += config.num_samples_of(source)
         sha256, rows = tar.finish()
         shard = Shard(task.name, tar.num_bytes, sha256, tar.num_samples)
-        folder.write_rows(path, rows)
-        folder.write_record(path, folder.ShardResult(shard, tuple(photos), tuple(refused)))
+        folder.write_rows(out, name, rows)
+        folder.write_record(out, name, folder.ShardResult(shard, tuple(photos), tuple(refused)))
 
 
 @dataclass(frozen=True)
@@ -182,11 +193,11 @@ class Pairs:
 
 def make_pairs(config: ShardsConfig, source: Source) -> Pairs | Refused:
     """Decodes, resizes, degrades and cuts one photo."""
-    path = Path(source.root, source.name)
-    try:
-        clean, degraded, quality = read_pair(config, source, path)
-    except PhotoRefused as error:
-        return Refused(source.name, _reason(error, path), source.split)
+    with place(source.root).local_copy(source.name) as path:
+        try:
+            clean, degraded, quality = read_pair(config, source, path)
+        except PhotoRefused as error:
+            return Refused(source.name, _reason(error, path), source.split)
     height, width = clean.shape[:2]
     clean, degraded = (tiles.cut(part, config.tile_pixels) for part in (clean, degraded))
     if len(clean) != config.num_samples_of(source):

@@ -47,11 +47,14 @@ def flush_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def to_json(content: Any) -> bytes:
+    """JSON for people too. A file name that is no UTF-8 comes as lone surrogates, which only an escape can hold."""
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+
+
 def write_json(path: Path, content: Any) -> None:
-    # A file name that is no UTF-8 comes as lone surrogates, which only an escape can hold.
     with atomic_file(path) as file:
-        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        file.write(text.encode(errors="backslashreplace"))
+        file.write(to_json(content))
 
 
 def sha256_of(path: Path) -> str:

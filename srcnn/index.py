@@ -185,6 +185,11 @@ def write_index(folder: Path, rows: np.ndarray) -> IndexFile:
     content = encode_index(rows)
     with files.atomic_file(folder / INDEX) as file:
         file.write(content)
+    return index_entry(content)
+
+
+def index_entry(content: bytes) -> IndexFile:
+    """What the manifest says of an index file with this content."""
     return IndexFile(INDEX, len(content), hashlib.sha256(content).hexdigest())
 
 

@@ -125,9 +125,13 @@ class Manifest:
         identity = [[shard.sha256 for shard in self.shards], list(self.tile_shape), self.encoding]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
-    def write(self, folder: Path) -> None:
+    def to_json(self) -> dict[str, Any]:
+        """The content of the file."""
         content = {"format": FORMAT, "version": VERSION, "num_samples": self.num_samples}
-        write_json(folder / MANIFEST, content | dataclasses.asdict(self))
+        return content | dataclasses.asdict(self)
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / MANIFEST, self.to_json())
 
     @staticmethod
     def read(folder: Path, check_shards: bool = True) -> Manifest:

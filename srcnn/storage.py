@@ -240,7 +240,7 @@ class ObjectStore:
             FileNotFoundError: there is none.
             ReadFailed: it cannot be read, or is larger.
         """
-        return bytes(self._persistently(name, "", lambda: collected(self._obstore.get(self._store, name), max_bytes)))
+        return bytes(self._again(name, "", lambda: collected(self._obstore.get(self._store, name), max_bytes)))
 
     def read_range(self, name: str, start: int, stop: int, num_bytes: int | None = None) -> Any:
         """Bytes `start` up to `stop` of a file, as a buffer; where `num_bytes` is given, of a file of that length.
@@ -258,11 +258,11 @@ class ObjectStore:
             return content
 
         try:
-            return self._persistently(name, f"bytes {start} to {stop}: ", get)
+            return self._again(name, f"bytes {start} to {stop}: ", get)
         except FileNotFoundError as error:
             raise ReadFailed(str(error)) from error
 
-    def _persistently(self, name: str, what: str, get: Callable[[], ResultT]) -> ResultT:
+    def _again(self, name: str, what: str, get: Callable[[], ResultT]) -> ResultT:
         """`get()`, again and again while that may help."""
         errors = self._obstore.exceptions
         final = (Final, errors.PermissionDeniedError, errors.UnauthenticatedError, errors.NotSupportedError)
@@ -285,6 +285,10 @@ class ObjectStore:
                 logger.warning("%s%s; trying again", where, cause(error))
             closed.wait(pause * random.uniform(0.5, 1))
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    def persistently(self, name: str, call: Callable[[Any, Any], ResultT]) -> ResultT:
+        """`call(obstore, store)`, tried again as reads are. Raises ReadFailed, or FileNotFoundError, naming `name`."""
+        return self._again(name, "", lambda: call(self._obstore, self._store))
 
     def close(self) -> None:
         """Ends what is being tried again; later reads are not concerned."""

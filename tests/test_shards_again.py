@@ -25,7 +25,7 @@ from conftest import (
 )
 from PIL import Image
 
-from shards import folder
+from shards import places
 from shards.__main__ import main
 from srcnn.sample import Manifest
 
@@ -163,7 +163,7 @@ def test_killed_between_manifest_and_records_is_mended(
         original(path, missing_ok)
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder.Path, "unlink", unlink)
+        patch.setattr(places.Path, "unlink", unlink)
         assert make(*options) == 130
     assert (tmp_path / "out/train/manifest.json").is_file()
     assert any(path.name != "manifest.json" for path in (tmp_path / "out/train").glob("*.json"))

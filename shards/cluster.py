@@ -1,0 +1,52 @@
+"""Workers on many machines: a Dask scheduler, which Slurm, Kubernetes or a hand started with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, Executor
+from contextlib import contextmanager
+
+from shards.pool import ShardsFailed
+
+ANSWER_SECONDS = 60.0  # for a scheduler that is just being started
+FIRST_WORKER_SECONDS = 600.0
+
+
+@contextmanager
+def connected(address: str) -> Iterator[Executor]:
+    """The workers of the Dask scheduler at an address such as tcp://host:8786, as a concurrent.futures executor.
+
+    A task whose worker died, or fell silent for `distributed.scheduler.worker-ttl`, is done by another; three deaths
+    (`distributed.scheduler.allowed-failures`) end it. Workers may come and go.
+
+    Raises:
+        ValueError: the package is not installed.
+        ShardsFailed: no scheduler or no worker is there, or they were lost.
+    """
+    try:
+        import distributed
+    except ImportError as error:
+        raise ValueError(f"{address}: needs Dask: pip install 'srcnn[cluster]'") from error
+    try:
+        client = distributed.Client(  # type: ignore[no-untyped-call]  # Dask has few types
+            address, timeout=ANSWER_SECONDS, set_as_default=False)
+    except (OSError, ValueError, TypeError) as error:  # TypeError: no address at all
+        raise ShardsFailed(f"{address}: no Dask scheduler answers there: {error}") from error
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=FIRST_WORKER_SECONDS)
+        except TimeoutError as error:
+            raise ShardsFailed(f"{address}: no worker came within {FIRST_WORKER_SECONDS:.0f} s; start some with: "
+                               f"dask worker {address} --nthreads 1") from error
+        try:
+            yield client.get_executor(pure=False)  # type: ignore[no-untyped-call]
+        except distributed.KilledWorker as error:
+            raise ShardsFailed(f"{address}: a task ended several workers, the last of them {error.last_worker.address} "
+                               "(no memory?); see its log, and start again to go on") from error
+        except (ModuleNotFoundError, RuntimeError) as error:
+            if isinstance(error, ShardsFailed) or not isinstance(error.__cause__ or error, ModuleNotFoundError):
+                raise
+            raise ShardsFailed(f"{address}: {error.__cause__ or error} on the scheduler or a worker; start both with "
+                               "PYTHONPATH set to the folder with shards/, and the same packages") from error
+        except CancelledError as error:
+            raise ShardsFailed(f"{address}: the scheduler is gone; start again to go on") from error
