@@ -21,6 +21,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from webdataset.filters import shuffle
 
+from srcnn.listing import photos_in
 from srcnn.order import Order, RunOrder
 from srcnn.reader import ShardReader
 from srcnn.stream import StreamConfig
@@ -60,7 +61,8 @@ def tiles_of_shards(folder: Path) -> TileSet:
         pixels = reader.read(np.arange(start, min(start + BLOCK, reader.num_samples)))
         clean, degraded = (tiles.reshape(len(tiles), -1).astype(np.float32) for tiles in pixels)
         parts.append(np.stack([clean.mean(1), clean.var(1), np.square(clean - degraded).mean(1)], -1))
-    photos = np.repeat(np.arange(len(reader.manifest.photos)), [photo.num_samples for photo in reader.manifest.photos])
+    counts = [photo.num_samples for photo in photos_in(reader.storage, reader.manifest)]
+    photos = np.repeat(np.arange(len(counts)), counts)
     reader.close()
     return TileSet("real", standardized(np.concatenate(parts)[:, None]), photos)
 

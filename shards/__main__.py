@@ -14,6 +14,8 @@ from shards.pool import ShardsFailed
 from shards.sheet import sheet_name, write_sheet
 from shards.write import Summary, make_shards
 from srcnn.config import parse
+from srcnn.listing import refused_in
+from srcnn.storage import join, open_storage
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,8 +45,9 @@ def report(config: ShardsConfig, summary: Summary) -> int:
         print(f"{config.out}: up to date, nothing to do")
     manifests = summary.manifests.values()
     for manifest in manifests:
+        assert manifest.photos
         print(
-            f"{manifest.split}: {manifest.num_samples} pairs of {len(manifest.photos)} photos "
+            f"{manifest.split}: {manifest.num_samples} pairs of {manifest.photos.num_photos} photos "
             f"in {len(manifest.shards)} shards, degraded PSNR {manifest.degraded_psnr:.2f} dB"
         )
         if not manifest.num_samples:
@@ -52,13 +55,15 @@ def report(config: ShardsConfig, summary: Summary) -> int:
             print(f"warning: no {manifest.split} pairs; {cure}", file=sys.stderr)
     if summary.num_ignored_files:
         print(f"{summary.num_ignored_files} files that are no photos (by their suffix) were not looked at")
-    refused = [item for manifest in manifests for item in manifest.refused]
-    for item in refused:
-        print(f"refused: {item.name}: {item.reason}", file=sys.stderr)
-    if refused:
+    num_refused = 0
+    for manifest in manifests:
+        for item in refused_in(open_storage(join(config.out, manifest.split)), manifest):
+            print(f"refused: {item.name}: {item.reason}", file=sys.stderr)
+            num_refused += 1
+    if num_refused:
         cure = "mend or remove them, or accept it: --allow_refused true"
-        print(f"{len(refused)} photos refused; {cure}", file=sys.stderr)
-    accepted = not refused or config.allow_refused
+        print(f"{num_refused} photos refused; {cure}", file=sys.stderr)
+    accepted = not num_refused or config.allow_refused
     return 0 if accepted and any(manifest.num_samples for manifest in manifests) else 1
 
 

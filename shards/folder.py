@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 
-from shards import plan
+from shards import plan, pool
 from shards.places import Place, place
 from shards.plan import ShardsConfig, ShardTask
 from shards.pool import ShardsFailed
 from srcnn import files, sample
 from srcnn.config import plain
-from srcnn.index import INDEX, ROW, encode_index, index_entry, index_tar
+from srcnn.index import INDEX, encode_index, index_entry, index_header, index_tar
+from srcnn.listing import PHOTOS, encode, read_listing, refused_in
 from srcnn.members import MEMBERS, npy_stride
-from srcnn.sample import PLAN, SPLITS, IndexFile, Manifest, PhotoRecord, Refused, Shard
-from srcnn.storage import join
+from srcnn.rows import Rows
+from srcnn.sample import PLAN, SPLITS, IndexFile, Manifest, PhotoRecord, PhotosFile, Refused, Shard, ShardError
+from srcnn.storage import join, open_storage
 from srcnn.untrusted import parse_json, record
 
 FOLDERS = ("", *SPLITS)
+NUM_READERS = 16
 
 
 @dataclass(frozen=True)
@@ -103,20 +110,17 @@ def _rows_name(shard: str) -> str:
     return f"{shard.removesuffix('.tar')}.index.npy"
 
 
-def finished_shards(out: Place, tasks: Iterable[ShardTask]) -> dict[ShardTask, ShardResult]:
+def finished_shards(out: Place, tasks: Iterable[ShardTask]) -> dict[ShardTask, Shard]:
     """The shards that lie under their final name, as long as they were when they were finished."""
-    known, sizes = {}, {}
-    for split in SPLITS:
-        sizes[split] = out.sizes(split)
-        known[split] = _known_from_manifest(manifest_there(out, split))
     finished = {}
-    for task in tasks:
-        there, record = sizes[task.split], _record_name(task.name)
-        if task.name not in there:
-            continue
-        result = _read_record(out, f"{task.split}/{record}") if record in there else known[task.split].get(task.name)
-        if result and there[task.name] == result.shard.bytes:
-            finished[task] = result
+    for split in SPLITS:
+        there, sizes = manifest_there(out, split), out.sizes(split)
+        listed = {shard.name: shard for shard in there.shards} if there else {}
+        mine = [task for task in tasks if task.split == split and task.name in sizes]
+        for task, result in zip(mine, _records(out, split, mine, sizes), strict=True):
+            shard = result.shard if result else listed.get(task.name)
+            if shard and sizes[task.name] == shard.bytes:
+                finished[task] = shard
     return finished
 
 
@@ -125,6 +129,19 @@ def manifest_there(out: Place, split: str) -> Manifest | None:
     if sample.MANIFEST not in out.sizes(split):
         return None
     return Manifest.parse(out.read(name).decode(errors="surrogateescape"), join(out.location, name))
+
+
+def _records(
+    out: Place, split: str, tasks: Sequence[ShardTask], names: Container[str]
+) -> Iterator[ShardResult | None]:
+    """What is kept beside each shard, None where nothing is; several are read at once, as a store takes its time."""
+
+    def read(task: ShardTask) -> ShardResult | None:
+        kept = _record_name(task.name)
+        return _read_record(out, f"{split}/{kept}") if kept in names else None
+
+    with ThreadPoolExecutor(NUM_READERS) as threads:
+        yield from pool.Workers(NUM_READERS, threads).start(read, tasks)
 
 
 def _read_record(out: Place, name: str) -> ShardResult:
@@ -138,32 +155,18 @@ def _read_record(out: Place, name: str) -> ShardResult:
         raise ShardsFailed(f"{where}: damaged ({error}); remove it and its shard") from error
 
 
-def _known_from_manifest(manifest: Manifest | None) -> dict[str, ShardResult]:
-    """By shard name; a manifest does not say in which shard a refused photo was, so each gets them all."""
-    if manifest is None:
-        return {}
-    photos: dict[str, list[PhotoRecord]] = {shard.name: [] for shard in manifest.shards}
-    for photo in manifest.photos:
-        photos[photo.shard].append(photo)
-    return {
-        shard.name: ShardResult(shard, tuple(photos[shard.name]), manifest.refused)
-        for shard in manifest.shards
-    }
-
-
-def finish_split(
-    config: ShardsConfig, split: str, tasks: list[ShardTask], refused: list[Refused]
-) -> Manifest:
-    """Gathers what is known of the split's shards into its manifest, unless that says the same already."""
+def finish_split(config: ShardsConfig, split: str, tasks: list[ShardTask], refused: list[Refused]) -> Manifest:
+    """Gathers what is known of the split's shards into its manifest, its list of photos and its index, unless these
+    say the same already; shard by shard, so that they may be larger than the memory.
+    """
     out = place(config.out)
     mine = [task for task in tasks if task.split == split]
-    finished = finished_shards(out, mine)
-    results = [finished[task] for task in mine]
-    planned = {source.name for task in mine for source in task.sources}
-    late = {item for result in results for item in result.refused if item.name in planned}
-    early = {item for item in refused if item.split == split}
-    shards = tuple(result.shard for result in results)
+    early = sorted((item for item in refused if item.split == split), key=lambda item: item.name)
     there, names = manifest_there(out, split), out.sizes(split)
+    beside = {name for task in mine for name in (_record_name(task.name), _rows_name(task.name))} & names.keys()
+    if there and not beside and {there.index.name, PHOTOS} <= names.keys() and _refused_early(out, there) == early:
+        return there
+    shards, photos, degraded_psnr = write_listing(out, split, _results(out, split, mine, there, names), early)
     manifest = Manifest(
         split=split,
         tile_shape=config.tile_shape,
@@ -171,32 +174,103 @@ def finish_split(
         members=MEMBERS[config.encoding],
         stride=npy_stride(config.tile_shape) if config.encoding == "npy" else None,
         config=plain(config.identity()),
-        index=there.index if there and there.index.name in names and there.shards == shards
-        else finish_index(out, config, split, shards),
+        index=write_index(out, config, split, shards, there),
         shards=shards,
-        photos=tuple(photo for result in results for photo in result.photos),
-        refused=tuple(sorted(early | late, key=lambda item: item.name)),
+        photos=photos,
+        degraded_psnr=degraded_psnr,
         versions=sample.writer_versions(),
     )
     if there and replace(manifest, versions=there.versions) == there:
         manifest = there
     else:
         _write_json(out, f"{split}/{sample.MANIFEST}", manifest.to_json())
-    beside = {name for task in mine for name in (_record_name(task.name), _rows_name(task.name))}
-    out.remove(f"{split}/{name}" for name in sorted(beside & names.keys()))
+    out.remove(f"{split}/{name}" for name in sorted(beside))
     return manifest
 
 
-def finish_index(out: Place, config: ShardsConfig, split: str, shards: tuple[Shard, ...]) -> IndexFile:
-    """Writes the split's index out of those kept beside the shards; a shard without one is read again."""
-    rows, names = [np.empty(0, ROW)], out.sizes(split)
-    for shard in shards:
-        if _rows_name(shard.name) in names:
-            rows.append(np.load(io.BytesIO(out.read(f"{split}/{_rows_name(shard.name)}")), allow_pickle=False))
-        else:
-            with out.local_copy(f"{split}/{shard.name}") as path:
-                rows.append(index_tar(path, MEMBERS[config.encoding])[0])
-    content = encode_index(np.concatenate(rows))
-    with out.create(f"{split}/{INDEX}") as file:
-        file.write(content)
-    return index_entry(content)
+def _refused_early(out: Place, there: Manifest) -> list[Refused]:
+    """Those that the list names as refused before any shard was made."""
+    return [item for item in refused_in(open_storage(join(out.location, there.split)), there) if not item.shard]
+
+
+def _results(
+    out: Place, split: str, tasks: Sequence[ShardTask], there: Manifest | None, names: Container[str]
+) -> Iterator[ShardResult]:
+    """What is known of each shard: kept beside it, or else from the manifest and its list, which has their order."""
+    listed = _listed(out, there) if there else iter(())
+    for task, result in zip(tasks, _records(out, split, tasks, names), strict=True):
+        while result is None or result.shard.name != task.name:
+            result = next(listed, None)
+            if result is None:
+                raise ShardsFailed(f"{join(out.location, split)}: {PHOTOS} lacks what is in {task.name}; remove that "
+                                   "shard, and start again to make it anew")
+        yield result
+
+
+def _listed(out: Place, there: Manifest) -> Iterator[ShardResult]:
+    shards = {shard.name: shard for shard in there.shards}
+    listing = read_listing(open_storage(join(out.location, there.split)), there)
+    for name, entries in groupby(listing, key=lambda entry: entry.shard):
+        if name:
+            both = list(entries)
+            photos = tuple(entry for entry in both if isinstance(entry, PhotoRecord))
+            yield ShardResult(shards[name], photos, tuple(entry for entry in both if isinstance(entry, Refused)))
+
+
+def write_listing(
+    out: Place, split: str, results: Iterable[ShardResult], early: Sequence[Refused]
+) -> tuple[tuple[Shard, ...], PhotosFile, float]:
+    """Writes the split's list of photos; gives its shards, the list's entry in the manifest, and the mean PSNR of all
+    degraded tiles, dB.
+    """
+    shards: list[Shard] = []
+    counts, psnr_sum, digest = Counter[type](), 0.0, hashlib.sha256()
+    with out.create(f"{split}/{PHOTOS}") as file:
+
+        def write(entries: Iterable[PhotoRecord | Refused]) -> None:
+            for entry in entries:
+                line = encode(entry)
+                digest.update(line)
+                file.write(line)
+                counts[type(entry)] += 1
+
+        for result in results:
+            shards.append(result.shard)
+            write((*result.photos, *result.refused))
+            psnr_sum += sum(photo.degraded_psnr * photo.num_samples for photo in result.photos)
+        write(early)
+        num_bytes = file.tell()
+    photos = PhotosFile(PHOTOS, num_bytes, digest.hexdigest(), counts[PhotoRecord], counts[Refused])
+    return tuple(shards), photos, psnr_sum / max(1, sum(shard.num_samples for shard in shards))
+
+
+def write_index(
+    out: Place, config: ShardsConfig, split: str, shards: tuple[Shard, ...], there: Manifest | None
+) -> IndexFile:
+    """Writes the split's index of the rows kept beside the shards or in the index that is `there`; a shard that has
+    none is read again. Leaves an index alone that has them all.
+    """
+    names = out.sizes(split)
+    before = _rows_there(out, there) if there and there.index.name in names else None
+    if before is None or not there or there.shards != shards:
+        numbers = {shard: number for number, shard in enumerate(there.shards)} if before and there else {}
+        with out.create(f"{split}/{INDEX}") as file:
+            file.write(index_header(sum(shard.num_samples for shard in shards)))
+            for shard in shards:
+                kept = _rows_name(shard.name)
+                if kept in names:
+                    rows = np.load(io.BytesIO(out.read(f"{split}/{kept}")), allow_pickle=False)
+                elif before and shard in numbers:
+                    rows = before.of_shard(numbers[shard])
+                else:
+                    with out.local_copy(f"{split}/{shard.name}") as path:
+                        rows = index_tar(path, MEMBERS[config.encoding])[0]
+                file.write(rows.tobytes())
+    return index_entry(sum(shard.num_samples for shard in shards))
+
+
+def _rows_there(out: Place, there: Manifest) -> Rows | None:
+    try:
+        return Rows(open_storage(join(out.location, there.split)), there)
+    except ShardError:
+        return None

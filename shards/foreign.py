@@ -11,8 +11,8 @@ import numpy as np
 
 from shards import pool
 from shards.pool import ShardsFailed
-from srcnn.files import sha256_of
-from srcnn.index import names_in, scan_tar, write_index
+from srcnn.files import atomic_file, sha256_of
+from srcnn.index import INDEX, encode_index, hash_of_rows, index_entry, names_in, scan_tar
 from srcnn.members import decode_picture
 from srcnn.sample import MANIFEST, Manifest, Shard, ShardError, writer_versions
 from srcnn.untrusted import MAX_TILE_SIDE, OutOfBounds, check_name
@@ -72,6 +72,9 @@ def index_folder(
         raise ShardError(f"{folder}: {len(problems)} pairs or shards cannot be used:{told}")
     if not any(len(rows) for _, rows, _ in results):
         raise ShardError(f"{folder}: its shards hold no pairs")
+    rows = np.concatenate([rows for _, rows, _ in results])
+    with atomic_file(folder / INDEX) as file:
+        file.write(encode_index(rows))
     manifest = Manifest(
         split=folder.name,
         tile_shape=shape,
@@ -79,10 +82,10 @@ def index_folder(
         members=members,
         stride=None,
         config={"tile_pixels": tile_pixels, "color": color, "members": list(members)},
-        index=write_index(folder, np.concatenate([rows for _, rows, _ in results])),
+        index=index_entry(len(rows)),
         shards=tuple(shard for shard, _, _ in results),
-        photos=(),
-        refused=(),
+        photos=None,
+        degraded_psnr=0.0,
         versions=writer_versions(),
     )
     manifest.write(folder)
@@ -127,4 +130,4 @@ def index_shard(
             sizes = " and ".join(f"{width}x{height}" for height, width, *_ in shapes)
             expected = f"expected equal ones, {tile_shape[0]} pixels at least"
             problems.append(f"{path}: {key}: pictures of {sizes}; {expected}")
-    return Shard(path.name, len(content), sha256_of(path), len(rows)), rows, problems
+    return Shard(path.name, len(content), sha256_of(path), len(rows), hash_of_rows(rows)), rows, problems

@@ -6,9 +6,10 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from srcnn.degrade import Degradation
 from srcnn.members import TileEncoding
@@ -125,13 +126,16 @@ class ShardsConfig:
 
     def clean_size(self, name: str, width: int, height: int) -> tuple[int, int]:
         """(width, height) after resizing and cutting to a multiple of the scale."""
-        scale = self.degradation.scale
-        width, height = self.resize_rule(name).size(width, height)
-        return width - width % scale, height - height % scale
+        return _clean_size(self.resize_rule(name), self.degradation.scale, width, height)
 
 
-@dataclass(frozen=True)
-class Source:
+@lru_cache(maxsize=1 << 16)  # asked for several times for each photo, of which many have one size
+def _clean_size(rule: Resize, scale: int, width: int, height: int) -> tuple[int, int]:
+    width, height = rule.size(width, height)
+    return width - width % scale, height - height % scale
+
+
+class Source(NamedTuple):  # there may be ten million, and a tuple takes the least time and memory
     """A file that was looked at: `root` and relative `name`; upright pixels; `split` is "" until assigned."""
 
     root: str
@@ -149,7 +153,7 @@ class ShardTask:
     split: str
     number: int
     first_sample: int
-    sources: tuple[Source, ...]
+    sources: tuple[Source, ...] = field(hash=False)
 
     @property
     def name(self) -> str:
@@ -162,15 +166,18 @@ def split_of(sha256: str, val_fraction: float) -> str:
 
 
 def assign_splits(config: ShardsConfig, sources: Sequence[Source]) -> list[Source]:
-    """Fills in `split` where `val` did not. With two photos or more neither split stays empty: if the hashes
-    leave one so, the photo with the lowest hash goes to validation, or the one with the highest to training.
+    """Fills in `split` where it is "". With two photos or more neither split stays empty: if the hashes leave one
+    so, the photo with the lowest hash goes to validation, or the one with the highest to training.
     """
-    if config.val or not config.val_fraction:
-        return [replace(source, split=source.split or "train") for source in sources]
-    splits = {source.sha256: split_of(source.sha256, config.val_fraction) for source in sources}
-    if len(splits) > 1 and len(set(splits.values())) == 1:
-        splits[min(splits)], splits[max(splits)] = "val", "train"
-    return [replace(source, split=splits[source.sha256]) for source in sources]
+    fraction = 0.0 if config.val else config.val_fraction
+    assigned = [source if source.split else source._replace(split=split_of(source.sha256, fraction))
+                for source in sources]
+    if fraction and len({source.split for source in assigned}) == 1:
+        hashes = {source.sha256 for source in assigned}
+        if len(hashes) > 1:
+            moved = {min(hashes): "val", max(hashes): "train"}
+            assigned = [source._replace(split=moved.get(source.sha256, source.split)) for source in assigned]
+    return assigned
 
 
 def refuse_by_size(config: ShardsConfig, sources: Iterable[Source]) -> tuple[list[Source], list[Refused]]:
@@ -242,7 +249,8 @@ def _groups(config: ShardsConfig, sources: Iterable[Source]) -> Iterator[list[So
 
 def plan_hash(tasks: Iterable[ShardTask]) -> str:
     """sha256 over which content goes where."""
-    identity = [
-        [task.split, task.number, [[source.name, source.sha256] for source in task.sources]] for task in tasks
-    ]
-    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for task in tasks:
+        content = [[source.name, source.sha256] for source in task.sources]
+        digest.update(json.dumps([task.split, task.number, content]).encode())
+    return digest.hexdigest()

@@ -20,6 +20,7 @@ from shards.pool import ShardsFailed
 from shards.tar import TarShard
 from srcnn import files, tiles
 from srcnn.degrade import crop_to_multiple, degrade
+from srcnn.index import hash_of_rows
 from srcnn.metrics import psnr
 from srcnn.photo import PhotoRefused, luma_l, open_image, over_white, read_photo, upright_size
 from srcnn.sample import SPLITS, Manifest, PhotoRecord, Refused, Shard
@@ -117,7 +118,7 @@ def scan(config: ShardsConfig, source: Source) -> Source | Refused:
         try:
             with open_image(path, config.max_megapixels) as image:
                 width, height = upright_size(image)
-            return replace(source, sha256=files.sha256_of(path), width=width, height=height)
+            return source._replace(sha256=files.sha256_of(path), width=width, height=height)
         except (PhotoRefused, OSError) as error:
             return Refused(source.name, _reason(error, path), source.split or "train")
 
@@ -163,14 +164,14 @@ def write_shard(config: ShardsConfig, task: ShardTask, made: Iterator[Pairs | Re
         for source in task.sources:
             pairs = next(made)
             if isinstance(pairs, Refused):
-                refused.append(pairs)
+                refused.append(replace(pairs, shard=task.name))
             else:
                 photos.append(pairs.record(source, task.name, tar.num_samples))
                 for number, (clean, degraded) in enumerate(zip(pairs.clean, pairs.degraded, strict=True), next_key):
                     tar.add(number, clean, degraded)
             next_key += config.num_samples_of(source)
         sha256, rows = tar.finish()
-        shard = Shard(task.name, tar.num_bytes, sha256, tar.num_samples)
+        shard = Shard(task.name, tar.num_bytes, sha256, tar.num_samples, hash_of_rows(rows))
         folder.write_rows(out, name, rows)
         folder.write_record(out, name, folder.ShardResult(shard, tuple(photos), tuple(refused)))
 

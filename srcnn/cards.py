@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from srcnn.degrade import Degradation
+from srcnn.listing import photos_in
 from srcnn.model import SRCNN, WEIGHTS, load_model
 from srcnn.photo import LumaKind
-from srcnn.sample import Manifest
+from srcnn.reader import read_manifest
 from srcnn.score import LUMA_NAMES, score_folder, to_json
+from srcnn.storage import open_storage
 from srcnn.untrusted import read_json
 
 Set = tuple[str, LumaKind]
@@ -91,9 +93,11 @@ def score_sets(model: SRCNN, photos: Path, trained_on: Degradation) -> Scores:
 
 def data_card(shards: Path) -> dict[str, Any]:
     """What weights were trained on, from the manifest of the shards."""
-    manifest = Manifest.read(shards / "train")
-    folders = sorted({photo.name.split("/")[0] for photo in manifest.photos if "/" in photo.name})
-    return {"folders": folders, "num_photos": len(manifest.photos), "num_tiles": manifest.num_samples,
+    storage = open_storage(shards / "train")
+    manifest = read_manifest(storage)
+    names = [photo.name for photo in photos_in(storage, manifest)]
+    folders = sorted({name.split("/")[0] for name in names if "/" in name})
+    return {"folders": folders, "num_photos": len(names), "num_tiles": manifest.num_samples,
             "manifest_hash": manifest.hash(), "shards": manifest.config, "versions": manifest.versions}
 
 

@@ -6,18 +6,15 @@ With it any shard can be read by ranges, and what came can be checked; shards of
 from __future__ import annotations
 
 import hashlib
-import io
 import mmap
 import re
 import tarfile
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
 
-from srcnn import files
 from srcnn.members import BLOCK_BYTES
 from srcnn.sample import IndexFile, Manifest, Shard, ShardError
 from srcnn.untrusted import open_regular
@@ -173,58 +170,27 @@ def _padded(num_bytes: int) -> int:
     return -(-num_bytes // BLOCK_BYTES) * BLOCK_BYTES
 
 
+def index_header(num_samples: int) -> bytes:
+    """The start of an index file, npy format 1.0; the rows follow."""
+    description = {"descr": np.lib.format.dtype_to_descr(ROW), "fortran_order": False, "shape": (num_samples,)}
+    text = "{" + "".join(f"'{key}': {value!r}, " for key, value in description.items()) + "}"
+    length = -(-(len(text) + 11) // 64) * 64 - 10
+    return b"\x93NUMPY\x01\x00" + length.to_bytes(2, "little") + text.ljust(length - 1).encode() + b"\n"
+
+
 def encode_index(rows: np.ndarray) -> bytes:
     """The content of an index file."""
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, rows, version=(1, 0), allow_pickle=False)
-    return buffer.getvalue()
+    return index_header(len(rows)) + rows.tobytes()
 
 
-def write_index(folder: Path, rows: np.ndarray) -> IndexFile:
-    """Writes a split's index; returns its entry in the manifest."""
-    content = encode_index(rows)
-    with files.atomic_file(folder / INDEX) as file:
-        file.write(content)
-    return index_entry(content)
+def index_entry(num_samples: int) -> IndexFile:
+    """What the manifest says of the index of so many samples."""
+    return IndexFile(INDEX, len(index_header(num_samples)) + num_samples * ROW.itemsize)
 
 
-def index_entry(content: bytes) -> IndexFile:
-    """What the manifest says of an index file with this content."""
-    return IndexFile(INDEX, len(content), hashlib.sha256(content).hexdigest())
-
-
-def open_index(file: Path | bytes, manifest: Manifest, where: str) -> np.ndarray:
-    """The rows of an index, checked against the manifest; they stay in a file that is mapped.
-
-    Raises:
-        ShardError: no index of these shards.
-    """
-    found = hashlib.sha256(file).hexdigest() if isinstance(file, bytes) else files.sha256_of(file)
-    if found != manifest.index.sha256:
-        raise ShardError(f"{where}: not the index the manifest names; copy both again")
-    if isinstance(file, Path):
-        return _map_rows(file, manifest, where)
-    with tempfile.NamedTemporaryFile(prefix="srcnn-index-", suffix=".npy") as copy:
-        copy.write(file)
-        copy.flush()
-        return _map_rows(Path(copy.name), manifest, where)
-
-
-def _map_rows(file: Path, manifest: Manifest, where: str) -> np.ndarray:
-    """The rows in a file whose header says what the manifest does; nothing in it is evaluated."""
-    with file.open("rb") as opened:
-        start = opened.read(10)
-        text = opened.read(int.from_bytes(start[8:], "little"))
-        num_bytes = opened.seek(0, 2)
-    description = {"descr": np.lib.format.dtype_to_descr(ROW), "fortran_order": False, "shape": (manifest.num_samples,)}
-    expected = "".join(f"'{key}': {value!r}, " for key, value in description.items())
-    begin = len(start) + len(text)
-    if start[:8] != b"\x93NUMPY\x01\x00" or text.rstrip() != f"{{{expected}}}".encode() \
-            or num_bytes != begin + manifest.num_samples * ROW.itemsize:
-        raise ShardError(f"{where}: no index of {manifest.num_samples} samples; copy it again")
-    if not manifest.num_samples:
-        return np.empty(0, ROW)
-    return np.asarray(np.memmap(file, ROW, "r", begin))  # still mapped; slices of a plain array cost half
+def hash_of_rows(rows: np.ndarray) -> str:
+    """sha256, for the manifest's entry of their shard."""
+    return hashlib.sha256(np.ascontiguousarray(rows).view(np.uint8).data).hexdigest()
 
 
 def row_problem(rows: np.ndarray, manifest: Manifest, shard: Shard) -> str:

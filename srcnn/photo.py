@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -201,6 +202,7 @@ class Resize:
     factor: float = 1.0
 
     @staticmethod
+    @lru_cache(maxsize=1024)  # asked for each photo
     def parse(rule: str) -> Resize:
         """ "1024x1024" (width x height), "long:1024" (long side), "x0.5" (factor) or "none"."""
         if rule == "none":

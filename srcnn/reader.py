@@ -7,7 +7,6 @@ with the help of the index, checked against its hashes, and unpacked.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from bisect import bisect_right
 from collections.abc import Callable
@@ -17,17 +16,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from srcnn.cache import SparseCache
-from srcnn.index import ROW, hash_of, open_index, row_problem
+from srcnn.index import hash_of, row_problem
 from srcnn.members import BLOCK_BYTES, decode_picture, decode_tile, npy_header_bytes
+from srcnn.rows import READ_ATTEMPTS, Rows
 from srcnn.sample import MANIFEST, Manifest, ShardError, check_shard_size
 from srcnn.storage import AccessConfig, Folder, ObjectStore, ReadFailed, open_storage
 from srcnn.untrusted import MAX_MANIFEST_BYTES
 
 NUM_PROBES = 64
-INDEX_HEADER_BYTES = 4096  # at most
 CURE = "copy it again or make the shards anew"
-MAX_INDEX_BYTES = 4 << 30  # that comes from an object store; one in a folder stays there
-READ_ATTEMPTS = 3  # of a range that arrives but does not match its hashes
 
 
 Allocate = Callable[[tuple[int, ...]], np.ndarray]  # makes uint8 arrays of a shape
@@ -60,25 +57,6 @@ def read_manifest(storage: Folder | ObjectStore) -> Manifest:
     except FileNotFoundError as error:
         cure = "copy the whole folder that was made there, manifest too"
         raise FileNotFoundError(f"{error}: no shards here; {cure}") from error
-
-
-def read_index(storage: Folder | ObjectStore, manifest: Manifest) -> np.ndarray:
-    """The index of a split. Raises ShardError where it is missing or another than the manifest's."""
-    entry = manifest.index
-    where = f"{storage.location}/{entry.name}"
-    try:
-        if isinstance(storage, Folder):
-            check_shard_size(storage.path / entry.name, entry)
-            return open_index(storage.path / entry.name, manifest, where)
-        spare = entry.bytes - manifest.num_samples * ROW.itemsize
-        if not 0 <= spare < INDEX_HEADER_BYTES or entry.bytes > MAX_INDEX_BYTES:
-            raise ShardError(f"{where}: no index of {manifest.num_samples} samples, or too large ({entry.bytes} bytes)")
-        for _ in range(READ_ATTEMPTS - 1):
-            with contextlib.suppress(ShardError):
-                return open_index(storage.read(entry.name, entry.bytes), manifest, where)
-        return open_index(storage.read(entry.name, entry.bytes), manifest, where)
-    except FileNotFoundError as error:
-        raise ShardError(f"{where}: is missing; copy it again") from error
 
 
 class PairReader(Protocol):
@@ -131,8 +109,8 @@ class ShardReader:
         self._shard_starts = np.cumsum([0, *(shard.bytes for shard in self.manifest.shards)])
         self.is_local = isinstance(self.storage, Folder)
         self.needs_crops = self.manifest.encoding == "any"
-        self._index: np.ndarray | None = None
-        self._index_lock = threading.Lock()
+        self._rows: Rows | None = None
+        self._rows_lock = threading.Lock()
         self._cache: SparseCache | None = None
         if access.cache and not self.is_local:
             path = Path(access.cache, f"{self.manifest.hash()[:16]}.shards")
@@ -145,12 +123,17 @@ class ShardReader:
         self._probe()
 
     @property
-    def index(self) -> np.ndarray:
-        """The split's index, read when first needed."""
-        if self._index is None:
-            with self._index_lock:
-                self._index = read_index(self.storage, self.manifest) if self._index is None else self._index
-        return self._index
+    def rows(self) -> Rows:
+        """The split's index, opened when first needed."""
+        if self._rows is None:
+            with self._rows_lock:
+                self._rows = Rows(self.storage, self.manifest) if self._rows is None else self._rows
+        return self._rows
+
+    def row(self, sample: int) -> np.ndarray:
+        """The row of the index of one sample, as a structured scalar."""
+        number = bisect_right(self._start_list, sample) - 1
+        return self.rows.of_shard(number)[sample - self._start_list[number]]
 
     def _probe(self) -> None:
         """Checks the first pair of some shards, so that swapped shards or those of another manifest are found out."""
@@ -188,7 +171,7 @@ class ShardReader:
         numbers = np.searchsorted(self._starts, samples, side="right") - 1
         offsets = (samples - self._starts[numbers]) * self.manifest.stride
         names = [self.manifest.shards[number].name for number in numbers.tolist()]
-        hashes = self.index["hash"][samples].tolist()
+        hashes = self.rows.hashes(samples, numbers)
 
         def check(number: int, parts: list[Any]) -> None:
             if hash_of(*parts) != hashes[number]:
@@ -201,7 +184,7 @@ class ShardReader:
             raise ShardError(f"{error}; {CURE}") from error
 
     def _changed(self, name: str, sample: int) -> ShardError:
-        start, num_bytes = self.index[sample].tolist()[:2]
+        start, num_bytes = self.row(sample).item()[:2]
         pair = f"pair {sample} of the split (bytes {start} to {start + num_bytes})"
         problem = "is not as when it was indexed: damaged, or another shard under its name"
         return ShardError(f"{self.location}/{name}: {pair} {problem}; {CURE}")
@@ -222,11 +205,12 @@ class ShardReader:
         return contents
 
     def _fetch_within(self, number: int, first: int, stop: int) -> list[memoryview]:
-        found = self.index[first:stop]
+        before = self._start_list[number]
+        found = self.rows.of_shard(number)[first - before : stop - before]
         shard = self.manifest.shards[number]
         if problem := row_problem(found, self.manifest, shard):
-            where = f"{self.location}/{self.manifest.index.name}"
-            raise ShardError(f"{where}: of the pairs {first} to {stop - 1} of {shard.name} one {problem}; {CURE}")
+            told = f"of the pairs {first} to {stop - 1} of {shard.name} one {problem}"
+            raise ShardError(f"{self.rows.where}: {told}; {CURE}")
         rows = found.tolist()
         start, end = rows[0][0], rows[-1][0] + rows[-1][1]
         place = int(self._shard_starts[number]) + start
@@ -250,7 +234,7 @@ class ShardReader:
             clean_out[:] = content[clean_span]
             degraded_out[:] = content[degraded_span]
             return
-        _, _, clean, clean_bytes, degraded, degraded_bytes, _ = self.index[sample].item()
+        _, _, clean, clean_bytes, degraded, degraded_bytes, _ = self.row(sample).item()
         members = content[clean : clean + clean_bytes], content[degraded : degraded + degraded_bytes]
         try:
             if self.manifest.encoding == "any":

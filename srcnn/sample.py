@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import sys
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,13 @@ from srcnn.untrusted import (
     MAX_TILE_SIDE,
     OutOfBounds,
     check_name,
-    check_record,
     open_regular,
     parse_json,
     record,
 )
 
 FORMAT = "srcnn-shards"
-VERSION = 2  # 2: with an index
+VERSION = 3  # 2: with an index; 3: photos in a file of their own, the index checked shard by shard
 MANIFEST = "manifest.json"
 PLAN = "plan.json"  # beside the splits: what was begun there
 SPLITS = ("train", "val")
@@ -43,12 +42,15 @@ class ShardError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One tar file of a split: `name` inside the split's folder, `num_samples` pairs."""
+    """One tar file of a split: `name` inside the split's folder, `num_samples` pairs; the hash of its rows of the
+    index.
+    """
 
     name: str
     bytes: int
     sha256: str
     num_samples: int
+    index_sha256: str
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,17 @@ class IndexFile:
 
     name: str
     bytes: int
+
+
+@dataclass(frozen=True)
+class PhotosFile:
+    """The list of the split's photos beside its manifest, see `srcnn.listing`."""
+
+    name: str
+    bytes: int
     sha256: str
+    num_photos: int
+    num_refused: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,22 +92,27 @@ class PhotoRecord:
 
 @dataclass(frozen=True)
 class Refused:
-    """A photo that is not in the shards, why, and the split it would have been in."""
+    """A photo that is not in the shards, why, and the split it would have been in; the shard in whose making that
+    showed, "" if before.
+    """
 
     name: str
     reason: str
     split: str
+    shard: str = ""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a split's shards hold. One JSON file beside them.
+    """What a split's shards hold. One JSON file beside them, of some 200 bytes a shard whatever the number of photos.
 
     Attributes:
         tile_shape: (H, W), or (H, W, 3) in RGB mode; pixels.
         members: names after a sample's key, of the clean and of the degraded picture.
         stride: bytes from sample to sample in every shard; None where samples vary in size.
         config: the settings that decide what the pairs are (resize, degradation, split, ...).
+        photos: where the photos are listed; None for shards made elsewhere.
+        degraded_psnr: mean PSNR over all degraded tiles, dB: what a network has to beat; 0 where it is not known.
     """
 
     split: str
@@ -106,19 +123,13 @@ class Manifest:
     config: dict[str, Any]
     index: IndexFile
     shards: tuple[Shard, ...]
-    photos: tuple[PhotoRecord, ...]
-    refused: tuple[Refused, ...]
+    photos: PhotosFile | None
+    degraded_psnr: float
     versions: dict[str, str]
 
     @property
     def num_samples(self) -> int:
         return sum(shard.num_samples for shard in self.shards)
-
-    @property
-    def degraded_psnr(self) -> float:
-        """Mean PSNR over all degraded tiles, dB: what a network has to beat."""
-        total = sum(photo.degraded_psnr * photo.num_samples for photo in self.photos)
-        return total / max(1, self.num_samples)
 
     def hash(self) -> str:
         """sha256 over what the samples are: the shards' hashes in order, tile shape and encoding."""
@@ -160,12 +171,12 @@ class Manifest:
     def parse(content: str | bytes, where: str) -> Manifest:
         """The manifest in a JSON text. Raises ShardError where it is none of this version."""
         try:
-            return _manifest_from_json(where, parse_json(content, object_hook=_compact))
+            return _manifest_from_json(where, parse_json(content))
         except ValueError as error:
             raise error if isinstance(error, ShardError) else ShardError(f"{where}: damaged: {error}") from error
 
 
-def check_shard_size(path: Path, shard: Shard | IndexFile) -> None:
+def check_shard_size(path: Path, shard: Shard | IndexFile | PhotosFile) -> None:
     """Raises ShardError where the file is missing or not as long as the manifest says."""
     size = path.stat().st_size if path.is_file() else None
     if size != shard.bytes:
@@ -175,17 +186,7 @@ def check_shard_size(path: Path, shard: Shard | IndexFile) -> None:
         )
 
 
-PHOTO_KEYS = tuple(field.name for field in dataclasses.fields(PhotoRecord))
-_PHOTO_KEYS = frozenset(PHOTO_KEYS)
-LISTS = ("tile_shape", "members", "shards", "photos", "refused")
-
-
-def _compact(item: dict[str, Any]) -> Any:
-    """Photos as soon as they are parsed: a large set has hundreds of thousands, and dicts take five times as much."""
-    if item.keys() != _PHOTO_KEYS:
-        return item
-    check_record(PhotoRecord, item)
-    return PhotoRecord(**(item | {"shard": sys.intern(item["shard"])}))
+LISTS = ("tile_shape", "members", "shards")
 
 
 def _manifest_from_json(path: str, content: Any) -> Manifest:
@@ -206,8 +207,8 @@ def _manifest_from_json(path: str, content: Any) -> Manifest:
             config=content["config"],
             index=record(IndexFile, content["index"]),
             shards=tuple(record(Shard, shard) for shard in content["shards"]),
-            photos=tuple(content["photos"]),
-            refused=tuple(record(Refused, refused) for refused in content["refused"]),
+            photos=None if content["photos"] is None else record(PhotosFile, content["photos"]),
+            degraded_psnr=content["degraded_psnr"],
             versions=content["versions"],
         )
         _check_layout(manifest)
@@ -232,16 +233,19 @@ def _check_layout(manifest: Manifest) -> None:
         raise OutOfBounds(f"stride {str(manifest.stride)[:99]} does not fit {manifest.encoding} tiles of shape {shape}")
     if len(members) != 2 or not all(isinstance(part, str) for part in (*members, manifest.split)):
         raise OutOfBounds("damaged: split or members are no names")
+    if type(manifest.degraded_psnr) not in (int, float) or not math.isfinite(manifest.degraded_psnr):
+        raise OutOfBounds(f"damaged: degraded_psnr {str(manifest.degraded_psnr)[:99]}")
     if not isinstance(manifest.config, dict) or not isinstance(manifest.versions, dict):
         raise OutOfBounds("damaged: config or versions are none")
 
 
 def _check_contents(manifest: Manifest) -> None:
     """Raises OutOfBounds where names lead elsewhere or come twice, or shards are too small for their pairs."""
-    names = {MANIFEST, manifest.index.name} | {shard.name for shard in manifest.shards}
+    beside = [MANIFEST, manifest.index.name, *([manifest.photos.name] if manifest.photos else [])]
+    names = {*beside, *(shard.name for shard in manifest.shards)}
     for name in names:
         check_name(name)
-    if len(names) != 2 + len(manifest.shards):
+    if len(names) != len(beside) + len(manifest.shards):
         raise OutOfBounds("damaged: a file name comes twice")
     least = manifest.stride or 4 * BLOCK_BYTES
     for shard in manifest.shards:
@@ -249,13 +253,6 @@ def _check_contents(manifest: Manifest) -> None:
             raise OutOfBounds(f"{shard.name}: {shard.num_samples} pairs do not fit into {shard.bytes} bytes")
     if sum(shard.bytes for shard in manifest.shards) >= MAX_COUNT:
         raise OutOfBounds("damaged: more bytes than there are")
-    for photo in manifest.photos:
-        if not isinstance(photo, PhotoRecord):
-            raise OutOfBounds(f"damaged: a photo without all of {', '.join(PHOTO_KEYS)}")
-        if photo.shard not in names:
-            raise OutOfBounds(f"damaged: a photo is in {photo.shard!r:.99}, which is no shard")
-        if photo.name[:1] == "/" or "\0" in photo.name or ".." in photo.name.split("/"):
-            raise OutOfBounds(f"photo {photo.name!r:.99} leads out of the folder")
 
 
 def writer_versions() -> dict[str, str]:

@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from srcnn.files import TEMPORARY_PREFIX
+from srcnn.listing import photos_in, refused_in
 from srcnn.machine import Finding, counted, note, ok, problem
 from srcnn.reader import CURE, ShardReader, read_manifest
 from srcnn.run import TrainConfig, check_tiles, open_split
@@ -102,7 +103,7 @@ def check_splits(config: TrainConfig, splits: Mapping[str, Split]) -> Iterator[F
         if split.manifest:
             yield from _check_content(shards, name, split.manifest, not split.problems)
     if len(manifests) == 2:
-        yield from _check_apart(*manifests)
+        yield from _check_apart(shards, *manifests)
     if config.stream.access.cache and is_url(shards):
         yield from _check_cache(config.stream.access, sum(shard.bytes for each in manifests for shard in each.shards))
 
@@ -124,23 +125,25 @@ def _check_content(shards: str, name: str, manifest: Manifest, is_whole: bool) -
     told = f"{name}: {counted(manifest.num_samples, 'pair')} of {shape} pixels in {num_shards}"
     if manifest.photos:
         psnr = manifest.degraded_psnr
-        told += f", of {counted(len(manifest.photos), 'photo')}; degraded to {psnr:.2f} dB"
+        told += f", of {counted(manifest.photos.num_photos, 'photo')}; degraded to {psnr:.2f} dB"
         if not PLAUSIBLE_PSNR[0] < psnr < PLAUSIBLE_PSNR[1]:
             yield note(f"{name}: degraded tiles have {psnr:.2f} dB", f"are they what you want? {shards}/{name}.png")
     if is_whole:
         yield ok(told)
-    if manifest.refused:
-        first = f"{manifest.refused[0].name}: {manifest.refused[0].reason}"
-        yield note(f"{name}: {counted(len(manifest.refused), 'photo')} refused when the shards were made; {first}")
+    if manifest.photos and manifest.photos.num_refused:
+        first = next(refused_in(open_storage(join(shards, name)), manifest))
+        told = f"{counted(manifest.photos.num_refused, 'photo')} refused when the shards were made"
+        yield note(f"{name}: {told}; {first.name}: {first.reason}")
     if not is_url(shards) and any(Path(shards, name).glob(f"{TEMPORARY_PREFIX}*")):
         told = f"{name}: half-written files lie beside the shards"
         yield note(told, "shards are being made, or were not to the end: the same command clears up")
 
 
-def _check_apart(train: Manifest, val: Manifest) -> Iterator[Finding]:
+def _check_apart(shards: str, train: Manifest, val: Manifest) -> Iterator[Finding]:
     """What is in both splits, and whether they were made alike."""
-    names = {photo.sha256: photo.name for photo in train.photos}
-    twice = [photo.name for photo in val.photos if photo.sha256 in names]
+    names = {photo.sha256: photo.name for photo in photos_in(open_storage(join(shards, val.split)), val)}
+    listed = photos_in(open_storage(join(shards, train.split)), train)
+    twice = sorted({names[photo.sha256] for photo in listed if photo.sha256 in names})
     cure = "make the shards anew, with a validation folder that shares no photo with the other"
     if twice:
         told = ", ".join(twice[:SHOWN]) + (", ..." if len(twice) > SHOWN else "")

@@ -22,7 +22,7 @@ import numpy as np
 import yaml
 from PIL import Image, TiffImagePlugin
 
-MAX_MANIFEST_BYTES = 512 << 20  # a million and a half photos; parsed it takes some twelve times as much memory
+MAX_MANIFEST_BYTES = 512 << 20  # two million shards; parsed it takes some ten times as much memory
 MAX_YAML_BYTES, MAX_YAML_DEPTH = 1 << 20, 20
 MAX_COUNT = 1 << 60  # of anything: sums of a few stay below 2^63
 MAX_NAME_BYTES = 255

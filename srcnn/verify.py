@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from srcnn.index import hash_of, row_problem
-from srcnn.reader import read_index, read_manifest
+from srcnn.listing import photos_in
+from srcnn.reader import read_manifest
+from srcnn.rows import Rows
 from srcnn.sample import PLAN, SPLITS, Manifest, Shard, ShardError
 from srcnn.storage import AccessConfig, Folder, ObjectStore, join, open_storage
 from srcnn.untrusted import read_json
@@ -50,15 +52,19 @@ def verify_shards(location: str | Path, access: AccessConfig | None = None) -> I
 
 def _verify_split(place: str, storage: Folder | ObjectStore, manifest: Manifest) -> Iterator[Checked]:
     yield Checked(join(place, "manifest.json"), _manifest_problem(storage, manifest))
+    if manifest.photos:
+        yield Checked(join(place, manifest.photos.name), _listing_problem(storage, manifest))
     rows, problem = None, ""
     try:
-        rows = read_index(storage, manifest)
+        rows = Rows(storage, manifest)
+        for number in range(len(manifest.shards)):
+            rows.of_shard(number)
     except (OSError, ShardError) as error:
         problem = str(error)
     yield Checked(join(place, manifest.index.name), problem)
     first = 0
-    for shard in manifest.shards:
-        own_rows = None if rows is None else rows[first : first + shard.num_samples]
+    for number, shard in enumerate(manifest.shards):
+        own_rows = None if rows is None or problem else rows.of_shard(number)
         yield Checked(join(place, shard.name), _shard_problem(storage, manifest, shard, own_rows, first))
         first += shard.num_samples
     if isinstance(storage, Folder):
@@ -70,12 +76,6 @@ def _verify_split(place: str, storage: Folder | ObjectStore, manifest: Manifest)
 
 def _manifest_problem(storage: Folder | ObjectStore, manifest: Manifest) -> str:
     """What in a manifest contradicts itself, or the plan that its shards were made by."""
-    pairs = {shard.name: shard.num_samples for shard in manifest.shards}
-    for photo in manifest.photos:
-        pairs[photo.shard] = pairs.get(photo.shard, 0) - photo.num_samples
-    for name, difference in pairs.items():
-        if manifest.photos and difference:
-            return f"says that {name} has {difference:+d} pairs more than its photos gave; make the shards anew"
     plan = storage.path.parent / PLAN if isinstance(storage, Folder) else None
     if plan is not None and plan.is_file():
         begun, here = read_json(plan), manifest.config
@@ -86,6 +86,20 @@ def _manifest_problem(storage: Folder | ObjectStore, manifest: Manifest) -> str:
         if changed:
             told = ", ".join(f"{key}: {planned.get(key)} there, {here.get(key)} here" for key in changed)
             return f"is of another config than {plan} ({told}); make the shards anew"
+    return ""
+
+
+def _listing_problem(storage: Folder | ObjectStore, manifest: Manifest) -> str:
+    pairs = {shard.name: shard.num_samples for shard in manifest.shards}
+    try:
+        for photo in photos_in(storage, manifest):
+            pairs[photo.shard] -= photo.num_samples
+    except (OSError, ShardError) as error:
+        return str(error)
+    for name, difference in pairs.items():
+        if difference:
+            told = f"the manifest says that {name} has {difference:+d} pairs more than its photos gave"
+            return f"{told}; make the shards anew"
     return ""
 
 

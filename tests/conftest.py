@@ -15,7 +15,10 @@ import pytest
 from PIL import Image
 
 from shards.__main__ import main
-from srcnn.sample import Manifest
+from srcnn.listing import photos_in, refused_in
+from srcnn.reader import read_manifest
+from srcnn.sample import Manifest, PhotoRecord, Refused
+from srcnn.storage import open_storage
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
@@ -94,6 +97,16 @@ def traces(out: Path) -> dict[str, tuple[int, int]]:
     """Inode and time of every file below a folder: another one if it was written again."""
     files = (path for path in out.rglob("*") if path.is_file())
     return {path.relative_to(out).as_posix(): (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}
+
+
+def photos_of(*folders: Path) -> list[PhotoRecord]:
+    """The photos that these splits list."""
+    return [photo for each in map(open_storage, folders) for photo in photos_in(each, read_manifest(each))]
+
+
+def refused_of(*folders: Path) -> list[Refused]:
+    """Those that they list as refused."""
+    return [item for each in map(open_storage, folders) for item in refused_in(each, read_manifest(each))]
 
 
 def pairs_of(out: Path, split: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from mutations import mend_png, mend_tar, mutated, unzipped, zipped  # noqa: E402
-from seeds import arrays, configs, pictures, shard_files, training_state, weights  # noqa: E402
+from seeds import arrays, configs, pictures, refit, shard_files, training_state, weights  # noqa: E402
 
 MAX_RSS_MB = 2048
 HANG_SECONDS = 60
@@ -50,9 +50,7 @@ def open_split(folder: Path, files: dict[str, bytes]) -> None:
     from srcnn.reader import ShardReader
 
     manifest = json.loads(files["manifest.json"])
-    for entry in (manifest["index"], *manifest["shards"]):
-        content = files[entry["name"]]
-        entry |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    refit(manifest, files)
     for name, content in (files | {"manifest.json": json.dumps(manifest).encode()}).items():
         (folder / name).write_bytes(content)
     reader = ShardReader(folder)

@@ -84,7 +84,7 @@ class Node:
 
 @contextmanager
 def cluster(num_nodes: int, prefix: str = "node") -> Iterator[list[Node]]:
-    """Nodes `prefix`1, `prefix`2, ... that know each other by name; whatever still runs in them is killed at the end."""
+    """Nodes `prefix`1, `prefix`2, ... that know each other by name; what still runs in them is killed at the end."""
     here = f"{prefix}-{os.getpid()}"
     switch, namespaces = f"{here}-switch", [f"{here}-{number}" for number in range(1, num_nodes + 1)]
     nodes = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import tempfile
 from functools import cache
@@ -17,9 +18,10 @@ def shard_files(encoding: str) -> dict[str, bytes]:
     import numpy as np
 
     from shards.tar import TarShard
-    from srcnn.index import write_index
+    from srcnn.index import INDEX, encode_index, hash_of_rows, index_entry
+    from srcnn.listing import PHOTOS, encode
     from srcnn.members import MEMBERS, npy_stride
-    from srcnn.sample import Manifest, PhotoRecord, Refused, Shard
+    from srcnn.sample import Manifest, PhotoRecord, PhotosFile, Refused, Shard
 
     tiles = np.random.default_rng(0).integers(0, 256, (5, 2, 16, 16), np.uint8) // 32
     with tempfile.TemporaryDirectory() as name:
@@ -29,12 +31,35 @@ def shard_files(encoding: str) -> dict[str, bytes]:
             for number, pair in enumerate(tiles):
                 tar.add(number, *pair)
             sha256, rows = tar.finish()
-        shard = Shard("000000.tar", tar.num_bytes, sha256, 5)
+        (folder / INDEX).write_bytes(encode_index(rows))
+        shard = Shard("000000.tar", tar.num_bytes, sha256, 5, hash_of_rows(rows))
         photo = PhotoRecord("sub/a.png", "00", 80, 16, 20, "000000.tar", 0, 5, 30.5)
+        listing = encode(photo) + encode(Refused("b.png", "why", "train"))
+        (folder / PHOTOS).write_bytes(listing)
+        photos = PhotosFile(PHOTOS, len(listing), hashlib.sha256(listing).hexdigest(), 1, 1)
         stride = npy_stride((16, 16)) if encoding == "npy" else None
-        Manifest("train", (16, 16), encoding, MEMBERS[encoding], stride, {"resize": "none"}, write_index(folder, rows),
-                 (shard,), (photo,), (Refused("b.png", "why", "train"),), {"pillow": "13"}).write(folder)
+        Manifest("train", (16, 16), encoding, MEMBERS[encoding], stride, {"resize": "none"}, index_entry(5),
+                 (shard,), photos, 30.5, {"pillow": "13"}).write(folder)
         return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def refit(manifest: dict, files: dict[str, bytes]) -> None:
+    """Makes sizes and hashes in a split's manifest those of its files, as a stranger would."""
+    from srcnn.index import ROW
+
+    for entry in manifest["shards"]:
+        if entry["name"] in files:
+            content = files[entry["name"]]
+            entry |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    num_samples = sum(entry["num_samples"] for entry in manifest["shards"])
+    index = files["index.npy"]
+    manifest["index"]["bytes"] = len(index)
+    rows, place = index[len(index) - num_samples * ROW.itemsize :], 0
+    for entry in manifest["shards"]:
+        end = place + entry["num_samples"] * ROW.itemsize
+        entry["index_sha256"], place = hashlib.sha256(rows[place:end]).hexdigest(), end
+    listing = files.get("photos.jsonl", b"")
+    manifest["photos"] |= {"bytes": len(listing), "sha256": hashlib.sha256(listing).hexdigest()}
 
 
 @cache

@@ -45,7 +45,7 @@ def test_a_read_that_fails_for_good_stops_all_ranks_after_the_same_step_and_the_
     common = {"total_samples": 144, "log_every_samples": 72, "validate_every_samples": 144, "stream": stream}
     reader = ShardReader(shards / "train")
     sample = int(RunOrder(0, 75, 1, 2, 8).samples_at(np.array([65]))[0])
-    missing = int(reader.index[sample]["start"]), f"train/00000{sample // 30}.tar"
+    missing = int(reader.row(sample)["start"]), f"train/00000{sample // 30}.tar"
     run = tmp_path / "run"
     with FaultyServer(shards) as server:
         server.fault = lambda path, start, stop, number: "404" if (start, path) == missing and stop else None

@@ -9,12 +9,13 @@ import tarfile
 
 import numpy as np
 import pytest
+from conftest import photos_of
 from PIL import Image
+from seeds import refit
 from small import draw_photo, small_shards
 
 from shards.foreign import index_folder
 from srcnn.cache import SparseCache
-from srcnn.files import sha256_of
 from srcnn.index import MAX_SAMPLE_BYTES, ROW, encode_index, scan_tar
 from srcnn.reader import ShardReader
 from srcnn.sample import Manifest, ShardError
@@ -32,14 +33,23 @@ def shards(request, originals, tmp_path):
 
 
 def edit(folder, change):
-    """Changes a manifest as a stranger would; its index's hash fits again."""
+    """Changes a manifest as a stranger would; hashes fit the files again, but where the change is."""
     path = folder / "manifest.json"
     content = json.loads(path.read_text())
+    if (folder / "index.npy").is_file():
+        refit(content, {name: (folder / name).read_bytes() for name in ("index.npy", "photos.jsonl")})
     change(content)
-    index = folder / "index.npy"
-    if index.is_file() and isinstance(content.get("index"), dict):
-        content["index"] |= {"bytes": index.stat().st_size, "sha256": sha256_of(index)}
     path.write_text(json.dumps(content))
+
+
+def edit_photo(folder, change):
+    """The same with the first line of the list of photos."""
+    path = folder / "photos.jsonl"
+    first, *others = path.read_text().splitlines()
+    changed = json.loads(first)
+    change(changed)
+    path.write_text("\n".join([json.dumps(changed), *others, ""]))
+    edit(folder, lambda it: None)
 
 
 def put(content, where, value):
@@ -63,9 +73,9 @@ def test_a_shard_under_a_name_that_leads_elsewhere_or_comes_twice_is_refused(sha
 
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "a/../../b.png", "a\0b"])
 def test_a_photo_under_a_name_that_leads_elsewhere_is_refused(shards, name):
-    edit(shards, lambda it: put(it, ("photos", 0, "name"), name))
-    with pytest.raises(ShardError, match="leads out of the folder"):
-        Manifest.read(shards)
+    edit_photo(shards, lambda it: it.update(name=name))
+    with pytest.raises(ShardError, match="photos.jsonl: photo .* leads out of the folder"):
+        photos_of(shards)
 
 
 VALUES = [
@@ -80,14 +90,16 @@ VALUES = [
     (("config",), [None, [], "x"]),
     (("index",), [None, [], "index.npy", {"name": "index.npy", "more": 1}]),
     (("shards",), [None, 7, [7], [None], {"a": 1}, "ab"]),
-    (("photos",), [None, 7, [7], [{}], {"a": 1}]),
-    (("refused",), [None, 7, [7], [{}], [{"name": 1, "reason": 2, "split": 3}]]),
+    (("photos",), [7, [7], [{}], {"a": 1}, "photos.jsonl"]),
+    (("photos", "name"), ["../photos.jsonl", "index.npy", "000000.tar", 7, None]),
+    (("photos", "bytes"), [-1, 1.5, True, None, 10**30]),
+    (("photos", "num_photos"), [-1, 1.5, True, None]),
+    (("degraded_psnr",), ["high", None, float("nan"), float("inf"), [1], True]),
     (("versions",), [None, []]),
-    (("photos", 0, "shard"), ["none.tar", None, 7, ["a"]]),
-    (("photos", 0, "num_samples"), [-1, 1.5, True, 2**64]),
-    (("photos", 0, "width"), [-1, "9", None]),
-    (("photos", 0, "degraded_psnr"), ["high", None, float("nan"), [1]]),
 ]  # fmt: skip
+IN_PHOTOS = [("shard", "none.tar"), ("shard", None), ("shard", 7), ("num_samples", -1), ("num_samples", 1.5),
+             ("num_samples", True), ("num_samples", 2**64), ("width", -1), ("width", "9"), ("degraded_psnr", "high"),
+             ("degraded_psnr", float("nan")), ("reason", "too"), ("more", 1), ("name", 7)]
 
 
 PLACES = [(where, value) for where, values in VALUES for value in values]
@@ -99,6 +111,32 @@ def test_a_manifest_with_a_value_of_another_type_or_size_is_refused(originals, t
     edit(shards, lambda it: put(it, where, value))
     with pytest.raises(ShardError, match="manifest.json: "):
         ShardReader(shards)
+
+
+@pytest.mark.parametrize(("key", "value"), IN_PHOTOS, ids=repr)
+def test_a_photo_with_a_value_of_another_type_or_size_is_refused(originals, tmp_path, key, value):
+    shards = shutil.copytree(originals["npy"], tmp_path / "train")
+    edit_photo(shards, lambda it: it.update({key: value}))
+    with pytest.raises(ShardError, match="photos.jsonl: "):
+        photos_of(shards)
+    assert any("photos.jsonl" in checked.name and checked.problem for checked in verify_shards(shards))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]\n", b"[" * 10**5 + b"\n", b"7\n", b"\xff\n", b"x" * (2 << 20)])
+def test_a_list_of_photos_that_is_none_is_refused(originals, tmp_path, content):
+    shards = shutil.copytree(originals["npy"], tmp_path / "train")
+    before = (shards / "photos.jsonl").read_bytes()
+    (shards / "photos.jsonl").write_bytes(content)
+    with pytest.raises(ShardError, match="photos.jsonl: "):
+        photos_of(shards)
+    (shards / "photos.jsonl").write_bytes(before.replace(b"photo 0", b"photo 7"))
+    with pytest.raises(ShardError, match="photos.jsonl: not the list the manifest names"):
+        photos_of(shards)
+    if content:
+        (shards / "photos.jsonl").write_bytes(content)
+        edit(shards, lambda it: None)
+        with pytest.raises(ShardError, match="photos.jsonl: "):
+            photos_of(shards)
 
 
 @pytest.mark.parametrize("content", ["[" * 10**6, '{"a":' * 10**6, "[]," * 10**6, "9" * 10**6, "\ufeff{}", "\x80"])

@@ -288,7 +288,7 @@ def test_no_error_of_reading_or_checking_tells_a_secret(serve, url, caplog, tmp_
 def test_an_empty_split_behind_an_address_tells_no_secret(tmp_path):
     shards = small_shards(tmp_path, num_train=1, num_val=1)
     manifest = json.loads((shards / "val/manifest.json").read_text())
-    manifest |= {"shards": [], "photos": []}
+    manifest |= {"shards": [], "photos": None}
     handler = type("Files", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), lambda *it: handler(*it, directory=str(tmp_path)))

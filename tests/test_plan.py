@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from typing import Any
 
@@ -82,10 +81,10 @@ def test_of_two_photos_or_more_neither_split_is_empty(first: int, num: int, frac
 
 
 def test_copies_of_a_photo_go_to_the_same_split() -> None:
-    copies = [dataclasses.replace(source(number), name=f"copy-{number}.jpg") for number in range(50)]
+    copies = [source(number)._replace(name=f"copy-{number}.jpg") for number in range(50)]
     split = plan.assign_splits(config(), [source(number) for number in range(50)] + copies)
     assert [item.split for item in split[:50]] == [item.split for item in split[50:]]
-    two_copies = plan.assign_splits(config(), [source(1), dataclasses.replace(source(1), name="copy.jpg")])
+    two_copies = plan.assign_splits(config(), [source(1), source(1)._replace(name="copy.jpg")])
     assert len({item.split for item in two_copies}) == 1
 
 
@@ -150,13 +149,13 @@ def test_the_plans_hash_is_that_of_what_goes_where() -> None:
             sources,
             sources[:3],
             sources[::-1],
-            [dataclasses.replace(photo, split="val") for photo in sources],
-            [dataclasses.replace(sources[0], name="renamed.jpg"), *sources[1:]],
-            [dataclasses.replace(sources[0], sha256="0" * 64), *sources[1:]],
+            [photo._replace(split="val") for photo in sources],
+            [sources[0]._replace(name="renamed.jpg"), *sources[1:]],
+            [sources[0]._replace(sha256="0" * 64), *sources[1:]],
         )
     }
     assert len(hashes) == 6
-    moved = [dataclasses.replace(photo, root="elsewhere") for photo in sources]
+    moved = [photo._replace(root="elsewhere") for photo in sources]
     assert plan.plan_hash(plan.plan_shards(settings, moved)) in hashes
 
 

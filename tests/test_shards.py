@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, SMALL, PhotosFolder, make, pairs_of, quiet_env, run_shards
+from conftest import REPOSITORY, SMALL, PhotosFolder, make, pairs_of, photos_of, quiet_env, run_shards
 from PIL import Image
 
 from shards.__main__ import main
@@ -28,8 +28,8 @@ def test_every_pair_is_a_tile_of_the_photo_and_of_its_jpeg(
     assert make("--photos", photos, "--out", out) == 0
     num_seen = 0
     for split in ("train", "val"):
-        manifest, pairs = Manifest.read(out / split), list(pairs_of(out, split).values())
-        for photo in manifest.photos:
+        pairs = list(pairs_of(out, split).values())
+        for photo in photos_of(out / split):
             clean = np.asarray(Image.open(photos / photo.name))
             whole = luma_l(clean), luma_l(jpeg(clean, 20))
             corners = [(top, left) for top in (0, 64) for left in (0, 64, 128)]
@@ -54,10 +54,10 @@ def test_the_manifest_tells_the_bytes_and_hashes_of_the_shards(
             content = (tmp_path / "out" / split / shard.name).read_bytes()
             assert shard.sha256 == hashlib.sha256(content).hexdigest()
             assert 0 <= len(content) - shard.num_samples * manifest.stride <= 10240  # the end of a tar
-        for photo in manifest.photos:
+        for photo in photos_of(tmp_path / "out" / split):
             assert photo.first_sample % 6 == 0 and photo.num_samples == 6
         names = {path.name for path in (tmp_path / "out" / split).iterdir()}
-        assert names == {"manifest.json", "index.npy", *(shard.name for shard in manifest.shards)}
+        assert names == {"manifest.json", "index.npy", "photos.jsonl", *(shard.name for shard in manifest.shards)}
 
 
 def test_rgb_and_png_hold_the_same_pixels(tmp_path: Path, photos_folder: PhotosFolder) -> None:
@@ -79,16 +79,16 @@ def test_rgb_and_png_hold_the_same_pixels(tmp_path: Path, photos_folder: PhotosF
 def test_a_bicubic_scale_alone_makes_pairs(tmp_path: Path, photos_folder: PhotosFolder) -> None:
     options = ("--degradation.scale", 3, "--degradation.jpeg_quality", "[]")
     assert make("--photos", photos_folder(2), "--out", tmp_path / "out", *options) == 0
-    manifest = Manifest.read(tmp_path / "out/train")
-    assert manifest.photos[0].quality is None
-    assert (manifest.photos[0].width, manifest.photos[0].height) == (201, 147)
+    manifest, photos = Manifest.read(tmp_path / "out/train"), photos_of(tmp_path / "out/train")
+    assert photos[0].quality is None
+    assert (photos[0].width, photos[0].height) == (201, 147)
     assert 15 < manifest.degraded_psnr < 40
 
 
 def test_a_range_of_qualities_is_in_the_manifest(tmp_path: Path, photos_folder: PhotosFolder) -> None:
     options = ("--degradation.jpeg_quality", "[5, 60]", "--val_fraction", 0)
     assert make("--photos", photos_folder(8), "--out", tmp_path / "out", *options) == 0
-    photos = Manifest.read(tmp_path / "out/train").photos
+    photos = photos_of(tmp_path / "out/train")
     qualities = [photo.quality for photo in photos if photo.quality]
     assert len(qualities) == 8 and len(set(qualities)) > 3 and 5 <= min(qualities) <= max(qualities) <= 60
     assert np.corrcoef(qualities, [photo.degraded_psnr for photo in photos])[0, 1] > 0.8
@@ -100,7 +100,7 @@ def test_each_folder_has_its_own_resize_rule(tmp_path: Path, photos_folder: Phot
     photos_folder(1, "photos/left out", 20)
     rules = json.dumps({"large": "x0.5", "small": "none"})
     assert make("--photos", tmp_path / "photos", "--out", tmp_path / "out", "--folders", rules) == 0
-    photos = [photo for split in ("train", "val") for photo in Manifest.read(tmp_path / "out" / split).photos]
+    photos = photos_of(tmp_path / "out/train", tmp_path / "out/val")
     sizes = {(photo.name.split("/")[0], photo.width, photo.height) for photo in photos}
     assert sizes == {("large", 200, 150), ("small", 203, 149)} and len(photos) == 4
 
@@ -110,7 +110,7 @@ def test_a_folder_of_the_mapping_may_be_a_link(tmp_path: Path, photos_folder: Ph
     (tmp_path / "photos/cities").symlink_to(photos_folder(2, "elsewhere"))
     rules = json.dumps({"cities": "none"})
     assert make("--photos", tmp_path / "photos", "--out", tmp_path / "out", "--folders", rules) == 0
-    assert Manifest.read(tmp_path / "out/train").photos[0].name.startswith("cities/photo-")
+    assert photos_of(tmp_path / "out/train")[0].name.startswith("cities/photo-")
 
 
 def test_pair_pictures_are_taken_as_they_are(tmp_path: Path) -> None:
@@ -125,8 +125,8 @@ def test_pair_pictures_are_taken_as_they_are(tmp_path: Path) -> None:
     assert main(["--pairs", str(pairs), "--out", str(tmp_path / "out"), "--num_workers", "1"]) == 1
     num_seen = 0
     for split in ("train", "val"):
-        manifest = Manifest.read(tmp_path / "out" / split)
-        for photo, pair in zip(manifest.photos, pairs_of(tmp_path / "out", split).values(), strict=True):
+        photos = photos_of(tmp_path / "out" / split)
+        for photo, pair in zip(photos, pairs_of(tmp_path / "out", split).values(), strict=True):
             np.testing.assert_array_equal(np.concatenate(pair, 1), whole[photo.name])
             num_seen += 1
     assert num_seen == 9
@@ -140,9 +140,7 @@ def test_names_of_all_kinds_give_keys_without_a_dot(tmp_path: Path, photos_folde
         path.rename(photos / name)
     result = run_shards(*SMALL, "--photos", photos, "--out", tmp_path / "out")
     assert (result.returncode, result.stderr) == (0, "")
-    named = [
-        photo.name for split in ("train", "val") for photo in Manifest.read(tmp_path / "out" / split).photos
-    ]
+    named = [photo.name for photo in photos_of(tmp_path / "out/train", tmp_path / "out/val")]
     assert sorted(named) == sorted(odd)
     keys = [key for split in ("train", "val") for key in pairs_of(tmp_path / "out", split)]
     assert len(keys) == 48 and all(len(key) == 10 and key.isdigit() for key in keys)
@@ -175,9 +173,9 @@ def test_the_degraded_psnr_of_real_photographs_is_scikit_images(tmp_path: Path, 
     options = ("--photos", photos, "--out", out, "--num_workers", 1, "--resize", "none", "--val_fraction", 0)
     assert main([*map(str, options)]) == 0
     manifest = Manifest.read(out / "train")
-    assert len(manifest.photos) == 20
+    assert manifest.photos and manifest.photos.num_photos == 20
     scores = []
-    for photo in manifest.photos:
+    for photo in photos_of(out / "train"):
         clean = Image.open(photos / photo.name).convert("RGB")
         clean.save(tmp_path / "degraded.jpg", quality=20)
         whole = [np.asarray(part.convert("L")) for part in (clean, Image.open(tmp_path / "degraded.jpg"))]

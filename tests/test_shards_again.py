@@ -180,7 +180,7 @@ def test_a_record_without_its_shard_and_a_shard_without_its_record_are_made_agai
     before = contents(tmp_path / "out")
     (tmp_path / "out/train/manifest.json").unlink()
     stale = {
-        "shard": {"name": "000000.tar", "bytes": 7, "sha256": "", "num_samples": 1},
+        "shard": {"name": "000000.tar", "bytes": 7, "sha256": "", "num_samples": 1, "index_sha256": ""},
         "photos": [],
         "refused": [],
     }

@@ -8,7 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SMALL, PhotosFolder, contents, make, pairs_of, photo_pixels, run_shards, traces
+from conftest import (
+    SMALL,
+    PhotosFolder,
+    contents,
+    make,
+    pairs_of,
+    photo_pixels,
+    photos_of,
+    refused_of,
+    run_shards,
+    traces,
+)
 from PIL import Image
 from test_photo import write_png_header
 
@@ -49,9 +60,9 @@ def test_photos_that_cannot_be_used_are_named_with_the_reason_and_counted(
         assert lines[-1].startswith("6 photos refused") and len(lines) == 7
         assert "1 files that are no photos" in result.stdout
     assert run_shards(*SMALL, "--photos", photos, "--out", out, "--allow_refused", "true").returncode == 0
-    manifests = [Manifest.read(out / split) for split in ("train", "val")]
-    assert {item.name for manifest in manifests for item in manifest.refused} == expected.keys()
-    assert sum(len(manifest.photos) for manifest in manifests) == 12
+    splits = out / "train", out / "val"
+    assert {item.name for item in refused_of(*splits)} == expected.keys()
+    assert len(photos_of(*splits)) == 12
     assert sum(len(pairs_of(out, split)) for split in ("train", "val")) == 72
 
 
@@ -66,7 +77,7 @@ def test_the_keys_of_a_photo_refused_while_decoding_stay_unused(
     keys = sorted(pairs_of(out, "train"))
     # Shards are filled by name: photo-000-cut.jpg has the keys of the first six tiles, and uses none of them.
     assert keys == [f"{number:010d}" for number in range(6, 24)]
-    assert [photo.first_sample for photo in Manifest.read(out / "train").photos] == [0, 6, 12]
+    assert [photo.first_sample for photo in photos_of(out / "train")] == [0, 6, 12]
 
 
 def test_all_kinds_of_pictures_become_pairs(tmp_path: Path) -> None:
@@ -86,7 +97,7 @@ def test_all_kinds_of_pictures_become_pairs(tmp_path: Path) -> None:
     image.save(photos / "rgb.bmp")
     Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257).save(photos / "deep.png")
     assert make("--photos", photos, "--out", tmp_path / "out") == 0
-    found = [photo for split in ("train", "val") for photo in Manifest.read(tmp_path / "out" / split).photos]
+    found = photos_of(tmp_path / "out/train", tmp_path / "out/val")
     sizes = {photo.name: (photo.width, photo.height) for photo in found}
     assert len(sizes) == 10
     assert {name for name, size in sizes.items() if size == (149, 203)} == {"sideways.jpg", "sideways.tif"}
@@ -99,7 +110,7 @@ def test_the_same_photo_in_both_folders_is_refused(tmp_path: Path, photos_folder
     assert result.returncode == 1
     assert "refused: photo-001.png: the same file as the validation photo another name.png" in result.stderr
     names = [
-        [photo.name for photo in Manifest.read(tmp_path / "out" / split).photos] for split in ("train", "val")
+        [photo.name for photo in photos_of(tmp_path / "out" / split)] for split in ("train", "val")
     ]
     assert names == [
         ["photo-000.png", "photo-002.png"],
@@ -113,7 +124,7 @@ def test_a_validation_folder_below_the_training_photos_is_no_part_of_these(
     photos = photos_folder(3)
     val = photos_folder(2, "photos/val", 100)
     assert make("--photos", photos, "--val", val, "--out", photos / "shards") == 0
-    counts = [len(Manifest.read(photos / "shards" / split).photos) for split in ("train", "val")]
+    counts = [len(photos_of(photos / "shards" / split)) for split in ("train", "val")]
     assert counts == [3, 2]
 
 
@@ -121,7 +132,7 @@ def test_shards_among_the_photos_are_not_read_as_photos(tmp_path: Path, photos_f
     photos = photos_folder(3)
     for _ in range(2):
         assert make("--photos", photos, "--out", photos / "out") == 0
-    assert sum(len(Manifest.read(photos / "out" / split).photos) for split in ("train", "val")) == 3
+    assert len(photos_of(photos / "out/train", photos / "out/val")) == 3
 
 
 def test_a_photo_that_turns_up_broken_in_a_finished_folder_is_refused(
@@ -133,10 +144,10 @@ def test_a_photo_that_turns_up_broken_in_a_finished_folder_is_refused(
     shards = {name: value for name, value in traces(tmp_path / "out").items() if name.endswith(".tar")}
     (photos / "late.jpg").write_text("no picture")
     assert make(*options) == 1
-    assert [item.name for item in Manifest.read(tmp_path / "out/train").refused] == ["late.jpg"]
+    assert [item.name for item in refused_of(tmp_path / "out/train")] == ["late.jpg"]
     (photos / "late.jpg").unlink()
     assert make(*options) == 0
-    assert not Manifest.read(tmp_path / "out/train").refused
+    assert not refused_of(tmp_path / "out/train")
     assert shards.items() <= traces(tmp_path / "out").items()
 
 
@@ -152,7 +163,7 @@ def test_a_photo_that_changed_underway_is_refused(
 
     monkeypatch.setattr(folder, "claim", change_a_photo)
     assert make("--photos", photos, "--out", tmp_path / "out") == 1
-    refused = [item for split in ("train", "val") for item in Manifest.read(tmp_path / "out" / split).refused]
+    refused = refused_of(tmp_path / "out/train", tmp_path / "out/val")
     assert [(item.name, item.reason) for item in refused] == [
         ("photo-001.png", "changed while shards were made of it")
     ]
