@@ -60,18 +60,18 @@ def alerts(found):
 
 
 def test_killed_requeued_and_done_it_is_one_run_with_every_point_once(tmp_path, shards, server):
-    run, short = tmp_path / "run", LONG | {"total_samples": 9600}
+    run = tmp_path / "run"
     first = train(2, tmp_path, shards, environment=SLURM, **LONG)
-    wait_until(first, lambda: len(progresses(run)) >= 6)
+    wait_until(first, lambda: len(progresses(run)) >= 3)
     kill(first)
     told_to_stop = train(2, tmp_path, shards, environment=SLURM | {"SLURM_RESTART_COUNT": "1"}, **LONG)
     reached = progresses(run)[-1]
-    wait_until(told_to_stop, lambda: progresses(run)[-1] >= reached + 960)
+    wait_until(told_to_stop, lambda: progresses(run)[-1] >= reached + 240)
     told_to_stop.send_signal(signal.SIGTERM)
     finish(told_to_stop)
-    total = progresses(run)[-1] // 960 * 960 + 1920
+    total = progresses(run)[-1] + 480
     moved = SLURM | {"SLURM_RESTART_COUNT": "2", "SLURM_JOB_NODELIST": "n07"}
-    succeed(train(2, tmp_path, shards, environment=moved, **short | {"total_samples": total}))
+    succeed(train(2, tmp_path, shards, environment=moved, **LONG | {"total_samples": total}))
 
     found, points = records(run), read_metrics(run)
     rows = [row["item"] for row in of_kind("history", found)]
