@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -60,14 +61,25 @@ def add_training_commands(commands: Any) -> None:
     report.set_defaults(action=report_command)
 
     send = commands.add_parser(
-        "sync", help="send what wandb lacks of a training run's numbers",
+        "sync", help="send what wandb or MLflow lacks of a training run's numbers",
         description="Sends the points of metrics.jsonl that the wandb server lacks, with the run's settings, as the one"
         " run they belong to; for a run that is not training now. WANDB_API_KEY, WANDB_BASE_URL, WANDB_ENTITY and the"
         " like hold. Where there was no account, `wandb sync RUN/wandb/offline-run-*` sends pictures too; do one of"
         " the two.")
     send.add_argument("run", type=Path, help="folder of the run")
-    send.add_argument("--project", default="", help="wandb project (default: WANDB_PROJECT, or srcnn)")
+    send.add_argument("--tracker", choices=("wandb", "mlflow"), default="wandb")
+    send.add_argument("--project", default="", help="wandb project, MLflow experiment (default: WANDB_PROJECT, or "
+                      "MLFLOW_EXPERIMENT_NAME, or srcnn)")
     send.set_defaults(action=sync_command)
+
+    board = commands.add_parser(
+        "dashboard", help="make a workspace in wandb with the panels of a training that matter",
+        description="Adds a view to a wandb project: quality, learning, speed and the load of the machines, over the "
+        "tiles seen. Needs an account, and pip install 'srcnn[dashboard]'.")
+    board.add_argument("--entity", default="", help="default: WANDB_ENTITY, or the account's own")
+    board.add_argument("--project", default="", help="default: WANDB_PROJECT, or srcnn")
+    board.add_argument("--name", default="SRCNN training", help="of the view")
+    board.set_defaults(action=dashboard_command)
 
 
 def verify_command(options: argparse.Namespace) -> int:
@@ -101,11 +113,18 @@ def report_command(options: argparse.Namespace) -> int:
     return 0
 
 
+def dashboard_command(options: argparse.Namespace) -> int:
+    from srcnn.dashboard import save  # slow to import, and wanted only here
+
+    print(save(options.entity, options.project or os.environ.get("WANDB_PROJECT", "srcnn"), options.name))
+    return 0
+
+
 def sync_command(options: argparse.Namespace) -> int:
     from srcnn.sync import sync  # slow to import, and wanted only here
 
-    num_sent, address = sync(options.run, options.project)
-    print(f"{options.run}: {num_sent} points sent, wandb has all: {address}")
+    num_sent, address = sync(options.run, options.project, options.tracker)
+    print(f"{options.run}: {num_sent} points sent, {options.tracker} has all: {address}")
     return 0
 
 

@@ -115,7 +115,8 @@ def _told(name: str) -> int:
 
 
 def check_packages(job: Job) -> Iterator[Finding]:
-    extras = {"remote": is_url(job.config.shards), "tensorboard": "tensorboard" in job.config.trackers}
+    extras = {name: name in job.config.trackers for name in ("tensorboard", "mlflow")}
+    extras["remote"] = is_url(job.config.shards)
     yield from machine.check_versions("srcnn", [name for name, is_needed in extras.items() if is_needed])
 
 
@@ -260,7 +261,7 @@ CHECKS: tuple[tuple[str, Callable[[Job], Iterator[Finding]]], ...] = (
     ("device", lambda job: machine.check_device(job.device, job.ranks_here, job.config.compile)),
     ("precision", lambda job: machine.check_precision(job.config.mixed_precision, job.device)),
     ("meeting of the ranks", lambda job: machine.check_meeting(job.ranks, job.machines, job.port)),
-    ("trackers", lambda job: machine.check_trackers(job.config.trackers, job.config.run)),
+    ("trackers", lambda job: machine.check_trackers(job.config.trackers, job.config.run, job.config.node_metrics)),
 )
 
 

@@ -24,8 +24,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from srcnn import files
+from srcnn.mlflow_run import mlflow_problem
 from srcnn.model import computes_bf16
-from srcnn.trackers import wandb_mode
+from srcnn.wandb_run import can_be_shared, wandb_mode
 
 RESOLVE_SECONDS = 5.0
 BESIDE_BYTES = 100_000_000  # what metrics, report and the trackers' pictures of a long run stay below
@@ -254,20 +255,25 @@ def _size(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
 
 
-def check_trackers(trackers: Sequence[str], run: str) -> Iterator[Finding]:
-    """Whether the trackers are there, and where wandb would keep the run."""
+def check_trackers(trackers: Sequence[str], run: str, node_metrics: bool = False) -> Iterator[Finding]:
+    """Whether the trackers are there, and where wandb and MLflow would keep the run."""
     for name in trackers:
         if find_spec(name) is None:
-            yield problem(f"trackers: {name} is not installed", f"pip install {name}, or leave it out of trackers")
-        elif name != "wandb":
-            yield ok(f"{name} is installed")
-        else:
+            package = "mlflow-skinny" if name == "mlflow" else name
+            yield problem(f"trackers: {name} is not installed", f"pip install {package}, or leave it out of trackers")
+        elif name == "wandb":
             try:
                 mode = wandb_mode(None)
                 cure = f"wandb login before, or srcnn sync {run} afterwards"
                 yield note("wandb is offline", cure) if mode == "offline" else ok(f"wandb is {mode}")
             except ValueError as error:
                 yield problem(str(error))
+        elif name == "mlflow" and (trouble := mlflow_problem()):
+            yield problem(f"trackers: {trouble}")
+        else:
+            yield ok(f"{name} is installed")
+    if node_metrics and not ("wandb" in trackers and can_be_shared()):
+        yield note("node_metrics: only where wandb is among the trackers, and online", "wandb login, or leave it out")
     yield ok("metrics.jsonl is always written")
 
 

@@ -42,8 +42,9 @@ def continue_run(config: TrainConfig, run: Run, meter: Meter, reader: ShardReade
     is_main = run.accelerator.is_main_process
     together(lambda: take_hold(config, run) if is_main else None, run.group)
     together(lambda: load_latest(config, run, meter, reader), run.group)
-    found = all_told(run.samples, run.group)
-    together(lambda: check_alike(config, found), run.group)
+    found, ids = zip(*all_told((run.samples, run.tracker_id), run.group), strict=True)
+    run.tracker_id = ids[0]
+    together(lambda: check_alike(config, list(found)), run.group)
     together(lambda: write_config(config) if is_main else None, run.group)
 
 

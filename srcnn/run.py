@@ -70,7 +70,9 @@ class TrainConfig:
         max_skipped_steps: steps in a row that may be left out because loss or gradient is not finite; then it stops.
         timeout_minutes: how long ranks wait for each other, as for one that hangs; longer than a validation takes.
         fresh: begin anew; what the run folder holds is kept beside it under another name.
-        trackers: any of "wandb", "tensorboard"; metrics.jsonl is always written.
+        trackers: any of "wandb", "tensorboard", "mlflow"; metrics.jsonl is always written.
+        alerts: have wandb tell people of a loss that is not finite, a stop, a failure, the end.
+        node_metrics: wandb shows the load of every node, not the first one's only; experimental there, and only online.
         num_pictures: pairs shown to the trackers at each validation.
         upload_best: send the best checkpoint to wandb as an artifact at the end.
         overfit_tiles: train and validate on the first so many training tiles only, to see that the loop learns; 0: off.
@@ -102,7 +104,9 @@ class TrainConfig:
     max_skipped_steps: int = 20
     timeout_minutes: float = 10.0
     fresh: bool = False
-    trackers: list[Literal["wandb", "tensorboard"]] = field(default_factory=lambda: ["wandb"])
+    trackers: list[Literal["wandb", "tensorboard", "mlflow"]] = field(default_factory=lambda: ["wandb"])
+    alerts: bool = True
+    node_metrics: bool = False
     num_pictures: int = 4
     upload_best: bool = False
     overfit_tiles: int = 0
@@ -235,7 +239,8 @@ def start_run(config: TrainConfig, accelerator: Accelerator) -> Run:
     compiled, floats = (torch.compile(network), torch.compile(as_floats)) if config.compile else (network, as_floats)
     model, optimizer = accelerator.prepare(compiled, optimizer)
     group = process_group(timedelta(minutes=config.timeout_minutes))
-    return Run(accelerator, network, model, average, optimizer, floats, group, tracker_id=uuid.uuid4().hex[:8])
+    tracker_id = os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8]  # a sweep names its trials
+    return Run(accelerator, network, model, average, optimizer, floats, group, tracker_id=tracker_id)
 
 
 def due(config: TrainConfig, run: Run, every: int, last: int) -> bool:

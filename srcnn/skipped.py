@@ -16,15 +16,16 @@ NAME_BYTES = 100  # of a tar header: where the name of a member stands
 logger = logging.getLogger(__name__)
 
 
-def report_skipped(config: TrainConfig, run: Run, batch: Batch, reader: ShardReader) -> None:
-    """Writes down which tiles a skipped step was to see; fp16 skips some while it looks for its scale.
+def report_skipped(config: TrainConfig, run: Run, batch: Batch, reader: ShardReader) -> bool:
+    """Writes down which tiles a skipped step was to see; returns whether it did: fp16 skips some while it looks for its
+    scale.
 
     Raises:
         FloatingPointError: too many steps in a row were skipped; on all ranks.
     """
     last_straw = run.skipped_in_a_row > config.max_skipped_steps
     if run.accelerator.scaler and not last_straw:
-        return
+        return False
     keys = all_told(keys_of(reader, batch.samples.tolist()), run.group)
     where = Path(config.run, SKIPPED)
     if run.accelerator.is_main_process:
@@ -37,6 +38,7 @@ def report_skipped(config: TrainConfig, run: Run, batch: Batch, reader: ShardRea
     if last_straw:
         raise FloatingPointError(f"loss or gradient was not finite in {run.skipped_in_a_row} steps in a row: lower "
                                  f"optimizer.lr and start a new run; the tiles of these steps are in {where}")
+    return True
 
 
 def keys_of(reader: ShardReader, samples: list[int]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Where a run's numbers and pictures go: metrics.jsonl always, wandb and TensorBoard as asked, a line for people."""
+"""Where a run's numbers and pictures go: metrics.jsonl always, a line for people, and the trackers asked for."""
 
 from __future__ import annotations
 
@@ -15,18 +15,24 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from srcnn.config import without_credentials
 from srcnn.files import atomic_file
-from srcnn.trackers import FINISH_SECONDS, STEP_KEY, Sender, TensorBoard, Tracker, Wandb
+from srcnn.job import note_start
+from srcnn.mlflow_run import Mlflow
+from srcnn.trackers import FINISH_SECONDS, STEP_KEY, Level, Sender, TensorBoard, Tracker
+from srcnn.wandb_run import NodeMetrics, Wandb
 
 __all__ = ["METRICS", "STEP_KEY", "Tracking", "read_metrics"]
 logger = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
 PREEMPTED_SECONDS = 10.0  # between SIGTERM and SIGKILL are 30 s, and there is a checkpoint to save
+CURES = {"wandb": "", "mlflow": " --tracker mlflow"}  # what `srcnn sync` is told, to send later what they lack
 _SHOWN = ("train/loss", "train/psnr", "val/psnr", "val/gain", "tiles_per_second", "data_wait")
 
 
 class Tracking:
-    """The record of a run. It is kept by the main process; on the others every call does nothing.
+    """The record of a run. It is kept by the main process; on the others every call does nothing, but that the first of
+    each node sends that node's system metrics where these are asked for.
 
     Nothing here raises, and nothing but `finish` waits. A tracker that fails is named once and left out from then on:
     metrics.jsonl has the numbers, and what wandb lacks of them is sent when the run continues, or by `srcnn sync`.
@@ -41,6 +47,10 @@ class Tracking:
         samples: int,
         logged_samples: int,
         run_id: str,
+        *,
+        hosts: Sequence[str] = (),
+        alerts: bool = True,
+        node_metrics: bool = False,
     ) -> None:
         """
         Args:
@@ -48,25 +58,33 @@ class Tracking:
             samples: tiles seen so far, where the progress bar starts.
             logged_samples: the progress of the last point that is kept, 0 or less for none: those past it were logged
                 after the checkpoint that is continued from, and will be again.
+            hosts: the machines it runs on.
+            alerts: tell people through wandb what they would want to be called for.
+            node_metrics: on the main process: other nodes send theirs; elsewhere: this process sends its node's.
         """
         self.run = run
         self.is_main = trackers is not None
         self.senders: list[Sender] = []
         self.is_preempted = False
+        self.alerts, self.has_alerted_of_skips = alerts, False
+        self.validation: dict[str, float] = {}  # the last one of this process
         hidden = not (self.is_main and sys.stderr is not None and sys.stderr.isatty())
         self.bar = tqdm(total=total_samples, initial=samples, unit=" tiles", disable=hidden)
-        if not self.is_main:
+        if trackers is None:
+            if node_metrics:
+                self.senders = [Sender("node metrics", lambda: NodeMetrics(run_id), self._failed)]
             return
         self.metrics = Metrics(run / METRICS, logged_samples)
-        points = self.metrics.points()
+        points, jobs = self.metrics.points(), note_start(run, samples, hosts)
         starts: dict[str, Callable[[], Tracker]] = {
-            "wandb": lambda: Wandb(run, config, run_id, points),
+            "wandb": lambda: Wandb(run, config, run_id, points, jobs, node_metrics),
             "tensorboard": lambda: TensorBoard(run, config, logged_samples),
+            "mlflow": lambda: Mlflow(run, config, run_id, points, jobs),
         }
-        self.senders = [Sender(name, starts[name], self._failed) for name in trackers or ()]
+        self.senders = [Sender(name, starts[name], self._failed) for name in trackers]
 
     def _failed(self, name: str, reason: str) -> None:
-        cure = f"; `srcnn sync {self.run}` sends them later" if name == "wandb" else ""
+        cure = f"; `srcnn sync {self.run}{CURES[name]}` sends them later" if name in CURES else ""
         logger.warning("tracking with %s stopped, the numbers go on in %s%s: %s", name, self.run / METRICS, cure,
                        reason)
 
@@ -88,6 +106,7 @@ class Tracking:
         if not self.is_main:
             return
         self.metrics.add({STEP_KEY: samples, **values})
+        self.validation = {key: value for key, value in values.items() if key.startswith("val/")} or self.validation
         self._send(lambda tracker: tracker.log(samples, dict(values), dict(pictures or {})))
         shown = {key: f"{value:.4g}" for key, value in values.items() if key in _SHOWN}
         if self.bar.disable:
@@ -103,9 +122,23 @@ class Tracking:
         """Uploads a folder as a wandb artifact of type model."""
         self._send(lambda tracker: tracker.log_artifact(title, folder))
 
-    def preempted(self) -> None:
+    def alert(self, title: str, text: str, level: Level) -> None:
+        """Tells people, where they want to be told."""
+        if self.alerts:
+            shown = without_credentials(text)
+            self._send(lambda tracker: tracker.alert(f"{self.run.name} {title}", shown, level))
+
+    def skipped(self, step: int) -> None:
+        """Tells people that a step was skipped as it was not finite: of the first that this process skips."""
+        if not self.has_alerted_of_skips:
+            self.alert("is not finite", f"loss or gradient is not finite: step {step} was skipped, its tiles are in "
+                       f"{self.run / 'skipped.jsonl'}; of further ones skipped_steps tells", "WARN")
+        self.has_alerted_of_skips = True
+
+    def preempted(self, reason: str = "") -> None:
         """Tells wandb that the machine is taken away and the run will go on later; `finish` then hurries."""
         self.is_preempted = True
+        self.alert("was told to stop", f"{reason or 'it'}: a checkpoint is left, the same command goes on", "WARN")
         self._send(lambda tracker: tracker.preempted())
 
     def finish(self) -> None:
@@ -115,7 +148,13 @@ class Tracking:
         if self.is_main:
             self.metrics.write()
         deadline = time.monotonic() + (PREEMPTED_SECONDS if self.is_preempted else FINISH_SECONDS)
-        exit_code = int(self.is_preempted or sys.exc_info()[0] is not None)
+        trouble = sys.exc_info()[1]
+        exit_code = int(self.is_preempted or trouble is not None)
+        if trouble is not None and not self.is_preempted:
+            self.alert("failed", f"{type(trouble).__name__}: {trouble}", "ERROR")
+        elif not self.is_preempted and "val/psnr" in self.validation:
+            self.alert("is done", "validation PSNR {val/psnr:.2f} dB, gain {val/gain:+.2f} dB".format_map(
+                {"val/gain": float("nan")} | self.validation), "INFO")
         for sender in self.senders:
             sender.finish(exit_code, max(deadline - time.monotonic(), 0))
         self.senders = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -18,7 +19,7 @@ from srcnn.config import plain
 from srcnn.feed import feed
 from srcnn.meter import Meter
 from srcnn.optimize import rate, set_rate, update_average
-from srcnn.ranks import RankFailed, raise_together, together
+from srcnn.ranks import RankFailed, all_told, raise_together, together
 from srcnn.reader import ShardReader
 from srcnn.report import pair_rows, write_report
 from srcnn.resume import LAST_SAVE_SECONDS, continue_run, overdue, save_checkpoint, save_due, save_now, saved_config
@@ -28,6 +29,7 @@ from srcnn.skipped import report_skipped
 from srcnn.stream import Batch
 from srcnn.tracking import Tracking
 from srcnn.validate import crop, validate
+from srcnn.wandb_run import can_be_shared
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +59,7 @@ def train(config: TrainConfig) -> dict[str, float]:
             write_results(config, run, tracking, val_reader)
         except (RankFailed, Stopped) as stop:
             if isinstance(stop, Stopped):
-                tracking.preempted()
+                tracking.preempted(str(stop))
             save_now(config, run, meter, train_reader)
             raise
         finally:
@@ -83,8 +85,8 @@ def loop(
             save_now(config, run, meter, train_reader, LAST_SAVE_SECONDS if config.on_save_failure == "continue" else 0)
             return
         batch, trouble = next_batch(config, run, train_reader, parts)
-        if not train_step(config, run, batch, meter, trouble):
-            report_skipped(config, run, batch, train_reader)
+        if not train_step(config, run, batch, meter, trouble) and report_skipped(config, run, batch, train_reader):
+            tracking.skipped(run.step)
         tracking.advance(run.samples)
 
 
@@ -104,8 +106,21 @@ def start_tracking(config: TrainConfig, run: Run) -> Tracking:
     """The record of the run, which goes on where the checkpoint knows it to be."""
     trackers = config.trackers if run.accelerator.is_main_process else None
     logged = max(run.logged_samples, run.validated_samples)
+    told = all_told((socket.gethostname(), sends_node_metrics(config, run)), run.group)
+    hosts = list(dict.fromkeys(host for host, _ in told))
+    shares = told[0][1] and len(hosts) > 1 and run.accelerator.is_local_main_process
     return Tracking(Path(config.run), trackers, plain(asdict(saved_config(config))), config.total_samples, run.samples,
-                    logged, run.tracker_id)
+                    logged, run.tracker_id, hosts=hosts, alerts=config.alerts, node_metrics=shares)
+
+
+def sends_node_metrics(config: TrainConfig, run: Run) -> bool:
+    """Whether the nodes send their system metrics; the main process decides, and says why not."""
+    if not (config.node_metrics and run.accelerator.is_main_process):
+        return False
+    if "wandb" in config.trackers and can_be_shared():
+        return True
+    logger.warning("node_metrics: they need wandb among the trackers and an account, online; none are collected")
+    return False
 
 
 def measure(config: TrainConfig, run: Run, meter: Meter, reader: ShardReader, tracking: Tracking) -> bool:

@@ -22,8 +22,11 @@ LONG = {"total_samples": 10**7, "log_every_samples": 240, "validate_every_sample
 TIMINGS = ("tiles_per_second", "data_wait", "memory_gib")
 
 
-def start(num_ranks, folder, *arguments, launcher=(), environment=None, **settings):
-    """A training under `accelerate launch` (0 ranks: one without a launcher), as a running process."""
+def start(num_ranks, folder, *arguments, launcher=(), environment=None, host="", **settings):
+    """A training under `accelerate launch` (0 ranks: one without a launcher), as a running process.
+
+    `host`: the name of this machine to it, which needs root.
+    """
     path = folder / f"{num_ranks}-{time.monotonic_ns()}.yaml"
     path.write_text(yaml.safe_dump(SETTINGS | settings))
     command = [sys.executable]
@@ -31,8 +34,9 @@ def start(num_ranks, folder, *arguments, launcher=(), environment=None, **settin
         config = ROOT / "configs/accelerate" / ("cpu.yaml" if num_ranks == 1 else "cpu2.yaml")
         command += ["-m", "accelerate.commands.launch", "--config_file", str(config), f"--num_processes={num_ranks}"]
         command += [*(["--main_process_port=0"] if num_ranks > 1 else []), *launcher]
+    named = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', host] if host else []
     return subprocess.Popen(
-        [*command, str(ROOT / "launch/train.py"), "--config", str(path), *arguments], cwd=ROOT, text=True,
+        [*named, *command, str(ROOT / "launch/train.py"), "--config", str(path), *arguments], cwd=ROOT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=heed_ctrl_c,
         env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
     )

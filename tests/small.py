@@ -8,6 +8,8 @@ from PIL import Image
 
 from shards.plan import ShardsConfig
 from shards.write import make_shards
+from srcnn import checkpoint
+from srcnn.files import sha256_of, write_json
 from srcnn.model import SRCNN, ModelConfig, initialize
 from srcnn.optimize import OptimizerConfig
 from srcnn.run import TrainConfig
@@ -58,6 +60,17 @@ def small_config(run: Path, shards: Path, **changes):
         "trackers": [],
     }
     return TrainConfig(run=str(run), shards=str(shards), **(values | changes))
+
+
+def bare_checkpoint(run, tracker_id):
+    """A whole checkpoint in a run folder that has nothing but the trackers' id."""
+    folder = run / "checkpoints" / "step-00000001"
+    folder.mkdir(parents=True)
+    torch.save({"tracker_id": tracker_id}, folder / checkpoint.TRAINING)
+    (folder / checkpoint.MODEL).write_bytes(b"weights")
+    write_json(folder / checkpoint.FILES, {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
+        for name in (checkpoint.TRAINING, checkpoint.MODEL)})
 
 
 def identity_network():

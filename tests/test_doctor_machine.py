@@ -237,3 +237,20 @@ def test_wandb_without_an_account_is_noted(shards, tmp_path, monkeypatch):
     assert_note(examine(shards, trackers=["wandb"]), "wandb is offline", "wandb login", "srcnn sync")
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     assert examine(shards, trackers=["wandb"])[1][-1] == "0 problems, 0 notes"
+
+
+def test_mlflow_without_a_server_is_a_problem_and_not_installed_another(shards, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert_problem(examine(shards, trackers=["mlflow"]), "no MLflow server", "set MLFLOW_TRACKING_URI")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert examine(shards, trackers=["mlflow"])[1][-1] == "0 problems, 0 notes"
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    assert_problem(examine(shards, trackers=["mlflow"]), "mlflow is not installed", "pip install mlflow-skinny")
+
+
+def test_node_metrics_that_nobody_would_get_are_noted(shards, monkeypatch):
+    told = "only where wandb is among the trackers"
+    assert_note(examine(shards, trackers=[], node_metrics=True), "node_metrics", told, "leave it out")
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    assert examine(shards, trackers=["wandb"], node_metrics=True)[1][-1] == "0 problems, 0 notes"

@@ -103,6 +103,8 @@ def test_every_shipped_config_is_valid(path):
     from srcnn.run import TrainConfig
 
     assert path.read_text().startswith("# ")
+    if path.stem == "sweep":
+        return  # test_sweep
     if path.stem.startswith("shards"):
         assert parse(ShardsConfig, "test", "", ["--config", str(path), "--photos", "x"]).tile_pixels == 128
     else:

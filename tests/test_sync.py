@@ -5,12 +5,10 @@ import subprocess
 import sys
 
 import pytest
-import torch
 import yaml
+from small import bare_checkpoint
 from wandb_server import closed_port, wandb_server
 
-from srcnn import checkpoint
-from srcnn.files import sha256_of, write_json
 from srcnn.tracking import Tracking
 
 pytestmark = pytest.mark.slow
@@ -32,13 +30,7 @@ def run(tmp_path):
         record.log(samples, {"train/loss": 1 / samples})
     record.finish()
     (run / "config.yaml").write_text(yaml.safe_dump({"shards": "https://ann:hunter2@host/x", "model": {"size": 3}}))
-    folder = run / "checkpoints" / "step-00000001"
-    folder.mkdir(parents=True)
-    torch.save({"tracker_id": "theid"}, folder / checkpoint.TRAINING)
-    (folder / checkpoint.MODEL).write_bytes(b"weights")
-    write_json(folder / checkpoint.FILES, {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
-        for name in (checkpoint.TRAINING, checkpoint.MODEL)})
+    bare_checkpoint(run, "theid")
     return run
 
 

@@ -236,6 +236,7 @@ def test_hyperparameters_have_no_credentials_and_no_depth():
 
 def test_processes_that_are_not_the_main_one_do_nothing(tmp_path):
     record = tracking(tmp_path, names=None)
+    assert record.senders == []
     record.advance(1)
     record.log(1, {"train/loss": 0.5})
     record.log_artifact("best", tmp_path)

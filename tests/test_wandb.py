@@ -39,6 +39,8 @@ if how == "stopped core":
     core.suspend()
     how = "finish"
 if how == "preempted":
+    while record.senders[0].pending.qsize():  # what is left then has ten seconds
+        time.sleep(0.1)
     record.preempted()
 if how == "raise":
     try:

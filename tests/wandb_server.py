@@ -28,6 +28,9 @@ class ServedRun:
     config: dict[str, Any] = field(default_factory=dict)
     notices: list[dict[str, Any]] = field(default_factory=list)  # the other things a file stream says: preempting, ...
     files: set[str] = field(default_factory=set)
+    facts: dict[str, Any] = field(default_factory=dict)  # group, tags, ... as they were told last
+    loads: list[dict[str, Any]] = field(default_factory=list)  # system metrics; each writer counts its own rows
+    alerts: list[tuple[str, str, str]] = field(default_factory=list)  # severity, title, text
 
     def receive(self, message: dict[str, Any]) -> None:
         for name, part in message.get("files", {}).items():
@@ -35,6 +38,8 @@ class ServedRun:
                 rows = [json.loads(line) for line in part["content"]]
                 assert part["offset"] <= len(self.history), "rows were left out"
                 self.history[part["offset"]:part["offset"] + len(rows)] = rows
+            elif name == "wandb-events.jsonl":
+                self.loads += map(json.loads, part["content"])
         self.notices.append({key: value for key, value in message.items() if key != "files"})
 
     def bucket(self, run_id: str) -> dict[str, Any]:
@@ -42,7 +47,8 @@ class ServedRun:
         return {
             "id": f"bucket-{run_id}", "name": run_id, "displayName": run_id, "description": "", "sweepName": None,
             "config": json.dumps({key: {"value": value} for key, value in self.config.items()}),
-            "summaryMetrics": json.dumps(self.history[-1] if self.history else {}), "tags": [], "notes": None,
+            "summaryMetrics": json.dumps(self.history[-1] if self.history else {}),
+            "tags": self.facts.get("tags", []), "notes": None,
             "historyLineCount": len(self.history), "logLineCount": 0, "eventsLineCount": 0,
             "historyTail": json.dumps(tail), "eventsTail": "[]", "wandbConfig": json.dumps({"t": 1}),
             "project": {"id": "project", "name": "srcnn", "entity": {"id": "entity", "name": "nobody"}},
@@ -61,6 +67,9 @@ class WandbServer(http.server.ThreadingHTTPServer):
         self.runs: dict[str, ServedRun] = {}
         self.broken: int | str = 0
         self.broken_stream: int = 0  # a status for the file stream alone: rows are refused, the rest works
+        self.sweeps: dict[str, str] = {}  # their YAML, by name
+        self.trials: list[dict[str, Any]] = []  # what agents are told to run next
+        self.views: dict[str, dict[str, Any]] = {}  # dashboards: their specifications, by name
         self.lock = threading.Lock()
         self.seen: list[str] = []  # all that was sent, as text
         self.released = threading.Event()
@@ -83,6 +92,8 @@ class WandbServer(http.server.ThreadingHTTPServer):
             run = self.runs.setdefault(variables["name"], ServedRun())
             config = json.loads(variables.get("config") or "{}")
             run.config |= {key: entry["value"] for key, entry in config.items()}
+            told = {"group": "groupName", "tags": "tags", "job_type": "jobType", "sweep": "sweep"}
+            run.facts |= {name: variables[key] for name, key in told.items() if variables.get(key)}
             return {"upsertBucket": {"bucket": run.bucket(variables["name"]), "inserted": not run.history}}
         if "missingOk" in query:
             known = self.runs.get(variables["name"])
@@ -102,8 +113,32 @@ class WandbServer(http.server.ThreadingHTTPServer):
                                "teams": {"edges": []}}}
         if "serverInfo" in query:
             return {"serverInfo": {"features": [], "cliVersionInfo": {}, "latestLocalVersionInfo": None}}
-        if "stopped" in query:
+        if "notifyScriptableRunAlert" in query:
+            alert = (variables["severity"], variables["title"], variables["text"])
+            self.runs[variables["runName"]].alerts.append(alert)
+            return {"notifyScriptableRunAlert": {"success": True}}
+        if "stopped" in query and "sweep(" not in query:
             return {"project": {"run": {"stopped": False}}}
+        return self.answer_people(query, variables)
+
+    def answer_people(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
+        """What the commands of wandb ask for: sweeps, their agents, dashboards."""
+        project = {"id": "project", "name": "srcnn", "entity": {"id": "entity", "name": "nobody"}}
+        if "upsertSweep" in query:
+            self.sweeps["thesweep"] = variables["config"]
+            return {"upsertSweep": {"sweep": {"name": "thesweep", "project": project}, "configValidationWarnings": []}}
+        if "SweepWithRuns" in query:
+            sweep = {"id": "sweep", "name": "thesweep", "config": self.sweeps["thesweep"], "runs": {"edges": []}}
+            return {"project": {"sweep": sweep}}
+        if "createAgent" in query:
+            return {"createAgent": {"agent": {"id": "agent"}}}
+        if "agentHeartbeat" in query:
+            running = json.loads(variables["runState"])
+            commands = [self.trials.pop(0)] if self.trials and not running else [{"type": "exit"}] * (not running)
+            return {"agentHeartbeat": {"agent": {"id": "agent"}, "commands": json.dumps(commands)}}
+        if "upsertView" in query:
+            self.views[variables["displayName"]] = json.loads(variables["spec"])
+            return {"upsertView": {"view": {"id": "view", "name": variables["name"]}, "inserted": True}}
         return {}
 
 
