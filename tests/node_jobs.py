@@ -67,15 +67,8 @@ class NodesJob:
 
     def samples(self) -> int:
         """What the latest checkpoint has seen."""
-        return self._latest("samples")
-
-    def steps(self) -> int:
-        """How many steps it is after."""
-        return self._latest("step")
-
-    def _latest(self, key: str) -> int:
         folder = checkpoint.latest(self.run) if (self.run / "checkpoints").is_dir() else None
-        return int(checkpoint.load_training(folder)[key]) if folder else 0
+        return int(checkpoint.load_training(folder)["samples"]) if folder else 0
 
     def wait_for(self, num_samples: int) -> None:
         """Waits for a checkpoint after so many samples."""
