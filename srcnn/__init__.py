@@ -20,7 +20,7 @@
       -> training         optimize.py   optimizer, schedule, averaged weights
                           run.py        settings and state of a run
                           train.py      the loop; skipped.py: steps that are not finite
-                          ranks.py      what the ranks tell each other
+                          meeting.py    how ranks find each other; ranks.py: what they tell each other
                           signals.py    warnings from outside
                           validate.py   exact PSNR over all ranks
                           launch.py     what the scripts of launch/ share

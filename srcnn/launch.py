@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
-import sys
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from accelerate import PartialState
 
 from srcnn.config import parse
 from srcnn.ranks import RankFailed
-from srcnn.signals import Stopped
+from srcnn.signals import Stopped, end
 
 ConfigT = TypeVar("ConfigT")
 LOST = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "timed out", "NCCL", "gloo")
@@ -35,13 +32,5 @@ def launch(program: str, description: str | None, config_class: type[ConfigT], w
     except RuntimeError as error:
         if not any(sign in str(error) for sign in LOST):
             raise
-        end(f"{program}: another rank is gone or hangs; the same command goes on from the last checkpoint: {error}", 1)
-
-
-def end(line: str, status: int) -> None:
-    """Ends the process now: threads that still wait for a server or another rank do not hold it."""
-    with suppress(OSError, ValueError):  # whoever read it may be gone
-        sys.stderr.write(f"{line}\n")
-        sys.stderr.flush()
-        sys.stdout.flush()
-    os._exit(status)
+        end(f"{program}: another rank is gone or hangs, or the network to it is cut; "
+            f"the same command goes on from the last checkpoint: {error}", 1)

@@ -9,26 +9,25 @@ import resource
 import shutil
 import socket
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
-from queue import Empty, Queue
 from typing import Literal, NamedTuple
 
+import psutil
 import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from srcnn import files
+from srcnn.meeting import INTERFACE, addresses_of, gloo_address, interface_to, is_here, is_loopback
 from srcnn.mlflow_run import mlflow_problem
 from srcnn.model import computes_bf16
 from srcnn.wandb_run import can_be_shared, wandb_mode
 
-RESOLVE_SECONDS = 5.0
 BESIDE_BYTES = 100_000_000  # what metrics, report and the trackers' pictures of a long run stay below
 
 
@@ -139,7 +138,7 @@ def check_meeting(ranks: int, machines: int, port: int) -> Iterator[Finding]:
 
 
 def _check_port(addresses: Sequence[str], address: str, port: int) -> Iterator[Finding]:
-    if not any(map(_is_here, addresses)):
+    if not any(map(is_here, addresses)):
         yield ok(f"{address} is {addresses[0]}, another machine; whether its port {port} is free shows there")
         return
     try:
@@ -151,52 +150,34 @@ def _check_port(addresses: Sequence[str], address: str, port: int) -> Iterator[F
         yield ok(f"port {port} is free")
 
 
-def _is_here(address: str) -> bool:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    try:
-        with socket.socket(family) as probe:
-            probe.bind((address, 0))
-        return True
-    except OSError:
-        return False
-
-
 def _free_port() -> int:
     with socket.create_server(("", 0)) as server:
         return int(server.getsockname()[1])
 
 
 def _check_own_name(machines: int) -> Iterator[Finding]:
-    name = socket.gethostname()
-    cure = "set GLOO_SOCKET_IFNAME to the network interface between the machines, or mend /etc/hosts"
-    level = problem if machines > 1 and "GLOO_SOCKET_IFNAME" not in os.environ else note
-    try:
-        addresses = addresses_of(name)
-    except OSError as error:
-        yield level(f"this machine's own name {name} cannot be resolved: {error}", cure)
+    """Whether gloo will take an address that other machines reach."""
+    if machines == 1:
         return
-    if machines > 1 and all(address.startswith("127.") or address == "::1" for address in addresses):
-        yield level(f"this machine's own name {name} is {addresses[0]}, where no other machine finds it", cure)
-
-
-def addresses_of(host: str, seconds: float = RESOLVE_SECONDS) -> list[str]:
-    """The addresses of a name. Raises OSError where there is none or no answer in time."""
-    answers: Queue[list[str] | OSError] = Queue()
-
-    def ask() -> None:
-        try:
-            answers.put([str(row[4][0]) for row in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)])
-        except OSError as error:
-            answers.put(error)
-
-    threading.Thread(target=ask, daemon=True).start()  # the system's own wait can be minutes and has no limit
+    if told := os.environ.get(INTERFACE):
+        known = psutil.net_if_addrs()
+        if unknown := [name for name in told.split(",") if name not in known]:
+            cure = f"set it to one of {', '.join(known)}, the same network for all machines"
+            yield problem(f"{INTERFACE} {told}: this machine has no {', '.join(unknown)}", cure)
+        return
+    if not is_loopback(gloo_address()):
+        return
+    name = socket.gethostname()
     try:
-        answer = answers.get(timeout=seconds)
-    except Empty:
-        raise TimeoutError(f"no answer within {seconds:g} s") from None
-    if isinstance(answer, OSError):
-        raise answer
-    return answer
+        is_what = f"is {addresses_of(name)[0]}, where no other machine finds it"
+    except OSError as error:
+        is_what = f"cannot be resolved: {error}"
+    if interface := interface_to(os.environ.get("MASTER_ADDR", "")):
+        cure = f"{interface} will be taken; set {INTERFACE} for another, or mend /etc/hosts"
+        yield note(f"this machine's own name {name} {is_what}", cure)
+    else:
+        cure = f"set {INTERFACE} to the network interface between the machines, or mend /etc/hosts"
+        yield problem(f"this machine's own name {name} {is_what}", cure)
 
 
 def check_open_files(needed: int) -> Iterator[Finding]:

@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # it does not list them
 
 from srcnn.signals import Stopped
 
-BACKENDS = {"cpu": "gloo", "cuda": "nccl"}  # Accelerate's
 ResultT = TypeVar("ResultT")
 MessageT = TypeVar("MessageT")
 
 
 class RankFailed(RuntimeError):
     """What some rank could not do; every rank raises this at the same step, with the reasons of all."""
-
-
-def meet_again(device_type: str, timeout: timedelta) -> None:
-    """Joins ranks that a launcher started anew; nothing where Accelerate can do it.
-
-    The store of a static rendezvous, `accelerate launch`'s own, outlives the ranks, and in it they would find the
-    addresses of those that died (PyTorch #135712, mended for other rendezvous): the restart's number tells them apart.
-    """
-    restart, backend = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), BACKENDS.get(device_type)
-    is_static = os.environ.get("TORCHELASTIC_RUN_ID") == "none"
-    ranks = int(os.environ.get("WORLD_SIZE", 1))
-    if restart == "0" or not is_static or backend is None or ranks == 1 or dist.is_initialized():
-        return
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = PrefixStore(f"restart {restart}", TCPStore(address, port, is_master=False, timeout=timeout))
-    rank = int(os.environ["RANK"])
-    dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=ranks)
 
 
 def process_group(timeout: timedelta | None = None) -> Any:

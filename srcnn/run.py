@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from srcnn.checkpoint import Writer
+from srcnn.meeting import meet_again, meeting
 from srcnn.model import (
     SRCNN,
     Initialization,
@@ -28,7 +29,7 @@ from srcnn.model import (
 )
 from srcnn.optimize import OptimizerConfig, build_optimizer
 from srcnn.products import keep_freed_memory
-from srcnn.ranks import meet_again, process_group
+from srcnn.ranks import process_group
 from srcnn.reader import ShardReader
 from srcnn.storage import join
 from srcnn.stream import Batch, StreamConfig
@@ -190,10 +191,12 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
     static = config.tiles_at_once(device.type, share) == share
     parallel = DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=static)
     timeout = timedelta(minutes=config.timeout_minutes)
-    meet_again(device.type, timeout)
     waiting = InitProcessGroupKwargs(timeout=timeout)
-    # Accelerate takes the ranks of a machine without an accelerator for single processes unless told.
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision, kwargs_handlers=[parallel, waiting])
+    with meeting(timeout):
+        meet_again(device.type, timeout)
+        # Accelerate takes the ranks of a machine without an accelerator for single processes unless told.
+        accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision,
+                                  kwargs_handlers=[parallel, waiting])
     if launched != accelerator.num_processes:
         raise ValueError(f"{launched} processes were launched but Accelerate sees {accelerator.num_processes}; "
                          "see configs/accelerate for settings of the launcher that work")
@@ -238,7 +241,9 @@ def start_run(config: TrainConfig, accelerator: Accelerator) -> Run:
     optimizer = build_optimizer(network, config.optimizer)
     compiled, floats = (torch.compile(network), torch.compile(as_floats)) if config.compile else (network, as_floats)
     model, optimizer = accelerator.prepare(compiled, optimizer)
-    group = process_group(timedelta(minutes=config.timeout_minutes))
+    timeout = timedelta(minutes=config.timeout_minutes)
+    with meeting(timeout):
+        group = process_group(timeout)
     tracker_id = os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8]  # a sweep names its trials
     return Run(accelerator, network, model, average, optimizer, floats, group, tracker_id=tracker_id)
 

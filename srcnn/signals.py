@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +89,15 @@ def warned() -> Stopped | None:
 def heed_from_now() -> None:
     """There is something to lose: a warning no longer ends the process at once."""
     _heard.nothing_to_lose = False
+
+
+def end(line: str, status: int) -> None:
+    """Ends the process now: threads that still wait for a server or another rank do not hold it."""
+    with suppress(OSError, ValueError):  # whoever read it may be gone
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+        sys.stdout.flush()
+    os._exit(status)
 
 
 def _hear(_ours: socket.socket, theirs: socket.socket) -> None:

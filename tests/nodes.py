@@ -50,6 +50,15 @@ class Node:
         """What it prints; raises where it fails."""
         return subprocess.run(self.command(*words), check=True, capture_output=True, text=True).stdout
 
+    def know(self, nodes: list[Node], own_address: str = "") -> None:
+        """Names these nodes in this one's /etc/hosts, itself by another address where one is given."""
+        hosts = "127.0.0.1 localhost\n"
+        for node in nodes:
+            hosts += f"{own_address if own_address and node is self else node.address} {node.name}\n"
+        own = Path("/etc/netns", self.namespace, "hosts")  # `ip netns exec` puts it in the place of /etc/hosts
+        own.parent.mkdir(parents=True, exist_ok=True)
+        own.write_text(hosts)
+
     def pull_out(self) -> None:
         """Takes the cable out of the switch: packets vanish, and no connection hears of it."""
         _sh(f"ip -n {self._switch} link set {self._port} down")
@@ -97,18 +106,17 @@ def cluster(num_nodes: int, prefix: str = "node") -> Iterator[list[Node]]:
                 f"ip -n {namespace} link add {CABLE} type veth peer name {port} netns {switch}",
                 f"ip -n {switch} link set {port} master bridge up",
                 f"ip -n {namespace} address add {address}/24 dev {CABLE}",
-                f"ip -n {namespace} link set {CABLE} up", f"ip -n {namespace} link set lo up")
+                f"ip -n {namespace} link set {CABLE} gso_max_segs 1",  # packets as a real cable carries them
+                f"ip -n {namespace} link set {CABLE} up",
+                f"ip -n {namespace} link set lo up")
             nodes.append(Node(f"{prefix}{number}", namespace, address, switch, port))
-        hosts = "127.0.0.1 localhost\n" + "".join(f"{node.address} {node.name}\n" for node in nodes)
-        for node in nodes:  # `ip netns exec` puts these in the place of /etc/hosts
-            own = Path("/etc/netns", node.namespace, "hosts")
-            own.parent.mkdir(parents=True, exist_ok=True)
-            own.write_text(hosts)
+        for node in nodes:
+            node.know(nodes)
         yield nodes
     finally:
         for namespace in (*namespaces, switch):
-            running = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True).stdout.split()
-            subprocess.run(["kill", "-9", *running], capture_output=True)
+            running = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True)
+            subprocess.run(["kill", "-9", *running.stdout.split()], capture_output=True)
             subprocess.run(["ip", "netns", "delete", namespace], capture_output=True)
             shutil.rmtree(f"/etc/netns/{namespace}", ignore_errors=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -60,6 +61,33 @@ def refit(manifest: dict, files: dict[str, bytes]) -> None:
         entry["index_sha256"], place = hashlib.sha256(rows[place:end]).hexdigest(), end
     listing = files.get("photos.jsonl", b"")
     manifest["photos"] |= {"bytes": len(listing), "sha256": hashlib.sha256(listing).hexdigest()}
+
+
+def edit_manifest(folder, change):
+    """Changes a manifest as a stranger would; hashes fit the files again, but where the change is."""
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
+    if (folder / "index.npy").is_file():
+        refit(content, {name: (folder / name).read_bytes() for name in ("index.npy", "photos.jsonl")})
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def edit_split(folder, change_shards=lambda it: None, change_photos=lambda it: None):
+    """Changes the shards in a manifest and the list of photos; their hashes fit again."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change_shards(manifest["shards"])
+    listing, names = folder / "photos.jsonl", ["index.npy"]
+    if listing.is_file():
+        photos = [json.loads(line) for line in listing.read_text().splitlines()]
+        change_photos(photos)
+        listing.write_text("".join(json.dumps(photo) + "\n" for photo in photos))
+        names.append(listing.name)
+    else:
+        manifest["photos"] = {}  # of shards made elsewhere nothing is listed
+    refit(manifest, {name: (folder / name).read_bytes() for name in names})
+    manifest["photos"] = manifest["photos"] if len(names) > 1 else None
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 @cache

@@ -112,10 +112,10 @@ def test_every_shipped_config_is_valid(path):
 
 
 def test_every_accelerate_config_is_one():
-    expected = {"cpu": 1, "cpu2": 2, "gpu": 1, "gpu8": 8, "nodes2": 16}
+    expected = {"cpu": 1, "cpu2": 2, "gpu": 1, "gpu8": 8, "nodes2": 16, "cpunodes2": 2}
     found = {path.stem: load_config_from_file(str(path)) for path in (ROOT / "configs/accelerate").glob("*.yaml")}
     assert {name: settings.num_processes for name, settings in found.items()} == expected
-    assert found["nodes2"].num_machines == 2
+    assert found["nodes2"].num_machines == found["cpunodes2"].num_machines == 2
 
 
 @pytest.mark.slow

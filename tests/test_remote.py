@@ -17,10 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import quiet_env
-from servers import FaultyServer, nginx, parse_range, s3
+from servers import FaultyServer, nginx, s3
 from small import small_shards
 
-from srcnn.index import ROW
 from srcnn.reader import ShardReader
 from srcnn.sample import ShardError
 from srcnn.storage import AccessConfig, ReadFailed
@@ -172,22 +171,6 @@ def test_a_missing_damaged_or_foreign_manifest_or_index_is_named(server):
     assert_refused(server, ShardError, "train/manifest.json")
     manifest.unlink()
     assert_refused(server, FileNotFoundError, "train/manifest.json")
-
-
-@pytest.mark.parametrize("most_rows_kept", [10**6, 1])
-def test_a_large_index_is_asked_for_shard_by_shard_and_checked(shards, server, monkeypatch, most_rows_kept):
-    monkeypatch.setattr("srcnn.rows.WHOLE_BYTES", 0)
-    monkeypatch.setattr("srcnn.rows.MOST_ROWS_KEPT", most_rows_kept)
-    reader = open_train(server.url, runs())
-    assert_same(train(reader, runs()), local(shards))
-    ranges = {parse_range(request.range) for request in server.asked("index.npy")}
-    assert len(ranges) == 1 + len(reader.manifest.shards)  # the header, and the rows of each
-    assert max(stop - start for start, stop in ranges) == 30 * ROW.itemsize
-    index = server.folder / "train/index.npy"
-    content = bytearray(index.read_bytes())
-    content[-20] ^= 1
-    index.write_bytes(content)
-    assert_refused(server, ShardError, r"train/index.npy: not the index of 000002.tar that the manifest names")
 
 
 def stream_through(server, cache, **access):

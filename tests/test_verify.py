@@ -8,7 +8,7 @@ import tarfile
 import numpy as np
 import pytest
 import webdataset
-from seeds import refit
+from seeds import edit_split
 from servers import FaultyServer
 from small import draw_photo, small_shards, write_photos
 
@@ -207,23 +207,6 @@ def test_a_manifest_whose_config_was_edited_is_found(npy_shards, key):
     assert_found(npy_shards, "train/manifest.json", "is of another config than", key)
 
 
-def edit_split(folder, change_shards=lambda it: None, change_photos=lambda it: None):
-    """Changes the shards in a manifest and the list of photos; their hashes fit again."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    change_shards(manifest["shards"])
-    listing, names = folder / "photos.jsonl", ["index.npy"]
-    if listing.is_file():
-        photos = [json.loads(line) for line in listing.read_text().splitlines()]
-        change_photos(photos)
-        listing.write_text("".join(json.dumps(photo) + "\n" for photo in photos))
-        names.append(listing.name)
-    else:
-        manifest["photos"] = {}  # of shards made elsewhere nothing is listed
-    refit(manifest, {name: (folder / name).read_bytes() for name in names})
-    manifest["photos"] = manifest["photos"] if len(names) > 1 else None
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-
-
 def test_counts_that_do_not_add_up_are_found(npy_shards):
     edit_split(npy_shards / "train", change_photos=lambda it: it[2].update(num_samples=14))
     assert_found(npy_shards, "train/photos.jsonl", "000001.tar has +1 pairs more than its photos gave")
@@ -231,15 +214,11 @@ def test_counts_that_do_not_add_up_are_found(npy_shards):
 
 def test_a_count_that_is_not_the_shards_is_found(shards):
     """Total and index fit, but the border between two shards does not."""
-    def in_shards(entries):
-        entries[1]["num_samples"] -= 1
-        entries[2]["num_samples"] += 1
+    def moved(first, second):
+        return lambda it: [entry.update(num_samples=entry["num_samples"] + more) for entry, more in
+                           ((it[first], -1), (it[second], 1))]
 
-    def in_photos(photos):
-        photos[2]["num_samples"] -= 1
-        photos[4]["num_samples"] += 1
-
-    edit_split(shards / "train", in_shards, in_photos)
+    edit_split(shards / "train", moved(1, 2), moved(2, 4))
     assert_found(shards, "train/000002.tar", "pairs")
 
 
