@@ -13,7 +13,7 @@ from accelerate import PartialState
 
 from srcnn.config import parse
 from srcnn.ranks import RankFailed
-from srcnn.signals import Stopped
+from srcnn.signals import STOPPED, Stopped
 
 ConfigT = TypeVar("ConfigT")
 LOST = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "timed out", "NCCL", "gloo")
@@ -21,7 +21,7 @@ LOST = ("Connection closed by peer", "Connection reset by peer", "Timed out wait
 
 def launch(program: str, description: str | None, config_class: type[ConfigT], work: Callable[[ConfigT], Any]) -> None:
     """Does `work(config)` as this rank. Returns when it is done; else ends the process: with status 1 and a line that
-    says why it cannot be, or with that of `Stopped`.
+    says why it cannot be, or with that of `Stopped`, or with STOPPED where another rank is gone.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     config = parse(config_class, program, description or "")
@@ -35,7 +35,8 @@ def launch(program: str, description: str | None, config_class: type[ConfigT], w
     except RuntimeError as error:
         if not any(sign in str(error) for sign in LOST):
             raise
-        end(f"{program}: another rank is gone or hangs; the same command goes on from the last checkpoint: {error}", 1)
+        told = "another rank is gone or hangs; the same command goes on from the last checkpoint"
+        end(f"{program}: {told}: {error}", STOPPED)
 
 
 def end(line: str, status: int) -> None:
