@@ -10,10 +10,11 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from accelerate import PartialState
+from torch.distributed import DistError
 
 from srcnn.config import parse
 from srcnn.ranks import RankFailed
-from srcnn.signals import STOPPED, Stopped
+from srcnn.signals import STOPPED, Stopped, is_heeding
 
 ConfigT = TypeVar("ConfigT")
 LOST = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "timed out", "NCCL", "gloo")
@@ -21,7 +22,7 @@ LOST = ("Connection closed by peer", "Connection reset by peer", "Timed out wait
 
 def launch(program: str, description: str | None, config_class: type[ConfigT], work: Callable[[ConfigT], Any]) -> None:
     """Does `work(config)` as this rank. Returns when it is done; else ends the process: with status 1 and a line that
-    says why it cannot be, or with that of `Stopped`, or with STOPPED where another rank is gone.
+    says why it cannot be, or with that of `Stopped`, or with STOPPED where it trained and another rank is gone.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     config = parse(config_class, program, description or "")
@@ -33,10 +34,10 @@ def launch(program: str, description: str | None, config_class: type[ConfigT], w
     except (OSError, ValueError, FloatingPointError, RankFailed) as error:
         end(f"{program}: {error}", 1)
     except RuntimeError as error:
-        if not any(sign in str(error) for sign in LOST):
+        if not isinstance(error, DistError) and not any(sign in str(error) for sign in LOST):
             raise
         told = "another rank is gone or hangs; the same command goes on from the last checkpoint"
-        end(f"{program}: {told}: {error}", STOPPED)
+        end(f"{program}: {told}: {error}", STOPPED if is_heeding() else 1)  # they may never have met
 
 
 def end(line: str, status: int) -> None:

@@ -90,6 +90,11 @@ def heed_from_now() -> None:
     _heard.nothing_to_lose = False
 
 
+def is_heeding() -> bool:
+    """Whether there is something to lose."""
+    return not _heard.nothing_to_lose
+
+
 def _hear(_ours: socket.socket, theirs: socket.socket) -> None:
     while numbers := theirs.recv(64):
         for number in numbers:
