@@ -3,7 +3,7 @@
 `accelerate launch launch/train.py` with these settings, as the first process of a pod of Kubernetes; launch/k8s starts
 it. The environment says which pod of how many this is, JOB_COMPLETION_INDEX of NUM_PODS, with RANKS_PER_POD each, and
 where they meet: at FIRST_POD, a name, and MASTER_PORT. Unlike the launcher it ends with what its ranks end with: 0; 2
-for settings that are none; 75 where the same command goes on, after a warning or for want of other pods; 1 for all else.
+for settings that are none; 75 where the same command goes on, after a warning or for want of other pods; else 1.
 """
 
 from __future__ import annotations
@@ -57,16 +57,14 @@ def stop_without_ranks() -> None:
     ours.setblocking(False)
     signal.set_wakeup_fd(ours.fileno(), warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, lambda *_: None)
+    threading.Thread(target=hear, args=(ours, theirs), name="signals", daemon=True).start()
 
-    def hear() -> None:
-        kept = ours  # open
-        while numbers := theirs.recv(64):
-            if signal.SIGTERM in numbers and not has_children():
-                os.write(2, b"launch/pod.py: SIGTERM: stopped before the ranks were started\n")
-                os._exit(STOPPED)
-        kept.close()
 
-    threading.Thread(target=hear, name="signals", daemon=True).start()
+def hear(_ours: socket.socket, theirs: socket.socket) -> None:
+    while numbers := theirs.recv(64):
+        if signal.SIGTERM in numbers and not has_children():
+            os.write(2, b"launch/pod.py: SIGTERM: stopped without ranks\n")
+            os._exit(STOPPED)
 
 
 def has_children() -> bool:

@@ -18,6 +18,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 K8S = ROOT / "launch/k8s"
 KUBECTL = shutil.which("kubectl", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+IMAGE = os.environ.get("SRCNN_IMAGE")  # the root of a mounted image: image.sh
 IMAGE_PATH = "/opt/venv/bin:/usr/local/bin:/usr/bin:/bin"
 # What the image holds and what it runs on. The Python of a virtual environment is a link to another's.
 SYSTEM = [Path(path) for path in ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc", "/dev") if Path(path).exists()]
@@ -106,8 +107,8 @@ class Pod:
         assert user["capabilities"] == {"drop": ["ALL"]} and not user["allowPrivilegeEscalation"]
         confined = ["setpriv", f"--reuid={user['runAsUser']}", f"--regid={user['runAsGroup']}", "--clear-groups",
                     "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]
-        # PYTHONPATH: an editable install may be another tree's.
-        more = {"PYTHONPATH": "/srcnn", "OMP_NUM_THREADS": "1"} | environment
+        # PYTHONPATH: an editable install here may be another tree's.
+        more = {"OMP_NUM_THREADS": "1"} | ({} if IMAGE else {"PYTHONPATH": "/srcnn"}) | environment
         assigned = [f"{key}={value}" for key, value in (values | more).items()]
         root = self.folder / f"{self.name}-root"
         root.mkdir(exist_ok=True)
@@ -139,11 +140,16 @@ class Pod:
 
 
 def lay_root(root, container, volumes):
-    """Commands of a shell that lay out a container's root in a mount namespace of their own: the image is this system
-    and this repository, read-only, and only what the manifest mounts can be written.
+    """Commands of a shell that lay out a container's root in a mount namespace of their own: read-only but for what
+    the manifest mounts. This system and this repository are the image, where no other is named.
     """
-    python = Path(sys.base_prefix).resolve()  # what .venv/bin/python is a link to
-    image = {path: path for path in (*SYSTEM, python)} | {Path("/opt/venv"): Path(sys.prefix), Path("/srcnn"): ROOT}
+    if IMAGE:
+        kept = ("dev", "etc", "proc", "sys", "tmp")
+        image = {Path("/", path.name): path for path in Path(IMAGE).iterdir() if path.name not in kept}
+        image |= {Path("/etc"): Path("/etc"), Path("/dev"): Path("/dev")}
+    else:
+        python = Path(sys.base_prefix).resolve()  # what .venv/bin/python is a link to
+        image = {path: path for path in (*SYSTEM, python)} | {Path("/opt/venv"): Path(sys.prefix), Path("/srcnn"): ROOT}
     lines = ["mount --make-rprivate /", f"mount -t tmpfs -o mode=755 none {shlex.quote(str(root))}"]
 
     def bind(source, place, options):
@@ -184,20 +190,23 @@ def carry_through(pods, container):
     """What the job's controller does: pods whose container ended with a status that is ignored come again, until all
     have ended with 0. Fails where one ends otherwise.
     """
-    def step():
+    deadline = time.monotonic() + 300
+    while any(pod.process.poll() != 0 for pod in pods):
         for pod in pods:
             if status := pod.process.poll():
                 assert verdict(pod.job, status) == "Ignore", f"{pod.name} ended with {status}\n{pod.output.read_text()}"
                 pod.start(container)
-        return all(pod.process.poll() == 0 for pod in pods)
-
-    until(step, *pods, seconds=300)
-
-
-def until(condition, *pods, seconds=120):
-    """What the condition gives, once it is something; shows what the pods said where it stays nothing."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "\n".join(pod.output.read_text() for pod in pods)
+        assert time.monotonic() < deadline, said(pods)
         time.sleep(0.05)
-    return found
+
+
+def until(condition, *pods):
+    """Waits for the condition; shows what the pods said where it does not come, or one of them fails before."""
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert time.monotonic() < deadline and not any(pod.process.poll() for pod in pods), said(pods)
+        time.sleep(0.05)
+
+
+def said(pods):
+    return "\n".join(f"{pod.name}:\n{pod.output.read_text()}" for pod in pods)
