@@ -24,7 +24,7 @@ from srcnn.model import SRCNN, device_here, load_model
 from srcnn.order import RunOrder
 from srcnn.reader import ShardReader
 from srcnn.resident import LARGEST_SHARE, check_fits
-from srcnn.resume import check_continues, stream_state
+from srcnn.resume import check_continues, is_same_job, stream_state
 from srcnn.run import TrainConfig
 from srcnn.sample import SPLITS
 from srcnn.splits import Split, check_splits, look_at
@@ -214,7 +214,10 @@ def check_run(job: Job) -> Iterator[Finding]:
         try:
             FolderLock(run, seconds=0)
         except BlockingIOError:
-            yield problem(f"{run}: another training is writing here", "stop it, or choose another --run")
+            if is_same_job(run):
+                yield note(f"{run}: other processes of this job still write here; the ranks will wait for them")
+            else:
+                yield problem(f"{run}: another training is writing here", "stop it, or choose another --run")
     yield from _check_continues(run, job)
 
 

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from accelerate import PartialState
+from torch.distributed import DistError
 
 from srcnn.config import parse
 from srcnn.ranks import RankFailed
-from srcnn.signals import Stopped, end
+from srcnn.signals import STOPPED, Stopped, end, is_heeding
 
 ConfigT = TypeVar("ConfigT")
 LOST = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "timed out", "NCCL", "gloo")
@@ -18,7 +19,7 @@ LOST = ("Connection closed by peer", "Connection reset by peer", "Timed out wait
 
 def launch(program: str, description: str | None, config_class: type[ConfigT], work: Callable[[ConfigT], Any]) -> None:
     """Does `work(config)` as this rank. Returns when it is done; else ends the process: with status 1 and a line that
-    says why it cannot be, or with that of `Stopped`.
+    says why it cannot be, or with that of `Stopped`, or with STOPPED where it trained and another rank is gone.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     config = parse(config_class, program, description or "")
@@ -30,7 +31,8 @@ def launch(program: str, description: str | None, config_class: type[ConfigT], w
     except (OSError, ValueError, FloatingPointError, RankFailed) as error:
         end(f"{program}: {error}", 1)
     except RuntimeError as error:
-        if not any(sign in str(error) for sign in LOST):
+        if not isinstance(error, DistError) and not any(sign in str(error) for sign in LOST):
             raise
-        end(f"{program}: another rank is gone or hangs, or the network to it is cut; "
-            f"the same command goes on from the last checkpoint: {error}", 1)
+        told = "another rank is gone or hangs, or the network to it is cut"
+        status = STOPPED if is_heeding() else 1  # they may never have met
+        end(f"{program}: {told}; the same command goes on from the last checkpoint: {error}", status)

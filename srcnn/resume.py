@@ -72,19 +72,23 @@ def take_hold(config: TrainConfig, run: Run) -> None:
 
 
 def is_restart(folder: Path) -> bool:
-    """Whether a launcher or Slurm, not a person, began this process, and it is to go on with what is in the folder.
+    """Whether a launcher or scheduler, not a person, began this process, to go on with what is in the folder.
 
     Launchers do not count it as a restart when a node joins; the job is the same then.
     """
     restarts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
-    same = (folder / JOB).is_file() and (folder / JOB).read_text() == _job() != ""
-    return same or any(map(int, restarts))
+    return is_same_job(folder) or any(map(int, restarts))
+
+
+def is_same_job(folder: Path) -> bool:
+    """Whether the job that this process is of was the last to train into a folder."""
+    return (folder / JOB).is_file() and (folder / JOB).read_text() == _job() != ""
 
 
 def _job() -> str:
     """What names the job that this process is of; "" where nothing does."""
-    names = [os.environ.get(name, "") for name in ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID")]
-    return "" if set(names) <= {"", "none"} else " ".join(names)
+    names = (os.environ.get(name, "") for name in ("SLURM_JOB_ID", "KUBERNETES_JOB_UID", "TORCHELASTIC_RUN_ID"))
+    return " ".join(name for name in names if name not in ("", "none"))
 
 
 def load_latest(config: TrainConfig, run: Run, meter: Meter, reader: ShardReader) -> None:

@@ -91,6 +91,11 @@ def heed_from_now() -> None:
     _heard.nothing_to_lose = False
 
 
+def is_heeding() -> bool:
+    """Whether there is something to lose."""
+    return not _heard.nothing_to_lose
+
+
 def end(line: str, status: int) -> None:
     """Ends the process now: threads that still wait for a server or another rank do not hold it."""
     with suppress(OSError, ValueError):  # whoever read it may be gone

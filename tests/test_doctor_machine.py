@@ -112,13 +112,16 @@ def test_a_damaged_checkpoint_is_noted_and_the_one_before_it_taken(shards, train
     assert_note(examine(shards, run=run), newest.name, "damaged and passed over")
 
 
-def test_a_run_that_another_training_writes_is_a_problem(shards, trained):
+def test_a_run_that_another_training_writes_is_a_problem_unless_it_is_the_same_job(shards, trained, monkeypatch):
     lock = ("import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); "
             "print(flush=True); sys.stdin.read()")
     command = [sys.executable, "-c", lock, str(trained / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
         assert_problem(examine(shards, run=trained), str(trained), "another training is writing here")
+        monkeypatch.setenv("KUBERNETES_JOB_UID", "1234")
+        (trained / ".job").write_text("1234")
+        assert_note(examine(shards, run=trained), "other processes of this job still write here")
         other.stdin.close()
     with (trained / ".lock").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

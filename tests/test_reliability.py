@@ -140,6 +140,15 @@ def test_a_rank_that_hangs_ends_the_others_within_the_time_limit(tmp_path, shard
     assert status == 1 and "another rank is gone or hangs" in output
 
 
+def test_a_rank_that_never_meets_the_others_has_failed(tmp_path, shards):
+    """Nothing says that they would meet the next time: no 75."""
+    alone = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1",
+             "MASTER_PORT": str(free_port()), "ACCELERATE_USE_CPU": "true"}
+    status, output = finish(start(0, tmp_path, run=str(tmp_path / "run"), shards=shards, environment=alone,
+                                  **LONG | {"timeout_minutes": 0.05}))
+    assert status == 1 and "another rank is gone or hangs" in output.splitlines()[-1], output
+
+
 def test_with_fewer_nodes_left_the_job_goes_on_by_itself(tmp_path, shards):
     """Two launchers of one rank each, as on two nodes; one of them dies with its rank."""
     run, settings = tmp_path / "run", LONG | {"shards": shards, "total_samples": 12_000}

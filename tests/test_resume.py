@@ -10,6 +10,7 @@ from small import small_config, small_shards
 from srcnn import checkpoint
 from srcnn.files import sha256_of, write_json
 from srcnn.ranks import RankFailed
+from srcnn.resume import is_restart
 from srcnn.train import train
 from srcnn.untrusted import read_json
 
@@ -88,3 +89,21 @@ def test_a_pickle_that_would_run_something_does_not(tmp_path, trained):
     with pytest.raises(RankFailed, match="not the plain state of a training run"):
         train(small_config(tmp_path / "run", shards, total_samples=16))
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_job_knows_its_own_run_folder_again(tmp_path, monkeypatch):
+    for name in ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID", "KUBERNETES_JOB_UID"):
+        monkeypatch.delenv(name, raising=False)
+    shards = small_shards(tmp_path)
+    train(small_config(tmp_path / "run", shards, total_samples=16))
+    assert not is_restart(tmp_path / "run"), "two commands of a person"
+    monkeypatch.setenv("KUBERNETES_JOB_UID", "1234")
+    fresh = small_config(tmp_path / "run", shards, total_samples=16, fresh=True)
+    train(fresh)
+    kept = tmp_path / "run.before-1"
+    assert kept.is_dir() and is_restart(tmp_path / "run") and not is_restart(kept)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # a launcher's rank of the same job
+    train(fresh)
+    assert is_restart(tmp_path / "run") and not (tmp_path / "run.before-2").exists()
+    monkeypatch.setenv("KUBERNETES_JOB_UID", "5678")
+    assert not is_restart(tmp_path / "run")

@@ -1,0 +1,19 @@
+# docker build -t srcnn:0.1.0 .     What `make setup` does, as an image: the same editable install, without what only tests need.
+# It runs as user 1000 and needs no writable root: see launch/k8s. torch.compile needs a compiler, which is not in it.
+FROM python:3.11-slim-bookworm
+
+RUN useradd --uid 1000 --create-home srcnn && python3 -m venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
+WORKDIR /srcnn
+COPY setup.cfg pyproject.toml README.md LICENSE ./
+# An empty srcnn stands in for ours, so that the layer of gigabytes is made anew only when these files change.
+RUN mkdir srcnn && touch srcnn/__init__.py \
+    && python -m pip install --no-cache-dir --upgrade pip \
+    && python -m pip install --no-cache-dir --editable '.[remote,tensorboard]'
+COPY srcnn srcnn
+COPY shards shards
+COPY launch/train.py launch/pod.py launch/benchmark.py launch/
+COPY configs configs
+RUN python -m compileall -q srcnn shards launch
+USER 1000:1000
+CMD ["srcnn", "--help"]

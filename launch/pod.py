@@ -1,0 +1,120 @@
+"""python launch/pod.py --config FILE [--key value ...]
+
+`accelerate launch launch/train.py` with these settings, as the first process of a pod of Kubernetes; launch/k8s starts
+it. The environment says which pod of how many this is, JOB_COMPLETION_INDEX of NUM_PODS, with RANKS_PER_POD each, and
+where they meet: at FIRST_POD, a name, and MASTER_PORT. Unlike the launcher it ends with what its ranks end with: 0; 2
+for settings that are none; 75 where the same command goes on, after a warning or for want of other pods; else 1.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+
+from srcnn.signals import STOPPED
+
+TRAIN = "launch/train.py"
+WRONG_SETTINGS = 2
+
+
+def main(arguments: list[str]) -> int:
+    num_pods, ranks_per_pod, index = (int(os.environ[name]) for name in
+                                      ("NUM_PODS", "RANKS_PER_POD", "JOB_COMPLETION_INDEX"))
+    if num_pods * ranks_per_pod == 1:
+        become_single(arguments)
+    stop_without_ranks()
+    if num_pods > 1 and is_over(arguments):
+        print(f"the training is done; pod {index} {'has nothing left to do' if index else 'looks to its results'}",
+              flush=True)
+        if index:
+            return 0
+        become_single(arguments)
+    where = [f"--num_machines={num_pods}", f"--machine_rank={index}", f"--num_processes={num_pods * ranks_per_pod}",
+             f"--main_process_port={os.environ['MASTER_PORT']}"]
+    if num_pods > 1:
+        where.append(f"--main_process_ip={os.environ['FIRST_POD']}")
+    # MULTI_GPU is Accelerate's name for starting ranks with torchrun, on CPUs too.
+    always = ["--multi_gpu", "--same_network", "--rdzv_backend=static", "--mixed_precision=no", "--dynamo_backend=no"]
+    return launch([*always, *where, TRAIN, *arguments])
+
+
+def become_single(arguments: list[str]) -> None:
+    """This process becomes the training: signals reach it, and its status is the pod's."""
+    os.execv(sys.executable, [sys.executable, TRAIN, *arguments])
+
+
+def stop_without_ranks() -> None:
+    """SIGTERM ends this process at once while it has no ranks; when it has, the launcher hands it on to them.
+
+    The kernel keeps from a first process all signals that it has no handler for, and Python's would have to wait until
+    the rendezvous returns, minutes later; so a thread hears them.
+    """
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    signal.set_wakeup_fd(ours.fileno(), warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    threading.Thread(target=hear, args=(ours, theirs), name="signals", daemon=True).start()
+
+
+def hear(_ours: socket.socket, theirs: socket.socket) -> None:
+    while numbers := theirs.recv(64):
+        if signal.SIGTERM in numbers and not has_children():
+            os.write(2, b"launch/pod.py: SIGTERM: stopped without ranks\n")
+            os._exit(STOPPED)
+
+
+def has_children() -> bool:
+    """Processes, running or ended, that this one has started."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def is_over(arguments: list[str]) -> bool:
+    """Whether the run that is meant has come to its end: pods that have ended do not come again to meet others."""
+    from srcnn import checkpoint
+    from srcnn.config import parse
+    from srcnn.resume import is_restart
+    from srcnn.run import TrainConfig
+
+    config = parse(TrainConfig, "launch/pod.py", __doc__ or "", arguments)
+    folder = Path(config.run)
+    if config.fresh and not is_restart(folder):
+        return False
+    try:
+        found = checkpoint.latest(folder)
+        return found is not None and bool(checkpoint.load_training(found)["samples"] >= config.total_samples)
+    except (OSError, ValueError):
+        return False  # the ranks will find the same, and say it in a line
+
+
+def launch(arguments: list[str]) -> int:
+    """`accelerate launch` with these arguments; the status of this pod."""
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed import DistError
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    try:
+        launch_command(launch_command_parser().parse_args(arguments))
+    except SignalException as stop:
+        print(f"launch/pod.py: {stop.sigval.name}: stopped", file=sys.stderr)
+        return STOPPED
+    except ChildFailedError as error:
+        codes = {failure.exitcode for failure in error.failures.values()}
+        print(f"launch/pod.py: ranks ended with {sorted(codes)}", file=sys.stderr)
+        return codes.pop() if codes in ({STOPPED}, {WRONG_SETTINGS}) else 1
+    except DistError as error:
+        print(f"launch/pod.py: the other pods did not come: {error}", file=sys.stderr)
+        return STOPPED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
