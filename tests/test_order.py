@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srcnn.order import (
+    KeptOrder,
     RunOrder,
     UniformOrder,
     crops_at,
@@ -19,8 +20,9 @@ from srcnn.order import (
 )
 
 SEEDS = st.integers(0, 2**63)
-RUN_ORDERS = st.builds(RunOrder, SEEDS, st.integers(1, 3000), st.integers(1, 70), st.integers(1, 90),
-                       st.integers(1, 5000))
+OF_RUNS = SEEDS, st.integers(1, 3000), st.integers(1, 70), st.integers(1, 90), st.integers(1, 5000)
+KEPT_ORDERS = st.builds(KeptOrder, *OF_RUNS)
+RUN_ORDERS = st.builds(RunOrder, *OF_RUNS) | KEPT_ORDERS
 ORDERS = st.builds(UniformOrder, SEEDS, st.integers(1, 3000)) | RUN_ORDERS
 
 
@@ -46,13 +48,15 @@ def test_permuting_in_sets_of_many_sizes_is_permuting_in_each(sets):
     assert (together < sizes.astype(np.int64)).all()
 
 
-@pytest.mark.parametrize("order", [UniformOrder(7, 10**12), RunOrder(7, 10**12, 8, 64, 16_384)], ids=str)
+@pytest.mark.parametrize("order", [UniformOrder(7, 10**12), RunOrder(7, 10**12, 8, 64, 16_384),
+                                   KeptOrder(7, 10**12, 8, 64, 16_384)], ids=str)
 def test_large_sets_need_no_list_of_all_samples(order):
     samples = order.samples_at(np.arange(1000))
     assert len(set(samples.tolist())) == 1000 and samples.max() > 9 * 10**11 and samples.min() < 10**11
 
 
-@pytest.mark.parametrize("make", [UniformOrder, lambda seed, n: RunOrder(seed, n, 8, 4, 256)], ids=["uniform", "runs"])
+@pytest.mark.parametrize("make", [UniformOrder, lambda seed, n: RunOrder(seed, n, 8, 4, 256),
+                                  lambda seed, n: KeptOrder(seed, n, 8, 4, 256)], ids=["uniform", "runs", "kept"])
 def test_seeds_and_epochs_give_unrelated_orders(make):
     order, other_seed = make(0, 2000), make(1, 2000)
     first = order.samples_at(np.arange(2000))
@@ -71,6 +75,31 @@ def test_neighbours_of_a_run_come_within_a_window_of_each_other(order, data):
     for lane_places in (places[lanes == lane] for lane in lanes):
         assert np.ptp(lane_places) < max(1, order.window_samples // order.num_lanes) + 2 * order.run_samples
     assert len(set(lanes.tolist())) <= -(-order.run_samples // max(1, order.num_samples // order.num_lanes)) + 1
+
+
+def samples_of_lanes(order, epoch):
+    """The set of samples of each lane in an epoch."""
+    positions = epoch * order.num_samples + np.arange(order.num_samples)
+    samples, lanes = order.samples_at(positions), positions % order.num_lanes
+    return [set(samples[lanes == lane].tolist()) for lane in range(order.num_lanes)]
+
+
+@given(KEPT_ORDERS, st.integers(0, 10**6), st.data())
+def test_kept_lanes_keep_their_samples_but_for_less_than_one_of_each_lane(order, epoch, data):
+    before, after = samples_of_lanes(order, 0), samples_of_lanes(order, epoch)
+    if order.num_samples % order.num_lanes == 0:
+        assert before == after
+    first = data.draw(st.integers(0, order.num_lanes - 1))
+    last = data.draw(st.integers(first + 1, order.num_lanes))
+    ours, again = (set().union(*lanes[first:last]) for lanes in (before, after))
+    assert len(ours - again) < 2 * order.num_lanes, "of neighbouring lanes, where they begin and where they end"
+
+
+def test_in_kept_lanes_every_sample_comes_anywhere_in_the_epoch():
+    order = KeptOrder(0, 1000, 8, 4, 64)
+    places = np.argsort([order.samples_of_epoch(epoch, np.arange(1000)) for epoch in range(400)], axis=1)
+    assert np.abs(places.mean(0) - 499.5).max() < 75, "five standard deviations"
+    assert (places.min(0) < 40).all() and (places.max(0) > 960).all()
 
 
 @settings(max_examples=300)
@@ -109,12 +138,16 @@ GOLDEN = {
     ("runs", 0, 0): "0f2fc5673087acce9471604516823d17d8f867c1773a1feb4d06982c2906eb92",
     ("runs", 42, 0): "6d9fff8d78fb45a12afbd2349f53a724ebca3770cb856153fbf9f0105d75fd35",
     ("runs", 42, 3): "6f181d463b0304eeb75f542413652e0bfe7ee623b71b499dedb1f8d0bde3fe20",
+    ("kept", 0, 0): "a2a4145ff0d5ee79fc5c2c8822a2992d9ed817cba0e89a450e7e18bb6c1e8815",
+    ("kept", 42, 0): "cd2c9bdd5ae19025295aed1a69e812ef04b8f48215e77e190fab10b7026db160",
+    ("kept", 42, 3): "7f2a9b99995f9fbbf5f242d84b5b6ea55b2c0abf76d214bb695f622334b2d278",
 }
 
 
 @pytest.mark.parametrize("kind,seed,epoch", GOLDEN, ids=str)
 def test_the_order_never_changes_by_accident(kind, seed, epoch):
-    order = UniformOrder(seed, 13_056) if kind == "uniform" else RunOrder(seed, 13_056, 8, 64, 4096)
+    of_runs = {"runs": RunOrder, "kept": KeptOrder}
+    order = of_runs[kind](seed, 13_056, 8, 64, 4096) if kind in of_runs else UniformOrder(seed, 13_056)
     positions = epoch * 13_056 + np.arange(10_000)
     content = order.samples_at(positions).tobytes() + symmetries_at(seed, positions).tobytes()
     assert hashlib.sha256(content).hexdigest() == GOLDEN[kind, seed, epoch], "raise ORDER_VERSION if it has to change"
