@@ -38,6 +38,7 @@ from benchmarks.scaling_model import (
     measured_loader,
     predict,
     read_measurements,
+    requests_per_pair,
     storages,
     strong,
     weak,
@@ -49,7 +50,7 @@ TURN = {
     "computing": "nothing: add GPUs",
     "step overhead": "more tiles per GPU; `compile`",
     "all-reduce": "more tiles per GPU",
-    "network": "shards on the node's disk; `resident`; `access.cache` on one node",
+    "network": "`access.cache`, with `lanes: kept` on several nodes; `resident`; shards on the node's disk",
     "disk": "more memory (page cache), `resident`",
     "loader": "more cores, `num_threads`; `resident: device`",
     "host to device": "`resident: device`",
@@ -91,7 +92,7 @@ def storage_table(inputs: Inputs) -> str:
     rows: list[Row] = []
     for name, storage in storages(inputs, math.ceil(ranks / in_node)).items():
         network, disk = (rate * in_node * pair / 1e9 for pair in (storage.network_bytes, storage.disk_bytes))
-        requests = network * 1e9 / (inputs.run_samples * SHARD_BYTES)
+        requests = network * 1e9 / SHARD_BYTES * requests_per_pair(inputs)
         cores = f"{rate * measured_loader(storage.loader)[1] / 1e6:.2f}" if storage.loader else "not measured"
         device, start = rate * storage.device_bytes / 1e9, storage.start_bytes * in_node / 1e9
         whole = predict(inputs, name, ranks, tiles).tiles_per_second

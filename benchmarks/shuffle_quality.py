@@ -1,7 +1,7 @@
 """How well an epoch is shuffled, measured on batches: python -m benchmarks.shuffle_quality --shards data/shards/train
 
 Two sets: the tiles of a shards folder, and a million tiles made of the same photos, 64 neighbouring tiles each.
-Four orders: an ideal shuffle (NumPy's), the two of `srcnn.order`, and webdataset's own shuffle stages. Prints the
+Five orders: an ideal shuffle (NumPy's), the three of `srcnn.order`, and webdataset's own shuffle stages. Prints the
 tables of docs/shuffle.md, draws its picture and writes every number to a JSON file.
 """
 
@@ -36,7 +36,8 @@ NEIGHBOURS = 8  # a "run" in the measure of co-occurrence, for every order
 SAMPLE_BYTES = 34_816  # a pair of grey 128 x 128 tiles
 NUM_STRETCHES = 16  # of batches in an epoch; what the bootstrap draws
 NUM_BINS = 50
-LABELS = ("ideal", "uniform (local)", "runs (remote)", *(f"webdataset, {buffer:,}" for buffer in WEBDATASET_BUFFERS))
+LABELS = ("ideal", "uniform (local)", "runs (remote)", "runs, lanes kept",
+          *(f"webdataset, {buffer:,}" for buffer in WEBDATASET_BUFFERS))
 BLOCK = 8192  # positions computed together, as the stream does
 TABLE = [(run, window, 64) for run in (4, 8, 16, 32) for window in (4096, 8192, 16384, 32768)]
 TABLE += [(run, window, 1024) for run in (8, 16) for window in (16384, 32768, 65536)]
@@ -90,10 +91,10 @@ def correlation_in_runs(tiles: TileSet, run_samples: int) -> list[float]:
     return [round(float(value) / (run_samples - 1), 3) for value in shared]
 
 
-def as_streamed(num_samples: int, is_local: bool) -> Epochs:
-    """The order the stream takes by default for so many samples on a local disk or elsewhere."""
+def as_streamed(num_samples: int, is_local: bool, config: StreamConfig = StreamConfig()) -> Epochs:
+    """The order the stream takes for so many samples on a local disk or elsewhere."""
     reader: Any = SimpleNamespace(num_samples=num_samples, is_local=is_local)
-    return partial(epoch_of, StreamConfig().order_of(0, reader))
+    return partial(epoch_of, config.order_of(0, reader))
 
 
 def epoch_of(order: Order, epoch: int) -> np.ndarray:
@@ -236,7 +237,7 @@ def draw(tiles: TileSet, results: dict[str, Any], out: Path) -> None:
     """Four panels: design effect, displacement, photos and pairs of neighbours in a batch."""
     figure = Figure(figsize=(11, 8.5), layout="constrained")
     axes = figure.subplots(2, 2)
-    styles = ("0.6", "-", 6), ("C0", "--", 2), ("C1", "-", 2), ("C3", ":", 2.5), ("C4", "-.", 2)
+    styles = ("0.6", "-", 6), ("C0", "--", 2), ("C1", "-", 2), ("C2", "--", 1.5), ("C3", ":", 2.5), ("C4", "-.", 2)
     bins = (np.arange(NUM_BINS) + 0.5) / NUM_BINS
     ideal_pairs = np.array([expected_pairs(len(tiles.photos), size) for size in BATCH_SIZES])
     for result, (color, line, width) in zip(results.values(), styles, strict=True):
@@ -285,6 +286,7 @@ def main() -> None:
             lambda epoch: np.random.default_rng(epoch).permutation(total),
             as_streamed(total, is_local=True),
             as_streamed(total, is_local=False),
+            as_streamed(total, is_local=False, config=StreamConfig(lanes="kept")),
             *(partial(epoch_of_webdataset, total, buffer) for buffer in WEBDATASET_BUFFERS),
         )
         results = {name: measure(epochs, tiles, num_epochs) for name, epochs in zip(LABELS, orders, strict=True)}

@@ -21,7 +21,7 @@ from srcnn.config import parse, without_credentials
 from srcnn.files import LOCK, FolderLock
 from srcnn.machine import Finding, counted, note, ok, problem
 from srcnn.model import SRCNN, device_here, load_model
-from srcnn.order import RunOrder
+from srcnn.order import UniformOrder
 from srcnn.reader import ShardReader
 from srcnn.resident import LARGEST_SHARE, check_fits
 from srcnn.resume import check_continues, is_same_job, stream_state
@@ -147,6 +147,10 @@ def check_batches(job: Job) -> Iterator[Finding]:
         yield note(f"batch_size {size} is no multiple of {ranks} ranks: some wait for the others at every step")
     if job.train:
         yield from _check_epoch(config, job.train.num_samples, size)
+        lanes = config.stream.order_of(config.seed, job.train).num_lanes
+        if ranks > 1 and config.stream.resident == "no" and size % lanes and lanes % size:
+            told = f"{size} tiles a step, {lanes} lanes: ranks share lanes, and read runs several times"
+            yield note(told, "set stream.num_lanes so that one is a multiple of the other")
     if "val" in job.splits and (val := job.splits["val"].reader) and val.num_samples < ranks:
         yield note(f"{val.num_samples} validation pairs for {ranks} ranks: some validate nothing")
     where = f"{counted(ranks, 'rank')} on {counted(job.machines, 'machine')}"
@@ -190,7 +194,7 @@ def check_memory(job: Job) -> Iterator[Finding]:
         return
     size = job.config.batch_size or job.config.batch_size_per_process * job.ranks
     num_pairs = size * (stream.prefetch_batches + BATCHES_IN_USE)
-    if isinstance(stream.order_of(job.config.seed, reader), RunOrder):
+    if not isinstance(stream.order_of(job.config.seed, reader), UniformOrder):
         num_pairs += stream.window_samples + stream.lead_samples + size
     pair_bytes = 2 * torch.Size(reader.tile_shape).numel()
     needed, free = num_pairs * pair_bytes / job.machines, psutil.virtual_memory().available
@@ -256,7 +260,7 @@ def _check_continues(run: Path, job: Job) -> Iterator[Finding]:
 
 CHECKS: tuple[tuple[str, Callable[[Job], Iterator[Finding]]], ...] = (
     ("packages", check_packages),
-    ("shards", lambda job: check_splits(job.config, job.splits)),
+    ("shards", lambda job: check_splits(job.config, job.splits, job.machines)),
     ("network", check_network),
     ("batches", check_batches),
     ("memory", check_memory),

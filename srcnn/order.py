@@ -3,8 +3,9 @@
 A keyed permutation of 0..N-1 is computed for just the positions asked for: a Feistel network over the next even number
 of bits, walked until it lands below N (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002).
 
-Two orders, both of the same form: `UniformOrder`, for shards with fast random access, and `RunOrder`, for shards that
-are read by runs of neighbouring samples. Position e N + p of the endless stream is position p of epoch e.
+Three orders, all of the same form: `UniformOrder`, for shards with fast random access, `RunOrder`, for shards that are
+read by runs of neighbouring samples, and `KeptOrder`, for runs that stay with the ranks that have read them before.
+Position e N + p of the endless stream is position p of epoch e.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 ORDER_VERSION = 1  # part of the stream's state; another number means that positions meant other samples
 NUM_ROUNDS = 6
 _MASK_64 = (1 << 64) - 1
-_SAMPLES, _SYMMETRIES, _CROPS, _RUNS, _SHORT_RUN, _WINDOWS = range(6)  # what a key is for
+_SAMPLES, _SYMMETRIES, _CROPS, _RUNS, _SHORT_RUN, _WINDOWS, _DEALT, _REST = range(8)  # what a key is for
 
 
 def mix(values: np.ndarray) -> np.ndarray:
@@ -149,7 +150,81 @@ class RunOrder:
         return f"runs of {self.run_samples}, {self.num_lanes} lanes, windows of {self.window_samples}"
 
 
-Order = UniformOrder | RunOrder
+@dataclass(frozen=True)
+class KeptOrder:
+    """`RunOrder` with lanes that keep their samples: a rank that keeps to its lanes reads the same ones every epoch.
+
+    The runs are permuted and dealt to lanes once for all epochs; in each epoch a lane permutes its own runs, and its
+    samples inside windows. Position p of the endless stream belongs to lane p mod num_lanes. Where an epoch is no
+    multiple of the lanes, each time others have one sample more, and stretches move by less than num_lanes samples.
+
+    Attributes: as those of `RunOrder`.
+    """
+
+    seed: int
+    num_samples: int
+    run_samples: int
+    num_lanes: int
+    window_samples: int
+
+    def samples_at(self, positions: np.ndarray) -> np.ndarray:
+        """The samples (int64) at these positions (n,) of the endless stream."""
+        return _by_epoch(self, positions)
+
+    def samples_of_epoch(self, epoch: int, within: np.ndarray) -> np.ndarray:
+        """The same for positions 0..num_samples-1 of one epoch."""
+        slots, num_runs = self._slots(epoch, within), self.num_samples // self.run_samples
+        runs, offsets = np.divmod(slots, self.run_samples)
+        in_short = runs >= num_runs  # the short run is the end of the last lane
+        if num_runs:
+            runs = permute(np.where(in_short, 0, runs), num_runs, derive_key(self.seed, _DEALT))
+        return np.where(in_short, slots, runs * self.run_samples + offsets)
+
+    def _slots(self, epoch: int, within: np.ndarray) -> np.ndarray:
+        """Positions -> places in the sequence of dealt runs, of which each lane has a stretch in all epochs."""
+        first_lane = epoch * self.num_samples % self.num_lanes
+        places, numbers = np.divmod(within, self.num_lanes)
+        lanes = (numbers + first_lane) % self.num_lanes
+        shortest, num_longer = divmod(self.num_samples, self.num_lanes)
+        longer_before = np.clip(lanes - first_lane, 0, num_longer)
+        longer_before += np.minimum(lanes, max(0, first_lane + num_longer - self.num_lanes))
+        starts = lanes * shortest + longer_before
+        stops = starts + shortest + (numbers < num_longer)
+        first_runs = -(-starts // self.run_samples)
+        num_runs = np.maximum(0, stops // self.run_samples - first_runs)
+        # What a stretch has of runs that it shares with its neighbours is a window of its own, between two others.
+        rest, head = stops - starts - num_runs * self.run_samples, first_runs * self.run_samples - starts
+        keys = [mix(lanes.astype(np.uint64) ^ derive_key(self.seed, epoch, use)) for use in (_RUNS, _REST, _WINDOWS)]
+        in_rest, mixed = self._mixed(places, lanes, num_runs * self.run_samples, rest, keys[1], keys[2])
+        runs, offsets = np.divmod(np.where(in_rest, 0, mixed), self.run_samples)
+        runs = first_runs + permute_each(runs.astype(np.uint64), np.maximum(1, num_runs).astype(np.uint64), keys[0])
+        of_rest = starts + mixed + np.where(mixed < head, 0, num_runs * self.run_samples)
+        return np.where(in_rest, of_rest, runs * self.run_samples + offsets)
+
+    def _mixed(
+        self, places: np.ndarray, lanes: np.ndarray, in_runs: np.ndarray, rest: np.ndarray, rest_keys: np.ndarray,
+        window_keys: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Places in a lane -> whether they are the rest's, and which sample of the rest, or of the `in_runs` others."""
+        window = max(1, self.window_samples // self.num_lanes // self.run_samples) * self.run_samples
+        shifts = lanes * window // self.num_lanes - window  # as in RunOrder
+        shifts -= shifts % self.run_samples
+        num_windows = -((shifts - in_runs) // window)
+        rest_numbers = (rest_keys % (num_windows + 1).astype(np.uint64)).astype(np.int64)
+        rest_starts = np.clip(rest_numbers * window + shifts, 0, in_runs)
+        in_rest = (places >= rest_starts) & (places < rest_starts + rest)
+        places = np.where(places < rest_starts, places, places - np.where(in_rest, rest_starts, rest))
+        numbers = np.where(in_rest, -1, (places - shifts) // window)
+        begins = np.where(in_rest, 0, np.maximum(0, numbers * window + shifts))
+        sizes = np.where(in_rest, rest, np.minimum(in_runs, (numbers + 1) * window + shifts) - begins)
+        keys = mix(window_keys ^ numbers.astype(np.uint64))
+        return in_rest, begins + permute_each((places - begins).astype(np.uint64), sizes.astype(np.uint64), keys)
+
+    def __str__(self) -> str:
+        return f"runs of {self.run_samples}, {self.num_lanes} kept lanes, windows of {self.window_samples}"
+
+
+Order = UniformOrder | RunOrder | KeptOrder
 
 
 def _by_epoch(order: Order, positions: np.ndarray) -> np.ndarray:

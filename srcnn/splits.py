@@ -93,7 +93,7 @@ def _size_at(store: ObjectStore, shard: Shard) -> str:
     return ""
 
 
-def check_splits(config: TrainConfig, splits: Mapping[str, Split]) -> Iterator[Finding]:
+def check_splits(config: TrainConfig, splits: Mapping[str, Split], machines: int = 1) -> Iterator[Finding]:
     """Each split by itself, then the two beside each other, and the disk that keeps them where they are far away."""
     shards, manifests = config.shards, [split.manifest for split in splits.values() if split.manifest]
     for name, split in splits.items():
@@ -105,19 +105,27 @@ def check_splits(config: TrainConfig, splits: Mapping[str, Split]) -> Iterator[F
     if len(manifests) == 2:
         yield from _check_apart(shards, *manifests)
     if config.stream.access.cache and is_url(shards):
-        yield from _check_cache(config.stream.access, sum(shard.bytes for each in manifests for shard in each.shards))
+        sizes = [sum(shard.bytes for shard in each.shards) for each in manifests]
+        yield from _check_cache(config.stream.access, sizes, machines if config.stream.lanes == "kept" else 1)
 
 
-def _check_cache(access: AccessConfig, num_bytes: int) -> Iterator[Finding]:
-    """A cache that cannot be kept, or not whole, makes a training slow, and is no reason for it to stop."""
+def _check_cache(access: AccessConfig, sizes: list[int], machines: int) -> Iterator[Finding]:
+    """A cache that cannot be kept, or not whole, makes a training slow, and is no reason for it to stop.
+
+    Each of `machines` keeps a part of these splits that is its own; its limit is a place in the split.
+    """
     cache = Path(access.cache).expanduser().absolute()
     existing = next(place for place in (cache, *cache.parents) if place.exists())
-    free, needed = shutil.disk_usage(existing).free, min(num_bytes, access.cache_gigabytes * 1e9)
+    limit = access.cache_gigabytes * 1e9
+    free, needed = shutil.disk_usage(existing).free, sum(min(size, limit) for size in sizes) / machines
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         yield note(f"stream.access.cache {cache}: cannot be written", "choose another, or shards are read from far")
     elif free < needed:
         told = f"stream.access.cache {cache}: {free / 1e9:.1f} GB free for {needed / 1e9:.1f} GB of shards"
         yield note(told, "free some space, or choose another disk")
+    elif max(sizes, default=0) > limit:
+        told = f"stream.access.cache keeps the first {limit / 1e9:g} GB of {max(sizes) / 1e9:.3g} GB of shards"
+        yield note(told, f"raise stream.access.cache_gigabytes; {1 / machines:.0%} of that is taken on each machine")
 
 
 def _check_content(shards: str, name: str, manifest: Manifest, is_whole: bool) -> Iterator[Finding]:

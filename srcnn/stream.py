@@ -13,6 +13,7 @@ import numpy as np
 
 from srcnn.order import (
     ORDER_VERSION,
+    KeptOrder,
     Order,
     RunOrder,
     UniformOrder,
@@ -68,6 +69,8 @@ class StreamConfig:
         lead_samples: samples fetched before they are needed ("runs"): the rate wanted, times what a request takes.
         num_lanes: independent streams of runs that are dealt to the ranks ("runs"); a batch takes as many samples of
             each, so as many lanes as a global batch has samples mix best; fewer are used for small sets.
+        lanes: "anew": each epoch deals the runs to lanes anew; "kept": once for all, so that ranks that keep to their
+            lanes read the same part of the data set in every epoch, out of their machine's cache ("runs").
         resident: "host" or "device": read all samples into its memory once, on every rank; "no": read as needed.
         num_threads: threads that fill batches.
         prefetch_batches: batches kept ahead.
@@ -79,6 +82,7 @@ class StreamConfig:
     window_samples: int = 32_768
     lead_samples: int = 8192
     num_lanes: int = 1024
+    lanes: Literal["anew", "kept"] = "anew"
     resident: Literal["no", "host", "device"] = "no"
     num_threads: int = 2
     prefetch_batches: int = 4
@@ -93,8 +97,14 @@ class StreamConfig:
         """The order of this reader's samples."""
         if self.order == "uniform" or (self.order == "auto" and reader.is_local):
             return UniformOrder(seed, reader.num_samples)
-        lanes = min(self.num_lanes, max(1, reader.num_samples // (RUNS_IN_A_LANE * self.run_samples)))
-        return RunOrder(seed, reader.num_samples, self.run_samples, lanes, self.window_samples)
+        most = max(1, reader.num_samples // (RUNS_IN_A_LANE * self.run_samples))
+        if self.lanes == "anew":
+            lanes = min(self.num_lanes, most)
+            return RunOrder(seed, reader.num_samples, self.run_samples, lanes, self.window_samples)
+        lanes = self.num_lanes
+        while lanes > most:  # halves: what a multiple of num_lanes is dealt to evenly stays a multiple
+            lanes = -(-lanes // 2)
+        return KeptOrder(seed, reader.num_samples, self.run_samples, lanes, self.window_samples)
 
 
 class Picks(NamedTuple):
@@ -194,7 +204,7 @@ def _filled_from_runs(
     allocate: Allocate | None,
 ) -> Iterator[Batch]:
     """Batches out of runs that are read ahead, each once; a run's samples go straight to the batches they are for."""
-    run_samples, window = (order.run_samples, order.window_samples) if isinstance(order, RunOrder) else (1, 0)
+    run_samples, window = (1, 0) if isinstance(order, UniformOrder) else (order.run_samples, order.window_samples)
     span, lead = window + batch_size, config.lead_samples
     num_rooms = -(-(span + lead) // batch_size) + 1 + BATCHES_IN_USE
     fetcher = Fetcher(reader, config.access.num_connections)

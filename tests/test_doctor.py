@@ -123,6 +123,12 @@ def test_a_batch_larger_than_the_training_split_is_a_problem(shards):
     assert examine(shards, batch_size=NUM_TRAIN)[0] == 0
 
 
+def test_lanes_that_ranks_would_share_are_noted(shards):
+    lanes = ["--stream.order", "runs", "--stream.run_samples", 1, "--ranks", 2]  # two lanes: there are few tiles
+    assert_note(examine(shards, *lanes, batch_size=3), "3 tiles a step, 2 lanes: ranks share lanes", "stream.num_lanes")
+    assert examine(shards, *lanes, batch_size=4)[1][-1] == examine(shards, batch_size=3)[1][-1] == "0 problems, 0 notes"
+
+
 def test_more_ranks_than_tiles_of_a_batch_are_a_problem(shards):
     assert_problem(examine(shards, "--ranks", 3, batch_size=2), "batch_size 2", "3 ranks", "raise batch_size")
 
@@ -191,6 +197,11 @@ def test_a_cache_without_room_is_noted(shards, tmp_path):
     with FaultyServer(shards) as server:
         assert_note(examine(server.url, *cache), f"{tmp_path}/file/cache", "cannot be written")
         assert examine(server.url, "--stream.access.cache", tmp_path / "cache")[1][-1] == "0 problems, 0 notes"
+        small = ["--stream.access.cache", tmp_path / "cache", "--stream.access.cache_gigabytes", "0.0002"]
+        assert_note(examine(server.url, *small), "the first 0.0002 GB of 0.000", "100% of that")
+        kept = ["--stream.lanes", "kept", "--ranks", 4, "--machines", 4]
+        (note,) = (line for line in examine(server.url, *small, *kept)[1] if "stream.access.cache" in line)
+        assert "the first 0.0002 GB" in note and "25% of that is taken on each machine" in note
     assert not (tmp_path / "cache").exists()
 
 

@@ -16,7 +16,7 @@ from srcnn.order import symmetries_at
 from srcnn.ranks import RankFailed
 from srcnn.reader import ShardReader
 from srcnn.run import start_accelerator
-from srcnn.stream import Batch
+from srcnn.stream import Batch, StreamConfig
 from srcnn.tracking import read_metrics
 from srcnn.train import train
 from srcnn.validate import as_floats, transform, validate
@@ -106,6 +106,14 @@ def test_a_run_does_not_continue_as_another(tmp_path, shards, change):
     train(small_config(tmp_path / "run", shards))
     with pytest.raises(RankFailed, match=f"was begun with {next(iter(change))}"):
         train(small_config(tmp_path / "run", shards, **change))
+
+
+def test_a_run_does_not_continue_with_other_lanes(tmp_path, shards):
+    stream = StreamConfig("runs", run_samples=1, num_lanes=2, window_samples=8, lead_samples=4)
+    train(small_config(tmp_path / "run", shards, stream=stream))
+    other = replace(stream, lanes="kept")
+    with pytest.raises(RankFailed, match="data.order runs of 1, 2 lanes, .* not runs of 1, 2 kept lanes, "):
+        train(small_config(tmp_path / "run", shards, stream=other))
 
 
 def test_a_continued_run_takes_the_new_learning_rate_but_no_other_optimizer(tmp_path, shards):
