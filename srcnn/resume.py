@@ -73,17 +73,17 @@ def take_hold(config: TrainConfig, run: Run) -> None:
 def is_restart(folder: Path) -> bool:
     """Whether a launcher or Slurm, not a person, began this process, and it is to go on with what is in the folder.
 
-    Launchers do not count it as a restart when a node joins; the job is the same then.
+    Launchers do not count it as a restart when a node joins; the job is the same then. Slurm's count says nothing: the
+    job may have been requeued before it came here.
     """
-    restarts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
     same = (folder / JOB).is_file() and (folder / JOB).read_text() == _job() != ""
-    return same or any(map(int, restarts))
+    return same or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def _job() -> str:
-    """What names the job that this process is of; "" where nothing does."""
-    names = [os.environ.get(name, "") for name in ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID")]
-    return "" if set(names) <= {"", "none"} else " ".join(names)
+    """What names the job that this process is of, also after a restart; "" where nothing does."""
+    name = os.environ.get("SLURM_JOB_ID") or os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return "" if name == "none" else name
 
 
 def load_latest(config: TrainConfig, run: Run, meter: Meter, reader: ShardReader) -> None:
