@@ -1,8 +1,8 @@
 """A Slurm cluster on this machine: munged, slurmctld and a slurmd for each node of tests/nodes.py, all of them real.
 
-Debian's slurmd cannot be several on one host, so each has a network and a host name of its own. No cgroups; the cores of
-the machine are claimed by every node. Waits are short where Slurm lets them be set: a job that was requeued is held for
-as long as a credential lives (AuthInfo's cred_expire, two minutes elsewhere, seconds here).
+Debian's slurmd cannot be several on one host, so each has a network and a host name of its own. No cgroups; each node
+claims the cores of the machine. Waits are short where Slurm lets them be set: a requeued job is held for as long as a
+credential lives (AuthInfo's cred_expire: two minutes elsewhere, seconds here).
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Slurm:
         """What a command of Slurm's prints, run on the first node; "" where it fails."""
         return self._run(*words).stdout.strip()
 
-    def submit(self, script: str, *arguments: object, options: tuple[str, ...] = (), **environment: str) -> str:
+    def submit(self, script: str | Path, *arguments: object, options: tuple[str, ...] = (), **environment: str) -> str:
         """`sbatch`, from the root of the repository; returns the job's number."""
         command = ("sbatch", "--parsable", *options, script, *arguments)
         done = self._run(*command, environment=environment)
@@ -133,6 +133,10 @@ class Slurm:
         told = self.told("scontrol", "show", "job", number)
         return [found.group(1) if (found := re.search(rf"\b{key}=(\S*)", told)) else "" for key in keys]
 
+    def has_step(self, number: str) -> bool:
+        """Whether its first step runs, which hears the signals for the job."""
+        return f"{number}.0" in self.told("squeue", "--steps", f"--jobs={number}", "--noheader", "--format=%i").split()
+
     def wait_until_over(self, number: str) -> str:
         """The state in which the job ended for good; a requeued job is waited for."""
         wait_for(lambda: self.job(number, "JobState")[0] in OVER, 2 * PATIENCE)
@@ -145,14 +149,15 @@ class Slurm:
 
     def _environment(self) -> dict[str, str]:
         ours = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH"))}
-        return ours | {"PATH": PATH, "SLURM_CONF": str(self.folder / "slurm.conf"), "PYTHONPATH": str(ROOT)}
+        return ours | {"PATH": PATH, "SLURM_CONF": str(self.folder / "slurm.conf"), "PYTHONPATH": str(ROOT),
+                       "OMP_NUM_THREADS": "1"}
 
 
 def wait_for(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds:g} s in vain"
-        time.sleep(0.2)
+        time.sleep(0.3)
 
 
 @contextmanager

@@ -173,7 +173,7 @@ def test_fresh_begins_anew_and_deletes_nothing(tmp_path, shards):
     for job in ({"TORCHELASTIC_RUN_ID": "job 7"}, {"SLURM_JOB_ID": "8", "SLURM_RESTART_COUNT": "1"}):
         for done in (0, 48):
             output = succeed(start(0, tmp_path, "--fresh", run=str(run), seed=1, **settings, environment=job))
-            assert f"{done} of 48 tiles done" in output, "a job begins anew once, also if nodes join or Slurm requeues it"
+            assert f"{done} of 48 tiles done" in output, "a job begins anew once, whoever joins or requeues"
 
 
 def test_what_does_not_matter_may_change_and_is_noted(tmp_path, shards):

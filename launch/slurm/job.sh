@@ -17,11 +17,11 @@ plan() { # the nodes, the first of them, and where it can be met
     say "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST, port $PORT; $logs-NODE.log"
 }
 
-on_all_nodes() { # on_all_nodes FUNCTION WORD... becomes srun with one task a node, which has all that the job has there
+on_nodes() { # on_nodes NUMBER OUTPUT FUNCTION WORD... becomes srun with a task on each, which has all the job has there
     unset SLURM_CPUS_PER_TASK SLURM_GPUS_PER_TASK SLURM_NTASKS_PER_NODE # srun would take them for its own options
-    export -f to_the_end "$1"
-    exec srun --nodes="$NODES" --ntasks="$NODES" --ntasks-per-node=1 --export=ALL --mpi=none --cpu-bind=none \
-        --wait="$LAST_SECONDS" --output="$logs-%N.log" --open-mode=append bash -c 'to_the_end "$@"' node "$@"
+    export -f to_the_end "$3"
+    exec srun --nodes="$1" --relative=0 --ntasks="$1" --ntasks-per-node=1 --export=ALL --mpi=none --cpu-bind=none \
+        --wait="$LAST_SECONDS" --output="$2" --open-mode=append bash -c 'to_the_end "$@"' node "${@:3}"
 }
 
 to_the_end() { # to_the_end FUNCTION WORD... its status, or STOPPED where it ended with another after a signal
