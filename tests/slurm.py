@@ -22,7 +22,7 @@ from nodes import Node, cluster, needs_nodes
 ROOT = Path(__file__).parents[1]
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 CORES = 2  # of each node
-PATIENCE = 120.0  # seconds for anything that is waited for
+PATIENCE = 300.0  # seconds for anything that is waited for
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED")
 CONF = """
 ClusterName=test
@@ -45,15 +45,15 @@ SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
 MpiDefault=none
 ReturnToService=2
-KillWait=10
-SlurmdTimeout=10
-MessageTimeout=5
+KillWait=20
+SlurmdTimeout=20
+MessageTimeout=10
 MinJobAge=3600
 SchedulerParameters=sched_interval=1,batch_sched_delay=0,bf_interval=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 NodeName={names} CPUs={cores} State=UNKNOWN
-PartitionName=main Nodes={names} Default=YES PriorityTier=1 GraceTime=60
+PartitionName=main Nodes={names} Default=YES PriorityTier=1 GraceTime=120
 PartitionName=urgent Nodes={names} PriorityTier=2
 """
 

@@ -1,7 +1,7 @@
 # What the jobs of this folder share; sbatch copies only them to where it runs them, so they find this from the root.
 
-STOPPED=75       # told to stop: EX_TEMPFAIL, as a rank's in srcnn/signals.py
-LAST_SECONDS=300 # from the end of a first node to that of the last: a report, the last checkpoint, wandb
+export STOPPED=75 # told to stop: EX_TEMPFAIL, as a rank's in srcnn/signals.py
+LAST_SECONDS=300  # from the end of a first node to that of the last: a report, the last checkpoint, wandb
 
 say() { echo "$(date '+%F %T') srcnn: $*"; }
 
@@ -29,7 +29,7 @@ to_the_end() { # to_the_end FUNCTION WORD... its status, or STOPPED where it end
     trap 'told_to_stop=yes' USR1 TERM # its processes get it too: bash heeds it when they have ended
     "$@"
     status=$?
-    [[ $told_to_stop ]] && ((status)) && status=75
+    [[ $told_to_stop ]] && ((status)) && status=$STOPPED
     return "$status"
 }
 
