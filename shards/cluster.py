@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Executor
 from contextlib import contextmanager
+from typing import Any
 
 from shards.pool import ShardsFailed
 
 ANSWER_SECONDS = 60.0  # for a scheduler that is just being started
 FIRST_WORKER_SECONDS = 600.0
+ALONE_SECONDS = 15.0
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -38,15 +43,38 @@ def connected(address: str) -> Iterator[Executor]:
         except TimeoutError as error:
             raise ShardsFailed(f"{address}: no worker came within {FIRST_WORKER_SECONDS:.0f} s; start some with: "
                                f"dask worker {address} --nthreads 1") from error
+        check_imports(address, client)
+        over = threading.Event()
+        watching = threading.Thread(target=say_when_alone, args=(address, client, over), daemon=True)
+        watching.start()
         try:
             yield client.get_executor(pure=False)  # type: ignore[no-untyped-call]
         except distributed.KilledWorker as error:
             raise ShardsFailed(f"{address}: a task ended several workers, the last of them {error.last_worker.address} "
-                               "(no memory?); see its log, and start again to go on") from error
-        except (ModuleNotFoundError, RuntimeError) as error:
-            if isinstance(error, ShardsFailed) or not isinstance(error.__cause__ or error, ModuleNotFoundError):
-                raise
-            raise ShardsFailed(f"{address}: {error.__cause__ or error} on the scheduler or a worker; start both with "
-                               "PYTHONPATH set to the folder with shards/, and the same packages") from error
+                               "(no memory, or other packages?); see its log, and start again to go on") from error
         except CancelledError as error:
             raise ShardsFailed(f"{address}: the scheduler is gone; start again to go on") from error
+        finally:
+            over.set()
+            watching.join()
+
+
+def check_imports(address: str, client: Any) -> None:
+    """Raises ShardsFailed where the scheduler or a worker lacks this package, which would end it without a word."""
+    work = "import shards.write"
+    try:
+        client.run_on_scheduler(exec, work)
+        found = client.run(exec, work, on_error="return")
+    except ImportError as error:
+        found = {"the scheduler": error}
+    for where, trouble in found.items():
+        if trouble is not None:
+            raise ShardsFailed(f"{address}: {where} cannot do this work: {trouble}; start the scheduler and all "
+                               "workers with PYTHONPATH set to the folder with shards/, and the same packages")
+
+
+def say_when_alone(address: str, client: Any, over: threading.Event) -> None:
+    """Says so where no worker is left: others may come, and the work waits for them."""
+    while not over.wait(ALONE_SECONDS):
+        if client.status == "running" and not client.nthreads():
+            logger.warning("%s: no worker is left; waiting for new ones", address)

@@ -43,9 +43,9 @@ class Cluster:
             port = free.getsockname()[1]
         self.address = f"tcp://127.0.0.1:{port}"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._start("scheduler", "--host", "127.0.0.1", "--port", str(port))
+        self.start("scheduler", "--host", "127.0.0.1", "--port", str(port))
 
-    def _start(self, name: str, *arguments: str, **environment: str) -> None:
+    def start(self, name: str, *arguments: str, **environment: str) -> None:
         kind = "scheduler" if name == "scheduler" else "worker"
         command = [sys.executable, "-m", "dask", kind, *arguments, "--no-dashboard"]
         own = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "4s", "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False"}
@@ -55,7 +55,7 @@ class Cluster:
                                                     env=quiet_env() | own | paths | environment)
 
     def add_worker(self, name: str) -> None:
-        self._start(name, self.address, "--nthreads", "1", "--no-nanny", "--name", name, GATE=str(self.gate(name)))
+        self.start(name, self.address, "--nthreads", "1", "--no-nanny", "--name", name, GATE=str(self.gate(name)))
 
     def gate(self, name: str) -> Path:
         return self.folder / f"gate of {name}"
@@ -132,14 +132,23 @@ def test_without_its_scheduler_it_ends_and_the_same_command_goes_on(
 
 
 @pytest.mark.slow
-def test_a_scheduler_or_worker_that_cannot_import_the_shard_maker_is_told_so(
+def test_workers_that_cannot_import_the_shard_maker_are_named_and_those_that_all_die_are_missed(
     cluster: Cluster, tmp_path: Path, photos_folder: PhotosFolder
 ) -> None:
-    cluster._start("stranger", cluster.address, "--nthreads", "1", "--no-nanny",
-                   PYTHONPATH=str(tmp_path), PYTHONSAFEPATH="1")
-    done = run_shards(*SMALL, "--photos", photos_folder(3), "--out", tmp_path / "out", "--executor", cluster.address)
-    assert done.returncode == 1 and "start both with PYTHONPATH set" in done.stderr, done
-    assert len(done.stderr.strip().splitlines()) == 1 or "No module named 'shards'" in done.stderr
+    cluster.start("stranger", cluster.address, "--nthreads", "1", "--no-nanny", PYTHONPATH=str(tmp_path))
+    command = (*SMALL, "--photos", photos_folder(3), "--out", tmp_path / "out", "--executor", cluster.address)
+    done = run_shards(*command)
+    assert done.returncode == 1 and "cannot do this work: No module named 'shards'; start the" in done.stderr, done
+    assert len(done.stderr.strip().splitlines()) == 1
+    cluster.processes.pop("stranger").kill()
+    cluster.gate("mortal").touch()
+    cluster.add_worker("mortal")
+    job = subprocess.Popen(shards_command(*command), cwd=REPOSITORY, env=quiet_env(), text=True, stderr=subprocess.PIPE)
+    wait_until(lambda: any((tmp_path / "out").glob("*/.writing-*.tar")), cluster.log)
+    cluster.processes["mortal"].kill()
+    assert job.stderr and "no worker is left; waiting for new ones" in job.stderr.readline()
+    cluster.add_worker("late")
+    assert job.communicate(timeout=120) and job.returncode == 0
 
 
 def test_any_executor_makes_the_same_bytes(tmp_path: Path, photos_folder: PhotosFolder) -> None:
