@@ -7,6 +7,7 @@ from conftest import contents, make
 from jobs import LONG, SETTINGS, assert_same_run, consumed, start, succeed
 from slurm import Slurm, needs_slurm, slurm, wait_for
 from small import small_shards, write_photos
+from test_shards_cluster import GATE
 
 pytestmark = [pytest.mark.slow, *needs_slurm()]
 TRAIN, SHARDS = "launch/slurm/train.sbatch", "launch/slurm/shards.sbatch"
@@ -145,16 +146,21 @@ def test_a_node_that_dies_takes_nothing_with_it(cluster, folder, shards, undistu
 
 def test_shards_of_two_nodes_stopped_and_requeued_are_those_made_here(cluster, folder):
     photos, out = write_photos(folder / "other photos", 7), folder / "by two nodes"
+    gate, hooks = folder / "gate", folder / "hooks"
+    hooks.mkdir()
+    (hooks / "sitecustomize.py").write_text(GATE)  # no shard is finished while the gate is there
+    gate.touch()
     settings = ("--photos", photos, "--resize", "none", "--tile_pixels", 64, "--samples_per_shard", 6)
-    number = cluster.submit(SHARDS, *settings, "--out", out, options=("--nodes=2", f"--output={folder}/%j.log"))
-    wait_for(lambda: cluster.has_step(number))
-    cluster.told("scancel", "--signal=USR1", number)
+    number = cluster.submit(SHARDS, *settings, "--out", out, options=("--nodes=2", f"--output={folder}/%j.log"),
+                            PYTHONPATH=str(hooks), GATE=str(gate))
+    logs = [folder / f"{number}-{node.name}.log" for node in cluster.nodes]
+    wait_for(lambda: all(log.exists() and "Registered to:" in log.read_text() for log in logs))
+    cluster.told("scancel", "--signal=TERM", number)  # what a pre-emption begins with
+    wait_for(lambda: cluster.job(number, "Restarts") == ["1"])
+    gate.unlink()
     log = folder / f"{number}.log"
     assert cluster.wait_until_over(number) == "COMPLETED", log.read_text()
-    assert cluster.job(number, "Restarts") == ["1"]
     assert make("--photos", photos, "--out", folder / "here") == 0
     assert contents(out) == contents(folder / "here")
-    workers = [(folder / f"{number}-{node.name}.log").read_text() for node in cluster.nodes]
-    assert all("Registered to:" in text for text in workers), "both nodes worked"
     running = [" ".join(one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"])]
     assert not [line for line in running if f":{10000 + int(number)}" in line], "nothing is left"
