@@ -11,7 +11,7 @@ DEMO ?= demo/$(if $(PHOTOS),own,skylines)
 DEMO_PHOTOS := $(or $(PHOTOS),$(DEMO)/photos)
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: help setup lint types test shards train demo fuzz bench bench-loading chaos clean
+.PHONY: help setup lint types test shards train demo fuzz test-slurm bench bench-loading chaos clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -63,6 +63,11 @@ demo: $(READY)  ## photos, shards, training, restored photo and report in a few 
 fuzz: $(READY)  ## the readers of foreign files, fuzzed for a minute each: make fuzz [ARGS='--seconds N --target NAME']
 	$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable '.[fuzz]' || true
 	$(BIN)/python tests/fuzzing.py $(ARGS)
+
+test-slurm: $(READY)  ## the jobs of launch/slurm under real Slurm daemons on this machine, some minutes: needs Debian and root
+	@PATH="$$PATH:/usr/sbin"; for tool in slurmctld slurmd munged nft ip; do command -v $$tool >/dev/null || absent=yes; done; \
+	test -z "$$absent" || .ci/install slurm-wlm munge nftables iproute2
+	$(BIN)/python -m pytest tests/test_slurm.py -rs
 
 bench: $(READY)  ## training, shard making, restoring on this processor, an hour: make bench [PHOTOS=dir] [ARGS=--quick]
 	$(BIN)/python -m benchmarks.cpu $(if $(PHOTOS),--photos "$(PHOTOS)") $(ARGS)

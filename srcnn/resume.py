@@ -74,10 +74,10 @@ def take_hold(config: TrainConfig, run: Run) -> None:
 def is_restart(folder: Path) -> bool:
     """Whether a launcher or scheduler, not a person, began this process, to go on with what is in the folder.
 
-    Launchers do not count it as a restart when a node joins; the job is the same then.
+    Launchers do not count it as a restart when a node joins; the job is the same then. Slurm's count says nothing: the
+    job may have been requeued before it came here.
     """
-    restarts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
-    return is_same_job(folder) or any(map(int, restarts))
+    return is_same_job(folder) or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def is_same_job(folder: Path) -> bool:
@@ -86,9 +86,9 @@ def is_same_job(folder: Path) -> bool:
 
 
 def _job() -> str:
-    """What names the job that this process is of; "" where nothing does."""
+    """What names the job that this process is of, also after a restart; "" where nothing does."""
     names = (os.environ.get(name, "") for name in ("SLURM_JOB_ID", "KUBERNETES_JOB_UID", "TORCHELASTIC_RUN_ID"))
-    return " ".join(name for name in names if name not in ("", "none"))
+    return next((name for name in names if name not in ("", "none")), "")
 
 
 def load_latest(config: TrainConfig, run: Run, meter: Meter, reader: ShardReader) -> None:

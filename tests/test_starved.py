@@ -170,10 +170,10 @@ def test_fresh_begins_anew_and_deletes_nothing(tmp_path, shards):
     again = succeed(start(0, tmp_path, "--fresh", run=str(run), seed=1, **settings,
                           environment={"TORCHELASTIC_RESTART_COUNT": "1"}))
     assert "48 of 48 tiles done" in again, "a launcher's restart continues"
-    for done in (0, 48):
-        output = succeed(start(0, tmp_path, "--fresh", run=str(run), seed=1, **settings,
-                               environment={"TORCHELASTIC_RUN_ID": "job 7"}))
-        assert f"{done} of 48 tiles done" in output, "a job begins anew once, also if nodes join it"
+    for job in ({"TORCHELASTIC_RUN_ID": "job 7"}, {"SLURM_JOB_ID": "8", "SLURM_RESTART_COUNT": "1"}):
+        for done in (0, 48):
+            output = succeed(start(0, tmp_path, "--fresh", run=str(run), seed=1, **settings, environment=job))
+            assert f"{done} of 48 tiles done" in output, "a job begins anew once, whoever joins or requeues"
 
 
 def test_what_does_not_matter_may_change_and_is_noted(tmp_path, shards):
