@@ -9,7 +9,7 @@ COPY setup.cfg pyproject.toml README.md LICENSE ./
 # An empty srcnn stands in for ours, so that the layer of gigabytes is made anew only when these files change.
 RUN mkdir srcnn && touch srcnn/__init__.py \
     && python -m pip install --no-cache-dir --upgrade pip \
-    && python -m pip install --no-cache-dir --editable '.[remote,tensorboard]'
+    && python -m pip install --no-cache-dir --editable '.[remote,cluster,tensorboard,mlflow]'
 COPY srcnn srcnn
 COPY shards shards
 COPY launch/train.py launch/pod.py launch/benchmark.py launch/

@@ -5,7 +5,7 @@
 Photos are simulated (names, hashes and sizes, no files); the plan, the list of photos and the manifest are made by the
 real code, in a temporary folder that takes some 300 bytes a photo (the index is a sparse file of zeros). Each part runs
 in a process of its own.
-Writes benchmarks/results/planning.json.
+Writes benchmarks/results/planning.json and the numbers in docs/clusters.md.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ from srcnn.rows import Rows
 from srcnn.sample import Manifest, PhotoRecord, Shard
 from srcnn.storage import open_storage
 
+PAGE = Path(__file__).resolve().parents[1] / "docs/clusters.md"
+BEGIN, END = "<!-- planning -->", "<!-- end -->"
 SIZES = ((4000, 3000), (3000, 4000), (5472, 3648), (1920, 1080))
 
 
@@ -132,6 +134,34 @@ def part_list(options: argparse.Namespace) -> dict[str, Any]:
 PARTS = {"plan": part_plan, "finish": part_finish, "read": part_read, "list": part_list}
 
 
+def page(found: dict[str, Any]) -> str:
+    """Markdown for docs/clusters.md."""
+    finish, read, sizes = found["finish"], found["read"], found["finish"]["bytes"]
+    plan_seconds = found["plan"]["seconds"]
+    rows = [
+        ("plan: splits, shards", f"{plan_seconds['plan']:.0f} s", _gib(found["plan"]),
+         f"{found['plan']['shards']:,} shards"),
+        ("hash of the plan", f"{plan_seconds['hash the plan']:.0f} s", "", ""),
+        ("list and manifest of the training split, written shard by shard", f"{finish['seconds']:.0f} s", _gib(finish),
+         f"photos.jsonl {sizes['photos.jsonl'] / 1e9:.2f} GB, index.npy {sizes['index.npy'] / 1e9:.1f} GB"),
+        ("a reader opens the manifest", f"{read['seconds']['manifest']:.2f} s", _gib(read),
+         f"manifest.json {sizes['manifest.json'] / 1e6:.1f} MB"),
+        ("and checks the rows of 1,000 shards of the index", f"{read['seconds']['rows of 1,000 shards']:.1f} s", "",
+         ""),
+        ("every photo of the list, as `verify-shards` reads it", f"{found['list']['seconds']:.0f} s",
+         _gib(found["list"]), ""),
+    ]
+    about = found["machine"]
+    title = (f"**{found['photos']:,} photos**, simulated, {finish['samples']:,} training pairs in shards of "
+             f"{found['samples_per_shard']:,} (`python -m benchmarks.planning`; one core of {about['cpu']}):")
+    header = ["| | takes | memory at the most | size |", "|---|---:|---:|---|"]
+    return "\n".join([title, "", *header, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _gib(part: dict[str, Any]) -> str:
+    return f"{part['peak_mib'] / 1024:.2f} GiB"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=int, default=10_000_000)
@@ -153,7 +183,10 @@ def main() -> int:
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ)
             found[part] = json.loads(done.stdout)
             print(part, json.dumps(found[part]), flush=True)
-    (RESULTS / "planning.json").write_text(json.dumps({"machine": machine()} | found, indent=1) + "\n")
+    found["machine"] = machine()
+    (RESULTS / "planning.json").write_text(json.dumps(found, indent=1) + "\n")
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n{page(found)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
     return 0
 
 

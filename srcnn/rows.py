@@ -15,8 +15,8 @@ from srcnn.index import ROW, hash_of_rows, index_entry, index_header
 from srcnn.sample import Manifest, ShardError, check_shard_size
 from srcnn.storage import Folder, ObjectStore
 
-WHOLE_BYTES = 64 << 20  # of an index that comes from an object store in one piece: two million samples
-MOST_ROWS_KEPT = 4 << 20  # of those that come shard by shard, 150 MB
+WHOLE_BYTES = 512 << 20  # of an index that comes from an object store in one piece: 15 million samples
+MOST_ROWS_KEPT = 16 << 20  # of those that come shard by shard, 600 MB
 READ_ATTEMPTS = 3  # of what arrives but does not match its hash
 
 

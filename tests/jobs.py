@@ -57,8 +57,16 @@ def succeed(process):
 def ranks_of(process):
     """The processes that train, below a launcher or without one."""
     below = psutil.Process(process.pid).children(recursive=True)
-    mine = [one for one in (psutil.Process(process.pid), *below) if str(ROOT / "launch/train.py") in one.cmdline()[1:3]]
+    mine = [one for one in (psutil.Process(process.pid), *below) if str(ROOT / "launch/train.py") in words_of(one)[1:3]]
     return sorted(mine, key=lambda one: one.pid)
+
+
+def words_of(process):
+    """The command line of a process; none where it has just ended."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 def kill(process):

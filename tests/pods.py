@@ -82,7 +82,9 @@ class Pod:
         return folder
 
     def environment(self, container):
-        known = {"metadata.labels['batch.kubernetes.io/controller-uid']": f"uid of {self.job['metadata']['name']}"}
+        job = self.job["metadata"]["name"]
+        known = {"metadata.labels['batch.kubernetes.io/controller-uid']": f"uid of {job}", "spec.nodeName": "node",
+                 "metadata.name": f"{job}-{self.index}-x7k2p", "metadata.namespace": "default"}
         values = {"PATH": IMAGE_PATH, "JOB_COMPLETION_INDEX": str(self.index)}
         for item in container["env"]:
             source = item.get("valueFrom", {})

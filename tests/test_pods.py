@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import yaml
+from conftest import photos_of
 from jobs import assert_same_run, consumed, start, state, succeed
 from nodes import cluster, needs_nodes
 from pods import K8S, KUBECTL, Pod, build, carry_through, name_pods, overlay, until, verdict
@@ -12,7 +13,6 @@ from small import small_config, small_shards, write_photos
 
 from srcnn.model import ModelConfig
 from srcnn.optimize import OptimizerConfig
-from srcnn.sample import Manifest
 from srcnn.signals import STOPPED
 from srcnn.train import train
 
@@ -144,4 +144,4 @@ def test_the_job_of_the_shards_makes_them(tmp_path):
         name_pods(nodes, pod.job)
         pod.start("shards")
         assert pod.wait() == 0, pod.output.read_text()
-    assert len(Manifest.read(tmp_path / "srcnn-shards/train").photos) == 2
+    assert len(photos_of(tmp_path / "srcnn-shards/train")) == 2

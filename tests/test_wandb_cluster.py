@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from jobs import LONG, ROOT, finish, kill, start, succeed, wait_until
+from jobs import LONG, ROOT, consumed, finish, kill, start, succeed, wait_until
 from small import small_shards
 from wandb_server import wandb_server
 
@@ -124,7 +124,7 @@ NAMES = pytest.mark.skipif(subprocess.run(["unshare", "--uts", "hostname", "x"],
 
 
 def nodes(folder, shards, environment, *arguments, **settings):
-    """A training of two machines: two host names on this one. Returns what each said."""
+    """A training of two machines: two host names on this one. Returns both, running."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     machines = []
@@ -134,7 +134,7 @@ def nodes(folder, shards, environment, *arguments, **settings):
         told = {"GLOO_SOCKET_IFNAME": "lo", "TMPDIR": str(folder), **environment}
         machines.append(train(2, folder, shards, *arguments, environment=told, launcher=launcher,
                               host=f"node{rank + 1}", **settings))
-    return [succeed(machine) for machine in machines]
+    return machines
 
 
 QUICK_LOADS = {"WANDB_X_STATS_SAMPLING_INTERVAL": "0.2"}
@@ -144,16 +144,24 @@ SHORT = {"total_samples": 480, "log_every_samples": 48, "validate_every_samples"
 @NAMES
 def test_every_nodes_load_is_shown_in_one_run_and_restarts_lose_and_double_no_point(tmp_path, shards, server):
     environment = server.environment | QUICK_LOADS
-    nodes(tmp_path, shards, environment, "--node_metrics", "true", **SHORT)
+    run = tmp_path / "run"
+
+    def labels():
+        loads = [load for served in server.runs.values() for load in served.loads]
+        return {key.partition("/l:")[2] for load in loads for key in load if key.startswith("system.")}
+
+    first = nodes(tmp_path, shards, environment, "--node_metrics", "true", **LONG | {"log_every_samples": 48})
+    wait_until(first[0], lambda: labels() == {"node1", "node2"})
+    first[0].terminate()
+    for machine in first:
+        finish(machine)
     (served,) = server.runs.values()
-    labels = {key.partition("/l:")[2] for load in served.loads for key in load if key.startswith("system.")}
-    assert labels == {"node1", "node2"}
-    again = nodes(tmp_path, shards, environment, "--node_metrics", "true", **SHORT | {"total_samples": 960})
-    assert "tracking with" not in "".join(again)
-    tens = list(range(48, 961, 48))
-    assert [row["samples"] for row in served.history] == progresses(tmp_path / "run") == tens
-    succeed(train(2, tmp_path, shards, environment=server.environment, **SHORT | {"total_samples": 1440}))
-    assert [row["samples"] for row in served.history] == progresses(tmp_path / "run") == list(range(48, 1441, 48))
+    total = (consumed(run) // 48 + 10) * 48
+    again = nodes(tmp_path, shards, environment, "--node_metrics", "true", **SHORT | {"total_samples": total})
+    assert "tracking with" not in "".join(map(succeed, again))
+    assert [row["samples"] for row in served.history] == progresses(run) == list(range(48, total + 1, 48))
+    succeed(train(2, tmp_path, shards, environment=server.environment, **SHORT | {"total_samples": total + 480}))
+    assert [row["samples"] for row in served.history] == progresses(run) == list(range(48, total + 481, 48))
     assert len(server.runs) == 1 and served.notices[-1]["exitcode"] == 0
     assert served.config["jobs.001"].endswith("nodes node1 node2")
     assert not list(tmp_path.glob("wandb-*"))  # what the other node kept meanwhile
@@ -161,7 +169,7 @@ def test_every_nodes_load_is_shown_in_one_run_and_restarts_lose_and_double_no_po
 
 @NAMES
 def test_without_an_account_no_node_sends_its_load_and_it_is_said_once(tmp_path, shards):
-    said = "".join(nodes(tmp_path, shards, {}, "--node_metrics", "true", **SHORT))
+    said = "".join(map(succeed, nodes(tmp_path, shards, {}, "--node_metrics", "true", **SHORT)))
     assert said.count("node_metrics: they need wandb") == 1 and "tracking with" not in said
     run = tmp_path / "run"
     rows = [row["item"]["samples"] for row in of_kind("history", records(run))]
