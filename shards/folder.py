@@ -188,9 +188,12 @@ def finish_split(config: ShardsConfig, split: str, tasks: list[ShardTask], refus
     return manifest
 
 
-def _refused_early(out: Place, there: Manifest) -> list[Refused]:
-    """Those that the list names as refused before any shard was made."""
-    return [item for item in refused_in(open_storage(join(out.location, there.split)), there) if not item.shard]
+def _refused_early(out: Place, there: Manifest) -> list[Refused] | None:
+    """Those that the list names as refused before any shard was made; None where it is not the manifest's."""
+    try:
+        return [item for item in refused_in(open_storage(join(out.location, there.split)), there) if not item.shard]
+    except ShardError:
+        return None
 
 
 def _results(
@@ -208,8 +211,13 @@ def _results(
 
 
 def _listed(out: Place, there: Manifest) -> Iterator[ShardResult]:
+    """By shard, what the list has. It may be newer than the manifest, if a kill came between the two: what it says of
+    the same shards is the same.
+    """
     shards = {shard.name: shard for shard in there.shards}
-    listing = read_listing(open_storage(join(out.location, there.split)), there)
+    if there.photos and (num_bytes := out.sizes(there.split).get(there.photos.name)):
+        there = replace(there, photos=replace(there.photos, bytes=num_bytes))
+    listing = read_listing(open_storage(join(out.location, there.split)), there, check_hash=False)
     for name, entries in groupby(listing, key=lambda entry: entry.shard):
         if name:
             both = list(entries)

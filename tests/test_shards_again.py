@@ -25,8 +25,9 @@ from conftest import (
 )
 from PIL import Image
 
-from shards import places
+from shards import folder, places
 from shards.__main__ import main
+from shards.places import Place
 from srcnn.sample import Manifest
 
 
@@ -168,6 +169,32 @@ def test_killed_between_manifest_and_records_is_mended(
     assert (tmp_path / "out/train/manifest.json").is_file()
     assert any(path.name != "manifest.json" for path in (tmp_path / "out/train").glob("*.json"))
     assert make(*options) == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("broken", ["comes", "goes"])
+def test_killed_between_a_new_list_of_photos_and_its_manifest_is_mended(
+    tmp_path: Path, photos_folder: PhotosFolder, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    photos = photos_folder(6)
+    options = ("--photos", photos, "--out", tmp_path / "out", "--allow_refused", "true")
+    for told in ("", "no picture") if broken == "comes" else ("no picture", ""):
+        (photos / "broken.jpg").write_text(told) if told else (photos / "broken.jpg").unlink(missing_ok=True)
+        if (tmp_path / "out").exists():
+            break
+        assert make(*options) == 0
+    write = folder._write_json
+
+    def killed(out: Place, name: str, content: object) -> None:
+        if name.endswith("manifest.json"):
+            raise KeyboardInterrupt
+        write(out, name, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "_write_json", killed)
+        assert make(*options) == 130
+    assert make(*options) == make(*options) == 0
+    assert make(*options, "--out", tmp_path / "undisturbed") == 0
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
 
 
