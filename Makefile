@@ -49,7 +49,7 @@ demo: $(READY)  ## photos, shards, training, restored photo and report in a few 
 	$(BIN)/python -m shards --config configs/shards.yaml --photos "$(DEMO_PHOTOS)" --out $(DEMO)/shards --allow_refused true \
 	|| (echo "for other photos begin anew: rm -r $(DEMO), or make demo PHOTOS=dir DEMO=folder" >&2; exit 1)
 	$(LAUNCH) launch/train.py --config configs/demo.yaml --shards $(DEMO)/shards --run $(DEMO)/run
-	@photo="$$($(BIN)/python -c "import json; print(json.load(open('$(DEMO)/shards/val/manifest.json'))['photos'][0]['name'])")" && \
+	@photo="$$($(BIN)/python -c "import json; print(json.loads(open('$(DEMO)/shards/val/photos.jsonl').readline())['name'])")" && \
 	$(BIN)/srcnn degrade "$(DEMO_PHOTOS)/$$photo" -o $(DEMO)/degraded --quality 20 && \
 	$(BIN)/srcnn restore $(DEMO)/degraded -o $(DEMO)/restored --model $(DEMO)/run --format png
 	@echo
