@@ -27,9 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         summary = make_shards(config)
         out = place(config.out)
-        for manifest in summary.manifests.values():
-            if summary.num_new_shards or sheet_name(manifest) not in out.names():
-                write_sheet(out, manifest, config.num_sheet_pairs)
+        for split, manifest in summary.manifests.items():
+            if summary.num_new_shards or sheet_name(split) not in out.names():
+                write_sheet(out, split, manifest, config.num_sheet_pairs)
     except (ShardsFailed, FileNotFoundError, ValueError, OSError) as error:
         print(f"shards: {error}", file=sys.stderr)
         return 1
@@ -56,8 +56,8 @@ def report(config: ShardsConfig, summary: Summary) -> int:
     if summary.num_ignored_files:
         print(f"{summary.num_ignored_files} files that are no photos (by their suffix) were not looked at")
     num_refused = 0
-    for manifest in manifests:
-        for item in refused_in(open_storage(join(config.out, manifest.split)), manifest):
+    for split, manifest in summary.manifests.items():
+        for item in refused_in(open_storage(join(config.out, split)), manifest):
             print(f"refused: {item.name}: {item.reason}", file=sys.stderr)
             num_refused += 1
     if num_refused:

@@ -164,7 +164,8 @@ def finish_split(config: ShardsConfig, split: str, tasks: list[ShardTask], refus
     early = sorted((item for item in refused if item.split == split), key=lambda item: item.name)
     there, names = manifest_there(out, split), out.sizes(split)
     beside = {name for task in mine for name in (_record_name(task.name), _rows_name(task.name))} & names.keys()
-    if there and not beside and {there.index.name, PHOTOS} <= names.keys() and _refused_early(out, there) == early:
+    is_whole = there is not None and not beside and {there.index.name, PHOTOS} <= names.keys()
+    if there and is_whole and _refused_early(out, split, there) == early:
         return there
     shards, photos, degraded_psnr = write_listing(out, split, _results(out, split, mine, there, names), early)
     manifest = Manifest(
@@ -188,10 +189,10 @@ def finish_split(config: ShardsConfig, split: str, tasks: list[ShardTask], refus
     return manifest
 
 
-def _refused_early(out: Place, there: Manifest) -> list[Refused] | None:
+def _refused_early(out: Place, split: str, there: Manifest) -> list[Refused] | None:
     """Those that the list names as refused before any shard was made; None where it is not the manifest's."""
     try:
-        return [item for item in refused_in(open_storage(join(out.location, there.split)), there) if not item.shard]
+        return [item for item in refused_in(open_storage(join(out.location, split)), there) if not item.shard]
     except ShardError:
         return None
 
@@ -200,7 +201,7 @@ def _results(
     out: Place, split: str, tasks: Sequence[ShardTask], there: Manifest | None, names: Container[str]
 ) -> Iterator[ShardResult]:
     """What is known of each shard: kept beside it, or else from the manifest and its list, which has their order."""
-    listed = _listed(out, there) if there else iter(())
+    listed = _listed(out, split, there) if there else iter(())
     for task, result in zip(tasks, _records(out, split, tasks, names), strict=True):
         while result is None or result.shard.name != task.name:
             result = next(listed, None)
@@ -210,14 +211,14 @@ def _results(
         yield result
 
 
-def _listed(out: Place, there: Manifest) -> Iterator[ShardResult]:
+def _listed(out: Place, split: str, there: Manifest) -> Iterator[ShardResult]:
     """By shard, what the list has. It may be newer than the manifest, if a kill came between the two: what it says of
     the same shards is the same.
     """
     shards = {shard.name: shard for shard in there.shards}
-    if there.photos and (num_bytes := out.sizes(there.split).get(there.photos.name)):
+    if there.photos and (num_bytes := out.sizes(split).get(there.photos.name)):
         there = replace(there, photos=replace(there.photos, bytes=num_bytes))
-    listing = read_listing(open_storage(join(out.location, there.split)), there, check_hash=False)
+    listing = read_listing(open_storage(join(out.location, split)), there, check_hash=False)
     for name, entries in groupby(listing, key=lambda entry: entry.shard):
         if name:
             both = list(entries)
@@ -259,7 +260,7 @@ def write_index(
     none is read again. Leaves an index alone that has them all.
     """
     names = out.sizes(split)
-    before = _rows_there(out, there) if there and there.index.name in names else None
+    before = _rows_there(out, split, there) if there and there.index.name in names else None
     if before is None or not there or there.shards != shards:
         numbers = {shard: number for number, shard in enumerate(there.shards)} if before and there else {}
         with out.create(f"{split}/{INDEX}") as file:
@@ -277,8 +278,8 @@ def write_index(
     return index_entry(sum(shard.num_samples for shard in shards))
 
 
-def _rows_there(out: Place, there: Manifest) -> Rows | None:
+def _rows_there(out: Place, split: str, there: Manifest) -> Rows | None:
     try:
-        return Rows(open_storage(join(out.location, there.split)), there)
+        return Rows(open_storage(join(out.location, split)), there)
     except ShardError:
         return None

@@ -76,7 +76,7 @@ def index_folder(
     with atomic_file(folder / INDEX) as file:
         file.write(encode_index(rows))
     manifest = Manifest(
-        split=folder.name,
+        split=folder.resolve().name,
         tile_shape=shape,
         encoding="any",
         members=members,

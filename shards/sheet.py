@@ -14,7 +14,7 @@ COLUMNS = 4
 GAP_PIXELS = 8
 
 
-def write_sheet(out: Place, manifest: Manifest, num_pairs: int, seed: int = 0) -> None:
+def write_sheet(out: Place, split: str, manifest: Manifest, num_pairs: int, seed: int = 0) -> None:
     """Writes SPLIT.png beside a split's folder: `num_pairs` random pairs, the same ones every time.
 
     Nothing where the split is empty or no pairs are asked for.
@@ -23,16 +23,16 @@ def write_sheet(out: Place, manifest: Manifest, num_pairs: int, seed: int = 0) -
     if not num_pairs:
         return
     chosen = np.sort(np.random.default_rng(seed).choice(manifest.num_samples, num_pairs, replace=False))
-    reader = ShardReader(join(out.location, manifest.split))
+    reader = ShardReader(join(out.location, split))
     cells = [_pad(np.concatenate(pair, axis=1)) for pair in zip(*reader.read(chosen), strict=True)]
     cells += [np.full_like(cells[0], 255)] * (-num_pairs % COLUMNS)
     rows = [np.concatenate(cells[start : start + COLUMNS], axis=1) for start in range(0, len(cells), COLUMNS)]
-    with out.create(sheet_name(manifest)) as file:
+    with out.create(sheet_name(split)) as file:
         Image.fromarray(np.concatenate(rows)).save(file, "PNG")
 
 
-def sheet_name(manifest: Manifest) -> str:
-    return f"{manifest.split}.png"
+def sheet_name(split: str) -> str:
+    return f"{split}.png"
 
 
 def _pad(pair: np.ndarray) -> np.ndarray:

@@ -57,12 +57,13 @@ class Rows:
             self._all = np.empty(0, ROW) if is_empty else np.asarray(np.memmap(path, ROW, "r", len(self._header)))
         elif entry.bytes <= WHOLE_BYTES:
             self._all = self._whole()
+            self._is_checked[:] = True
         else:
             self._check_header(self._storage.read_range(entry.name, 0, len(self._header), entry.bytes))
 
     def _whole(self) -> np.ndarray:
         """All rows from an object store; read again where some do not match, which may be the way's fault."""
-        for attempt in range(READ_ATTEMPTS):
+        for _ in range(READ_ATTEMPTS):
             content = self._storage.read(self._manifest.index.name, self._manifest.index.bytes)
             if len(content) == self._manifest.index.bytes and content.startswith(self._header):
                 rows = np.frombuffer(content, ROW, offset=len(self._header))

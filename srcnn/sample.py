@@ -176,7 +176,7 @@ class Manifest:
             raise error if isinstance(error, ShardError) else ShardError(f"{where}: damaged: {error}") from error
 
 
-def check_shard_size(path: Path, shard: Shard | IndexFile | PhotosFile) -> None:
+def check_shard_size(path: Path, shard: Shard | IndexFile) -> None:
     """Raises ShardError where the file is missing or not as long as the manifest says."""
     size = path.stat().st_size if path.is_file() else None
     if size != shard.bytes:
@@ -243,7 +243,7 @@ def _check_contents(manifest: Manifest) -> None:
     """Raises OutOfBounds where names lead elsewhere or come twice, or shards are too small for their pairs."""
     beside = [MANIFEST, manifest.index.name, *([manifest.photos.name] if manifest.photos else [])]
     names = {*beside, *(shard.name for shard in manifest.shards)}
-    for name in names:
+    for name in (*names, manifest.split):
         check_name(name)
     if len(names) != len(beside) + len(manifest.shards):
         raise OutOfBounds("damaged: a file name comes twice")

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,8 +103,9 @@ def check_splits(config: TrainConfig, splits: Mapping[str, Split], machines: int
             yield problem(f"{name}: {len(split.problems) - SHOWN} more of this kind")
         if split.manifest:
             yield from _check_content(shards, name, split.manifest, not split.problems)
+            yield from _telling(_check_refused(config, name, split.manifest))
     if len(manifests) == 2:
-        yield from _check_apart(shards, *manifests)
+        yield from _telling(_check_apart(config, splits))
     if config.stream.access.cache and is_url(shards):
         sizes = [sum(shard.bytes for shard in each.shards) for each in manifests]
         yield from _check_cache(config.stream.access, sizes, machines if config.stream.lanes == "kept" else 1)
@@ -138,19 +140,36 @@ def _check_content(shards: str, name: str, manifest: Manifest, is_whole: bool) -
             yield note(f"{name}: degraded tiles have {psnr:.2f} dB", f"are they what you want? {shards}/{name}.png")
     if is_whole:
         yield ok(told)
-    if manifest.photos and manifest.photos.num_refused:
-        first = next(refused_in(open_storage(join(shards, name)), manifest))
-        told = f"{counted(manifest.photos.num_refused, 'photo')} refused when the shards were made"
-        yield note(f"{name}: {told}; {first.name}: {first.reason}")
     if not is_url(shards) and any(Path(shards, name).glob(f"{TEMPORARY_PREFIX}*")):
         told = f"{name}: half-written files lie beside the shards"
         yield note(told, "shards are being made, or were not to the end: the same command clears up")
 
 
-def _check_apart(shards: str, train: Manifest, val: Manifest) -> Iterator[Finding]:
+def _telling(findings: Iterator[Finding]) -> Iterator[Finding]:
+    """The same, and as a problem why there are no more: a list of photos that cannot be read, or is another's."""
+    try:
+        yield from findings
+    except (OSError, ShardError) as error:
+        yield problem(str(error))
+
+
+def _check_refused(config: TrainConfig, name: str, manifest: Manifest) -> Iterator[Finding]:
+    num_refused = manifest.photos.num_refused if manifest.photos else 0
+    for first in islice(refused_in(_open(config, name), manifest), 1):
+        told = f"{counted(num_refused, 'photo')} refused when the shards were made"
+        yield note(f"{name}: {told}; {first.name}: {first.reason}")
+
+
+def _open(config: TrainConfig, split: str) -> Folder | ObjectStore:
+    return open_storage(join(config.shards, split), config.stream.access)
+
+
+def _check_apart(config: TrainConfig, splits: Mapping[str, Split]) -> Iterator[Finding]:
     """What is in both splits, and whether they were made alike."""
-    names = {photo.sha256: photo.name for photo in photos_in(open_storage(join(shards, val.split)), val)}
-    listed = photos_in(open_storage(join(shards, train.split)), train)
+    (train_name, val_name), (train, val) = splits, [split.manifest for split in splits.values()]
+    assert train and val
+    names = {photo.sha256: photo.name for photo in photos_in(_open(config, val_name), val)}
+    listed = photos_in(_open(config, train_name), train)
     twice = sorted({names[photo.sha256] for photo in listed if photo.sha256 in names})
     cure = "make the shards anew, with a validation folder that shares no photo with the other"
     if twice:

@@ -85,6 +85,14 @@ def test_shards_that_were_not_made_to_the_end_are_made_by_the_same_command(shard
     assert_problem(examine(shards), "val/manifest.json", "interrupted: the same command goes on")
 
 
+@pytest.mark.parametrize("damage", ["missing", "other"])
+def test_a_list_of_photos_that_is_not_the_shards_is_a_problem(shards, damage):
+    listing = shards / "train" / "photos.jsonl"
+    content = listing.read_bytes().replace(b"photo 0", b"photo 7")
+    listing.unlink() if damage == "missing" else listing.write_bytes(content)
+    assert_problem(examine(shards), "train/photos.jsonl: ", "copy")
+
+
 def test_half_written_files_beside_the_shards_are_noted(shards):
     (shards / "train" / ".writing-abc.tar").touch()
     assert_note(examine(shards), "train: half-written files")

@@ -57,7 +57,7 @@ VALUES = [
     (("stride",), [-4096, 10**18, 4096.0, True, "4096", float("nan"), 1]),
     (("encoding",), ["pickle", "", None, 7, ["npy"], {}]),
     (("members",), [["clean.npy"], "ab c", [1, 2], None, ["a", None], {"a": 1, "b": 2}]),
-    (("split",), [None, 7, ["train"]]),
+    (("split",), [None, 7, ["train"], "../train", "/tmp/train", "", "a/b"]),
     (("config",), [None, [], "x"]),
     (("index",), [None, [], "index.npy", {"name": "index.npy", "more": 1}]),
     (("shards",), [None, 7, [7], [None], {"a": 1}, "ab"]),

@@ -45,7 +45,8 @@ def test_a_photo_under_a_name_that_leads_elsewhere_is_refused(shards, name):
         photos_of(shards)
 
 
-IN_PHOTOS = [("shard", "none.tar"), ("shard", None), ("shard", 7), ("num_samples", -1), ("num_samples", 1.5),
+IN_PHOTOS = [("shard", "none.tar"), ("shard", ""), ("shard", None), ("shard", 7), ("num_samples", -1),
+             ("num_samples", 1.5),
              ("num_samples", True), ("num_samples", 2**64), ("width", -1), ("width", "9"), ("degraded_psnr", "high"),
              ("degraded_psnr", float("nan")), ("reason", "too"), ("more", 1), ("name", 7)]
 
