@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -23,6 +25,8 @@ from srcnn.storage import open_storage
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 PhotosFolder = Callable[..., Path]
+FAILED = pytest.StashKey[bool]()
+TEST = "SRCNN_TEST"  # in the environment of all that a test starts
 # One photo of 203x149 gives six tiles of 64, and is a shard of its own.
 SMALL = ("--resize", "none", "--tile_pixels", 64, "--samples_per_shard", 6, "--num_workers", 1)
 
@@ -35,6 +39,26 @@ def photo_pixels(seed: int, width: int = 203, height: int = 149) -> np.ndarray:
     stripes = 40 * np.sign(np.sin(x / rng.uniform(3, 9)) + np.cos(y / rng.uniform(4, 11)))
     bands = slope + stripes + 50 + rng.normal(0, 3, (3, height, width))
     return np.moveaxis(bands, 0, -1).clip(0, 255).round().astype(np.uint8)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report = yield
+    if report.failed:
+        item.stash[FAILED] = True
+    return report
+
+
+@pytest.fixture(autouse=True)
+def a_failed_test_leaves_nothing_running(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A training that nobody waits for any more would take the processor from all that follow."""
+    os.environ[TEST] = mark = f"{os.getpid()} {request.node.nodeid}"
+    yield
+    if request.node.stash.get(FAILED, False):
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.pid != os.getpid() and process.environ().get(TEST) == mark:
+                    process.kill()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Trainings as processes of their own, with and without a launcher, to be disturbed."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -70,11 +71,13 @@ def words_of(process):
 
 
 def kill(process):
-    """kill -9 for all its processes; ranks have sessions of their own."""
-    launcher = psutil.Process(process.pid)
-    for one in (launcher, *launcher.children(recursive=True)):
-        one.send_signal(signal.SIGKILL)
-    process.communicate()
+    """kill -9 for all its processes; ranks have sessions of their own. What it had said is returned."""
+    if process.poll() is None:
+        launcher = psutil.Process(process.pid)
+        for one in (launcher, *launcher.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.send_signal(signal.SIGKILL)
+    return process.communicate()[0]
 
 
 def wait_for(process, run, num_samples):
@@ -85,7 +88,8 @@ def wait_for(process, run, num_samples):
 def wait_until(process, condition):
     deadline = time.monotonic() + 120
     while not condition():
-        assert time.monotonic() < deadline and process.poll() is None, process.communicate()[0]
+        if time.monotonic() > deadline or process.poll() is not None:
+            raise AssertionError(f"waited in vain; it said: {kill(process)}")
         time.sleep(0.02)
 
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from conftest import TEST
 from nodes import Node, cluster, needs_nodes
 
 ROOT = Path(__file__).parents[1]
@@ -142,13 +143,18 @@ class Slurm:
         wait_for(lambda: self.job(number, "JobState")[0] in OVER, 2 * PATIENCE)
         return self.job(number, "JobState")[0]
 
+    def clear(self) -> None:
+        """No job is left to take the nodes from the next."""
+        self.told("scancel", "--user=root")
+        wait_for(lambda: not self.told("squeue", "--noheader"))
+
     def _start(self, name: str, command: list[str]) -> None:
         with (self.folder / f"{name}.out").open("ab") as out:
             self._daemons[name] = subprocess.Popen(command, cwd=self.folder, stdout=out, stderr=out,
                                                    stdin=subprocess.DEVNULL, env=self._environment())
 
     def _environment(self) -> dict[str, str]:
-        ours = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH"))}
+        ours = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH", TEST))}
         return ours | {"PATH": PATH, "SLURM_CONF": str(self.folder / "slurm.conf"), "PYTHONPATH": str(ROOT),
                        "OMP_NUM_THREADS": "1"}
 

@@ -9,7 +9,7 @@ from slurm import Slurm, needs_slurm, slurm, wait_for
 from small import small_shards, write_photos
 from test_shards_cluster import GATE
 
-pytestmark = [pytest.mark.slow, *needs_slurm()]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), *needs_slurm()]
 TRAIN, SHARDS = "launch/slurm/train.sbatch", "launch/slurm/shards.sbatch"
 WHOLE = {"total_samples": 3600, "log_every_samples": 240, "validate_every_samples": 960, "save_every_samples": 120}
 
@@ -35,6 +35,12 @@ def shards(folder):
 def undisturbed(folder, shards):
     succeed(start(2, folder, run=str(folder / "whole"), shards=shards, **WHOLE))
     return folder / "whole"
+
+
+@pytest.fixture(autouse=True)
+def no_job_is_left(cluster):
+    yield
+    cluster.clear()
 
 
 class Job:
