@@ -35,7 +35,7 @@ types: $(READY)  ## mypy, strict
 	$(BIN)/mypy
 
 test: lint types  ## every check: lint, types, tests
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 shards: $(READY)  ## photos -> shards: make shards PHOTOS=dir [OUT=data/shards] [ARGS='--key value']
 	@test -n "$(PHOTOS)" || (echo "say which photos: make shards PHOTOS=dir [OUT=$(OUT)]" >&2; exit 2)
@@ -67,7 +67,7 @@ fuzz: $(READY)  ## the readers of foreign files, fuzzed for a minute each: make 
 test-slurm: $(READY)  ## the jobs of launch/slurm under real Slurm daemons on this machine, some minutes: needs Debian and root
 	@PATH="$$PATH:/usr/sbin"; for tool in slurmctld slurmd munged nft ip; do command -v $$tool >/dev/null || absent=yes; done; \
 	test -z "$$absent" || .ci/install slurm-wlm munge nftables iproute2
-	$(BIN)/python -m pytest tests/test_slurm.py -rs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_slurm.py -rs
 
 bench: $(READY)  ## training, shard making, restoring on this processor, an hour: make bench [PHOTOS=dir] [ARGS=--quick]
 	$(BIN)/python -m benchmarks.cpu $(if $(PHOTOS),--photos "$(PHOTOS)") $(ARGS)
