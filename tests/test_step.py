@@ -1,28 +1,24 @@
 """A step: what the host does not wait for, and that it makes no difference when it hears how a step ended."""
 
 import json
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
 from jobs import assert_same_bits, assert_same_run, state
 from small import small_config, small_shards
+from steps import begun, kept, spoiled
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from srcnn import signals
-from srcnn.feed import on_device
-from srcnn.meter import Meter
 from srcnn.model import SRCNN
 from srcnn.optimize import OptimizerConfig, build_optimizer, complete_state
 from srcnn.ranks import RankFailed
 from srcnn.reader import ShardReader
-from srcnn.run import start_accelerator, start_run
+from srcnn.run import start_accelerator
 from srcnn.signals import Stopped
 from srcnn.step import settle, train_step
-from srcnn.stream import StreamConfig, train_batches
 from srcnn.train import train
-from srcnn.validate import as_floats
 
 AVERAGED = OptimizerConfig(lr=2e-3, average_halflife_samples=100, schedule="cosine")
 OPTIMIZERS = [AVERAGED, OptimizerConfig("adamw", weight_decay=0.1), OptimizerConfig("sgd", lr=0.02)]
@@ -43,47 +39,6 @@ def hears(request, monkeypatch):
     """When the host hears how a step ended; late is what it does on a GPU."""
     monkeypatch.setattr("srcnn.run.LAGGING", ("cpu", "cuda") if request.param == "late" else ())
     return request.param
-
-
-def begun(folder, shards, **changes):
-    """A run of its own at its start, its meter, its config and its batches."""
-    config = small_config(folder, shards, **changes)
-    run = start_run(config, start_accelerator(config))
-    batches = train_batches(ShardReader(shards / "train"), StreamConfig(), 0, 0, 10_000, 8)
-    return config, run, Meter(run.accelerator.device), on_device(batches, run.accelerator.device)
-
-
-def kept(run):
-    """Copies of all that a step changes."""
-    scaler = run.accelerator.scaler
-    average = run.average.state_dict() if run.average is not None else {}
-    return clone([run.network.state_dict(), average, run.optimizer.state_dict()["state"],
-                  scaler.state_dict() if scaler else {}, run.step, run.samples])
-
-
-def clone(value):
-    if isinstance(value, torch.Tensor):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        return {key: clone(item) for key, item in value.items()}
-    return [clone(item) for item in value] if isinstance(value, list) else value
-
-
-@contextmanager
-def spoiled(run):
-    """A pixel of the pairs is infinite."""
-    before = run.as_floats
-
-    def infinite(batch, augment):
-        clean, degraded = as_floats(batch, augment)
-        degraded[-1, 0, 3, 5] = torch.inf
-        return clean, degraded
-
-    run.as_floats = infinite
-    try:
-        yield
-    finally:
-        run.as_floats = before
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: optimizer.name)
@@ -201,16 +156,16 @@ def test_skipped_steps_are_written_down_with_their_own_tiles(tmp_path, shards, m
     assert state(tmp_path / "run")["skipped_steps"] == 2
 
 
-def test_trouble_leaves_the_scaler_of_fp16_as_it_was(tmp_path, shards, monkeypatch, hears):
+def test_trouble_leaves_the_scaler_of_fp16_as_it_was(tmp_path, shards, hears):
     """A scaler works on a CPU too; after two of three steps that make it grow."""
+
     def with_scaler(config):
         accelerator = start_accelerator(config)
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=3)
         accelerator.native_amp, accelerator.state._mixed_precision = True, "fp16"  # so that gradients are unscaled
         return accelerator
 
-    monkeypatch.setitem(globals(), "start_accelerator", with_scaler)
-    config, run, meter, batches = begun(tmp_path, shards)
+    config, run, meter, batches = begun(tmp_path, shards, with_scaler)
     try:
         for _ in range(2):
             train_step(config, run, next(batches), meter)
