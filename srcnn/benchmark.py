@@ -24,8 +24,9 @@ from srcnn.meter import Meter, memory_gib
 from srcnn.metrics import sum_over_ranks
 from srcnn.model import SRCNN, ModelConfig
 from srcnn.run import Run, TrainConfig, open_split, start_accelerator, start_run
+from srcnn.step import settle, train_step
 from srcnn.stream import Batch
-from srcnn.train import batches, train_step
+from srcnn.train import batches
 
 ENDLESS = 10**12  # tiles
 NUM_TRACED_STEPS = 3
@@ -162,6 +163,7 @@ def stretch(config: BenchmarkConfig, run: Run, source: Iterator[Batch], meter: M
     begin = now(device)
     for batch in islice(source, config.num_steps):
         train_step(config, run, batch, meter)
+    settle(config, run, meter)
     now(device)
     run.accelerator.wait_for_everyone()
     return now(device) - begin

@@ -265,7 +265,7 @@ CHECKS: tuple[tuple[str, Callable[[Job], Iterator[Finding]]], ...] = (
     ("batches", check_batches),
     ("memory", check_memory),
     ("run folder", check_run),
-    ("device", lambda job: machine.check_device(job.device, job.ranks_here, job.config.compile)),
+    ("device", lambda job: machine.check_device(job.device, job.ranks_here, job.config.compile_mode is not None)),
     ("precision", lambda job: machine.check_precision(job.config.mixed_precision, job.device)),
     ("meeting of the ranks", lambda job: machine.check_meeting(job.ranks, job.machines, job.port)),
     ("trackers", lambda job: machine.check_trackers(job.config.trackers, job.config.run, job.config.node_metrics)),

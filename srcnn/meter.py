@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from srcnn.metrics import sum_over_ranks, tile_psnr
+from srcnn.metrics import sum_over_ranks
 from srcnn.run import Run
 
 
@@ -38,13 +38,10 @@ class Meter:
         finally:
             self.began += time.perf_counter() - begin
 
-    @torch.no_grad()
-    def add(self, loss_sum: torch.Tensor, clean: torch.Tensor, degraded: torch.Tensor, restored: torch.Tensor) -> None:
-        """Adds a step's tiles and the sum of their mean squared errors."""
-        self.sums[0] += tile_psnr(clean, degraded).sum()
-        self.sums[1] += tile_psnr(clean, restored.clamp(0, 1)).sum()
-        self.sums[2] += loss_sum
-        self.sums[3] += len(clean)
+    def add(self, sums: torch.Tensor, gradient_norm: float, learning_rate: float) -> None:
+        """Adds a step: float64 (4,), PSNR in, PSNR out, mean squared error and 1, each summed over its tiles."""
+        self.sums += sums
+        self.gradient_norm, self.learning_rate = gradient_norm, learning_rate
 
     def read(self, run: Run, wish: bool = False) -> tuple[dict[str, float], bool]:
         """The means over all ranks since the last restart, none of the tiles where every step was skipped; and whether

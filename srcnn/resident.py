@@ -69,8 +69,9 @@ def check_fits(reader: ShardReader, device: torch.device, ranks_here: int = 0) -
 def gathered(tiles: tuple[torch.Tensor, torch.Tensor], parts: Iterator[Picks]) -> Iterator[Batch]:
     """Batches out of tiles that are on the device."""
     for part in parts:
-        samples, symmetries = (
-            torch.from_numpy(array).to(tiles[0].device, non_blocking=True) for array in (part.samples, part.symmetries)
-        )
+        arrays = (torch.from_numpy(array) for array in (part.samples, part.symmetries))
+        if tiles[0].is_cuda:  # which waits for what is queued before it copies memory that is not pinned
+            arrays = (array.pin_memory() for array in arrays)
+        samples, symmetries = (array.to(tiles[0].device, non_blocking=True) for array in arrays)
         clean, degraded = (half.index_select(0, samples) for half in tiles)
         yield Batch(clean, degraded, samples, symmetries)

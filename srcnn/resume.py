@@ -16,6 +16,7 @@ from srcnn import checkpoint, files, signals
 from srcnn.config import flat, plain, to_yaml, without_credentials
 from srcnn.meter import Meter
 from srcnn.model import load_model
+from srcnn.optimize import complete_state
 from srcnn.ranks import RankFailed, all_told, together
 from srcnn.reader import ShardReader
 from srcnn.run import Run, TrainConfig, due
@@ -168,6 +169,7 @@ def load_state(run: Run, meter: Meter, state: dict[str, Any]) -> None:
     ours = run.optimizer.state_dict()["param_groups"]
     check_optimizer(run, state["optimizer"]["state"], ours)
     run.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": ours})
+    complete_state(run.optimizer)
     if run.accelerator.scaler and state["scaler"]:
         run.accelerator.scaler.load_state_dict(check_scaler(run.accelerator.scaler.state_dict(), state["scaler"]))
     meter.load(state["meter"], run.accelerator.process_index, run.accelerator.num_processes)
@@ -268,6 +270,7 @@ def save_now(config: TrainConfig, run: Run, meter: Meter, reader: ShardReader, p
 
 def save_checkpoint(config: TrainConfig, run: Run, meter: Meter, reader: ShardReader) -> None:
     """Begins to write where the run stands; all ranks call it together."""
+    assert run.queued is None, "a step that may yet be taken back"
     sums = all_told(meter.state(), run.group)
     run.saved_samples, run.saved_at = run.samples, time.monotonic()
     if run.writer:

@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from srcnn.checkpoint import Writer
+from srcnn.compiled import CompileMode, Scored, for_one_size
 from srcnn.meeting import meet_again, meeting
 from srcnn.model import (
     SRCNN,
@@ -29,12 +30,14 @@ from srcnn.model import (
 )
 from srcnn.optimize import OptimizerConfig, build_optimizer
 from srcnn.products import keep_freed_memory
+from srcnn.queued import Queued
 from srcnn.ranks import process_group
 from srcnn.reader import ShardReader
 from srcnn.storage import join
 from srcnn.stream import Batch, StreamConfig
 from srcnn.validate import as_floats
 
+LAGGING = ("cuda",)  # devices of which the host hears how a step ended while the next one is computed
 CPU_MICRO_BATCH = 1  # tiles whose activations stay in a CPU's cache: faster than the whole batch at once
 
 
@@ -58,7 +61,8 @@ class TrainConfig:
         loss_crop: leave out of the loss the pixels that padding reaches (restoring with a halo never uses them).
         mixed_precision: "no", "bf16" or "fp16"; "auto": bf16 where the device computes it natively; null takes what
             `accelerate launch` was told.
-        compile: torch.compile the network, and the way from bytes to its input.
+        compile: torch.compile the network with its loss, and the way from bytes to its input: true or "default",
+            "reduce-overhead" (CUDA graphs), "max-autotune" (graphs, and kernels picked by trying: minutes); false: not.
         stream: the order of the samples and how they are read.
         optimizer: what changes the weights.
         log_every_samples: tiles between two log lines.
@@ -93,7 +97,7 @@ class TrainConfig:
     augment: bool = True
     loss_crop: bool = False
     mixed_precision: Literal["no", "bf16", "fp16", "auto"] | None = None
-    compile: bool = False
+    compile: bool | CompileMode = False
     stream: StreamConfig = field(default_factory=StreamConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     log_every_samples: int = 6400
@@ -124,6 +128,11 @@ class TrainConfig:
         if self.timeout_minutes <= 0:
             raise ValueError(f"timeout_minutes {self.timeout_minutes}: must be above zero")
 
+    @property
+    def compile_mode(self) -> CompileMode | None:
+        """How to compile; None: not."""
+        return "default" if self.compile is True else self.compile or None
+
     def global_batch_size(self, num_ranks: int) -> int:
         """Tiles of an optimizer step over all ranks. Raises ValueError where some rank would have none."""
         size = self.batch_size or self.batch_size_per_process * num_ranks
@@ -141,7 +150,10 @@ class Run:
     """Everything that changes while a run goes on.
 
     Attributes:
-        step, samples: optimizer steps taken, tiles seen; what was skipped counts.
+        model: what a step calls: the network as `Scored`, for all ranks.
+        lags: whether the host hears how a step ended while the next one is computed, instead of waiting.
+        queued: the step of which it has not heard yet.
+        step, samples: optimizer steps taken, tiles seen; what was skipped or is queued counts.
         logged_samples, validated_samples, saved_samples: where that was done last; saved -1: never.
         saved_at: when, by time.monotonic, seconds.
         best_psnr, best_step: of the best validation, dB, and where it was.
@@ -157,6 +169,8 @@ class Run:
     optimizer: Any
     as_floats: Callable[[Batch, bool], tuple[torch.Tensor, torch.Tensor]]
     group: Any
+    lags: bool = False
+    queued: Queued | None = None
     step: int = 0
     samples: int = 0
     skipped_steps: int = 0
@@ -239,13 +253,19 @@ def start_run(config: TrainConfig, accelerator: Accelerator) -> Run:
     to_device(network, accelerator.device)
     average = copy.deepcopy(network) if config.optimizer.average_halflife_samples else None
     optimizer = build_optimizer(network, config.optimizer)
-    compiled, floats = (torch.compile(network), torch.compile(as_floats)) if config.compile else (network, as_floats)
-    model, optimizer = accelerator.prepare(compiled, optimizer)
+    mode, floats = config.compile_mode, as_floats
+    if mode:  # without graphs: each part of a batch takes what this gives
+        floats = for_one_size(as_floats, lambda batch, _: len(batch.clean), "default")
+    border = network.receptive_radius if config.loss_crop else 0
+    model, optimizer = accelerator.prepare(Scored(network, border, mode), optimizer)
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
     timeout = timedelta(minutes=config.timeout_minutes)
     with meeting(timeout):
         group = process_group(timeout)
     tracker_id = os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8]  # a sweep names its trials
-    return Run(accelerator, network, model, average, optimizer, floats, group, tracker_id=tracker_id)
+    lags = accelerator.device.type in LAGGING
+    return Run(accelerator, network, model, average, optimizer, floats, group, lags, tracker_id=tracker_id)
 
 
 def due(config: TrainConfig, run: Run, every: int, last: int) -> bool:

@@ -6,17 +6,17 @@ import json
 import logging
 from pathlib import Path
 
+from srcnn.queued import Queued
 from srcnn.ranks import all_told
 from srcnn.reader import ShardReader
 from srcnn.run import Run, TrainConfig
-from srcnn.stream import Batch
 
 SKIPPED = "skipped.jsonl"
 NAME_BYTES = 100  # of a tar header: where the name of a member stands
 logger = logging.getLogger(__name__)
 
 
-def report_skipped(config: TrainConfig, run: Run, batch: Batch, reader: ShardReader) -> bool:
+def report_skipped(config: TrainConfig, run: Run, skipped: Queued, reader: ShardReader) -> bool:
     """Writes down which tiles a skipped step was to see; returns whether it did: fp16 skips some while it looks for its
     scale.
 
@@ -26,13 +26,14 @@ def report_skipped(config: TrainConfig, run: Run, batch: Batch, reader: ShardRea
     last_straw = run.skipped_in_a_row > config.max_skipped_steps
     if run.accelerator.scaler and not last_straw:
         return False
-    keys = all_told(keys_of(reader, batch.samples.tolist()), run.group)
+    keys = all_told(keys_of(reader, skipped.tiles.tolist()), run.group)
     where = Path(config.run, SKIPPED)
     if run.accelerator.is_main_process:
-        logger.warning("loss or gradient is not finite: step %d skipped, its tiles are in %s", run.step, where)
+        logger.warning("loss or gradient is not finite: step %d skipped, its tiles are in %s", skipped.step, where)
         try:
             with where.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": run.step, "samples": run.samples, "keys_of_ranks": keys}) + "\n")
+                entry = {"step": skipped.step, "samples": skipped.samples, "keys_of_ranks": keys}
+                file.write(json.dumps(entry) + "\n")
         except OSError as error:
             logger.warning("which could not be written: %s", error)
     if last_straw:

@@ -1,9 +1,8 @@
-"""Training: `train(config)` reads as a table of contents; `train_step` can be called alone."""
+"""Training: `train(config)` reads as a table of contents; a step (srcnn/step.py) can be taken alone."""
 
 from __future__ import annotations
 
 import logging
-import math
 import socket
 import time
 from collections.abc import Iterator
@@ -18,17 +17,18 @@ from srcnn import signals
 from srcnn.config import plain
 from srcnn.feed import feed
 from srcnn.meter import Meter
-from srcnn.optimize import rate, set_rate, update_average
-from srcnn.ranks import RankFailed, all_told, raise_together, together
+from srcnn.queued import Queued
+from srcnn.ranks import RankFailed, all_told, together
 from srcnn.reader import ShardReader
 from srcnn.report import pair_rows, write_report
 from srcnn.resume import LAST_SAVE_SECONDS, continue_run, overdue, save_checkpoint, save_due, save_now, saved_config
 from srcnn.run import Run, TrainConfig, due, open_shards, start_accelerator, start_run
 from srcnn.signals import Stopped
 from srcnn.skipped import report_skipped
+from srcnn.step import settle, train_step
 from srcnn.stream import Batch
 from srcnn.tracking import Tracking
-from srcnn.validate import crop, validate
+from srcnn.validate import validate
 from srcnn.wandb_run import can_be_shared
 
 logger = logging.getLogger(__name__)
@@ -75,9 +75,16 @@ def loop(
     config: TrainConfig, run: Run, meter: Meter, train_reader: ShardReader, val_reader: ShardReader, tracking: Tracking
 ) -> None:
     """Measure, save, step, until all samples are seen and all is written."""
+
+    def tell(skipped: Queued | None) -> None:
+        if skipped and report_skipped(config, run, skipped, train_reader):
+            tracking.skipped(skipped.step)
+
     parts = batches(config, run, train_reader, meter)
     meter.began = time.perf_counter()
     while True:
+        if any(measures_due(config, run)) or save_due(config, run):
+            tell(settle(config, run, meter))
         if measure(config, run, meter, val_reader, tracking) or save_due(config, run):
             with meter.paused():
                 save_checkpoint(config, run, meter, train_reader)
@@ -85,8 +92,7 @@ def loop(
             save_now(config, run, meter, train_reader, LAST_SAVE_SECONDS if config.on_save_failure == "continue" else 0)
             return
         batch, trouble = next_batch(config, run, train_reader, parts)
-        if not train_step(config, run, batch, meter, trouble) and report_skipped(config, run, batch, train_reader):
-            tracking.skipped(run.step)
+        tell(train_step(config, run, batch, meter, trouble))
         tracking.advance(run.samples)
 
 
@@ -123,13 +129,18 @@ def sends_node_metrics(config: TrainConfig, run: Run) -> bool:
     return False
 
 
+def measures_due(config: TrainConfig, run: Run) -> tuple[bool, bool]:
+    """Whether it is time for a log line, and for a validation; at the end for both."""
+    log_due = due(config, run, config.log_every_samples, run.logged_samples)
+    return log_due, due(config, run, config.validate_every_samples, run.validated_samples)
+
+
 def measure(config: TrainConfig, run: Run, meter: Meter, reader: ShardReader, tracking: Tracking) -> bool:
     """Logs and validates where that is due, as one point; returns whether a checkpoint should follow.
 
     Nothing counts as done until all of it is: told to stop in between, the run begins here when it continues.
     """
-    log_due = due(config, run, config.log_every_samples, run.logged_samples)
-    validation_due = due(config, run, config.validate_every_samples, run.validated_samples)
+    log_due, validation_due = measures_due(config, run)
     if not (log_due or validation_due):
         return False
     values: dict[str, float] = {}
@@ -178,9 +189,10 @@ def next_batch(
 ) -> tuple[Batch, Exception | None]:
     """The next batch, and why this rank wants the run to stop, None as a rule.
 
-    A rank that has no batch takes its part in the next step with a black tile, so that the others hear of it.
+    A rank that has no batch takes its part in the next step with a black tile, so that the others hear of it; and in
+    the one after, where they hear of it that late.
     """
-    trouble: Exception | None = signals.warned()
+    trouble = run.queued.trouble if run.queued and run.queued.trouble else signals.warned()
     for problem in run.writer.problems() if run.writer else ():
         logger.warning("a checkpoint could not be written, the last good one is kept: %s", problem)
         if config.on_save_failure == "stop" or isinstance(problem, BlockingIOError):  # the folder is another's now
@@ -195,60 +207,6 @@ def next_batch(
         black = torch.zeros((1, *reader.tile_shape), dtype=torch.uint8, device=run.accelerator.device)
         none = torch.zeros(1, dtype=torch.uint8, device=black.device)
         return Batch(black, black, none, none), error
-
-
-def train_step(
-    config: TrainConfig, run: Run, batch: Batch, meter: Meter, trouble: Exception | None = None
-) -> bool:
-    """One optimizer step over one global batch: mean squared error over all pixels of all ranks' tiles.
-
-    The ranks agree on every step without a word: a loss that is not finite on one of them, or its `trouble`, makes the
-    gradient NaN, which the all-reduce brings to all. None of them takes such a step then.
-
-    Returns:
-        Whether the weights were changed; False where the samples are used up but the step was skipped.
-
-    Raises:
-        RankFailed, Stopped: some rank has trouble; on all ranks, and as if the step had not begun.
-    """
-    accelerator = run.accelerator
-    clean, degraded = run.as_floats(batch, config.augment)
-    batch_size = config.global_batch_size(accelerator.num_processes)
-    # Gradients are averaged over the ranks, whose parts may be unequal.
-    weight = math.nan if trouble else accelerator.num_processes / batch_size
-    border = run.network.receptive_radius if config.loss_crop else 0
-    at_once = config.tiles_at_once(accelerator.device.type, len(clean))
-
-    def accumulate(clean: torch.Tensor, degraded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        restored = run.model(degraded)
-        loss = crop(restored - clean, border).square().mean() * len(clean)
-        accelerator.backward(loss * (weight + 0 * loss.detach()))  # NaN where the loss is not finite
-        return loss.detach(), restored.detach()
-
-    *first, last = zip(torch.split(clean, at_once), torch.split(degraded, at_once), strict=True)
-    with accelerator.no_sync(run.model):  # the gradients travel once
-        parts = [accumulate(*chunk) for chunk in first]
-    losses, restored = zip(*parts, accumulate(*last), strict=True)
-    clip = config.optimizer.clip_norm or float("inf")
-    gradient_norm = float(accelerator.clip_grad_norm_(run.network.parameters(), clip))
-    finite = math.isfinite(gradient_norm)
-    if not finite:
-        raise_together(trouble, run.group)
-    set_rate(run.optimizer, rate(config.optimizer, run.samples, config.total_samples))
-    if finite:
-        run.optimizer.step()
-    elif accelerator.scaler:
-        accelerator.scaler.update()  # lowers its scale, which may be why
-    run.optimizer.zero_grad()
-    run.step, run.samples = run.step + 1, run.samples + batch_size
-    run.skipped_steps += not finite
-    run.skipped_in_a_row = 0 if finite else run.skipped_in_a_row + 1
-    if finite:
-        meter.add(torch.stack(losses).sum(), clean, degraded, torch.cat(restored))
-        meter.gradient_norm, meter.learning_rate = gradient_norm, run.optimizer.param_groups[0]["lr"]
-        if run.average is not None:
-            update_average(run.average, run.network, config.optimizer, run.samples, batch_size)
-    return finite
 
 
 def show_pictures(config: TrainConfig, run: Run, reader: ShardReader) -> dict[str, np.ndarray]:

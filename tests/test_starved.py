@@ -30,10 +30,16 @@ SPOILED = """
 import sys, torch
 from srcnn import run as runs, signals, train as training
 first, last, rank = map(int, sys.argv.pop(1).split(":"))
+what, when = sys.argv.pop(1).split(":")
+if when == "late":
+    runs.LAGGING = ("cpu",)
 step = training.train_step
 def spoiled(config, run, batch, meter, trouble=None):
     as_floats = run.as_floats
-    if first <= run.step < last and run.accelerator.process_index == rank:
+    here = first <= run.step < last and run.accelerator.process_index == rank
+    if here and what == "trouble":
+        trouble = trouble or OSError("a cable")
+    elif here:
         def infinite(batch, augment):
             clean, degraded = as_floats(batch, augment)
             degraded[-1, 0, 3, 5] = torch.inf
@@ -49,18 +55,26 @@ launch("spoiled", None, runs.TrainConfig, training.train)
 """
 
 
-@pytest.mark.parametrize("last,max_skipped", [(7, 3), (99, 3)])
-def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_all_up_to_a_limit(tmp_path, shards, last, max_skipped):
-    script, config, run = tmp_path / "spoiled.py", tmp_path / "config.yaml", tmp_path / "run"
+def train_spoiled(folder, where, what, **settings):
+    """A training of two ranks with `where` (first step:last:rank) spoiled by `what` (kind:when it is heard of)."""
+    script, config = folder / "spoiled.py", folder / "config.yaml"
     script.write_text(SPOILED)
-    config.write_text(json.dumps(SETTINGS | {"run": str(run), "shards": shards, "total_samples": 240,
-                                             "log_every_samples": 24, "validate_every_samples": 120,
-                                             "max_skipped_steps": max_skipped}))
+    config.write_text(json.dumps(SETTINGS | settings))
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
                str(ROOT / "configs/accelerate/cpu2.yaml"), "--num_processes=2", "--main_process_port=0", str(script),
-               f"4:{last}:1", "--config", str(config)]
-    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=240,
+               where, what, "--config", str(config)]
+    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=240,
                           env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.parametrize("when", ["at once", "late"])
+@pytest.mark.parametrize("last,max_skipped", [(7, 3), (99, 3)])
+def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_all_up_to_a_limit(
+    tmp_path, shards, last, max_skipped, when
+):
+    run = tmp_path / "run"
+    done = train_spoiled(tmp_path, f"4:{last}:1", f"infinite:{when}", run=str(run), shards=shards, total_samples=240,
+                         log_every_samples=24, validate_every_samples=120, max_skipped_steps=max_skipped)
     skipped = [json.loads(line) for line in (run / "skipped.jsonl").read_text().splitlines()]
     if last == 7:
         assert done.returncode == 0, done.stderr
@@ -74,6 +88,20 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_all_up_to_a_limit(t
     assert len(skipped[0]["keys_of_ranks"]) == 2 and len(keys) == 12 and all(key.endswith(".npy") for key in keys)
     latest = state(run)
     assert all(tensor.isfinite().all() for tensor in latest["network"].values())
+
+
+def test_a_rank_that_fails_is_heard_of_late_and_its_step_taken_back_by_all(tmp_path, shards):
+    """As on GPUs: the others have begun the next step by then."""
+    settings = {"shards": shards, "total_samples": 96, "log_every_samples": 48, "validate_every_samples": 96,
+                "optimizer": {"lr": 2e-3, "average_halflife_samples": 500}}
+    run = tmp_path / "run"
+    done = train_spoiled(tmp_path, "5:6:1", "trouble:late", run=str(run), **settings)
+    assert done.returncode == 1 and "RankFailed: a cable" in done.stderr, done.stderr
+    assert (state(run)["step"], state(run)["samples"]) == (5, 60)
+    for folder in (run, tmp_path / "whole"):
+        again = train_spoiled(tmp_path, "99:99:1", "trouble:late", run=str(folder), **settings)
+        assert again.returncode == 0, again.stderr
+    assert_same_run(run, tmp_path / "whole")
 
 
 @pytest.fixture

@@ -1,0 +1,58 @@
+"""What goes through the compiler in training: the network together with the loss and the scores of what it restores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from srcnn.metrics import tile_psnr
+from srcnn.validate import crop
+
+CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
+
+
+class Scored(nn.Module):
+    """A network and what is to be known of a step, so that nothing of a batch's size has to leave a compiled graph.
+
+    (clean, degraded), float (N, C, H, W) in [0, 1] -> the mean squared errors of the tiles without `border` pixels on
+    each side, summed, float32 (), to go back from; and float64 (4,), what a `Meter` sums: PSNR in, PSNR out (dB, of
+    pixels clipped to [0, 1]), that loss, 1, each over the tiles.
+    """
+
+    def __init__(self, network: nn.Module, border: int, mode: CompileMode | None = None) -> None:
+        super().__init__()
+        self.network, self.border = network, border
+        self.score = for_one_size(self._score, lambda clean, _: len(clean), mode) if mode else self._score
+
+    def forward(self, clean: torch.Tensor, degraded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.score(clean, degraded)
+
+    def _score(self, clean: torch.Tensor, degraded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        restored = self.network(degraded).float()
+        loss = crop(restored - clean, self.border).square().mean() * len(clean)
+        with torch.no_grad():
+            psnr_in, psnr_out = (tile_psnr(clean, other).sum() for other in (degraded, restored.clamp(0, 1)))
+            return loss, torch.stack([psnr_in, psnr_out, loss.double(), torch.full_like(psnr_in, len(clean))])
+
+
+def for_one_size(function: Callable[..., Any], size_of: Callable[..., int], mode: CompileMode) -> Callable[..., Any]:
+    """The function, compiled for the size of the batches that come first; a batch of another size goes as it is.
+
+    There are few: the last part of a batch, and the black tile of a rank that wants to stop, which has no minute to
+    wait for the compiler. Where the mode makes CUDA graphs, the next call overwrites what this one gave.
+    """
+    compiled = torch.compile(function, dynamic=False, mode=mode)
+    sizes: list[int] = []
+
+    def call(*arguments: Any) -> Any:
+        size = size_of(*arguments)
+        sizes[:] = sizes or [size]
+        if size != sizes[0]:
+            return function(*arguments)
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        return compiled(*arguments)
+
+    return call

@@ -1,0 +1,163 @@
+"""A GPU trains and restores as the CPU does; the CPU's own cases show that the tests themselves are right."""
+
+import shutil
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from jobs import assert_same_bits, state
+from small import changing_network, draw_photo, small_config, small_shards
+from steps import any_device, begun, kept, spoiled  # noqa: F401  # a fixture
+
+from srcnn.model import to_device
+from srcnn.optimize import OptimizerConfig
+from srcnn.products import full_precision
+from srcnn.restore import restore
+from srcnn.step import settle, train_step
+from srcnn.stream import StreamConfig
+from srcnn.tracking import read_metrics
+from srcnn.train import train
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
+# Small steps: what is compared is the arithmetic of a step, not how training blows up its rounding.
+OPTIMIZER = OptimizerConfig(lr=1e-4, average_halflife_samples=100)
+pytestmark = pytest.mark.usefixtures("any_device")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return small_shards(tmp_path_factory.mktemp("shards"))
+
+
+@contextmanager
+def working_on(device):
+    """What is begun here computes on the device, in whole float32 where it is float32."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.MonkeyPatch.context() as patch, full_precision():
+        patch.setattr("srcnn.run.device_here", lambda: torch.device(device))
+        patch.setattr("srcnn.train.write_report", lambda *_: None)
+        yield
+
+
+@pytest.fixture
+def reproducible():
+    """Of several ways to add up a gradient, those that do so in the same order every time."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def trained(device, folder, shards, **changes):
+    """The points of a training of eight steps."""
+    settings = {"optimizer": OPTIMIZER, "log_every_samples": 8, "validate_every_samples": 64} | changes
+    with working_on(device):
+        train(small_config(folder, shards, **settings))
+    return read_metrics(folder)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory, shards):
+    """The points of a training on the CPU, one tile at a time, in float32, not compiled."""
+    return trained("cpu", tmp_path_factory.mktemp("plain") / "run", shards)
+
+
+COMPILED = [pytest.param({"compile": mode}, 1e-4, marks=[pytest.mark.slow, needs_compiler])
+            for mode in ("default", "reduce-overhead", "max-autotune")]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("changes,tolerance", [
+    ({}, 1e-4),
+    ({"micro_batch_size": 3}, 1e-4),
+    ({"stream": StreamConfig(resident="device")}, 1e-4),
+    ({"mixed_precision": "bf16"}, 1e-2),
+    *COMPILED,
+    pytest.param({"compile": "reduce-overhead", "micro_batch_size": 3}, 1e-4, marks=[pytest.mark.slow, needs_compiler]),
+    pytest.param({"compile": "default", "mixed_precision": "bf16"}, 1e-2, marks=[pytest.mark.slow, needs_compiler]),
+], ids=str)
+def test_losses_are_those_of_the_plain_training(tmp_path, shards, plain, device, changes, tolerance):
+    if device == "cpu" and changes.get("compile") == "max-autotune":
+        pytest.skip("on a CPU it tries kernels for many minutes")
+    points = trained(device, tmp_path / "run", shards, **changes)
+    for key in ("train/loss", "train/psnr", "train/psnr_in", "gradient_norm", "val/psnr", "val/psnr_last_weights"):
+        expected = [point[key] for point in plain if key in point]
+        assert [point[key] for point in points if key in point] == pytest.approx(expected, rel=tolerance), key
+    assert points[-1]["skipped_steps"] == 0
+
+
+@needs_gpu
+def test_fp16_trains_too_while_its_scaler_looks_for_a_scale(tmp_path, shards, plain):
+    points = trained("cuda", tmp_path / "run", shards, mixed_precision="fp16", total_samples=128)
+    final = state(tmp_path / "run")
+    assert points[-1]["skipped_steps"] <= 8 and final["scaler"]["scale"] > 0
+    assert points[-1]["train/psnr_in"] > 10 and points[-1]["val/psnr"] == pytest.approx(plain[-1]["val/psnr"], abs=0.1)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name,first", [("adam", 0), ("sgd", 0), ("adamw", 3)])
+def test_a_step_that_is_not_finite_is_left_out_by_the_device(tmp_path, shards, monkeypatch, device, name, first):
+    monkeypatch.setattr("srcnn.run.LAGGING", ("cpu", "cuda"))
+    with working_on(device):
+        config, run, meter, batches = begun(tmp_path, shards, optimizer=replace(OPTIMIZER, name=name))
+        assert run.lags and run.accelerator.device.type == device
+        for _ in range(first):
+            train_step(config, run, next(batches), meter)
+        settle(config, run, meter)
+        before, spoilt = kept(run), next(batches)
+        with spoiled(run):
+            assert train_step(config, run, spoilt, meter) is None, "it is not known yet"
+        after = kept(run)
+        skipped = train_step(config, run, next(batches), meter)
+        assert (skipped.step, skipped.samples) == (first + 1, 8 * first + 8)
+        assert torch.equal(skipped.tiles, spoilt.samples)
+        assert_same_bits(after[:2], before[:2])
+        for number, values in before[2].items():
+            assert_same_bits(after[2][number], values)
+        assert settle(config, run, meter) is None and run.skipped_steps == 1
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("mode", [False, pytest.param("reduce-overhead", marks=[pytest.mark.slow, needs_compiler])])
+def test_continued_it_is_the_same_to_the_last_bit(tmp_path, shards, reproducible, device, mode):
+    for name, ends in (("whole", (64,)), ("parts", (24, 64))):
+        for total in ends:
+            trained(device, tmp_path / name, shards, total_samples=total, compile=mode, validate_every_samples=24)
+    parts, whole = state(tmp_path / "parts"), state(tmp_path / "whole")
+    for key in ("network", "average", "optimizer", "step", "samples"):
+        assert_same_bits(parts[key], whole[key])
+
+
+@needs_gpu
+def test_on_a_gpu_weights_gradients_and_state_are_channels_last_and_a_step_waits_for_nothing(tmp_path, shards):
+    with working_on("cuda"):
+        config, run, meter, batches = begun(tmp_path, shards, optimizer=OPTIMIZER)
+        assert run.lags
+        for _ in range(3):
+            train_step(config, run, next(batches), meter)
+        batch = next(batches)
+        settle(config, run, meter)  # which does wait
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            train_step(config, run, batch, meter)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        settle(config, run, meter)
+        weight = run.network.conv3.weight
+        moments = run.optimizer.state[weight]
+        for tensor in (weight, weight.grad, moments["exp_avg"], moments["exp_avg_sq"]):
+            assert tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_restored_photo_is_that_of_the_cpu_within_a_level(device, exact):
+    photo = draw_photo(0, 203, 149)
+    expected = restore(photo, changing_network(), exact=True)
+    restored = restore(photo, to_device(changing_network(), torch.device(device)), exact=exact)
+    difference = np.abs(restored.astype(int) - expected)
+    assert np.any(expected != photo) and difference.max() <= (1 if exact else 4) and difference.mean() < 0.5

@@ -1,0 +1,228 @@
+"""A step: what the host does not wait for, and that it makes no difference when it hears how a step ended."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from jobs import assert_same_bits, assert_same_run, state
+from small import small_config, small_shards
+from steps import begun, kept, spoiled
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from srcnn import signals
+from srcnn.model import SRCNN
+from srcnn.optimize import OptimizerConfig, build_optimizer, complete_state
+from srcnn.ranks import RankFailed
+from srcnn.reader import ShardReader
+from srcnn.run import start_accelerator
+from srcnn.signals import Stopped
+from srcnn.step import settle, train_step
+from srcnn.train import train
+
+AVERAGED = OptimizerConfig(lr=2e-3, average_halflife_samples=100, schedule="cosine")
+OPTIMIZERS = [AVERAGED, OptimizerConfig("adamw", weight_decay=0.1), OptimizerConfig("sgd", lr=0.02)]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return small_shards(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch):
+    monkeypatch.setattr("srcnn.train.write_report", lambda *_: None)
+
+
+@pytest.fixture(params=["at once", "late"])
+def hears(request, monkeypatch):
+    """When the host hears how a step ended; late is what it does on a GPU."""
+    monkeypatch.setattr("srcnn.run.LAGGING", ("cpu", "cuda") if request.param == "late" else ())
+    return request.param
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: optimizer.name)
+def test_it_makes_no_difference_when_the_host_hears_of_a_step(tmp_path, shards, monkeypatch, optimizer):
+    for devices in ((), ("cpu",)):
+        monkeypatch.setattr("srcnn.run.LAGGING", devices)
+        train(small_config(tmp_path / f"{len(devices)}", shards, optimizer=optimizer, micro_batch_size=3,
+                           log_every_samples=24, validate_every_samples=40, save_every_samples=16))
+    assert_same_run(tmp_path / "1", tmp_path / "0")
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: optimizer.name)
+@pytest.mark.parametrize("first", [0, 2])
+def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(tmp_path, shards, hears, optimizer, first):
+    config, run, meter, batches = begun(tmp_path, shards, optimizer=optimizer)
+    for _ in range(first):
+        train_step(config, run, next(batches), meter)
+    settle(config, run, meter)
+    before, sums = kept(run), meter.sums.clone()
+    spoilt = next(batches)
+    with spoiled(run):
+        skipped = train_step(config, run, spoilt, meter)
+        skipped = skipped or settle(config, run, meter)
+    assert (skipped.step, skipped.samples) == (run.step, run.samples) == (first + 1, 8 * first + 8)
+    assert torch.equal(skipped.tiles, spoilt.samples)
+    assert (run.skipped_steps, run.skipped_in_a_row) == (1, 1)
+    after = kept(run)
+    assert_same_bits(after[:2], before[:2])
+    for number, values in before[2].items():
+        assert_same_bits(after[2][number], values)
+    assert torch.equal(meter.sums, sums)
+    assert train_step(config, run, next(batches), meter) is None and settle(config, run, meter) is None
+    assert run.skipped_in_a_row == 0 and all(parameter.isfinite().all() for parameter in run.network.parameters())
+    assert all(value.isfinite().all() for values in run.optimizer.state_dict()["state"].values()
+               for value in values.values())
+
+
+def test_momentum_begins_at_zero_though_the_first_step_is_skipped(tmp_path, shards, hears):
+    """The fused kernel leaves the memory of a skipped first step as it finds it."""
+    ends = []
+    for skips in (False, True):
+        config, run, meter, batches = begun(tmp_path, shards, optimizer=OptimizerConfig("sgd", lr=0.02))
+        batch = next(batches)
+        if skips:
+            with spoiled(run):
+                train_step(config, run, batch, meter)
+                settle(config, run, meter)
+        train_step(config, run, batch, meter)
+        settle(config, run, meter)
+        ends.append(kept(run)[:3])
+    assert_same_bits(*ends)
+
+
+@pytest.mark.parametrize("trouble", [OSError("a cable"), Stopped("SIGTERM")])
+def test_trouble_ends_the_run_as_if_its_step_had_not_begun(tmp_path, shards, monkeypatch, hears, trouble):
+    """The fourth batch cannot be had."""
+    config = small_config(tmp_path / "run", shards, optimizer=AVERAGED, log_every_samples=64, validate_every_samples=64)
+    steps = []
+
+    def failing(config, run, batch, meter, before=None):
+        steps.append(run.step)
+        return train_step(config, run, batch, meter, before or (trouble if run.step == 3 else None))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("srcnn.train.train_step", failing)
+        with pytest.raises(Stopped if isinstance(trouble, Stopped) else RankFailed, match=str(trouble)):
+            train(config)
+    assert steps == ([0, 1, 2, 3] if hears == "at once" else [0, 1, 2, 3, 4])
+    assert (state(tmp_path / "run")["step"], state(tmp_path / "run")["samples"]) == (3, 24)
+    train(config)
+    train(replace(config, run=str(tmp_path / "whole")))
+    for key in ("network", "average", "optimizer", "step", "samples", "skipped_steps"):
+        assert_same_bits(state(tmp_path / "run")[key], state(tmp_path / "whole")[key])
+
+
+@pytest.mark.parametrize("number", [1, 4, 8])
+def test_told_to_stop_at_any_step_it_goes_on_to_the_same_end(tmp_path, shards, monkeypatch, hears, number):
+    config = small_config(tmp_path / "run", shards, optimizer=AVERAGED)
+    asked = []
+
+    def warned():
+        asked.append(1)
+        return Stopped("SIGTERM") if len(asked) > 2 * number else None  # it is asked twice a step
+
+    with monkeypatch.context() as patch:
+        patch.setattr(signals, "warned", warned)
+        with pytest.raises(Stopped):
+            train(config)
+    assert state(tmp_path / "run")["samples"] <= 8 * number
+    train(config)
+    train(small_config(tmp_path / "whole", shards, optimizer=AVERAGED))
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_skipped_steps_are_written_down_with_their_own_tiles(tmp_path, shards, monkeypatch, hears):
+    batches = []
+
+    def spoiling(config, run, batch, meter, trouble=None):
+        batches.append(batch.samples.tolist())
+        if run.step not in (3, 4):
+            return train_step(config, run, batch, meter, trouble)
+        with spoiled(run):
+            return train_step(config, run, batch, meter, trouble)
+
+    monkeypatch.setattr("srcnn.train.train_step", spoiling)
+    config = small_config(tmp_path / "run", shards, log_every_samples=8, max_skipped_steps=2)
+    train(config)
+    entries = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
+    assert [(entry["step"], entry["samples"]) for entry in entries] == [(4, 32), (5, 40)]
+    reader = ShardReader(shards / "train")
+    for entry, samples in zip(entries, batches[3:5], strict=True):
+        assert len(entry["keys_of_ranks"][0]) == 8
+        first = bytes(reader.fetch(samples[0], samples[0] + 1)[0][:100]).rstrip(b"\0").decode()
+        assert entry["keys_of_ranks"][0][0] == first
+    assert state(tmp_path / "run")["skipped_steps"] == 2
+
+
+def test_trouble_leaves_the_scaler_of_fp16_as_it_was(tmp_path, shards, hears):
+    """A scaler works on a CPU too; after two of three steps that make it grow."""
+
+    def with_scaler(config):
+        accelerator = start_accelerator(config)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=3)
+        accelerator.native_amp, accelerator.state._mixed_precision = True, "fp16"  # so that gradients are unscaled
+        return accelerator
+
+    config, run, meter, batches = begun(tmp_path, shards, with_scaler)
+    try:
+        for _ in range(2):
+            train_step(config, run, next(batches), meter)
+        settle(config, run, meter)
+        before = kept(run)
+        assert before[3]["_growth_tracker"] == 2
+        with pytest.raises(RankFailed, match="a cable"):
+            train_step(config, run, next(batches), meter, OSError("a cable"))
+            train_step(config, run, next(batches), meter, OSError("a cable"))
+        assert_same_bits(kept(run), before)
+        train_step(config, run, next(batches), meter)
+        settle(config, run, meter)
+        assert run.accelerator.scaler.get_scale() == 8.0
+    finally:
+        run.accelerator.state._mixed_precision = "no"
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often a number of a tensor is asked for by the host, which on a GPU waits for all that is queued."""
+
+    number = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        self.number += function is torch.ops.aten._local_scalar_dense.default
+        return function(*arguments, **(keywords or {}))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: optimizer.name)
+def test_the_host_reads_one_number_a_step_and_that_of_the_step_before(tmp_path, shards, hears, optimizer):
+    config, run, meter, batches = begun(tmp_path, shards, optimizer=optimizer, augment=False)
+    counts = []
+    for batch in (next(batches), next(batches), next(batches)):
+        with Reads() as reads:
+            train_step(config, run, batch, meter)
+        counts.append(reads.number)
+    assert counts == ([1, 1, 1] if hears == "at once" else [0, 1, 1])
+
+
+def test_a_state_saved_in_another_memory_layout_is_laid_out_as_the_weights(tmp_path):
+    """As when a run goes on from a CPU to a GPU."""
+    model = SRCNN().to(memory_format=torch.channels_last)
+    for config in OPTIMIZERS[1:]:
+        optimizer = build_optimizer(model, config)
+        names = ["momentum_buffer"] if config.name == "sgd" else ["exp_avg", "exp_avg_sq"]
+        saved = {number: {"step": torch.ones(())} | {name: torch.rand(parameter.shape) for name in names}
+                 for number, parameter in enumerate(model.parameters())}
+        optimizer.load_state_dict({"state": saved, "param_groups": optimizer.state_dict()["param_groups"]})
+        complete_state(optimizer)
+        for number, parameter in enumerate(model.parameters()):
+            for name, value in optimizer.state[parameter].items():
+                assert torch.equal(value, saved[number][name])
+                assert name == "step" or value.stride() == parameter.stride()
+
+
+def test_gradients_keep_their_memory(tmp_path, shards):
+    config, run, meter, batches = begun(tmp_path, shards, micro_batch_size=3)
+    places = [parameter.grad.data_ptr() for parameter in run.network.parameters()]
+    for _ in range(2):
+        train_step(config, run, next(batches), meter)
+    assert [parameter.grad.data_ptr() for parameter in run.network.parameters()] == places
