@@ -40,7 +40,7 @@ class Meter:
 
     @torch.no_grad()
     def add(self, loss_sum: torch.Tensor, clean: torch.Tensor, degraded: torch.Tensor, restored: torch.Tensor) -> None:
-        """Adds a step's tiles and the sum of their mean squared errors."""
+        """Adds a step's tiles and the sum of their losses."""
         self.sums[0] += tile_psnr(clean, degraded).sum()
         self.sums[1] += tile_psnr(clean, restored.clamp(0, 1)).sum()
         self.sums[2] += loss_sum

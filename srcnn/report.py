@@ -33,7 +33,7 @@ DETAIL_ZOOM = 4
 COLUMNS = ("degraded", "restored", "clean")
 FIGURES = {
     "psnr.png": "PSNR over the training: the degraded input, training tiles, validation tiles",
-    "loss.png": "Mean squared error over the training",
+    "loss.png": "Loss over the training; of the validation tiles the mean squared error",
     "tiles.png": "Validation tiles",
     "photo.png": "A validation photo in whole, and a detail",
 }
@@ -81,7 +81,7 @@ def draw_curves(points: list[dict[str, float]], folder: Path) -> None:
     from matplotlib.figure import Figure  # slow to import, and wanted only here
 
     curves = {
-        "loss.png": ("mean squared error", {"train/loss": "training", "val/loss": "validation"}),
+        "loss.png": ("loss", {"train/loss": "training", "val/loss": "validation, mean squared error"}),
         "psnr.png": ("PSNR, dB", {"val/psnr_in": "degraded input", "train/psnr": "training", "val/psnr": "validation"}),
     }
     for name, (label, lines) in curves.items():

@@ -17,6 +17,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 
 from srcnn.checkpoint import Writer
 from srcnn.meeting import meet_again, meeting
+from srcnn.metrics import LossName
 from srcnn.model import (
     Initialization,
     ModelConfig,
@@ -58,6 +59,8 @@ class TrainConfig:
         batch_size_per_process: tiles a rank contributes to each optimizer step, where batch_size is 0.
         micro_batch_size: tiles through the network at once; gradients accumulate over the batch. 0: by the device.
         augment: flips and 90-degree rotations, the same for both tiles of a pair.
+        loss: mean over the pixels of the squared difference, "mse", of the absolute one, "l1", or of one that is smooth
+            at zero and else absolute, "charbonnier". The validation's is always "mse".
         loss_crop: leave out of the loss the pixels that padding reaches (restoring with a halo never uses them).
         mixed_precision: "no", "bf16" or "fp16"; "auto": bf16 where the device computes it natively; null takes what
             `accelerate launch` was told.
@@ -95,6 +98,7 @@ class TrainConfig:
     batch_size_per_process: int = 32
     micro_batch_size: int = 0
     augment: bool = True
+    loss: LossName = "mse"
     loss_crop: bool = False
     mixed_precision: Literal["no", "bf16", "fp16", "auto"] | None = None
     compile: bool = False

@@ -18,6 +18,7 @@ from srcnn import signals
 from srcnn.config import plain
 from srcnn.feed import feed
 from srcnn.meter import Meter
+from srcnn.metrics import pixel_loss
 from srcnn.optimize import rate, set_rate, update_average
 from srcnn.ranks import RankFailed, all_told, raise_together, together
 from srcnn.reader import ShardReader
@@ -199,7 +200,7 @@ def next_batch(
 def train_step(
     config: TrainConfig, run: Run, batch: Batch, meter: Meter, trouble: Exception | None = None
 ) -> bool:
-    """One optimizer step over one global batch: mean squared error over all pixels of all ranks' tiles.
+    """One optimizer step over one global batch: the mean loss over all pixels of all ranks' tiles.
 
     The ranks agree on every step without a word: a loss that is not finite on one of them, or its `trouble`, makes the
     gradient NaN, which the all-reduce brings to all. None of them takes such a step then.
@@ -220,7 +221,7 @@ def train_step(
 
     def accumulate(clean: torch.Tensor, degraded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         restored = run.model(degraded)
-        loss = crop(restored - clean, border).square().mean() * len(clean)
+        loss = pixel_loss(crop(restored - clean, border), config.loss) * len(clean)
         accelerator.backward(loss * (weight + 0 * loss.detach()))  # NaN where the loss is not finite
         return loss.detach(), restored.detach()
 

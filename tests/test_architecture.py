@@ -50,7 +50,7 @@ ALLOWED = {
     "score": {"apply", "photo", "degrade", "metrics", "network", "products", "restore", "tiles"},
     "report": {"listing", "metrics", "model", "network", "photo", "reader", "restore", "sample", "tiles", "tracking"},
     "validate": {"feed", "metrics", "model", "network", "products", "ranks", "reader", "signals", "stream"},
-    "run": {"checkpoint", "meeting", "model", "network", "optimize", "products", "ranks", "reader", "storage", "stream",
+    "run": {"checkpoint", "meeting", "metrics", "model", "network", "optimize", "products", "ranks", "reader", "storage", "stream",
             "unet", "validate"},
     "ranks": {"signals"}, "meeting": {"ranks", "signals"},
     "signals": set(),
@@ -63,7 +63,7 @@ ALLOWED = {
                "storage", "stream"},
     "benchmark": {"meter", "metrics", "model", "run", "stream", "train", "unet"},
     "launch": {"ranks", "signals"},
-    "train": {"feed", "meter", "optimize", "ranks", "reader", "report", "resume", "run", "signals",
+    "train": {"feed", "meter", "metrics", "optimize", "ranks", "reader", "report", "resume", "run", "signals",
               "skipped", "stream", "tracking", "validate", "wandb_run"},
 }
 SOURCES = sorted(path for folder in ("srcnn", "shards", "launch", "tests") for path in (ROOT / folder).glob("*.py"))
