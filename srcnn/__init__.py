@@ -15,7 +15,9 @@
                           stream.py     this rank's batches
                           resident.py   a whole split in memory
                           feed.py       ranks in step, to the device
-      -> network          model.py      SRCNN; weight_files.py reads its weights
+      -> network          network.py    what a network is to the rest
+                          model.py      SRCNN; load and save of any (weight_files.py)
+                          unet.py       a larger one
                           products.py   its layers as matrix products, on a CPU
       -> training         optimize.py   optimizer, schedule, averaged weights
                           run.py        settings and state of a run
@@ -39,7 +41,7 @@
                           photo_files.py, targets.py: files and where they go
                           score.py, report.py; cards.py: what is known of weights, and measured again
                           compare.py, demo.py: in the browser
-      -> other programs   export.py     ONNX, torch.export; hub.py, hub_card.py: the Hugging Face hub
+      -> other programs   export.py     ONNX (onnx_graph.py), torch.export; hub.py, hub_card.py: the Hugging Face hub
 
 Commands: `photo_commands.py`, `weight_commands.py`, `__main__.py`. `files.py` writes files whole, `config.py` reads
 settings, `untrusted.py` bounds what strangers made, `metrics.py` measures photos and tiles.
@@ -54,11 +56,12 @@ if TYPE_CHECKING:
     from srcnn.metrics import psnr, psnr_b, ssim
     from srcnn.model import SRCNN, ModelConfig, load_model
     from srcnn.restore import restore
+    from srcnn.unet import UNet, UNetConfig
 
-__all__ = ["SRCNN", "ModelConfig", "load_model", "psnr", "psnr_b", "restore", "ssim"]
+__all__ = ["SRCNN", "ModelConfig", "UNet", "UNetConfig", "load_model", "psnr", "psnr_b", "restore", "ssim"]
 _HOMES = {
     "SRCNN": "model", "ModelConfig": "model", "load_model": "model", "restore": "restore",
-    "psnr": "metrics", "psnr_b": "metrics", "ssim": "metrics",
+    "UNet": "unet", "UNetConfig": "unet", "psnr": "metrics", "psnr_b": "metrics", "ssim": "metrics",
 }
 
 

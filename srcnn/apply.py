@@ -12,12 +12,14 @@ from torch.nn import functional
 
 from srcnn.chroma import REACH, smooth_chroma
 from srcnn.model import SRCNN, computes_bf16
+from srcnn.network import Network
 from srcnn.products import full_precision, keep_freed_memory
 from srcnn.strips import restore_in_strips, suits
 from srcnn.threads import in_order, lone_threads
 from srcnn.tiles import Window, spans, windows
 
 TILE_PIXELS = {"cpu": 256, "cuda": 1024}  # a CPU: the fastest of 96 to 384 in both precisions
+TILE_HALOS = 8  # a tile is as wide as so many of its halos at least: they make its work 1.6 times as much, not more
 MIN_TILE_PIXELS = 16  # what is tried last when memory runs out
 MAX_THREADS = {"cuda": 4}  # that wait for one device; on a CPU as many as PyTorch may use
 LUMA_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG's Y and Pillow's L
@@ -70,7 +72,7 @@ class Treatment:
 
 
 def restore_tiles(
-    pixels: Pixels, model: SRCNN, treatment: Treatment = Treatment(), on_progress: Progress | None = None
+    pixels: Pixels, model: Network, treatment: Treatment = Treatment(), on_progress: Progress | None = None
 ) -> None:
     """Restores a photo tile by tile, as if in one piece; reading and writing may mean the same memory.
 
@@ -102,13 +104,18 @@ def restore_tiles(
 class Tiles:
     """The work on the tiles of one photo; knows how large a tile the memory allowed so far."""
 
-    def __init__(self, pixels: Pixels, model: SRCNN, treatment: Treatment) -> None:
+    def __init__(self, pixels: Pixels, model: Network, treatment: Treatment) -> None:
         self.device = next(model.parameters()).device
         self.model, self.treatment, self.dtype = model, treatment, pixels.dtype
-        self.bf16 = (not treatment.exact and model.config.residual and pixels.dtype == np.uint8
+        self.bf16 = (not treatment.exact and model.residual and pixels.dtype == np.uint8
                      and computes_bf16(self.device))
-        self.tile_pixels = treatment.tile_pixels or TILE_PIXELS.get(self.device.type, 512)
-        self.halo = model.receptive_radius + (0 if treatment.chroma_quality is None else REACH)
+        self.halo = self._whole(model.halo + (0 if treatment.chroma_quality is None else REACH))
+        fitting = max(TILE_PIXELS.get(self.device.type, 512), TILE_HALOS * self.halo)
+        self.tile_pixels = self._whole(treatment.tile_pixels or fitting)
+
+    def _whole(self, pixels: int) -> int:
+        """As many or more: with such tiles and halos all that goes through the network begins where it may."""
+        return self.model.multiple * -(-pixels // self.model.multiple)
 
     def restore(self, job: tuple[Window, np.ndarray]) -> np.ndarray:
         """A tile with its halo -> the tile alone, restored, clipped and rounded."""
@@ -118,9 +125,9 @@ class Tiles:
             try:
                 return self._restore_at_once(window, source)
             except (MemoryError, RuntimeError) as error:
-                if not out_of_memory(error) or longest <= MIN_TILE_PIXELS:
+                if not out_of_memory(error) or longest <= max(MIN_TILE_PIXELS, self.model.multiple):
                     raise
-                self.tile_pixels = min(self.tile_pixels, -(-longest // 2))
+                self.tile_pixels = min(self.tile_pixels, self._whole(-(-longest // 2)))
         # Beyond the except clause: what it had allocated is free only now.
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -186,13 +193,13 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
-def run_network(pixels: torch.Tensor, model: SRCNN, bf16: bool = False) -> torch.Tensor:
+def run_network(pixels: torch.Tensor, model: Network, bf16: bool = False) -> torch.Tensor:
     """float32 (C, H, W) in [0, 1] -> the network's output, same shape, float32, not clipped."""
     height, width = pixels.shape[-2:]
     missing = max(0, model.min_pixels - width), max(0, model.min_pixels - height)
     if any(missing):
         pixels = functional.pad(pixels, (0, missing[0], 0, missing[1]), mode="replicate")
-    if bf16 and pixels.device.type == "cpu" and suits(model):
+    if bf16 and pixels.device.type == "cpu" and isinstance(model, SRCNN) and suits(model):
         restored = restore_in_strips(pixels, model)
     else:
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bf16):

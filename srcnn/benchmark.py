@@ -22,11 +22,12 @@ from srcnn.config import plain
 from srcnn.files import write_json
 from srcnn.meter import Meter, memory_gib
 from srcnn.metrics import sum_over_ranks
-from srcnn.model import SRCNN, ModelConfig
+from srcnn.model import ModelConfig, make_network
 from srcnn.run import Run, TrainConfig, open_split, start_accelerator, start_run
 from srcnn.step import settle, train_step
 from srcnn.stream import Batch
 from srcnn.train import batches
+from srcnn.unet import UNetConfig
 
 ENDLESS = 10**12  # tiles
 NUM_TRACED_STEPS = 3
@@ -81,7 +82,7 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     finally:
         reader.close()
     results = about(config, run) | measured | {"seconds_per_step": phases, "memory_gib": memory_gib(accelerator.device)}
-    flop = training_flop(config.model, reader.manifest.tile_shape[0])
+    flop = training_flop(config.network, reader.manifest.tile_shape[0])
     results["gflop_per_tile"] = flop / 1e9
     results["share_of_peak"] = flop * results["tiles_per_second_synthetic"] / 1e9 / results["peak_gflop_per_second"]
     if accelerator.is_main_process:
@@ -107,12 +108,12 @@ def about(config: BenchmarkConfig, run: Run) -> dict[str, Any]:
     }
 
 
-def training_flop(config: ModelConfig, tile_pixels: int) -> int:
+def training_flop(config: ModelConfig | UNetConfig, tile_pixels: int) -> int:
     """Floating-point operations that a tile costs in training, as PyTorch counts them for the plain convolutions:
     forward, and backward without the gradient of the pixels. A multiplication with its addition is two.
     """
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        SRCNN(config)(torch.empty(1, config.channels, tile_pixels, tile_pixels)).sum().backward()
+        make_network(config)(torch.empty(1, config.channels, tile_pixels, tile_pixels)).sum().backward()
     return int(counter.get_total_flops())
 
 

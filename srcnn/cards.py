@@ -10,7 +10,8 @@ from typing import Any
 
 from srcnn.degrade import Degradation
 from srcnn.listing import photos_in
-from srcnn.model import SRCNN, WEIGHTS, load_model
+from srcnn.model import WEIGHTS, load_model
+from srcnn.network import Network
 from srcnn.photo import LumaKind
 from srcnn.reader import read_manifest
 from srcnn.score import LUMA_NAMES, score_folder, to_json
@@ -54,7 +55,7 @@ class ScoredSet:
         luma: LumaKind = "y" if match[2] == "Y" else "l"
         return ScoredSet(match[1], luma, Degradation(jpeg_quality=quality, scale=int(match[3] or 1)))
 
-    def score(self, model: SRCNN, photos: Path) -> dict[str, Any]:
+    def score(self, model: Network, photos: Path) -> dict[str, Any]:
         """The mean over the photos of `photos`/folder, as cards hold it.
 
         Raises:
@@ -78,7 +79,7 @@ def sets_for(trained_on: Degradation) -> list[ScoredSet]:
             for folder, luma in sets for quality in qualities]
 
 
-def score_sets(model: SRCNN, photos: Path, trained_on: Degradation) -> Scores:
+def score_sets(model: Network, photos: Path, trained_on: Degradation) -> Scores:
     """Mean scores of every set of `sets_for` that is there, by title.
 
     Raises:
@@ -101,7 +102,7 @@ def data_card(shards: Path) -> dict[str, Any]:
             "manifest_hash": manifest.hash(), "shards": manifest.config, "versions": manifest.versions}
 
 
-def make_card(model: SRCNN, config: dict[str, Any], photos: Path, commit: str) -> dict[str, Any]:
+def make_card(model: Network, config: dict[str, Any], photos: Path, commit: str) -> dict[str, Any]:
     """The card of a run's weights: its settings, without the paths of one machine; data, commit, scores."""
     settings = {key: value for key, value in config.items() if key not in ("run", "shards")}
     data = data_card(Path(config["shards"]))
@@ -119,7 +120,7 @@ def purpose(trained_on: Degradation) -> str:
     return f"{enlarged} and then damaged by {jpeg}" if low else enlarged
 
 
-def to_markdown(name: str, model: SRCNN, card: dict[str, Any]) -> str:
+def to_markdown(name: str, model: Network, card: dict[str, Any]) -> str:
     """The card for people."""
     data, trained_on = card["data"], Degradation(**card["data"]["shards"]["degradation"])
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -131,8 +132,8 @@ def to_markdown(name: str, model: SRCNN, card: dict[str, Any]) -> str:
         protocol = "no border cut off"
     return f"""# {name}
 
-SRCNN {"-".join(map(str, model.config.kernels))}, filters {"-".join(map(str, model.config.filters))},
-{"with" if model.config.residual else "without"} a residual connection, {num_parameters:,} parameters, for the luma of
+{model.name}, {model.sizes},
+{"with" if model.residual else "without"} a residual connection, {num_parameters:,} parameters, for the luma of
 {purpose(trained_on)}. Licence: Apache-2.0, as the code.
 
 **Trained on** {data["num_photos"]} photographs ({", ".join(data["folders"])}), {data["num_tiles"]:,} tiles;
@@ -226,7 +227,7 @@ def card_scores(name: str, folder: Path = WEIGHTS) -> Scores:
     return scores
 
 
-def _verify(name: str, model: SRCNN, scored: ScoredSet, row: dict[str, Any], photos: Path) -> Verified:
+def _verify(name: str, model: Network, scored: ScoredSet, row: dict[str, Any], photos: Path) -> Verified:
     if not (photos / scored.folder).is_dir():
         return Verified(name, scored.title, row)
     try:

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from srcnn import files
-from srcnn.model import SRCNN, save_model, save_state_dict, save_tensors
+from srcnn.model import save_model, save_state_dict, save_tensors
+from srcnn.network import Network
 from srcnn.untrusted import read_json
 from srcnn.weight_files import load_plain
 
@@ -46,7 +47,7 @@ class Snapshot:
     """
 
     step: int
-    model: SRCNN
+    model: Network
     training: Mapping[str, Any]
     about: Mapping[str, str]
     is_best: bool
@@ -171,7 +172,7 @@ def clear_leftovers(run: Path) -> None:
             shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
 
 
-def mark_best(run: Path, folder: Path, model: SRCNN) -> None:
+def mark_best(run: Path, folder: Path, model: Network) -> None:
     """Makes `best` and checkpoint.pth those of this checkpoint."""
     _link(run / "best", folder)
     save_state_dict(model, run / "checkpoint.pth")

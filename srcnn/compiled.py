@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from srcnn.metrics import tile_psnr
+from srcnn.metrics import LossName, pixel_loss, tile_psnr
 from srcnn.validate import crop
 
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
@@ -17,14 +17,16 @@ CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 class Scored(nn.Module):
     """A network and what is to be known of a step, so that nothing of a batch's size has to leave a compiled graph.
 
-    (clean, degraded), float (N, C, H, W) in [0, 1] -> the mean squared errors of the tiles without `border` pixels on
-    each side, summed, float32 (), to go back from; and float64 (4,), what a `Meter` sums: PSNR in, PSNR out (dB, of
+    (clean, degraded), float (N, C, H, W) in [0, 1] -> the losses of the tiles without `border` pixels on each side,
+    summed, float32 (), to go back from; and float64 (4,), what a `Meter` sums: PSNR in, PSNR out (dB, of
     pixels clipped to [0, 1]), that loss, 1, each over the tiles.
     """
 
-    def __init__(self, network: nn.Module, border: int, mode: CompileMode | None = None) -> None:
+    def __init__(
+        self, network: nn.Module, border: int, loss: LossName = "mse", mode: CompileMode | None = None
+    ) -> None:
         super().__init__()
-        self.network, self.border = network, border
+        self.network, self.border, self.loss = network, border, loss
         self.score = for_one_size(self._score, lambda clean, _: len(clean), mode) if mode else self._score
 
     def forward(self, clean: torch.Tensor, degraded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,7 +34,7 @@ class Scored(nn.Module):
 
     def _score(self, clean: torch.Tensor, degraded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         restored = self.network(degraded).float()
-        loss = crop(restored - clean, self.border).square().mean() * len(clean)
+        loss = pixel_loss(crop(restored - clean, self.border), self.loss) * len(clean)
         with torch.no_grad():
             psnr_in, psnr_out = (tile_psnr(clean, other).sum() for other in (degraded, restored.clamp(0, 1)))
             return loss, torch.stack([psnr_in, psnr_out, loss.double(), torch.full_like(psnr_in, len(clean))])

@@ -20,7 +20,7 @@ from srcnn import checkpoint, machine
 from srcnn.config import parse, without_credentials
 from srcnn.files import LOCK, FolderLock
 from srcnn.machine import Finding, counted, note, ok, problem
-from srcnn.model import SRCNN, device_here, load_model
+from srcnn.model import device_here, load_model, make_network
 from srcnn.order import UniformOrder
 from srcnn.reader import ShardReader
 from srcnn.resident import LARGEST_SHARE, check_fits
@@ -123,16 +123,16 @@ def check_packages(job: Job) -> Iterator[Finding]:
 def check_network(job: Job) -> Iterator[Finding]:
     """The network, and whether the weights to start from are its."""
     config = job.config
-    num_parameters = sum(parameter.numel() for parameter in SRCNN(config.model).parameters())
-    kernels = "-".join(map(str, config.model.kernels))
-    radius = config.model.receptive_radius
-    yield ok(f"SRCNN {kernels}, {num_parameters:,} parameters; a pixel depends on {radius} to each side")
+    network = make_network(config.network, config.centred)
+    num_parameters = sum(parameter.numel() for parameter in network.parameters())
+    radius = network.receptive_radius
+    yield ok(f"{network.name}, {num_parameters:,} parameters; a pixel depends on {radius} to each side")
     if config.weights:
         try:
-            SRCNN(config.model, config.centred).load_folded(load_model(config.weights))
+            network.load_folded(load_model(config.weights))
             yield ok(f"starts from {config.weights}")
         except (OSError, ValueError) as error:
-            yield problem(f"weights {config.weights}: {error}", "take others, or set model to the network they are of")
+            yield problem(f"weights {config.weights}: {error}", "take others, or set model or unet to their network")
 
 
 def check_batches(job: Job) -> Iterator[Finding]:
@@ -227,7 +227,7 @@ def check_run(job: Job) -> Iterator[Finding]:
 
 def checkpoint_bytes(config: TrainConfig) -> int:
     """About what a checkpoint takes on the disk, with the weights beside it."""
-    model = SRCNN(config.model)
+    model = make_network(config.network)
     moments = 1 if config.optimizer.name == "sgd" else 2
     num_copies = 3 + moments + bool(config.optimizer.average_halflife_samples)
     return num_copies * 4 * sum(parameter.numel() for parameter in model.parameters()) + (1 << 16)

@@ -1,7 +1,7 @@
 """The network for other programs: ONNX, and torch.export's .pt2. Any size of photo, checked before it is written.
 
-The ONNX graph is put together here, node by node: seven or eight of them, of the operators' versions that nearly every
-runtime has, the same bytes for the same weights. What is needed to use it stands in the file.
+The ONNX graph is put together by us (onnx_graph.py), the same bytes for the same weights. What is needed to use it
+stands in the file.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -18,20 +17,15 @@ from torch.nn import functional
 
 from srcnn.files import atomic_file
 from srcnn.model import SRCNN
+from srcnn.network import Network
 
-if TYPE_CHECKING:
-    import onnx
-
-OPSET = 13  # of 2020; Pad, Conv, Relu and Add have gained nothing since that is of use here
-INPUT, OUTPUT = "degraded", "restored"
-SIDES = ("batch", "channels", "height", "width")
 TOLERANCE = 1e-5  # of pixels in [0, 1]; of results beyond 1, the same part of them
 CHANNELS = {1: "luma, BT.601, full range: 0.299 R + 0.587 G + 0.114 B", 3: "RGB"}
 EXTRA_FILE = "srcnn.json"  # in a .pt2, beside the program
-Network = Callable[[torch.Tensor], torch.Tensor]
+Function = Callable[[torch.Tensor], torch.Tensor]
 
 
-def export_onnx(model: SRCNN, path: Path, about: Mapping[str, str] | None = None) -> float | None:
+def export_onnx(model: Network, path: Path, about: Mapping[str, str] | None = None) -> float | None:
     """Writes an ONNX file: "degraded" (N, C, H, W) float32 in [0, 1] -> "restored", the same shape, not clipped.
 
     N is any, H and W are any from the network's `min_pixels`. The file's metadata_props are those of `metadata`.
@@ -46,10 +40,12 @@ def export_onnx(model: SRCNN, path: Path, about: Mapping[str, str] | None = None
     """
     try:
         import onnx.checker
+
+        from srcnn.onnx_graph import onnx_model
     except ImportError as error:
         raise ValueError(f"{path}: an ONNX file needs the package onnx: pip install 'srcnn[export]'") from error
     folded = _ready(model, path)
-    built = _onnx_model(folded, metadata(folded, about))
+    built = onnx_model(folded, metadata(folded, about))
     content = built.SerializeToString()
     try:
         onnx.checker.check_model(content, full_check=True)
@@ -62,7 +58,7 @@ def export_onnx(model: SRCNN, path: Path, about: Mapping[str, str] | None = None
     return difference
 
 
-def export_torch(model: SRCNN, path: Path, about: Mapping[str, str] | None = None) -> float:
+def export_torch(model: Network, path: Path, about: Mapping[str, str] | None = None) -> float:
     """Writes a .pt2 of torch.export: `torch.export.load(path).module()(degraded)`, which needs PyTorch only.
 
     (N, C, H, W) float32 in [0, 1] on the CPU -> the same shape, not clipped; sizes as of `export_onnx`, from 2. What
@@ -88,71 +84,36 @@ def export_torch(model: SRCNN, path: Path, about: Mapping[str, str] | None = Non
     return difference
 
 
-def metadata(model: SRCNN, about: Mapping[str, str] | None = None) -> dict[str, str]:
+def metadata(model: Network, about: Mapping[str, str] | None = None) -> dict[str, str]:
     """What somebody has to know who uses the network without this package; `about` adds to it, or says it better."""
     config = model.config
     return {
-        "name": f"SRCNN {'-'.join(map(str, config.kernels))}",
+        "name": model.name,
         "license": "Apache-2.0",
         "layout": "NCHW",
         "range": "[0, 1] in; the output is not clipped",
         "channel": CHANNELS.get(config.channels, f"{config.channels} channels"),
         "channels": str(config.channels),
-        "halo": str(model.receptive_radius),
+        "halo": str(model.halo),
+        "multiple": str(model.multiple),
         "min_pixels": str(model.min_pixels),
         **(about or {}),
     }
 
 
-def _ready(model: SRCNN, path: Path) -> SRCNN:
+def _ready(model: Network, path: Path) -> Network:
     """A copy to be written: float32 weights for pixels as they are, on the CPU."""
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder")
     return model.folded().requires_grad_(False).eval()
 
 
-def _pads(model: SRCNN) -> tuple[int, int, int]:
-    """Pixels padded before each layer; a pointwise second layer leaves its own to the third, as SRCNN.forward does."""
-    first, second, third = model.paddings
-    return (first, 0, second + third) if model.config.kernels[1] == 1 else (first, second, third)
-
-
-def _onnx_model(model: SRCNN, notes: Mapping[str, str]) -> onnx.ModelProto:
-    """The network as Pad, Conv, Relu, Pad, ..., Conv, and Add where it is residual."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    values = [numpy_helper.from_array(tensor.numpy(), name) for name, tensor in model.state_dict().items()]
-    nodes, last = [], INPUT
-    for number, width in enumerate(_pads(model), 1):
-        if width:
-            values.append(helper.make_tensor(f"pads{number}", TensorProto.INT64, [8], [0, 0, width, width] * 2))
-            nodes.append(helper.make_node("Pad", [last, f"pads{number}"], [f"padded{number}"], mode="edge"))
-            last = f"padded{number}"
-        result = OUTPUT if number == 3 and not model.config.residual else f"maps{number}"
-        weights = [f"conv{number}.weight", f"conv{number}.bias"]
-        nodes.append(helper.make_node("Conv", [last, *weights], [result]))
-        last = result
-        if number < 3:
-            last = f"relu{number}"
-            nodes.append(helper.make_node("Relu", [result], [last]))
-    if model.config.residual:
-        nodes.append(helper.make_node("Add", [INPUT, last], [OUTPUT]))
-    shape = [model.config.channels if side == "channels" else side for side in SIDES]
-    start, end = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in (INPUT, OUTPUT))
-    opsets = [helper.make_opsetid("", OPSET)]
-    for number, node in enumerate(nodes):
-        node.name = f"{number} {node.op_type}"
-    graph = helper.make_graph(nodes, "SRCNN", [start], [end], initializer=values)
-    version = helper.find_min_ir_version_for(opsets)
-    built = helper.make_model(graph, producer_name="srcnn", opset_imports=opsets, ir_version=version)
-    helper.set_model_props(built, dict(notes))
-    return built
-
-
-def _in_onnxruntime(content: bytes) -> Network | None:
+def _in_onnxruntime(content: bytes) -> Function | None:
     """The file's network as ONNX Runtime computes it on the CPU; None where that is not installed."""
     try:
         import onnxruntime  # type: ignore[import-untyped]
+
+        from srcnn.onnx_graph import INPUT, OUTPUT
     except ImportError:
         return None
     options = onnxruntime.SessionOptions()
@@ -166,7 +127,7 @@ class Plain(nn.Module):
 
     def __init__(self, model: SRCNN) -> None:
         super().__init__()
-        self.pads, self.residual = _pads(model), model.config.residual
+        self.pads, self.residual = model.pads, model.config.residual
         for name, layer in model.named_children():
             weight = layer.get_parameter("weight")
             conv = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[-1])
@@ -181,14 +142,14 @@ class Plain(nn.Module):
         return degraded + maps if self.residual else maps
 
 
-def _program(model: SRCNN, side: int) -> torch.export.ExportedProgram:
+def _program(model: Network, side: int) -> torch.export.ExportedProgram:
     """The network traced for any size from `side` pixels."""
     from torch.fx.experimental import _config  # there is no public way
 
     sizes = {0: torch.export.Dim("batch", min=1), 2: torch.export.Dim("height", min=side),
              3: torch.export.Dim("width", min=side)}
     example = torch.zeros(2, model.config.channels, side + 12, side + 14)
-    plain = Plain(model).requires_grad_(False).eval()
+    plain = (Plain(model) if isinstance(model, SRCNN) else model).requires_grad_(False).eval()
     # Else maps of a single pixel are taken for a special case, and refused.
     with _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         program = torch.export.export(plain, (example,), dynamic_shapes=(sizes,))
@@ -204,7 +165,7 @@ def _examples(channels: int, side: int) -> Iterator[torch.Tensor]:
         yield torch.rand(batch, channels, height, width, generator=generator)
 
 
-def _largest_difference(model: SRCNN, network: Network, side: int, path: Path) -> float:
+def _largest_difference(model: Network, network: Function, side: int, path: Path) -> float:
     """Over the examples, between the network and what was made of it. Raises ValueError where it is too large."""
     largest = 0.0
     for degraded in _examples(model.config.channels, side):

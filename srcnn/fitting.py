@@ -7,7 +7,8 @@ import threading
 
 import torch
 
-from srcnn.model import SRCNN, WEIGHTS, find_weights, load_model
+from srcnn.model import WEIGHTS, find_weights, load_model, to_device
+from srcnn.network import Network
 
 FAMILY = "srcnn-915"
 BLIND = "blind"  # weights trained over qualities 5 to 95, for photos that do not tell theirs
@@ -29,7 +30,7 @@ class Networks:
         self.device = device
         self.family = {} if source_exists(source) else family(source)
         self.source = source
-        self._loaded: dict[str, SRCNN] = {}
+        self._loaded: dict[str, Network] = {}
         self._loading = threading.Lock()
         self.load(self.name_for(None) or source)
 
@@ -44,12 +45,11 @@ class Networks:
         trained = [each for each in self.family if each is not None]
         return self.family[min(trained, key=lambda each: (abs(each - quality), -each))]
 
-    def load(self, name: str) -> SRCNN:
+    def load(self, name: str) -> Network:
         """By several threads at once, too."""
         with self._loading:
             if name not in self._loaded:
-                network = load_model(name).to(memory_format=torch.channels_last)
-                self._loaded[name] = network.to(self.device)
+                self._loaded[name] = to_device(load_model(name), self.device)
             return self._loaded[name]
 
 

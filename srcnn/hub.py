@@ -26,7 +26,8 @@ from huggingface_hub.errors import (
 from srcnn.config import plain
 from srcnn.files import atomic_file, write_json
 from srcnn.hub_card import make_card, with_header
-from srcnn.model import SRCNN, WEIGHTS, load_model, save_model
+from srcnn.model import WEIGHTS, load_model, save_model
+from srcnn.network import Network
 from srcnn.untrusted import open_regular, parse_json
 from srcnn.weight_files import MAX_WEIGHTS_BYTES, config_differs
 
@@ -47,7 +48,7 @@ def from_pretrained(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
-) -> SRCNN:
+) -> Network:
     """A network ready to restore with (eval mode, CPU), from a folder of `save_pretrained`, whatever `load_model`
     takes, or a repository of the hub, "owner/name". What is on the disk goes before the hub.
 
@@ -81,7 +82,7 @@ def from_pretrained(
 
 
 def save_pretrained(
-    model: SRCNN, folder: str | Path, card: str | Path | None = None, run: str | Path | None = None
+    model: Network, folder: str | Path, card: str | Path | None = None, run: str | Path | None = None
 ) -> None:
     """Writes model.safetensors, config.json and README.md, the model card, into a folder.
 
@@ -103,7 +104,7 @@ def save_pretrained(
         file.write(text.encode())
 
 
-def _card_text(model: SRCNN, card: str | Path | None, run: str | Path | None) -> str:
+def _card_text(model: Network, card: str | Path | None, run: str | Path | None) -> str:
     if card is not None and run is not None:
         raise ValueError("a card is given or made from a run; not both")
     if isinstance(card, str) and card.endswith(".md"):
@@ -114,7 +115,7 @@ def _card_text(model: SRCNN, card: str | Path | None, run: str | Path | None) ->
 
 
 def push_to_hub(
-    model: SRCNN,
+    model: Network,
     repo_id: str,
     private: bool = False,
     token: str | bool | None = None,
@@ -144,7 +145,7 @@ def push_to_hub(
             return str(commit.commit_url)
 
 
-def _check_config(path: Path, model: SRCNN) -> None:
+def _check_config(path: Path, model: Network) -> None:
     """Raises ValueError where config.json is damaged, of another kind, or of another network than its weights."""
     try:
         with open_regular(path, MAX_BYTES[CONFIG]) as file:

@@ -8,37 +8,43 @@ from typing import Any
 import torch
 
 from srcnn.config import read_yaml
-from srcnn.model import SRCNN, load_model
+from srcnn.model import load_model
+from srcnn.network import Network
 
 HEADER_KEYS = {"license": "apache-2.0", "library_name": "srcnn", "pipeline_tag": "image-to-image"}
 TAGS = ("srcnn", "image-restoration")
+WHAT = {"SRCNN": "Three convolutions", "UNet": "Residual blocks of convolutions at several scales"}
+SOURCE = {
+    "SRCNN": 'Dong et al., "Image Super-Resolution Using Deep Convolutional Networks", IEEE TPAMI 38(2), 2016.',
+    "UNet": 'Zhang et al., "Plug-and-Play Image Restoration with Deep Denoiser Prior", IEEE TPAMI 44(10), 2022.',
+}
 METRICS = {"PSNR": "psnr", "SSIM": "ssim"}  # what a card speaks of, and the hub's name of it
 
 
-def make_card(model: SRCNN, run: Path | None = None) -> str:
+def make_card(model: Network, run: Path | None = None) -> str:
     """A card, Markdown without a header: what the config says, and the training where its run folder is given."""
     config = model.config
-    kernels, channel = "-".join(map(str, config.kernels)), {1: "luma", 3: "RGB"}.get(config.channels)
+    kind, channel = type(model).__name__, {1: "luma", 3: "RGB"}.get(config.channels)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    return f"""# SRCNN {kernels}
+    return f"""# {model.name}
 
-Three convolutions that restore photographs: filters {"-".join(map(str, config.filters))},
-{"with" if config.residual else "without"} a residual connection, {num_parameters:,} parameters, for the
+{WHAT[kind]} that restore photographs: {model.sizes},
+{"with" if model.residual else "without"} a residual connection, {num_parameters:,} parameters, for the
 {channel or f"{config.channels} channels"} of a photo in [0, 1]. An output pixel depends on {model.receptive_radius} \
 pixels to each side.
-Dong et al., "Image Super-Resolution Using Deep Convolutional Networks", IEEE TPAMI 38(2), 2016.
+{SOURCE[kind]}
 
 ```python
-from srcnn import SRCNN
+from srcnn import {kind}
 
-model = SRCNN.from_pretrained("owner/name")  # this repository or folder
+model = {kind}.from_pretrained("owner/name")  # this repository or folder
 ```
 
 {"How it was trained, and how well it restores, was not recorded." if run is None else _of_run(model, run)}
 """
 
 
-def _of_run(model: SRCNN, run: Path) -> str:
+def _of_run(model: Network, run: Path) -> str:
     """The training of a run folder: its settings, and the best validation of its metrics."""
     from srcnn.report import checked_points, results_table  # slow to import, and wanted only here
     from srcnn.tracking import STEP_KEY

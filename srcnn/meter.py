@@ -39,7 +39,7 @@ class Meter:
             self.began += time.perf_counter() - begin
 
     def add(self, sums: torch.Tensor, gradient_norm: float, learning_rate: float) -> None:
-        """Adds a step: float64 (4,), PSNR in, PSNR out, mean squared error and 1, each summed over its tiles."""
+        """Adds a step: float64 (4,), PSNR in, PSNR out, loss and 1, each summed over its tiles."""
         self.sums += sums
         self.gradient_norm, self.learning_rate = gradient_norm, learning_rate
 

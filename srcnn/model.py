@@ -1,4 +1,4 @@
-"""The networks: SRCNN 9-1-5 as the source project has it, and the paper's 9-3-5 and 9-5-5; load and save of weights.
+"""SRCNN 9-1-5 as the source project has it, and the paper's 9-3-5 and 9-5-5; start, load and save of any network.
 
 Dong et al., "Image Super-Resolution Using Deep Convolutional Networks", IEEE TPAMI 38(2), 2016.
 """
@@ -20,12 +20,13 @@ from torch import nn
 
 from srcnn.config import plain
 from srcnn.files import atomic_file
+from srcnn.network import CENTRE, Network, NetworkT
 from srcnn.products import Conv, pad, relu
+from srcnn.unet import UNet, UNetConfig, config_of
 from srcnn.weight_files import config_differs, read_weights
 
 WEIGHTS = Path(__file__).parent / "weights"
 DEFAULT_WEIGHTS = "srcnn-915-q20"
-CENTRE = 0.5
 MAX_KERNEL_LOADED = 63  # pixels; restoring with larger ones takes for ever
 Initialization = Literal["kaiming", "pytorch", "paper"]
 
@@ -58,7 +59,7 @@ class ModelConfig:
         return sum(kernel // 2 for kernel in self.kernels)
 
 
-class SRCNN(nn.Module):
+class SRCNN(Network):
     """Three convolutions: patches -> features -> non-linear map -> pixels. (N, C, H, W) -> the same shape, for any
     H and W from `min_pixels`.
 
@@ -68,14 +69,11 @@ class SRCNN(nn.Module):
     The source pads every layer by 2 (replicate), so that 128 -> 124 -> 128 -> 128. Here the second layer takes what
     the first and the last leave, which for 9-1-5 is the same 2. A 1x1 convolution commutes with replicate padding, so
     its padding is done together with the third layer's: same result, one copy less.
-
-    With `centred` the first layer sees pixels minus 0.5, which trains much better from a random start. It folds into
-    that layer's bias exactly (`folded`), since replicate padding keeps constants; files never hold centred weights.
     """
 
     def __init__(self, config: ModelConfig | None = None, centred: bool = False) -> None:
         super().__init__()
-        self.config = config or ModelConfig()
+        self.config: ModelConfig = config or ModelConfig()
         self.centred = centred
         first, second, third = self.config.kernels
         features, mapped = self.config.filters
@@ -84,9 +82,23 @@ class SRCNN(nn.Module):
         self.conv3 = Conv(mapped, self.config.channels, third)
 
     @property
-    def receptive_radius(self) -> int:
-        """The config's: what a halo has to be at least, in pixels."""
-        return self.config.receptive_radius
+    def name(self) -> str:
+        return f"SRCNN {'-'.join(map(str, self.config.kernels))}"
+
+    @property
+    def sizes(self) -> str:
+        return f"filters {'-'.join(map(str, self.config.filters))}"
+
+    @property
+    def first_layer(self) -> nn.Conv2d:
+        return self.conv1
+
+    @property
+    def last_layer(self) -> nn.Conv2d:
+        return self.conv3
+
+    def start(self, layer: str) -> float:
+        return 0.01 if layer == "conv3" else 1.0
 
     @property
     def min_pixels(self) -> int:
@@ -98,66 +110,30 @@ class SRCNN(nn.Module):
         """Pixels padded before each layer: the source's 2, and what keeps the size."""
         return 2, self.receptive_radius - 4, 2
 
-    def forward(self, degraded: torch.Tensor) -> torch.Tensor:
+    @property
+    def pads(self) -> tuple[int, int, int]:
+        """The same as `forward` does it: a pointwise second layer leaves its own to the third."""
         first, second, third = self.paddings
-        pointwise = self.config.kernels[1] == 1
+        return (first, 0, second + third) if self.config.kernels[1] == 1 else (first, second, third)
+
+    def forward(self, degraded: torch.Tensor) -> torch.Tensor:
+        first, second, third = self.pads
         pixels = degraded - CENTRE if self.centred else degraded
         features = relu(self.conv1(pad(pixels, first)))
-        mapped = relu(self.conv2(features if pointwise else pad(features, second)))
-        restored = self.conv3(pad(mapped, second + third if pointwise else third))
+        mapped = relu(self.conv2(pad(features, second) if second else features))
+        restored = self.conv3(pad(mapped, third))
         return degraded + restored if self.config.residual else restored
 
-    def folded(self) -> SRCNN:
-        """A copy that wants pixels in [0, 1] as they are, and gives the same output."""
-        model = SRCNN(self.config)
-        model.load_state_dict(self.state_dict())
-        if self.centred:
-            model._shift_bias(-CENTRE)
-        return model
 
-    def load_folded(self, model: SRCNN) -> None:
-        """Takes the weights of a model that is not centred, the reverse of `folded`; ValueError at another network."""
-        if model.config != self.config:
-            raise ValueError(f"these weights are of {model.config}, the network wanted is {self.config}")
-        self.load_state_dict(model.state_dict())
-        if self.centred:
-            self._shift_bias(CENTRE)
-
-    @classmethod
-    def from_pretrained(
-        cls, source: str | Path, *, revision: str | None = None, token: str | bool | None = None,
-        cache_dir: str | Path | None = None, local_files_only: bool = False,
-    ) -> SRCNN:
-        """A network from a folder, a repository of the Hugging Face hub, or a shipped name: srcnn/hub.py says more."""
-        from srcnn import hub  # imports the hub's client, which a training has no need of
-        return hub.from_pretrained(source, revision, token, cache_dir, local_files_only)
-
-    def save_pretrained(
-        self, folder: str | Path, *, card: str | Path | None = None, run: str | Path | None = None
-    ) -> None:
-        """Writes model.safetensors, config.json and a model card into a folder: srcnn/hub.py says more."""
-        from srcnn import hub
-        hub.save_pretrained(self, folder, card, run)
-
-    def push_to_hub(
-        self, repo_id: str, *, private: bool = False, token: str | bool | None = None,
-        commit_message: str = "Upload SRCNN", revision: str | None = None, card: str | Path | None = None,
-        run: str | Path | None = None,
-    ) -> str:
-        """Uploads what `save_pretrained` writes, and gives the commit's address: srcnn/hub.py says more."""
-        from srcnn import hub
-        return hub.push_to_hub(self, repo_id, private, token, commit_message, revision, card, run)
-
-    def _shift_bias(self, shift: float) -> None:
-        """Changes conv1's bias as if all pixels had been raised by `shift`."""
-        assert self.conv1.bias is not None
-        with torch.no_grad():
-            self.conv1.bias += shift * self.conv1.weight.sum(dim=(1, 2, 3))
+def make_network(config: ModelConfig | UNetConfig, centred: bool = False) -> Network:
+    """The network that a config is of, its weights not yet drawn or loaded."""
+    return UNet(config, centred) if isinstance(config, UNetConfig) else SRCNN(config, centred)
 
 
-def to_device(model: SRCNN, device: torch.device) -> SRCNN:
+def to_device(model: NetworkT, device: torch.device) -> NetworkT:
     """Moves the network there, its weights in the memory layout that is fast there."""
-    return model.to(device).to(memory_format=torch.contiguous_format if device.type == "cpu" else torch.channels_last)
+    rows = device.type == "cpu" and isinstance(model, SRCNN)  # whose layers there are products
+    return model.to(device).to(memory_format=torch.contiguous_format if rows else torch.channels_last)
 
 
 def device_here() -> torch.device:
@@ -178,7 +154,7 @@ def computes_bf16(device: torch.device) -> bool:
     return bool(supported())
 
 
-def initialize(model: SRCNN, how: Initialization, seed: int) -> None:
+def initialize(model: Network, how: Initialization, seed: int) -> None:
     """Draws the weights from `seed`.
 
     "kaiming": He et al. 2015, normal by fan-in, the last layer a hundredth of it: a network that starts as (nearly)
@@ -186,32 +162,44 @@ def initialize(model: SRCNN, how: Initialization, seed: int) -> None:
     source project's. "paper": normal with standard deviation 0.001, biases zero.
     """
     generator = torch.Generator().manual_seed(seed)
-    layers = (model.conv1, model.conv2, model.conv3)
-    for layer in layers:
+    for name, layer in model.named_modules():
+        if not isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+            continue
         assert layer.bias is not None
-        fan_in = layer.weight[0].numel()
+        # What a pixel is the sum of; of a transposed one, whose parts do not overlap, a weight of each map.
+        fan_in = layer.weight[0].numel() if isinstance(layer, nn.Conv2d) else layer.in_channels
         with torch.no_grad():
             if how == "pytorch":
                 for parameter in (layer.weight, layer.bias):
                     parameter.uniform_(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), generator=generator)
                 continue
-            deviation = 0.001 if how == "paper" else math.sqrt(2 / fan_in) * (0.01 if layer is layers[-1] else 1)
+            deviation = 0.001 if how == "paper" else math.sqrt(2 / fan_in) * model.start(name)
             layer.weight.normal_(0, deviation, generator=generator)
             layer.bias.zero_()
-    if how == "kaiming" and model.centred and not model.config.residual:
-        nn.init.constant_(model.conv3.get_parameter("bias"), CENTRE)
+    if how == "kaiming" and model.centred and not model.residual:
+        nn.init.constant_(model.last_layer.get_parameter("bias"), CENTRE)
 
 
-def save_model(model: SRCNN, path: Path, about: Mapping[str, str] | None = None) -> None:
-    """Writes folded weights as safetensors, with the model's config and `about` (strings) in the file's header."""
+def save_model(model: Network, path: Path, about: Mapping[str, str] | None = None, half: bool = False) -> None:
+    """Writes folded weights as safetensors, with the model's config and `about` (strings) in the file's header.
+
+    With `half` they are float16: half the bytes, and read as float32 again.
+
+    Raises:
+        ValueError: values that float16 cannot hold.
+    """
     folded = model.folded()
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in folded.state_dict().items()}
+    dtype = torch.float16 if half else torch.float32
+    tensors = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in folded.state_dict().items()}
+    for name, tensor in tensors.items():
+        if half and not torch.isfinite(tensor).all():
+            raise ValueError(f"{path}: {name} holds values that float16 cannot")
     metadata = {"format": "pt", "srcnn": json.dumps(asdict(folded.config)), **(about or {})}
     with atomic_file(path) as file:
         file.write(safetensors_bytes(tensors, metadata))
 
 
-def save_state_dict(model: SRCNN, path: Path) -> None:
+def save_state_dict(model: Network, path: Path) -> None:
     """Writes folded weights as a plain state_dict, what the source project's `load_state_dict` reads.
 
     The config travels in the dict's `_metadata`, which `load_state_dict` of other programs ignores.
@@ -230,10 +218,10 @@ def save_tensors(content: Any, path: Path) -> None:
         file.write(buffer.getbuffer())
 
 
-def load_model(source: str | Path = DEFAULT_WEIGHTS) -> SRCNN:
+def load_model(source: str | Path = DEFAULT_WEIGHTS) -> Network:
     """Loads a network ready to restore with (eval mode, CPU): a shipped name, a run folder, .safetensors or .pth.
 
-    A .pth that is a plain state_dict without our config is taken for one without a residual connection.
+    A .pth that is a plain state_dict without our config is taken for an SRCNN without a residual connection.
 
     Raises:
         FileNotFoundError: no such file, run or shipped name.
@@ -241,7 +229,7 @@ def load_model(source: str | Path = DEFAULT_WEIGHTS) -> SRCNN:
     """
     path = find_weights(source)
     state, about = read_weights(path)
-    model = SRCNN(_config_of(path, state, about))
+    model = make_network((_unet_config_of if "head.weight" in state else _config_of)(path, state, about))
     model.load_state_dict(state)
     return model.eval()
 
@@ -256,6 +244,17 @@ def find_weights(source: str | Path) -> Path:
         return shipped
     names = ", ".join(sorted(file.stem for file in WEIGHTS.glob("*.safetensors")))
     raise FileNotFoundError(f"{source}: no such file, run folder or shipped model; shipped: {names}")
+
+
+def _unet_config_of(path: Path, state: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> UNetConfig:
+    """The config of a U-Net's state_dict, as `_config_of`."""
+    try:
+        config = config_of(state)
+    except ValueError as error:
+        raise ValueError(f"{path}: not the weights of a U-Net: {error}") from error
+    if differs := config_differs(about, plain(asdict(config))):
+        raise ValueError(f"{path}: its config is damaged: {differs}")
+    return config
 
 
 def _config_of(path: Path, state: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> ModelConfig:

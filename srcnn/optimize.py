@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from srcnn.model import SRCNN
+from srcnn.network import Network
 
 
 @dataclass(frozen=True)
@@ -47,16 +47,18 @@ class OptimizerConfig:
             raise ValueError("optimizer.average_halflife_samples cannot be negative; 0 means no average")
 
 
-def build_optimizer(model: SRCNN, config: OptimizerConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: Network, config: OptimizerConfig) -> torch.optim.Optimizer:
     """The optimizer over two groups: the first layers, and the last with its own rate. `peak_lr` is kept in each.
 
     Fused, one kernel for all parameters, it heeds `found_inf` on the device; on a CPU it takes a third of the time. The
     learning rate is a number that goes along with the kernel: a new one in each step waits for nothing.
     """
     last_lr = config.lr * config.last_layer_lr_factor
+    last = list(model.last_layer.parameters())
+    first = [parameter for parameter in model.parameters() if all(parameter is not other for other in last)]
     groups = [
-        {"params": [*model.conv1.parameters(), *model.conv2.parameters()], "lr": config.lr, "peak_lr": config.lr},
-        {"params": [*model.conv3.parameters()], "lr": last_lr, "peak_lr": last_lr},
+        {"params": first, "lr": config.lr, "peak_lr": config.lr},
+        {"params": last, "lr": last_lr, "peak_lr": last_lr},
     ]
     optimizer: torch.optim.Optimizer
     if config.name == "sgd":
@@ -95,7 +97,7 @@ def set_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
         group["lr"] = group["peak_lr"] * share
 
 
-def update_average(average: SRCNN, model: SRCNN, config: OptimizerConfig, samples: int, new_samples: int) -> None:
+def update_average(average: Network, model: Network, config: OptimizerConfig, samples: int, new_samples: int) -> None:
     """Moves the averaged weights towards the model's after a step that brought the tiles seen to `samples`.
 
     The half-life is at most a tenth of the tiles seen, so that the random start is soon forgotten.

@@ -16,7 +16,7 @@ from srcnn.apply import Progress, Treatment, out_of_memory
 from srcnn.canvas import read_canvas, save_canvas
 from srcnn.files import atomic_file
 from srcnn.fitting import Networks
-from srcnn.model import SRCNN
+from srcnn.network import Network
 from srcnn.photo import KINDS, PhotoRefused, open_image
 from srcnn.restore import restore_canvas
 from srcnn.threads import in_order, lone_threads
@@ -40,7 +40,7 @@ class Restoring:
         quality: of JPEG and WebP written, 1..100.
     """
 
-    networks: Networks | SRCNN
+    networks: Networks | Network
     treatment: Treatment = Treatment()
     smooth_chroma: bool = True
     quality: int = 95
@@ -55,7 +55,7 @@ class Restoring:
         """
         canvas = read_canvas(path)
         told = () if canvas.quality is None else (f"JPEG quality {canvas.quality}",)
-        if isinstance(self.networks, SRCNN):
+        if isinstance(self.networks, Network):
             model = self.networks
         elif (name := self.networks.name_for(canvas.quality)) is None:
             return (*told, "good already", *keep(path, target, partial(save_canvas, target, canvas, self.quality)))
@@ -80,7 +80,7 @@ def keep(path: Path, target: Path, convert: Callable[[], tuple[str, ...]]) -> tu
 class Enlarging:
     """How photo files are enlarged: see `srcnn.upscale.upscale`."""
 
-    model: SRCNN
+    model: Network
     scale: int
     treatment: Treatment = Treatment()
     quality: int = 95

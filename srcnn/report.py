@@ -16,7 +16,8 @@ from torchvision.utils import make_grid
 from srcnn.files import atomic_file
 from srcnn.listing import photos_in
 from srcnn.metrics import psnr
-from srcnn.model import SRCNN, load_model
+from srcnn.model import load_model
+from srcnn.network import Network
 from srcnn.photo import luma_l
 from srcnn.reader import ShardReader
 from srcnn.restore import restore_pixels
@@ -32,7 +33,7 @@ DETAIL_ZOOM = 4
 COLUMNS = ("degraded", "restored", "clean")
 FIGURES = {
     "psnr.png": "PSNR over the training: the degraded input, training tiles, validation tiles",
-    "loss.png": "Mean squared error over the training",
+    "loss.png": "Loss over the training; of the validation tiles the mean squared error",
     "tiles.png": "Validation tiles",
     "photo.png": "A validation photo in whole, and a detail",
 }
@@ -80,7 +81,7 @@ def draw_curves(points: list[dict[str, float]], folder: Path) -> None:
     from matplotlib.figure import Figure  # slow to import, and wanted only here
 
     curves = {
-        "loss.png": ("mean squared error", {"train/loss": "training", "val/loss": "validation"}),
+        "loss.png": ("loss", {"train/loss": "training", "val/loss": "validation, mean squared error"}),
         "psnr.png": ("PSNR, dB", {"val/psnr_in": "degraded input", "train/psnr": "training", "val/psnr": "validation"}),
     }
     for name, (label, lines) in curves.items():
@@ -96,7 +97,7 @@ def draw_curves(points: list[dict[str, float]], folder: Path) -> None:
         figure.savefig(folder / name, dpi=120)
 
 
-def pair_rows(reader: ShardReader, model: SRCNN, num_pairs: int) -> np.ndarray:
+def pair_rows(reader: ShardReader, model: Network, num_pairs: int) -> np.ndarray:
     """The pairs spread evenly over a split, a row each: degraded, restored, clean; uint8 (rows, columns, 3)."""
     chosen = np.linspace(0, reader.num_samples - 1, min(num_pairs, reader.num_samples)).astype(np.int64)
     folded = _ready(model)
@@ -107,7 +108,7 @@ def pair_rows(reader: ShardReader, model: SRCNN, num_pairs: int) -> np.ndarray:
     return make_grid(stacked, nrow=len(COLUMNS), padding=GAP_PIXELS, pad_value=255).permute(1, 2, 0).numpy()
 
 
-def _ready(model: SRCNN) -> SRCNN:
+def _ready(model: Network) -> Network:
     """A folded copy where the model is: not wrapped by Accelerate's autocast."""
     return model.folded().to(next(model.parameters()).device).eval()
 
@@ -121,7 +122,7 @@ def _with_gap(picture: np.ndarray) -> np.ndarray:
     return np.pad(picture, [(0, GAP_PIXELS), (0, GAP_PIXELS), (0, 0)][: picture.ndim], constant_values=255)
 
 
-def photo_before_after(reader: ShardReader, model: SRCNN) -> np.ndarray:
+def photo_before_after(reader: ShardReader, model: Network) -> np.ndarray:
     """The validation photo of middling input PSNR (of the first thousand), put together from its tiles, degraded,
     restored whole, and clean; below, its busiest detail magnified.
     """

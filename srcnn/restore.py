@@ -15,14 +15,15 @@ from srcnn.apply import LEVELS, Pixels, Progress, Treatment, restore_tiles
 from srcnn.canvas import Canvas, canvas_of
 from srcnn.fitting import FAMILY, Networks
 from srcnn.jpeg_quality import quality_of
-from srcnn.model import SRCNN, device_here
+from srcnn.model import device_here
+from srcnn.network import Network
 
 PhotoT = TypeVar("PhotoT", np.ndarray, torch.Tensor, Image.Image)
 
 
 def restore(
     photo: PhotoT,
-    model: SRCNN | str | None = None,
+    model: Network | str | None = None,
     tile_pixels: int = 0,
     *,
     quality: int | None = None,
@@ -52,7 +53,7 @@ def restore(
     if isinstance(photo, Image.Image) and quality is None:
         quality = quality_of(photo)
     treatment = Treatment(tile_pixels, exact, strength, quality)
-    if not isinstance(model, SRCNN):
+    if not isinstance(model, Network):
         networks = Networks(model or FAMILY, device_here())
         name = networks.name_for(quality)
         if name is None:
@@ -68,7 +69,7 @@ def restore(
 
 
 def _restore_image(
-    photo: Image.Image, model: SRCNN, treatment: Treatment, in_place: bool, on_progress: Progress | None
+    photo: Image.Image, model: Network, treatment: Treatment, in_place: bool, on_progress: Progress | None
 ) -> Image.Image:
     canvas = canvas_of(photo)
     if in_place and canvas.image is not photo:
@@ -98,7 +99,7 @@ def through_arrays(photo: torch.Tensor, result: torch.Tensor, work: Callable[[np
 
 def restore_pixels(
     pixels: np.ndarray,
-    model: SRCNN,
+    model: Network,
     tile_pixels: int = 0,
     *,
     exact: bool = False,
@@ -109,7 +110,7 @@ def restore_pixels(
 
 
 def _restore_array(
-    pixels: np.ndarray, model: SRCNN, treatment: Treatment, in_place: bool, on_progress: Progress | None
+    pixels: np.ndarray, model: Network, treatment: Treatment, in_place: bool, on_progress: Progress | None
 ) -> np.ndarray:
     check_pixels(pixels, model)
     if in_place and not pixels.flags.writeable:
@@ -122,7 +123,7 @@ def _restore_array(
 
 
 def restore_canvas(
-    canvas: Canvas, model: SRCNN, treatment: Treatment = Treatment(), on_progress: Progress | None = None
+    canvas: Canvas, model: Network, treatment: Treatment = Treatment(), on_progress: Progress | None = None
 ) -> None:
     """Restores a photo in place."""
     check_channels(model, canvas.is_grey)
@@ -130,14 +131,14 @@ def restore_canvas(
     restore_tiles(whole, model, treatment, on_progress)
 
 
-def check_pixels(pixels: np.ndarray, model: SRCNN) -> None:
+def check_pixels(pixels: np.ndarray, model: Network) -> None:
     """Raises ValueError at an array that is no photo, or none for this network."""
     if pixels.dtype not in LEVELS or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
         raise ValueError(f"expected uint8, uint16 or float32, (H, W) or (H, W, 3), found {pixels.dtype} {pixels.shape}")
     check_channels(model, pixels.ndim == 2)
 
 
-def check_channels(model: SRCNN, grey: bool) -> None:
+def check_channels(model: Network, grey: bool) -> None:
     if model.config.channels == 3 and grey:
         raise ValueError("this network restores RGB; the photo is greyscale: use one trained on luma")
 

@@ -23,7 +23,7 @@ from srcnn.run import Run, TrainConfig, due
 from srcnn.stream import StreamState
 
 FORMAT = 2  # of the training state
-MATTERS = ("model", "initialization", "centred", "weights", "seed", "overfit_tiles", "optimizer.name")
+MATTERS = ("model", "unet", "initialization", "centred", "weights", "seed", "overfit_tiles", "optimizer.name")
 IN_THE_STREAM = ("stream.", "shards", "run", "fresh")  # where the order and the data matter, the stream's state knows
 JOB = ".job"
 LOCK_SECONDS = 60.0  # a killed training needs some to go
@@ -134,6 +134,7 @@ def check_continues(config: TrainConfig, state: dict[str, Any], stream: StreamSt
         raise ValueError(f"{config.run}: its checkpoints have format {found}, this srcnn reads {FORMAT}; "
                          "--fresh begins anew and keeps them")
     saved, wanted = flat(state["config"]), flat(plain(asdict(saved_config(config))))
+    saved = flat(plain(asdict(TrainConfig()))) | saved  # settings that are newer than the run
     saved |= {f"data.{key}": value for key, value in state["stream"].items()}
     wanted |= {f"data.{key}": value for key, value in asdict(stream).items()}
     notes = []

@@ -18,16 +18,18 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from srcnn.checkpoint import Writer
 from srcnn.compiled import CompileMode, Scored, for_one_size
 from srcnn.meeting import meet_again, meeting
+from srcnn.metrics import LossName
 from srcnn.model import (
-    SRCNN,
     Initialization,
     ModelConfig,
     computes_bf16,
     device_here,
     initialize,
     load_model,
+    make_network,
     to_device,
 )
+from srcnn.network import Network
 from srcnn.optimize import OptimizerConfig, build_optimizer
 from srcnn.products import keep_freed_memory
 from srcnn.queued import Queued
@@ -35,6 +37,7 @@ from srcnn.ranks import process_group
 from srcnn.reader import ShardReader
 from srcnn.storage import join
 from srcnn.stream import Batch, StreamConfig
+from srcnn.unet import UNetConfig
 from srcnn.validate import as_floats
 
 LAGGING = ("cuda",)  # devices of which the host hears how a step ended while the next one is computed
@@ -48,7 +51,8 @@ class TrainConfig:
     Args:
         run: folder of the run; started again with the same folder it continues from its latest checkpoint.
         shards: folder with train/ and val/, as `make shards` wrote it, or its http(s), s3, gs or az address.
-        model: the network.
+        model: the network, an SRCNN, unless `unet` has widths.
+        unet: a U-Net in place of it.
         initialization: start of the weights: "kaiming" (robust), "pytorch" (the source's), "paper".
         centred: subtract 0.5 from pixels before the first layer while training; folded into its bias when saved.
         weights: start from these weights (file, run folder or shipped name) instead of random ones; empty: random.
@@ -58,6 +62,8 @@ class TrainConfig:
         batch_size_per_process: tiles a rank contributes to each optimizer step, where batch_size is 0.
         micro_batch_size: tiles through the network at once; gradients accumulate over the batch. 0: by the device.
         augment: flips and 90-degree rotations, the same for both tiles of a pair.
+        loss: mean over the pixels of the squared difference, "mse", of the absolute one, "l1", or of one that is smooth
+            at zero and else absolute, "charbonnier". The validation's is always "mse".
         loss_crop: leave out of the loss the pixels that padding reaches (restoring with a halo never uses them).
         mixed_precision: "no", "bf16" or "fp16"; "auto": bf16 where the device computes it natively; null takes what
             `accelerate launch` was told.
@@ -86,6 +92,7 @@ class TrainConfig:
     run: str = "runs/srcnn"
     shards: str = "data/shards"
     model: ModelConfig = field(default_factory=ModelConfig)
+    unet: UNetConfig = field(default_factory=UNetConfig)
     initialization: Initialization = "kaiming"
     centred: bool = True
     weights: str = ""
@@ -95,6 +102,7 @@ class TrainConfig:
     batch_size_per_process: int = 32
     micro_batch_size: int = 0
     augment: bool = True
+    loss: LossName = "mse"
     loss_crop: bool = False
     mixed_precision: Literal["no", "bf16", "fp16", "auto"] | None = None
     compile: bool | CompileMode = False
@@ -127,6 +135,14 @@ class TrainConfig:
                 raise ValueError(f"{key} {getattr(self, key)}: cannot be negative")
         if self.timeout_minutes <= 0:
             raise ValueError(f"timeout_minutes {self.timeout_minutes}: must be above zero")
+        if self.unet.widths and (self.model != ModelConfig() or self.initialization == "paper"):
+            raise ValueError("unet.widths: a U-Net has no use for the settings of model, nor for the paper's "
+                             "initialization; leave them out, or unet")
+
+    @property
+    def network(self) -> ModelConfig | UNetConfig:
+        """What is trained."""
+        return self.unet if self.unet.widths else self.model
 
     @property
     def compile_mode(self) -> CompileMode | None:
@@ -163,9 +179,9 @@ class Run:
     """
 
     accelerator: Accelerator
-    network: SRCNN
+    network: Network
     model: torch.nn.Module
-    average: SRCNN | None
+    average: Network | None
     optimizer: Any
     as_floats: Callable[[Batch, bool], tuple[torch.Tensor, torch.Tensor]]
     group: Any
@@ -186,7 +202,7 @@ class Run:
     writer: Writer | None = None
 
     @property
-    def result(self) -> SRCNN:
+    def result(self) -> Network:
         """The weights that are validated and saved."""
         return self.average or self.network
 
@@ -234,18 +250,21 @@ def open_split(config: TrainConfig, split: str) -> ShardReader:
 def check_tiles(config: TrainConfig, tile_shape: tuple[int, ...], location: str) -> None:
     """Raises ValueError where tiles of this shape, (H, W) or (H, W, 3), are none for the network and its scores."""
     channels = 3 if len(tile_shape) == 3 else 1
-    if channels != config.model.channels:
-        raise ValueError(f"{location}: tiles have {channels} channels, model.channels is {config.model.channels}")
-    border = config.model.receptive_radius if config.loss_crop else 0
+    if channels != config.network.channels:
+        key = f"{'unet' if config.unet.widths else 'model'}.channels"
+        raise ValueError(f"{location}: tiles have {channels} channels, {key} is {config.network.channels}")
+    border = config.network.receptive_radius if config.loss_crop else 0
     side, shortest = tile_shape[0], max(11, 2 * border + 1)
     if side < shortest:
         needed = f"this network and its scores need {shortest} at least"
+        if border:
+            needed += f", for padding reaches {border} pixels in: turn loss_crop off, or make shards of larger tiles"
         raise ValueError(f"{location}: tiles of {side} pixels; {needed}")
 
 
 def start_run(config: TrainConfig, accelerator: Accelerator) -> Run:
     """Network, average and optimizer at their start; every rank draws the same weights."""
-    network = SRCNN(config.model, config.centred)
+    network = make_network(config.network, config.centred)
     if config.weights:
         network.load_folded(load_model(config.weights))
     else:
@@ -257,7 +276,7 @@ def start_run(config: TrainConfig, accelerator: Accelerator) -> Run:
     if mode:  # without graphs: each part of a batch takes what this gives
         floats = for_one_size(as_floats, lambda batch, _: len(batch.clean), "default")
     border = network.receptive_radius if config.loss_crop else 0
-    model, optimizer = accelerator.prepare(Scored(network, border, mode), optimizer)
+    model, optimizer = accelerator.prepare(Scored(network, border, config.loss, mode), optimizer)
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)
     timeout = timedelta(minutes=config.timeout_minutes)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from srcnn.degrade import Degradation, bicubic_levels, crop_to_multiple, degrade, to_uint8
 from srcnn.metrics import psnr, psnr_b, ssim
-from srcnn.model import SRCNN
+from srcnn.network import Network
 from srcnn.photo import LUMA, LumaKind, over_white, photos_below, read_photo
 from srcnn.restore import restore_pixels
 
@@ -67,7 +67,7 @@ def degraded_luma(pixels: np.ndarray, luma: LumaKind, degradation: Degradation) 
     return LUMA["l"](clean), LUMA["l"](degrade(clean, degradation, quality))
 
 
-def score_photo(name: str, pixels: np.ndarray, model: SRCNN, luma: LumaKind, degradation: Degradation) -> Score:
+def score_photo(name: str, pixels: np.ndarray, model: Network, luma: LumaKind, degradation: Degradation) -> Score:
     """Degrades, restores and measures one clean photo, uint8 (H, W) or (H, W, 3).
 
     Input and output are clipped and rounded to uint8, as saved photos would be. Where the photo was scaled, a border
@@ -81,7 +81,7 @@ def score_photo(name: str, pixels: np.ndarray, model: SRCNN, luma: LumaKind, deg
     return Score(name, before[0], after[0], before[1], after[1], before[2], after[2])
 
 
-def restored_luma(degraded: np.ndarray, model: SRCNN) -> np.ndarray:
+def restored_luma(degraded: np.ndarray, model: Network) -> np.ndarray:
     """Levels 0..255 of luma (H, W), restored in float32, for published tables do not depend on the processor.
 
     uint8 -> uint8; float32, which goes into the network as it is -> float32, clipped but not rounded.
@@ -92,7 +92,7 @@ def restored_luma(degraded: np.ndarray, model: SRCNN) -> np.ndarray:
 
 
 def score_folder(
-    folder: Path, model: SRCNN, luma: LumaKind, degradation: Degradation, show_progress: bool = False
+    folder: Path, model: Network, luma: LumaKind, degradation: Degradation, show_progress: bool = False
 ) -> tuple[list[Score], list[str]]:
     """Scores every photo below a folder; (scores, why each other photo was refused).
 

@@ -19,7 +19,7 @@ from srcnn.stream import Batch
 def train_step(
     config: TrainConfig, run: Run, batch: Batch, meter: Meter, trouble: Exception | None = None
 ) -> Queued | None:
-    """One optimizer step over one global batch: mean squared error over all pixels of all ranks' tiles.
+    """One optimizer step over one global batch: the mean loss over all pixels of all ranks' tiles.
 
     The ranks agree on every step without a word: a loss that is not finite on one of them, or its `trouble`, makes the
     gradient NaN, which the all-reduce brings to all. None of them takes such a step then; the device leaves it out by

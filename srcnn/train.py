@@ -100,11 +100,10 @@ def announce(config: TrainConfig, run: Run, train_reader: ShardReader, val_reade
     """Says once what is about to happen."""
     accelerator = run.accelerator
     if accelerator.is_main_process:
-        kernels = "-".join(map(str, config.model.kernels))
         where = f"{accelerator.num_processes} x {accelerator.device.type}, precision {accelerator.mixed_precision}"
         data = f"{train_reader.num_samples} training and {val_reader.num_samples} validation tiles"
         order = config.stream.order_of(config.seed, train_reader)
-        logger.info("SRCNN %s on %s, %s, order: %s; %d of %d tiles done, %d a step", kernels, where, data, order,
+        logger.info("%s on %s, %s, order: %s; %d of %d tiles done, %d a step", run.network.name, where, data, order,
                     run.samples, config.total_samples, config.global_batch_size(accelerator.num_processes))
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from srcnn.apply import Part, Pixels, Progress, Treatment, restore_tiles
 from srcnn.canvas import Canvas, canvas_of
 from srcnn.metadata import resized
-from srcnn.model import SRCNN
+from srcnn.network import Network
 from srcnn.photo import MAX_MEGAPIXELS
 from srcnn.restore import check_channels, check_pixels, through_arrays
 
@@ -38,7 +38,7 @@ def check_scale(scale: int) -> None:
 
 def upscale(
     photo: PhotoT,
-    model: SRCNN,
+    model: Network,
     scale: int,
     tile_pixels: int = 0,
     *,
@@ -66,7 +66,7 @@ def upscale(
 
 
 def _upscale_array(
-    pixels: np.ndarray, model: SRCNN, scale: int, treatment: Treatment, on_progress: Progress | None
+    pixels: np.ndarray, model: Network, scale: int, treatment: Treatment, on_progress: Progress | None
 ) -> np.ndarray:
     check_pixels(pixels, model)
     height, width = pixels.shape[:2]
@@ -78,7 +78,7 @@ def _upscale_array(
 
 def upscale_canvas(
     canvas: Canvas,
-    model: SRCNN,
+    model: Network,
     scale: int,
     treatment: Treatment = Treatment(),
     on_progress: Progress | None = None,

@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from srcnn import signals
 from srcnn.feed import on_device
 from srcnn.metrics import ssim, sum_over_ranks, tile_psnr
-from srcnn.model import SRCNN, to_device
+from srcnn.model import to_device
+from srcnn.network import Network
 from srcnn.products import full_precision
 from srcnn.ranks import together
 from srcnn.reader import ShardReader
@@ -64,7 +65,7 @@ def crop(pixels: torch.Tensor, border: int) -> torch.Tensor:
 
 @torch.inference_mode()
 def validate(
-    model: SRCNN, reader: ShardReader, accelerator: Accelerator, stream: StreamConfig | None = None, group: Any = None
+    model: Network, reader: ShardReader, accelerator: Accelerator, stream: StreamConfig | None = None, group: Any = None
 ) -> dict[str, float]:
     """Scores the network in float32 on every pair of the split; exact means over the tiles of all ranks.
 
@@ -103,7 +104,7 @@ def validate(
     return values
 
 
-def score_sums(model: SRCNN, clean: torch.Tensor, degraded: torch.Tensor) -> torch.Tensor:
+def score_sums(model: Network, clean: torch.Tensor, degraded: torch.Tensor) -> torch.Tensor:
     """PSNR in and out, SSIM in and out, mean squared error and 1, each summed over the tiles; float64 (6,)."""
     with full_precision():
         restored = model(degraded)

@@ -9,7 +9,8 @@ from typing import Any
 
 from srcnn.degrade import Degradation
 from srcnn.files import write_json
-from srcnn.model import DEFAULT_WEIGHTS, SRCNN, device_here, load_model, to_device
+from srcnn.model import DEFAULT_WEIGHTS, device_here, load_model, to_device
+from srcnn.network import Network
 from srcnn.score import LUMA_NAMES, score_folder, to_json, to_markdown
 from srcnn.upscale import SCALES, weights_for_scale
 
@@ -40,7 +41,7 @@ def add_weight_commands(commands: Any) -> None:
     export.set_defaults(action=export_command)
 
 
-def load_on_device(source: str) -> SRCNN:
+def load_on_device(source: str) -> Network:
     """The network, on the GPU where there is one."""
     return to_device(load_model(source), device_here())
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from srcnn import export
 from srcnn.export import export_onnx, export_torch
 from srcnn.model import SRCNN, ModelConfig, initialize
+from srcnn.unet import UNet, UNetConfig
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -94,7 +94,7 @@ def test_the_onnx_file_says_how_it_is_used(tmp_path):
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     assert session.get_modelmeta().custom_metadata_map == {
         "name": "mine", "scale": "3", "license": "Apache-2.0", "layout": "NCHW", "channel": "RGB", "channels": "3",
-        "range": "[0, 1] in; the output is not clipped", "halo": "6", "min_pixels": "5",
+        "range": "[0, 1] in; the output is not clipped", "halo": "6", "multiple": "1", "min_pixels": "5",
     }
 
 
@@ -141,7 +141,7 @@ def test_a_pt2_file_restores_photos_of_any_size(tmp_path, config):
 
 @pytest.mark.parametrize("write", [export_onnx, export_torch])
 def test_a_file_that_computes_something_else_is_not_left_behind(tmp_path, monkeypatch, write):
-    monkeypatch.setattr(export, "_pads", lambda model: (4, 0, 2))  # the right sizes, other pixels
+    monkeypatch.setattr(SRCNN, "forward", lambda model, degraded: 0.5 * degraded)  # the right size, other pixels
     with pytest.raises(ValueError, match="model.out: not written, it differs from the network by .* 5x5 pixels"):
         write(some_model(), tmp_path / "model.out")
     assert not list(tmp_path.iterdir())
@@ -170,3 +170,17 @@ def test_without_onnx_runtime_nothing_is_said_to_be_compared(tmp_path, monkeypat
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert export_onnx(some_model(), tmp_path / "model.onnx") is None
     onnx.checker.check_model(tmp_path / "model.onnx", full_check=True)
+
+
+@pytest.mark.parametrize("config", [UNetConfig((4, 6, 8), 1), UNetConfig((3, 4), 2, 3), UNetConfig((5,))], ids=str)
+def test_a_u_net_restores_photos_of_any_size_in_other_programs(tmp_path, config):
+    model = UNet(config, centred=True)
+    initialize(model, "pytorch", 0)
+    assert export_onnx(model, tmp_path / "model.onnx") < 1e-5 and export_torch(model, tmp_path / "model.pt2") < 1e-5
+    network = torch.export.load(tmp_path / "model.pt2").module()
+    for batch, height, width in ((1, 2, 3), (3, 24, 8), (2, 31, 18), (1, 64, 113)):
+        degraded = noise(batch, config.channels, height, width)
+        expected = model(degraded).detach()
+        assert (expected - degraded).abs().max() > 1e-3
+        np.testing.assert_allclose(in_onnxruntime(tmp_path / "model.onnx", degraded), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(network(degraded), expected, atol=1e-5, rtol=0)

@@ -1,0 +1,133 @@
+"""Runs of a U-Net: the same loop, checkpoints, doctor and report; older run folders; the losses."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY, quiet_env
+from small import small_config, small_shards
+
+from srcnn import checkpoint
+from srcnn.config import parse, plain, to_yaml
+from srcnn.doctor import DoctorConfig, doctor
+from srcnn.metrics import pixel_loss
+from srcnn.model import ModelConfig, load_model
+from srcnn.ranks import RankFailed
+from srcnn.restore import restore_pixels
+from srcnn.resume import check_continues, stream_state
+from srcnn.run import TrainConfig, open_split
+from srcnn.train import train
+from srcnn.unet import UNet, UNetConfig
+
+TINY = {"model": ModelConfig(), "unet": UNetConfig((4, 6), 1)}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return small_shards(tmp_path_factory.mktemp("data"))
+
+
+def weights(run):
+    return load_model(run).state_dict()
+
+
+def test_a_u_net_trains_and_continues_as_if_it_had_never_stopped(tmp_path, shards):
+    whole = small_config(tmp_path / "whole", shards, **TINY)
+    values = train(whole)
+    assert values["val/gain"] > 0
+    parts = small_config(tmp_path / "parts", shards, **TINY)
+    train(small_config(tmp_path / "parts", shards, **TINY, total_samples=32))
+    assert train(parts)["val/psnr"] == pytest.approx(values["val/psnr"], abs=1e-4)
+    model = load_model(tmp_path / "parts")
+    assert isinstance(model, UNet) and model.config == TINY["unet"]
+    assert restore_pixels(np.zeros((9, 13), np.uint8), model).shape == (9, 13)
+    assert (tmp_path / "parts" / "report" / "index.html").is_file()
+
+
+def test_another_u_net_in_the_same_folder_is_refused(tmp_path, shards):
+    train(small_config(tmp_path / "run", shards, **TINY, total_samples=8))
+    with pytest.raises(RankFailed, match=r"unet.widths \[4, 6\], not \[4, 8\]"):
+        train(small_config(tmp_path / "run", shards, model=ModelConfig(), unet=UNetConfig((4, 8), 1)))
+    with pytest.raises(RankFailed, match=r"unet.widths \[4, 6\], not \[\]|model.filters"):
+        train(small_config(tmp_path / "run", shards))
+
+
+def test_a_run_that_is_older_than_the_setting_continues(tmp_path, shards):
+    """Its checkpoints and config.yaml know neither `unet` nor `loss`."""
+    config = small_config(tmp_path / "run", shards)
+    train(small_config(tmp_path / "run", shards, total_samples=32))
+    state = checkpoint.load_training(checkpoint.latest(tmp_path / "run"))
+    del state["config"]["unet"], state["config"]["loss"]
+    stream = stream_state(config, 32, open_split(config, "train"))
+    assert check_continues(config, state, stream) == ["total_samples 64, before 32"]
+
+
+def test_settings_of_both_networks_are_refused():
+    with pytest.raises(ValueError, match="unet.widths: a U-Net has no use for the settings of model"):
+        TrainConfig(unet=UNetConfig((2,)), model=ModelConfig(residual=True))
+    with pytest.raises(ValueError, match="nor for the paper's"):
+        TrainConfig(unet=UNetConfig((2,)), initialization="paper")
+
+
+def test_the_resolved_config_reads_back_the_same(tmp_path):
+    for config in (TrainConfig(), TrainConfig(unet=UNetConfig((4, 6), 1, 3), loss="charbonnier")):
+        (tmp_path / "config.yaml").write_text(to_yaml(config))
+        assert parse(TrainConfig, "test", "", ["--config", str(tmp_path / "config.yaml")]) == config
+    assert parse(TrainConfig, "test", "", ["--unet.widths", "[4,6]"]).network == UNetConfig((4, 6))
+
+
+def test_an_unknown_key_of_the_network_names_the_nearest(capsys):
+    for wrong, right in (("--unet.width", "unet.widths"), ("--unet.blocks", "unet.num_blocks")):
+        with pytest.raises(SystemExit):
+            parse(TrainConfig, "test", "", [wrong, "3"])
+        assert f'did you mean "{right}"?' in capsys.readouterr().err
+
+
+def test_the_doctor_knows_it_and_says_what_to_do_about_a_border_that_leaves_nothing(tmp_path, shards):
+    changes = {"run": str(tmp_path / "run"), "shards": str(shards), "trackers": [], "batch_size_per_process": 8}
+    config = DoctorConfig(**changes, unet=UNetConfig((4, 6), 1), ranks=1)
+    told = [finding.what for finding in doctor(config)["network"]]
+    assert told == ["U-Net 4-6, 1,531 parameters; a pixel depends on 11 to each side"]
+    assert sum(parameter.numel() for parameter in UNet(config.unet).parameters()) == 1531
+    config = DoctorConfig(**changes, unet=UNetConfig((4, 6, 8), 1), ranks=1, loss_crop=True)
+    told = [finding for finding in doctor(config)["shards"] if finding.level == "problem"]
+    assert "tiles of 32 pixels" in told[0].what and "turn loss_crop off" in told[0].what
+
+
+@pytest.mark.parametrize("name", ["mse", "l1", "charbonnier"])
+def test_the_losses_by_numpy(name):
+    difference = np.random.default_rng(0).normal(0, 0.01, (3, 1, 7, 9))
+    expected = {"mse": np.mean(difference**2), "l1": np.mean(np.abs(difference)),
+                "charbonnier": np.mean(np.hypot(difference, 1e-3))}[name]
+    assert float(pixel_loss(torch.from_numpy(difference), name)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_gradient_of_no_difference_is_zero():
+    for name in ("mse", "l1", "charbonnier"):
+        difference = torch.zeros(2, 1, 3, 3, requires_grad=True)
+        pixel_loss(difference, name).backward()
+        assert torch.equal(difference.grad, torch.zeros_like(difference))
+
+
+def test_micro_batches_and_ranks_do_not_change_a_run_with_another_loss(tmp_path, shards):
+    """Two ranks of unequal parts, 5 and 4 tiles, as one rank of 9 tiles at once and one by one."""
+    for number, micro in enumerate((1, 9)):
+        train(small_config(tmp_path / f"one-{number}", shards, **TINY, loss="charbonnier", batch_size=9,
+                           total_samples=27, micro_batch_size=micro))
+    config = small_config(tmp_path / "two", shards, **TINY, loss="charbonnier", batch_size=9, total_samples=27)
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    command = ["torchrun", "--standalone", "--nproc_per_node", "2", "launch/train.py", "--config",
+               str(tmp_path / "config.yaml")]
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", *command[1:]], cwd=REPOSITORY, env=quiet_env(),
+                   check=True, timeout=300, capture_output=True)
+    first = weights(tmp_path / "one-0")
+    for other in ("one-1", "two"):
+        for name, tensor in weights(tmp_path / other).items():
+            torch.testing.assert_close(tensor, first[name], rtol=1e-3, atol=2e-5)
+    points = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
+    assert points[-1]["train/loss"] > 5 * points[-1]["val/loss"]  # one is absolute, one squared
+    assert plain(asdict(config))["loss"] == "charbonnier"
