@@ -42,13 +42,13 @@ class Share(NamedTuple):
 
 
 PARTS = {
-    "material": Share("gpu_material", "measure", 8),
-    "step": Share("gpu_step", "measure", 34),
-    "fused": Share("gpu_fused", "measure", 8),
+    "material": Share("gpu_material", "measure", 7),
+    "step": Share("gpu_step", "measure", 42),
+    "fused": Share("gpu_fused", "measure", 7),
     "stream": Share("gpu_stream", "measure", 13),
-    "quality": Share("gpu_training", "measure_quality", 12),
-    "restoring": Share("gpu_restoring", "measure", 9),
-    "result": Share("gpu_training", "measure_result", 16),
+    "quality": Share("gpu_training", "measure_quality", 10),
+    "restoring": Share("gpu_restoring", "measure", 8),
+    "result": Share("gpu_training", "measure_result", 13),
 }
 
 

@@ -32,6 +32,8 @@ def profile(part: Part, name: str, step: Callable[[], object]) -> None:
     traced.export_chrome_trace(str(trace))
     events = json.loads(trace.read_text())["traceEvents"]
     kernels = by_time(events, DEVICE_KINDS if part.device.type == "cuda" else {"cpu_op"})
+    if not kernels:
+        raise ValueError("the profiler saw no kernels")
     picture = trace.with_name("gpu-kernels.png")
     draw(kernels, picture, f"{name}: a step's {sum(row['ms'] for row in kernels):.2f} ms on the device by kernel")
     part.note(profile={"of": name, "trace": trace.name, "picture": picture.name, "kernels": kernels[:NUM_SHOWN],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from srcnn.reader import ShardReader
 
 DRAWN_SIZE, NUM_DRAWN, NUM_DRAWN_VAL = (1280, 1024), 164, 16  # 80 tiles each: 13,120, an epoch of the source's size
 QUICK_SIZE, NUM_QUICK, QUICK_TILE_PIXELS = (128, 96), 2, 32
+DRAWING_SHARE = 0.6  # of the time that is left
 FREE, ANY = "configs/shards-free.yaml", "configs/shards.yaml"
 
 
@@ -35,7 +37,7 @@ def measure(part: Part) -> None:
 
 def make_shards(part: Part) -> None:
     """From real photos by the rules of the shipped weights, where these are their folders, else by the source's."""
-    train, val = (draw(part, "drawn", 0), draw(part, "drawn-val", 1)) if part.photos is None else folders(part.photos)
+    train, val = drawn(part) if part.photos is None else folders(part.photos)
     settings = ["--resize", "none"] if part.photos is None else []
     if part.photos and all((train / name).is_dir() for name in read_yaml(ROOT / FREE)["folders"]):
         settings = ["--config", FREE]
@@ -57,18 +59,27 @@ def folders(photos: Path) -> tuple[Path, Path | None]:
     return photos / "train", next((folder for folder in (val / "city20", val) if folder.is_dir()), None)
 
 
+def drawn(part: Part) -> tuple[Path, Path]:
+    val = draw(part, "drawn-val", 1)
+    return draw(part, "drawn", 0), val
+
+
 def draw(part: Part, name: str, seed: int) -> Path:
     """A folder of drawn skylines, by all cores."""
     out = part.work / name
     out.mkdir(parents=True, exist_ok=True)
     num, size = (NUM_QUICK, QUICK_SIZE) if part.quick else (NUM_DRAWN_VAL if seed else NUM_DRAWN, DRAWN_SIZE)
     missing = [number for number in range(num) if not (out / f"{number:03d}.png").is_file()]
+    until = time.time() + DRAWING_SHARE * part.left
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        list(pool.map(partial(draw_one, out, size), missing, [seed * 1000] * len(missing)))
+        list(pool.map(partial(draw_one, out, size, until), missing, [seed * 1000] * len(missing)))
     return out
 
 
-def draw_one(out: Path, size: tuple[int, int], number: int, seed: int) -> None:
+def draw_one(out: Path, size: tuple[int, int], until: float, number: int, seed: int) -> None:
+    """One skyline, if it is not too late: fewer photos are better than none."""
+    if time.time() > until:
+        return
     partial_file = out / f".{number:03d}.tmp"
     Image.fromarray(draw_skyline(seed + number, size)).save(partial_file, "PNG", compress_level=1)
     partial_file.rename(out / f"{number:03d}.png")

@@ -25,12 +25,13 @@ from srcnn.run import TrainConfig
 
 STRETCH_SECONDS = 0.25  # at least as long a stretch is timed
 WARM_STEPS = 3
+ROUND_SECONDS = 10.0  # less is too short for another round
 RoundsT = dict[str, list[float]]
 ResultT = TypeVar("ResultT")
 
 
-class TooLong(Exception):
-    """Something took more than the seconds it was given."""
+class TooLong(BaseException):
+    """Something took more than the seconds it was given. No Exception: compilers go on after those."""
 
 
 @dataclass
@@ -94,7 +95,7 @@ class Part:
                 raise TooLong("no time was left")
             with alarm(allowed):
                 return work()
-        except Exception as error:  # whatever it is, the other measurements shall be made
+        except (Exception, TooLong) as error:  # whatever it is, the other measurements shall be made
             why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             print(f"{self.name}: {what}: {why}", flush=True)
             self.note(failed=self.found.get("failed", {}) | {what: why})
@@ -110,13 +111,25 @@ def alarm(seconds: float) -> Iterator[None]:
     def ring(*_: Any) -> None:
         raise TooLong(f"took more than {seconds:.0f} s")
 
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before, began = signal.signal(signal.SIGALRM, ring), time.monotonic()
+    outer, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        rest = max(outer - (time.monotonic() - began), 0.01) if outer else 0  # 0 is none at all
         signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, rest)
+
+
+@contextmanager
+def convolutions(tf32: bool, tried: bool) -> Iterator[None]:
+    """Sets how cuDNN works within, and back to PyTorch's own settings."""
+    convolution = torch.backends.cudnn.conv
+    convolution.fp32_precision, torch.backends.cudnn.benchmark = "tf32" if tf32 else "ieee", tried
+    try:
+        yield
+    finally:
+        convolution.fp32_precision, torch.backends.cudnn.benchmark = "tf32", False
 
 
 @dataclass
@@ -138,16 +151,11 @@ class Contestant:
 
     def seconds(self, device: torch.device, num_steps: int) -> float:
         """Of so many steps."""
-        convolution = torch.backends.cudnn.conv
-        convolution.fp32_precision = "tf32" if self.tf32 else "ieee"
-        torch.backends.cudnn.benchmark = self.tried
-        try:
+        with convolutions(self.tf32, self.tried):
             begin = now(device)
             for _ in range(num_steps):
                 self.step()
             return now(device) - begin
-        finally:
-            convolution.fp32_precision, torch.backends.cudnn.benchmark = "tf32", False
 
 
 class Race:
@@ -189,7 +197,7 @@ class Race:
     def rounds(self, num_rounds: int) -> None:
         """So many more stretches of each that is in the race; one that fails leaves it."""
         for _ in range(1 if self.part.quick else num_rounds):
-            for name in list(self.running):
+            for name in list(self.running) if self.part.left > ROUND_SECONDS else ():
                 if self.part.attempt(f"{name}, again", lambda: self.stretch(name)) is None:
                     self.leave(name)
         self.tell()
@@ -206,9 +214,10 @@ class Race:
                 for name, found in self.rates.items()}
         self.part.note(rates=rows)
 
-    def best(self) -> str:
-        """The name with the highest median."""
-        return max(self.rates, key=lambda name: median(self.rates[name]))
+    def ours(self) -> list[str]:
+        """Those in the race that are not the source's, the fastest first."""
+        names = [name for name in self.running if not self.about[name].get("source")]
+        return sorted(names, key=lambda name: -median(self.rates[name]))
 
 
 def free_and_reset(device: torch.device) -> int:

@@ -139,8 +139,8 @@ def told_kernels(profile: dict[str, Any], floors: dict[str, float], part: dict[s
         tiles = part["batch_size"] / profile["milliseconds"] * 1e3
         shares = {key: tiles / floors[f"{key}_tiles_per_second"] for key in ("traffic", "arithmetic")}
         bound = max(shares, key=lambda key: shares[key])
-        lines.append(f"While its kernels run, the step moves {shares['traffic']:.0%} of what the card copies, where each "
-                     f"layer runs alone, and multiplies {shares['arithmetic']:.0%} of what it can: {bound} is nearer.")
+        lines.append(f"While its kernels run, the step reaches {shares['traffic']:.0%} of the limit by traffic and "
+                     f"{shares['arithmetic']:.0%} of that by arithmetic: {bound} is nearer.")
     return "\n\n".join(lines)
 
 

@@ -36,7 +36,7 @@ Work = Callable[[], object]
 def measure(part: Part) -> None:
     files = part.work.resolve() / "restoring"
     options = argparse.Namespace(files=files, photos=find_photos(part), quick=part.quick)
-    restoring.make_photos(options)
+    restoring.make_photos(options, cells=(1, 1) if part.quick else (5, 5))
     model = to_device(load_model(DEFAULT_WEIGHTS), part.device)
     luma = np.load(files / "luma.npy")
     part.note(megapixels=luma.size / 1e6)
@@ -96,8 +96,10 @@ def ways(
         yield {"what": "folder of small photos", "by": by}, lambda: folder(restore, files / "small"), small
         yield ({"what": "folder of large photos", "by": by}, lambda: folder(restore, copies(part, files)),
                large * num_copies(part))
-    peers: dict[str, Callable[[], Network]] = {"PyTorch, eager": lambda: plain(part, files),
-                                               "ONNX Runtime, CUDA": lambda: onnxruntime(part, model, files)}
+    peers: dict[str, Callable[[], Network]] = {
+        "PyTorch, eager": lambda: plain(part, files),
+        f"ONNX Runtime, {part.device.type}": lambda: onnxruntime(part, model, files),
+    }
     for by, make in peers.items():
         yield {"what": "luma to luma", "by": by}, lambda: applied(make(), luma), large
         yield {"what": "file to file", "by": by}, lambda: file_to_file(make(), files), large

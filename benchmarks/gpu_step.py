@@ -5,6 +5,7 @@ one thing at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -16,7 +17,7 @@ from torch import nn
 
 from benchmarks import gpu_kernels, gpu_source
 from benchmarks.contestant import LR, SourceNetwork
-from benchmarks.gpu_part import Contestant, Part, Race, compile_modes, compile_off, forget_accelerator
+from benchmarks.gpu_part import Contestant, Part, Race, compile_modes, compile_off, convolutions, forget_accelerator
 from srcnn.benchmark import DTYPES, matrix_peak, now, training_flop
 from srcnn.meter import Meter
 from srcnn.model import SRCNN, ModelConfig, initialize
@@ -113,8 +114,10 @@ def build(rung: Rung, batch: Batch, device: torch.device, network: nn.Module | N
             optimizer.zero_grad(set_to_none=True)
         return loss.item() if rung.sync else None
 
-    done = captured(step, optimizer) if rung.graph else step
-    return Contestant(done, len(batch.clean), tf32=rung.precision != "fp32", tried=rung.tried)
+    tf32 = rung.precision != "fp32"
+    with convolutions(tf32, rung.tried):  # a graph keeps the kernels it is captured with
+        done = captured(step, optimizer) if rung.graph else step
+    return Contestant(done, len(batch.clean), tf32, rung.tried)
 
 
 def captured(step: Callable[[], object], optimizer: torch.optim.Optimizer) -> Callable[[], object]:
@@ -151,11 +154,13 @@ def product(batch: Batch, compiled: Any, **settings: Any) -> Contestant:
 
 
 def batch_of(part: Part, num_tiles: int) -> Batch:
-    """So many pairs on the device, the first of the shards again and again."""
-    reader = ShardReader(part.shards / "train")
-    numbers = np.arange(num_tiles) % reader.num_samples
-    clean, degraded = (torch.from_numpy(tiles).to(part.device) for tiles in reader.read(numbers))
-    reader.close()
+    """So many pairs on the device, the first of the shards again and again; noise where there are no shards."""
+    try:
+        with closing(ShardReader(part.shards / "train")) as reader:
+            pairs = reader.read(np.arange(num_tiles) % reader.num_samples)
+    except FileNotFoundError:  # a step takes as long on noise
+        pairs = tuple(np.random.default_rng(0).integers(0, 256, (2, num_tiles, 128, 128), np.uint8))
+    clean, degraded = (torch.from_numpy(tiles).to(part.device) for tiles in pairs)
     return Batch(clean, degraded, torch.arange(num_tiles, device=part.device),
                  torch.zeros(num_tiles, dtype=torch.uint8, device=part.device))
 
@@ -208,11 +213,14 @@ def measure(part: Part) -> None:
     part.attempt("source's loop with its loader", lambda: gpu_source.measure_loader(part), LOADER_SECONDS)
     eager_rungs(race, batch)
     compiled_rungs(race, batch)
-    race.leave(*[name for name in race.running if not race.about[name].get("source")])
+    race.leave(*race.ours())
     torch._dynamo.reset()  # which keeps what it has compiled
-    more_batches(race, part)
+    more_batches(race, part, (2, 8) if part.quick else MORE_BATCHES[:-1])
     slow_rungs(race, batch)
     race.rounds(1)
+    race.leave(*race.ours())
+    micro_batches(race, part)
+    more_batches(race, part, () if part.quick else MORE_BATCHES[-1:])
     again = part.attempt("floors, again", lambda: measure_floors(part, tile_pixels))
     if floors and again:
         part.note(floors={key: max(value, again[key]) for key, value in floors.items()})
@@ -234,27 +242,29 @@ def compiled_rungs(race: Race, batch: Batch) -> None:
     graphs = {"eager step as a CUDA graph": BEST_EAGER, "+ as a CUDA graph": default}
     for name, rung in graphs.items():
         race.enter(name, lambda: build(replace(rung, graph=True), batch, part.device), COMPILE_SECONDS, ladder=True)
-    first, *_ = compile_modes()
-    race.enter(f"srcnn's train_step, compile {first}", lambda: product(batch, first), COMPILE_SECONDS, compile=first)
+    for mode in compile_modes()[:1]:
+        race.enter(f"srcnn's train_step, compile {mode}", lambda: product(batch, mode), COMPILE_SECONDS, compile=mode)
     reduced = replace(BEST_EAGER, mode="reduce-overhead")
     race.enter("torch.compile, reduce-overhead", lambda: build(reduced, batch, part.device), COMPILE_SECONDS)
     race.rounds(2)
-    # A graph's replay is a single call to the profiler of old drivers; the compiled step has the same kernels.
-    for name in ("+ torch.compile, default", "+ no wait for the loss"):
-        if name in race.running:
-            part.attempt("profile", lambda: gpu_kernels.profile(part, name, race.running[name].step), PROFILE_SECONDS)
-            break
+    for name in race.ours()[:1]:
+        part.attempt("profile", lambda: gpu_kernels.profile(part, name, race.running[name].step), PROFILE_SECONDS)
 
 
-def more_batches(race: Race, part: Part) -> None:
-    """Other sizes of the batch, and micro-batches whose activations stay in the level-2 cache."""
+def more_batches(race: Race, part: Part, sizes: tuple[int, ...]) -> None:
+    """Other sizes of the batch."""
     rung = replace(BEST_EAGER, mode="default", graph=part.device.type == "cuda")
-    for size in (2, 8) if part.quick else MORE_BATCHES:
+    for size in sizes:
         batch = batch_of(part, size)
         name = f"compiled, CUDA graph, batch {size}"
         race.enter(name, lambda: build(rung, batch, part.device), COMPILE_SECONDS)
         race.rounds(1)
         race.leave(name)
+
+
+def micro_batches(race: Race, part: Part) -> None:
+    """As many tiles at once as have activations that stay in the level-2 cache."""
+    rung = replace(BEST_EAGER, mode="default", graph=part.device.type == "cuda")
     batch = batch_of(part, 4 if part.quick else BATCH)
     for micro in (1, 2) if part.quick else MICRO_BATCHES:
         name = f"compiled, CUDA graph, {micro} tiles at once"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from contextlib import closing
 from dataclasses import replace
+from itertools import repeat
 from statistics import median
 from typing import Any, cast
 
@@ -11,12 +13,12 @@ import torch
 
 from benchmarks.gpu_part import Part, forget_accelerator, product_settings
 from benchmarks.measure import set_state
-from srcnn.benchmark import ENDLESS, BenchmarkConfig, measure_rates, stretch
+from srcnn.benchmark import ENDLESS, BenchmarkConfig, stretch
 from srcnn.meter import Meter
 from srcnn.reader import ShardReader
 from srcnn.run import Run, open_split, start_accelerator, start_run
-from srcnn.stream import StreamConfig
-from srcnn.train import batches
+from srcnn.stream import Batch, StreamConfig
+from srcnn.train import batches, train_step
 
 EPOCH_TILES = 13_056  # the source project's training set: 12 batches of 1,088, 3 of 4,352
 WAYS = (("device", 2), ("host", 2), ("no", 2), ("host", 8), ("no", 8), ("no", 16))  # resident, threads
@@ -66,12 +68,20 @@ def measure_way(part: Part, config: BenchmarkConfig, run: Run, reader: ShardRead
     batch_size = config.batch_size_per_process
     num_steps = 1 if part.quick else max(3, round(STRETCH_SECONDS * rate / batch_size))
     config = replace(config, num_steps=num_steps)
+    epoch = replace(config, num_steps=-(-part.found["epoch_tiles"] // batch_size))
     meter = Meter(run.accelerator.device)
     stream = batches(config, run, reader, meter)
+    found: dict[str, list[float]] = defaultdict(list)
     with closing(stream):
-        measured = measure_rates(config, run, stream, meter)
-        epoch_tiles = part.found["epoch_tiles"]
-        epoch = replace(config, num_steps=-(-epoch_tiles // batch_size))
-        seconds = median(stretch(epoch, run, stream, meter) for _ in range(config.num_rounds))
-    keys = ("tiles_per_second", "tiles_per_second_synthetic", "data_wait", "rounds")
-    return {key: measured[key] for key in keys} | {"epoch_seconds": seconds}
+        same = Batch(*(half.clone() for half in next(stream)))
+        for batch in (same, next(stream), next(stream)):
+            train_step(config, run, batch, meter)
+        for _ in range(config.num_rounds):
+            for name, source in (("tiles_per_second", stream), ("tiles_per_second_synthetic", repeat(same))):
+                meter.restart()
+                seconds = stretch(config, run, source, meter)
+                found[name].append(num_steps * batch_size / seconds)
+                if source is stream:
+                    found["data_wait"].append(meter.waited / seconds)
+            found["epoch_seconds"].append(stretch(epoch, run, stream, meter))
+    return {name: median(values) for name, values in found.items()} | {"rounds": dict(found)}

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks import material
 from benchmarks.contestant import Step, our_step, source_step
-from benchmarks.gpu_part import Part, forget_accelerator, product_settings
+from benchmarks.gpu_part import Part, compile_off, convolutions, forget_accelerator, product_settings
 from srcnn.benchmark import now
 from srcnn.cards import sets_for
 from srcnn.degrade import Degradation
@@ -59,6 +59,8 @@ def measure_quality(part: Part) -> None:
         "srcnn, TF32": ("fp32", True, {}), "srcnn, float16": ("fp16", True, {}),
         "source's loop, TF32": ("source", True, {}),
     }  # fmt: skip
+    if fast["compile"] == compile_off():
+        del ways[f"srcnn, bfloat16, compile {fast['compile']}"]
     for name, (precision, tf32, settings) in ways.items():
         found = part.attempt(name, lambda: train_a_while(part, precision, tf32, settings, data), WAY_SECONDS)
         if found is not None:
@@ -76,15 +78,11 @@ def train_a_while(
         step, network = source_step(0, part.device)
     else:
         step, network = our_step(0, precision, len(data[0].clean), **settings)
-    convolution = torch.backends.cudnn.conv
-    convolution.fp32_precision = "tf32" if tf32 else "ieee"
-    try:
+    with convolutions(tf32, tried=False):
         begin = now(part.device)
         for batch in data:
             loss = step(batch)
         seconds = now(part.device) - begin
-    finally:
-        convolution.fp32_precision = "tf32"
     plain = SRCNN()
     plain.load_state_dict(network.state_dict())
     return psnr_of(part, plain) | {"last_loss": loss, "seconds": seconds}
