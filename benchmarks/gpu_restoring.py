@@ -20,13 +20,14 @@ from benchmarks.restoring_runs import Network, plain_model, with_colour
 from srcnn.apply import Treatment, run_network
 from srcnn.benchmark import now
 from srcnn.export import INPUT, export_onnx
-from srcnn.model import DEFAULT_WEIGHTS, SRCNN, load_model, to_device
+from srcnn.model import DEFAULT_WEIGHTS, SRCNN, computes_bf16, load_model, to_device
 from srcnn.photo_files import Restoring, work_on_files
 from srcnn.products import full_precision
 from srcnn.restore import restore_pixels
 
 WHOLE = 1 << 20  # pixels: a tile as large as any photo
 TILES = (0, 512, 2048, WHOLE)
+NUM_QUICK = 2  # photos of a folder in a quick run
 ROUNDS = 3
 NUM_LARGE = 8  # copies of the large photo that are restored as a folder
 WAY_SECONDS = 20.0
@@ -84,17 +85,17 @@ def ways(
     part: Part, model: SRCNN, luma: np.ndarray, files: Path
 ) -> Iterator[tuple[dict[str, Any], Callable[[], Work], float]]:
     """(what and by whom, something that makes the work, the work's megapixels)."""
-    large, small = luma.size / 1e6, folder_megapixels(files / "small")
+    large, small = luma.size / 1e6, megapixels_of(photos_in(part, files / "small"))
     for exact in (False, True):
         by = "srcnn, float32" if exact else "srcnn"
-        for tile in TILES:
+        for tile in TILES[:: 3 if part.quick else 1]:
             tiled = {0: by, WHOLE: f"{by}, whole"}.get(tile, f"{by}, tiles of {tile}")
             yield {"what": "luma to luma", "by": tiled}, lambda: in_tiles(model, luma, tile, exact), large
         yield {"what": "on the device", "by": by}, lambda: on_device(part, model, luma, exact), large
         restore = Restoring(model, Treatment(exact=exact), smooth_chroma=False)
         yield {"what": "file to file", "by": by}, lambda: one_file(restore, files), large
-        yield {"what": "folder of small photos", "by": by}, lambda: folder(restore, files / "small"), small
-        yield ({"what": "folder of large photos", "by": by}, lambda: folder(restore, copies(part, files)),
+        yield {"what": "folder of small photos", "by": by}, lambda: folder(part, restore, files / "small"), small
+        yield ({"what": "folder of large photos", "by": by}, lambda: folder(part, restore, copies(part, files)),
                large * num_copies(part))
     peers: dict[str, Callable[[], Network]] = {
         "PyTorch, eager": lambda: plain(part, files),
@@ -117,21 +118,27 @@ def one_file(restore: Restoring, files: Path) -> Work:
 def on_device(part: Part, model: SRCNN, luma: np.ndarray, exact: bool) -> Work:
     """The network alone, on the whole photo, which is there already."""
     pixels = torch.from_numpy(luma).to(part.device).float().div(255)[None]
+    bf16 = not exact and computes_bf16(part.device)
 
     def work() -> None:
         with torch.inference_mode(), full_precision():
-            run_network(pixels, model, bf16=not exact)
+            run_network(pixels, model, bf16)
 
     return work
 
 
-def folder(restore: Restoring, photos: Path) -> Work:
-    targets = {path: photos.with_name(f"{photos.name}-restored") / path.name for path in sorted(photos.glob("*.jpg"))}
+def folder(part: Part, restore: Restoring, photos: Path) -> Work:
+    out = photos.with_name(f"{photos.name}-restored")
+    targets = {path: out / path.name for path in photos_in(part, photos)}
     return lambda: list(work_on_files(targets, restore))
 
 
+def photos_in(part: Part, photos: Path) -> list[Path]:
+    return sorted(photos.glob("*.jpg"))[: NUM_QUICK if part.quick else None]
+
+
 def num_copies(part: Part) -> int:
-    return 2 if part.quick else NUM_LARGE
+    return NUM_QUICK if part.quick else NUM_LARGE
 
 
 def copies(part: Part, files: Path) -> Path:
@@ -145,9 +152,9 @@ def copies(part: Part, files: Path) -> Path:
     return large
 
 
-def folder_megapixels(photos: Path) -> float:
+def megapixels_of(photos: list[Path]) -> float:
     total = 0
-    for path in photos.glob("*.jpg"):
+    for path in photos:
         with Image.open(path) as image:
             total += image.width * image.height
     return total / 1e6
@@ -195,7 +202,7 @@ def codecs(
     part: Part, files: Path, large: float, small: float
 ) -> Iterator[tuple[dict[str, Any], Callable[[], Work], float]]:
     """JPEGs decoded and encoded: by Pillow on as many threads as there are cores, and by nvJPEG."""
-    photos = sorted((files / "small").glob("*.jpg"))
+    photos = photos_in(part, files / "small")
     sets = {"small photos": ([path.read_bytes() for path in photos], small),
             "the large photo": ([(files / "photo.jpg").read_bytes()], large)}
     for name, (contents, megapixels) in sets.items():
