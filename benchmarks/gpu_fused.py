@@ -18,8 +18,6 @@ from srcnn.validate import as_floats
 
 MODULE = "benchmarks.fused_kernel"
 NUM_COMPARED = 8  # tiles
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-Step = Callable[[], object]
 
 
 def measure(part: Part) -> None:
@@ -34,16 +32,13 @@ def measure(part: Part) -> None:
     part.attempt("its errors", lambda: part.note(errors=errors(part, kernel, as_floats(batch))), COMPILE_SECONDS)
     race = Race(part)
     pixels = as_floats(batch)[1]
-    for dtype_name, dtype in DTYPES.items():
-        given = pixels.to(dtype)
-        networks: dict[str, Callable[[], nn.Module]] = {
-            "eager": lambda: network_of(part), "fused": lambda: kernel.FusedSRCNN(network_of(part)).to(part.device),
-            "compiled": lambda: torch.compile(network_of(part), mode="default", dynamic=False),
-        }  # fmt: skip
-        for name, make in networks.items():
-            race.enter(f"forward, {name}, {dtype_name} in", lambda: forward(part, make(), given), COMPILE_SECONDS)
-            race.enter(f"forward and backward, {name}, {dtype_name} in", lambda: both(part, make(), given),
-                       COMPILE_SECONDS)
+    networks: dict[str, Callable[[], nn.Module]] = {
+        "eager": lambda: network_of(part), "fused": lambda: kernel.FusedSRCNN(network_of(part)).to(part.device),
+        "compiled": lambda: torch.compile(network_of(part), mode="default", dynamic=False),
+    }  # fmt: skip
+    for name, make in networks.items():
+        race.enter(f"forward, {name}", lambda: forward(part, make(), pixels), COMPILE_SECONDS)
+        race.enter(f"forward and backward, {name}", lambda: both(part, make(), pixels), COMPILE_SECONDS)
     race.rounds(2)
     race.leave(*race.running)
     graph = part.device.type == "cuda"
@@ -95,10 +90,8 @@ def errors(part: Part, kernel: Any, pairs: tuple[torch.Tensor, torch.Tensor]) ->
 
     with full_precision():
         exact = run(network_of(part), degraded)
-    others = {"plain, bf16 autocast": run(network_of(part), degraded, autocast=True)}
-    for name, dtype in DTYPES.items():
-        fused = kernel.FusedSRCNN(network_of(part)).to(part.device)
-        others[f"fused, {name} in"] = run(fused, degraded.to(dtype))
+    others = {"plain, bf16 autocast": run(network_of(part), degraded, autocast=True),
+              "fused": run(kernel.FusedSRCNN(network_of(part)).to(part.device), degraded)}
     return {name: {key: relative(found[key], value) for key, value in exact.items() if key in found}
             for name, found in others.items()}
 
