@@ -11,7 +11,7 @@ DEMO ?= demo/$(if $(PHOTOS),own,skylines)
 DEMO_PHOTOS := $(or $(PHOTOS),$(DEMO)/photos)
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: help setup lint types test shards train demo fuzz test-slurm bench bench-loading chaos clean
+.PHONY: help setup lint types test shards train demo fuzz test-slurm bench bench-gpu bench-loading chaos clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -71,6 +71,9 @@ test-slurm: $(READY)  ## the jobs of launch/slurm under real Slurm daemons on th
 
 bench: $(READY)  ## training, shard making, restoring on this processor, an hour: make bench [PHOTOS=dir] [ARGS=--quick]
 	$(BIN)/python -m benchmarks.cpu $(if $(PHOTOS),--photos "$(PHOTOS)") $(ARGS)
+
+bench-gpu: $(READY)  ## training and restoring at the limit of a GPU, 9 minutes: make bench-gpu [PHOTOS=dir] [ARGS=--quick]
+	$(BIN)/python -m benchmarks.gpu $(if $(PHOTOS),--photos "$(PHOTOS)") $(ARGS)
 
 bench-loading: $(READY)  ## data loaders side by side, half an hour: make bench-loading [PHOTOS=dir] [ARGS=--quick]
 	$(BIN)/python -m benchmarks.loading $(if $(PHOTOS),--photos "$(PHOTOS)") $(ARGS)

@@ -28,6 +28,7 @@ from srcnn.validate import as_floats
 
 NUM_VAL_PAIRS = 128  # the last ones, never trained on
 LR = 1e-4  # at 1e-3 Adam blows up rounding: within 100 steps float32 parts from float32 added in another order
+CPU = torch.device("cpu")
 Step = Callable[[Batch], float]  # gives the loss
 
 
@@ -46,17 +47,21 @@ class SourceNetwork(nn.Module):
         return restored
 
 
-def source_step(seed: int) -> tuple[Step, nn.Module]:
-    """The source's loop: eager, float32, the batch at once; its PSNR is a number on the host every step."""
+def source_update(
+    seed: int, device: torch.device
+) -> tuple[Callable[[torch.Tensor, torch.Tensor], float], nn.Module]:
+    """The source's loop: eager, float32, the batch at once; its PSNR is a number on the host every step. The update
+    takes (clean, degraded) as floats (N, 1, H, W) in [0, 1] and gives the loss.
+    """
     start = SRCNN()
     initialize(start, "pytorch", seed)
     network = SourceNetwork()
     network.load_state_dict(start.state_dict())
+    network.to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=LR)
     criterion = nn.MSELoss()
 
-    def step(batch: Batch) -> float:
-        clean, degraded = (tiles.unsqueeze(1).float() / 255 for tiles in (batch.clean, batch.degraded))
+    def update(clean: torch.Tensor, degraded: torch.Tensor) -> float:
         optimizer.zero_grad()
         restored = network(degraded)
         loss = criterion(restored, clean)
@@ -65,14 +70,24 @@ def source_step(seed: int) -> tuple[Step, nn.Module]:
         (20 * torch.log10(1 / torch.sqrt(torch.mean((restored.detach() - clean) ** 2)))).item()
         return float(loss.item())
 
+    return update, network
+
+
+def source_step(seed: int, device: torch.device = CPU) -> tuple[Step, nn.Module]:
+    """`source_update` of batches as they lie in the shards, on the device."""
+    update, network = source_update(seed, device)
+
+    def step(batch: Batch) -> float:
+        return update(*(tiles.unsqueeze(1).float() / 255 for tiles in (batch.clean, batch.degraded)))
+
     return step, network
 
 
-def our_step(seed: int, precision: str, batch_size: int) -> tuple[Step, nn.Module]:
-    """The product's own step, with the source's settings."""
+def our_step(seed: int, precision: str, batch_size: int, **settings: Any) -> tuple[Step, nn.Module]:
+    """The product's own step, with the source's settings; `settings` are others of TrainConfig."""
     config = TrainConfig(
         initialization="pytorch", centred=False, augment=False, seed=seed, optimizer=OptimizerConfig(lr=LR),
-        batch_size_per_process=batch_size, mixed_precision="bf16" if precision == "bf16" else "no",
+        batch_size_per_process=batch_size, mixed_precision=precision if precision in DTYPES else "no", **settings,
     )  # fmt: skip
     run = start_run(config, start_accelerator(config))
     meter = Meter(run.accelerator.device)

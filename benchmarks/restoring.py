@@ -59,14 +59,17 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def make_photos(options: argparse.Namespace) -> None:
-    """clean.png, photo.jpg, luma.npy, small/*.jpg and the weights as a plain state_dict, made once."""
+def make_photos(options: argparse.Namespace, cells: tuple[int, int]) -> None:
+    """clean.png, photo.jpg, luma.npy, small/*.jpg and the weights as a plain state_dict, made once.
+
+    `cells`: how many pictures of CELL the photo is put together from, across and down.
+    """
     files = options.files
     if (files / ".ready").is_file():
         return
     say("making the photos")
     (files / "small").mkdir(parents=True, exist_ok=True)
-    across, down = (2, 2) if options.quick else (5, 5)
+    across, down = cells
     clean = Image.new("RGB", (across * CELL[0], down * CELL[1]))
     for number, cell in enumerate(pictures(options.photos, across * down)):
         clean.paste(cell, (number % across * CELL[0], number // across * CELL[1]))
@@ -212,7 +215,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> int:
     options = parse()
     told: dict[str, str] = {}
-    make_photos(options)
+    make_photos(options, cells=(2, 2) if options.quick else (5, 5))
     rows = alternate(options, prepare(options, told))
     small = folder_seconds(options)
     by_name = {row["system"]: row for row in rows}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import islice, repeat
@@ -117,10 +117,10 @@ def training_flop(config: ModelConfig | UNetConfig, tile_pixels: int) -> int:
     return int(counter.get_total_flops())
 
 
-def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
+def matrix_peak(device: torch.device, dtype: torch.dtype, sides: Sequence[int] = PEAK_SIDES) -> float:
     """Operations a second of the fastest of some square matrix products; of one rank, while the others do the same."""
     rates = []
-    for side in PEAK_SIDES:
+    for side in sides:
         matrix = torch.rand(side, side, device=device).to(dtype)
         begin, count = now(device), 0
         while (seconds := now(device) - begin) < PEAK_SECONDS:
