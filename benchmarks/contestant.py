@@ -22,8 +22,8 @@ from srcnn.model import SRCNN, initialize
 from srcnn.optimize import OptimizerConfig
 from srcnn.reader import ShardReader
 from srcnn.run import TrainConfig, start_accelerator, start_run
+from srcnn.step import settle, train_step
 from srcnn.stream import Batch
-from srcnn.train import train_step
 from srcnn.validate import as_floats
 
 NUM_VAL_PAIRS = 128  # the last ones, never trained on
@@ -96,6 +96,7 @@ def our_step(seed: int, precision: str, batch_size: int, **settings: Any) -> tup
         meter.restart()
         fitting = replace(config, batch_size_per_process=len(batch.clean))
         train_step(fitting, run, batch, meter)
+        settle(fitting, run, meter)
         return float(meter.sums[2] / meter.sums[3])
 
     return step, run.network

@@ -7,7 +7,6 @@ import importlib.util
 import json
 import signal
 import time
-import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +20,6 @@ from accelerate.state import AcceleratorState
 from srcnn.benchmark import now
 from srcnn.files import write_json
 from srcnn.model import device_here
-from srcnn.run import TrainConfig
 
 STRETCH_SECONDS = 0.25  # at least as long a stretch is timed
 WARM_STEPS = 3
@@ -234,30 +232,12 @@ def forget_accelerator() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def compile_modes() -> list[Any]:
-    """What TrainConfig.compile can be, besides off: True, or the names of its modes."""
-    kind = typing.get_type_hints(TrainConfig)["compile"]
-    if kind is bool:
-        return [True]
-    names = [value for option in (kind, *typing.get_args(kind)) for value in typing.get_args(option) or [option]]
-    return list(dict.fromkeys(name for name in names if isinstance(name, str) and name not in OFF))
-
-
-def compile_off() -> Any:
-    """The value of TrainConfig.compile without a compiler."""
-    kind = typing.get_type_hints(TrainConfig)["compile"]
-    return next((name for name in typing.get_args(kind) if name in OFF), False)
-
-
-OFF = ("no", "off", "none", "false")
-
-
 def product_settings(part: Part) -> dict[str, Any]:
     """The fastest way to compile that the step's part has found for the product, for the parts after it."""
     rates = part.of_part("step").get("rates", {})
     modes = {name: row for name, row in rates.items() if "compile" in row}
     best = max(modes, key=lambda name: modes[name]["tiles_per_second"], default="")
-    return {"compile": modes[best]["compile"] if best else compile_off()}
+    return {"compile": modes[best]["compile"] if best else False}
 
 
 def is_installed(name: str) -> bool:

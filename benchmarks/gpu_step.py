@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -17,21 +17,23 @@ from torch import nn
 
 from benchmarks import gpu_kernels, gpu_source
 from benchmarks.contestant import LR, SourceNetwork
-from benchmarks.gpu_part import Contestant, Part, Race, compile_modes, compile_off, convolutions, forget_accelerator
+from benchmarks.gpu_part import Contestant, Part, Race, convolutions, forget_accelerator
 from srcnn.benchmark import DTYPES, matrix_peak, now, training_flop
+from srcnn.compiled import CompileMode
 from srcnn.meter import Meter
 from srcnn.model import SRCNN, ModelConfig, initialize
 from srcnn.optimize import OptimizerConfig
 from srcnn.reader import ShardReader
 from srcnn.run import TrainConfig, start_accelerator, start_run
+from srcnn.step import train_step
 from srcnn.stream import Batch
-from srcnn.train import train_step
 
 BATCH = 1024  # of the ladder: enough that the card is busy, not so much that float32 does not fit
 MORE_BATCHES = (256, 4096, 16384)
 MICRO_BATCHES = (8, 32)  # 3 MB of activations a tile in bfloat16, a level-2 cache of 50 MB
 COPY_BYTES, COPIES_SECONDS = 4 << 30, 0.3
 PEAK_SIDES = (4096, 8192, 16384)
+MODES = get_args(CompileMode)
 COMPILE_SECONDS = 60.0  # for one way to compile
 PROFILE_SECONDS = 20.0  # kept for the profile at the end
 LOADER_SECONDS = 45.0
@@ -229,7 +231,7 @@ def measure(part: Part) -> None:
 def eager_rungs(race: Race, batch: Batch) -> None:
     for name, rung in ladder():
         race.enter(name, lambda: build(rung, batch, race.part.device), 30, ladder=True)
-    race.enter("srcnn's train_step, eager", lambda: product(batch, compile_off()), 30, compile=compile_off())
+    race.enter("srcnn's train_step, eager", lambda: product(batch, False), 30, compile=False)
     race.rounds(2)
     race.leave(*[name for name, _ in islice(ladder(), 5)])
 
@@ -243,7 +245,7 @@ def compiled_rungs(race: Race, batch: Batch) -> None:
     graphs = {"eager step as a CUDA graph": BEST_EAGER, "+ as a CUDA graph": default}
     for name, rung in graphs.items():
         race.enter(name, lambda: build(replace(rung, graph=True), batch, part.device), COMPILE_SECONDS, ladder=True)
-    for mode in compile_modes()[:1]:
+    for mode in MODES[:1]:
         race.enter(f"srcnn's train_step, compile {mode}", lambda: product(batch, mode), COMPILE_SECONDS, compile=mode)
     reduced = replace(BEST_EAGER, mode="reduce-overhead")
     race.enter("torch.compile, reduce-overhead", lambda: build(reduced, batch, part.device), COMPILE_SECONDS)
@@ -277,5 +279,5 @@ def slow_rungs(race: Race, batch: Batch) -> None:
     for mode in ("max-autotune-no-cudagraphs", "max-autotune"):
         rung = replace(BEST_EAGER, mode=mode)
         race.enter(f"torch.compile, {mode}", lambda: build(rung, batch, race.part.device), COMPILE_SECONDS)
-    for mode in compile_modes()[1:]:
+    for mode in MODES[1:]:
         race.enter(f"srcnn's train_step, compile {mode}", lambda: product(batch, mode), COMPILE_SECONDS, compile=mode)

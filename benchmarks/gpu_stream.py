@@ -17,8 +17,9 @@ from srcnn.benchmark import ENDLESS, BenchmarkConfig, stretch
 from srcnn.meter import Meter
 from srcnn.reader import ShardReader
 from srcnn.run import Run, open_split, start_accelerator, start_run
+from srcnn.step import train_step
 from srcnn.stream import Batch, StreamConfig
-from srcnn.train import batches, train_step
+from srcnn.train import batches
 
 EPOCH_TILES = 13_056  # the source project's training set: 12 batches of 1,088, 3 of 4,352
 WAYS = (("device", 2), ("host", 2), ("no", 2), ("host", 8), ("no", 8), ("no", 16))  # resident, threads

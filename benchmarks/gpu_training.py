@@ -17,7 +17,7 @@ import torch
 
 from benchmarks import material
 from benchmarks.contestant import Step, our_step, source_step
-from benchmarks.gpu_part import Part, compile_off, convolutions, forget_accelerator, product_settings
+from benchmarks.gpu_part import Part, convolutions, forget_accelerator, product_settings
 from srcnn.benchmark import now
 from srcnn.cards import sets_for
 from srcnn.degrade import Degradation
@@ -59,7 +59,7 @@ def measure_quality(part: Part) -> None:
         "srcnn, TF32": ("fp32", True, {}), "srcnn, float16": ("fp16", True, {}),
         "source's loop, TF32": ("source", True, {}),
     }  # fmt: skip
-    if fast["compile"] == compile_off():
+    if not fast["compile"]:
         del ways[f"srcnn, bfloat16, compile {fast['compile']}"]
     for name, (precision, tf32, settings) in ways.items():
         found = part.attempt(name, lambda: train_a_while(part, precision, tf32, settings, data), WAY_SECONDS)

@@ -119,8 +119,9 @@ WORK = ("computing", "step overhead", "all-reduce")  # one after the other; ever
 def parts_of_step(inputs: Inputs, storage: Storage, ranks: int, tiles: float) -> dict[str, float]:
     """Seconds of each part of a step of `tiles` per rank.
 
-    The overhead is not hidden by computing: the host reads the gradient norm in each step (`srcnn.train.train_step`),
-    so that it cannot prepare the next one ahead. The all-reduce is all that the ranks tell each other in a step.
+    The overhead is taken as not hidden by computing, the worst case: the host reads the gradient norm of a step
+    while the next one's gradient is computed (`srcnn.step.train_step`), so that some of it is. The all-reduce is
+    all that the ranks tell each other in a step.
     """
     in_node = min(ranks, inputs.gpus_per_node)
     node_tiles = tiles * in_node

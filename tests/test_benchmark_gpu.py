@@ -5,8 +5,7 @@ import json
 import sys
 import time
 import types
-from dataclasses import dataclass, fields
-from typing import Literal
+from dataclasses import fields
 
 import pytest
 import torch
@@ -231,21 +230,6 @@ def test_a_part_that_is_cut_off_leaves_what_it_found(tmp_path):
     assert gpu.run_part(options, "step", time.time() + 1) == "cut off"
     assert time.monotonic() - began < 1 + 3 * gpu.GRACE_SECONDS
     assert noted(earlier) == {"train_tiles": 24}
-
-
-@pytest.mark.parametrize("kind, modes, off", [
-    (bool, [True], False),
-    (Literal["no", "default", "max-autotune"], ["default", "max-autotune"], "no"),
-    (bool | Literal["default", "reduce-overhead"], ["default", "reduce-overhead"], False),
-])
-def test_the_ways_to_compile_are_those_of_the_product(monkeypatch, kind, modes, off):
-    @dataclass
-    class Config:
-        compile: kind
-
-    monkeypatch.setattr(gpu_part, "TrainConfig", Config)
-    assert gpu_part.compile_modes() == modes
-    assert gpu_part.compile_off() == off
 
 
 def test_targets_are_met_or_missed_or_not_measured():
