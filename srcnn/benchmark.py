@@ -200,9 +200,9 @@ def measure_phases(config: BenchmarkConfig, run: Run, stream: Iterator[Batch], m
     device = run.accelerator.device
 
     def timed(phase: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def timing(*arguments: Any) -> Any:
+        def timing(*arguments: Any, **named: Any) -> Any:
             begin = now(device)
-            result = call(*arguments)
+            result = call(*arguments, **named)
             seconds[phase] += now(device) - begin
             return result
 

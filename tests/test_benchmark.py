@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from small import small_config, small_shards
 
-from srcnn.benchmark import BenchmarkConfig, matrix_peak, training_flop
+from srcnn.benchmark import BenchmarkConfig, benchmark, matrix_peak, training_flop
 from srcnn.model import ModelConfig
 
 
@@ -21,3 +22,12 @@ def test_the_peak_is_a_rate():
 def test_too_few_steps_are_refused():
     with pytest.raises(ValueError, match="num_steps"):
         BenchmarkConfig(num_steps=0)
+
+
+@pytest.mark.parametrize("lagging", [(), ("cpu",)])
+def test_it_tells_the_phases_of_a_step(tmp_path, monkeypatch, lagging):
+    monkeypatch.setattr("srcnn.run.LAGGING", lagging)
+    settings = vars(small_config(tmp_path / "run", small_shards(tmp_path)))
+    results = benchmark(BenchmarkConfig(**settings, num_steps=2, num_rounds=1))
+    assert {"forward", "backward", "optimizer", "meter", "the rest"} <= set(results["seconds_per_step"])
+    assert results["tiles_per_second_synthetic"] > 0 and not (tmp_path / "run").exists()

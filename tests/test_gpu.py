@@ -1,5 +1,6 @@
 """A GPU trains and restores as the CPU does; the CPU's own cases show that the tests themselves are right."""
 
+import copy
 import shutil
 from contextlib import contextmanager
 from dataclasses import replace
@@ -75,10 +76,10 @@ COMPILED = [pytest.param({"compile": mode}, 1e-4, marks=[pytest.mark.slow, needs
     ({}, 1e-4),
     ({"micro_batch_size": 3}, 1e-4),
     ({"stream": StreamConfig(resident="device")}, 1e-4),
-    ({"mixed_precision": "bf16"}, 1e-2),
+    ({"mixed_precision": "bf16"}, 3e-2),
     *COMPILED,
     pytest.param({"compile": "reduce-overhead", "micro_batch_size": 3}, 1e-4, marks=[pytest.mark.slow, needs_compiler]),
-    pytest.param({"compile": "default", "mixed_precision": "bf16"}, 1e-2, marks=[pytest.mark.slow, needs_compiler]),
+    pytest.param({"compile": "default", "mixed_precision": "bf16"}, 3e-2, marks=[pytest.mark.slow, needs_compiler]),
 ], ids=str)
 def test_losses_are_those_of_the_plain_training(tmp_path, shards, plain, device, changes, tolerance):
     if device == "cpu" and changes.get("compile") == "max-autotune":
@@ -156,8 +157,8 @@ def test_on_a_gpu_weights_gradients_and_state_are_channels_last_and_a_step_waits
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("exact", [True, False])
 def test_a_restored_photo_is_that_of_the_cpu_within_a_level(device, exact):
-    photo = draw_photo(0, 203, 149)
-    expected = restore(photo, changing_network(), exact=True)
-    restored = restore(photo, to_device(changing_network(), torch.device(device)), exact=exact)
+    photo, network = draw_photo(0, 203, 149), changing_network()
+    expected = restore(photo, network, exact=True)
+    restored = restore(photo, to_device(copy.deepcopy(network), torch.device(device)), exact=exact)
     difference = np.abs(restored.astype(int) - expected)
-    assert np.any(expected != photo) and difference.max() <= (1 if exact else 4) and difference.mean() < 0.5
+    assert np.any(expected != photo) and difference.max() <= (1 if exact else 2) and difference.mean() < 0.2
