@@ -17,14 +17,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.material import PHOTOS, ROOT
+import numpy as np
+
+from benchmarks.material import PHOTOS, ROOT, TILE_PIXELS
 from benchmarks.report import machine
 from srcnn.cards import ScoredSet
 from srcnn.config import read_yaml
-from srcnn.degrade import Degradation
+from srcnn.degrade import Degradation, degrade
 from srcnn.files import write_json
 from srcnn.model import device_here, load_model, to_device
-from srcnn.photo import LumaKind
+from srcnn.network import Network
+from srcnn.photo import LUMA, LumaKind, over_white, photos_below, read_photo
+from srcnn.restore import restore_pixels
 from srcnn.signals import STOPPED
 from srcnn.tracking import STEP_KEY, read_metrics
 
@@ -171,10 +175,19 @@ def score(options: argparse.Namespace) -> dict[str, Any]:
     sets = [ScoredSet(folder, luma, damage) for folder, luma in SETS for damage in damages]
     photos = options.photos / "val"
     return {
+        "halo": halo_of(model, photos),
         "samples": read_metrics(run)[-1][STEP_KEY],
         "network": model.name, "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "scores": {each.title: each.score(model, photos) for each in sets if (photos / each.folder).is_dir()},
     }
+
+
+def halo_of(model: Network, photos: Path) -> dict[str, float]:
+    """How far tiles with the network's halo differ from the whole photo at most, in levels of 255, before rounding."""
+    clean = LUMA["l"](over_white(read_photo(photos_below(photos / SETS[0][0])[0])))
+    pixels = degrade(clean, Degradation(jpeg_quality=20), 20) / np.float32(255)
+    whole, tiled = (restore_pixels(pixels, model, side, exact=True) for side in (max(pixels.shape), TILE_PIXELS))
+    return {"pixels": model.halo, "largest_error_levels": float(255 * np.abs(whole - tiled).max())}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -193,7 +206,9 @@ def table(result: dict[str, Any]) -> str:
             lines.append(f"| {title} | {name} | {decibels:.2f} | {gain} | {ssim:.3f} | {blocks:.2f} |")
     sources = "; ".join(f"{name}: {source}" for name, source in METHODS.items())
     told = f"{result['network']}, {result['parameters']:,} parameters, after {result['samples']:,} of "
-    told += f"{result['total_samples']:,} tiles, on {result['device']}"
+    told += f"{result['total_samples']:,} tiles, on {result['device']}. "
+    told += f"Tiles with a halo of {result['halo']['pixels']} pixels differ from the whole photo by "
+    told += f"{result['halo']['largest_error_levels']:.3f} levels at most"
     return "\n".join([*lines, "", f"{told}. Published: {sources}.", ""])
 
 

@@ -1,4 +1,4 @@
-"""python launch/release.py --run runs/NAME --photos DIR [--out srcnn/weights]
+"""python launch/release.py --run runs/NAME --photos DIR [--out srcnn/weights] [--half]
 
 Puts a run's best weights where the package ships them, with a model card: data, config, commit, and the scores on the
 folders of clean photos below DIR. Which ones, and how they are degraded, the shards of the run decide: JPEG of one
@@ -24,12 +24,15 @@ def main() -> int:
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
+    parser.add_argument("--half", action="store_true", help="write float16 weights, and score these")
     options = parser.parse_args()
     model = load_model(options.run)
+    if options.half:
+        model.half().float()
     card = make_card(model, read_yaml(options.run / "config.yaml"), options.photos, commit())
     options.out.mkdir(parents=True, exist_ok=True)
     name = options.run.resolve().name
-    save_model(model, options.out / f"{name}.safetensors")
+    save_model(model, options.out / f"{name}.safetensors", half=options.half)
     write_json(options.out / f"{name}.json", card)
     (options.out / f"{name}.md").write_text(text := to_markdown(name, model, card), encoding="utf-8")
     print(text)

@@ -20,7 +20,7 @@ import torch
 from srcnn.untrusted import OutOfBounds, open_regular
 
 MAX_WEIGHTS_BYTES = 256 << 20  # 64 million weights, a thousand times the largest that is shipped
-MAX_PARTS = 1000  # tensors, or files in a .pth
+MAX_PARTS = 10_000  # tensors, or files in a .pth: what Adam keeps of a deep network is some thousands
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 GLOBALS = frozenset(
     {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"}
