@@ -178,9 +178,10 @@ def pad(maps: torch.Tensor, width: int) -> torch.Tensor:
     """Repeats the edge pixels `width` times on every side."""
     if is_plain_cpu(maps):
         return Replicate.apply(maps, width)
-    if not torch.compiler.is_compiling():
+    if not (torch.compiler.is_compiling() or maps.requires_grad):
         return functional.pad(maps, (width,) * 4, mode="replicate")
-    # torch.compile on the CPU fails on the backward of replicate padding with channels_last gradients (2.13 to 2.15).
+    # Its gradient is added up in another order each time on CUDA (torch.use_deterministic_algorithms names it), and
+    # torch.compile on the CPU fails on it where gradients are channels_last (2.13 to 2.15).
     top, bottom = (edge.expand(-1, -1, width, -1) for edge in (maps[:, :, :1], maps[:, :, -1:]))
     rows = torch.cat([top, maps, bottom], 2)
     left, right = (edge.expand(-1, -1, -1, width) for edge in (rows[..., :1], rows[..., -1:]))

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from srcnn.model import SRCNN, ModelConfig
-from srcnn.products import Conv, Gather, Relu, Replicate, Scatter, columns, full_precision, pad, relu, sum_shifted
+from srcnn.products import Conv, Gather, Relu, Scatter, columns, full_precision, pad, relu, sum_shifted
 
 SHAPES = [(1, 1, 13, 17), (3, 1, 9, 30), (2, 3, 19, 11)]
 
@@ -51,11 +51,13 @@ def test_sum_shifted_of_a_hand_made_case():
     assert sum_shifted(planes).tolist() == [expected]
 
 
+@pytest.mark.parametrize("on_cpu", [True, False])
 @pytest.mark.parametrize("width", [1, 2, 4])
 @pytest.mark.parametrize("size", [(1, 1), (1, 6), (5, 2), (9, 12)])
-def test_replicate_is_replicate_padding_with_its_gradient(size, width):
+def test_padding_is_replicate_padding_with_its_gradient(monkeypatch, size, width, on_cpu):
+    monkeypatch.setattr("srcnn.products.is_plain_cpu", lambda maps: on_cpu)
     maps = torch.randn(2, 3, *size, dtype=torch.float64)
-    ours = gradients(lambda maps: Replicate.apply(maps, width), maps)
+    ours = gradients(lambda maps: pad(maps, width), maps)
     theirs = gradients(lambda maps: functional.pad(maps, (width,) * 4, mode="replicate"), maps)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other)
