@@ -181,3 +181,16 @@ def test_a_config_makes_its_network():
     for wrong in ({"widths": (0,)}, {"widths": (1,) * 9}, {"widths": (2,), "num_blocks": 0}):
         with pytest.raises(ValueError, match="unet.widths"):
             UNetConfig(**wrong)
+
+
+@pytest.mark.slow
+def test_compiled_it_gives_the_same_output_and_gradients():
+    model = some_unet(centred=True).to(memory_format=torch.channels_last)
+    degraded = torch.rand(2, 1, 24, 32).to(memory_format=torch.channels_last)
+    results = []
+    for network in (model, torch.compile(model, fullgraph=True)):
+        model.zero_grad()
+        restored = network(degraded)
+        restored.square().mean().backward()
+        results.append((restored.detach(), [parameter.grad.clone() for parameter in model.parameters()]))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-6)
