@@ -75,7 +75,7 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def folded(self: NetworkT) -> NetworkT:
-        """The same network for pixels as they are, and gives the same output."""
+        """The same network for pixels as they are, with the same output."""
         model = type(self)(self.config)
         model.load_state_dict(self.state_dict())
         if self.centred:
