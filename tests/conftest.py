@@ -50,10 +50,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def a_failed_test_leaves_nothing_running(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A training that nobody waits for any more would take the processor from all that follow."""
+def nothing_is_left_to_the_next_test(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No variable that libraries set for their processes; and of a failed test no training, for which nobody waits."""
+    before = dict(os.environ)
     os.environ[TEST] = mark = f"{os.getpid()} {request.node.nodeid}"
     yield
+    os.environ.clear()
+    os.environ.update(before)
     if request.node.stash.get(FAILED, False):
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):

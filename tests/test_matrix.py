@@ -117,7 +117,7 @@ def check_lossy(path: Path, want: np.ndarray, quality: int = 95) -> None:
         return
     expected = encoded(want, "JPEG", quality=quality, subsampling=0)
     difference = np.abs(found.astype(int) - decoded(expected))
-    assert difference.max() <= 2 and (difference > 0).sum() <= difference.size // 10_000
+    assert difference.max() <= 4 and (difference > 0).sum() <= difference.size // 10_000
     with Image.open(path) as image, Image.open(io.BytesIO(expected)) as other:
         assert image.quantization == other.quantization
         assert image.mode == "L" or JpegImagePlugin.get_sampling(image) == 0

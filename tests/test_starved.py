@@ -118,7 +118,7 @@ def small_disk(tmp_path):
 @pytest.mark.parametrize("wish", ["continue", "stop"])
 def test_a_full_disk_is_told_the_last_checkpoint_kept_and_the_wish_followed(tmp_path, shards, small_disk, wish):
     run = small_disk / "run"
-    settings = LONG | {"shards": shards, "total_samples": 12_000, "on_save_failure": wish}
+    settings = LONG | {"shards": shards, "total_samples": 4800, "on_save_failure": wish}
     process = start(0, tmp_path, run=str(run), **settings)
     wait_for(process, run, 960)
     filler = small_disk / "filler"
@@ -138,8 +138,8 @@ def test_a_full_disk_is_told_the_last_checkpoint_kept_and_the_wish_followed(tmp_
         filler.unlink()
         output = "".join(said) + succeed(process)
         assert "could not be written, the last good one is kept" in output and "No space left" in output
-        assert [point["samples"] for point in read_metrics(run)] == list(range(240, 12_001, 240))
-        assert consumed(run) == 12_000
+        assert [point["samples"] for point in read_metrics(run)] == list(range(240, 4801, 240))
+        assert consumed(run) == 4800
     else:
         status, output = finish(process)
         assert status == 1 and "No space left" in output
@@ -167,12 +167,12 @@ def test_a_disk_that_is_full_at_the_very_end_is_waited_for(tmp_path, shards, sma
 
 def test_a_run_folder_that_vanishes_is_made_anew(tmp_path, shards):
     run = tmp_path / "run"
-    process = start(0, tmp_path, run=str(run), shards=shards, **LONG | {"total_samples": 12_000})
+    process = start(0, tmp_path, run=str(run), shards=shards, **LONG | {"total_samples": 4800})
     wait_for(process, run, 960)
     run.rename(tmp_path / "elsewhere")
     output = succeed(process)
     assert f"{run} is gone, or not what it was; it is made anew" in output
-    assert consumed(run) == 12_000 and (run / "best" / "model.safetensors").is_file()
+    assert consumed(run) == 4800 and (run / "best" / "model.safetensors").is_file()
 
 
 def test_two_trainings_do_not_write_into_one_folder(tmp_path, shards):
