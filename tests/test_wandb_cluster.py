@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -123,7 +124,14 @@ NAMES = pytest.mark.skipif(subprocess.run(["unshare", "--uts", "hostname", "x"],
                            reason="host names of one's own are not allowed here")
 
 
-def nodes(folder, shards, environment, *arguments, **settings):
+@pytest.fixture
+def kept():
+    """Where wandb keeps what a machine sends; its sockets' names must not be longer than 107 bytes."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+def nodes(folder, kept, shards, environment, *arguments, **settings):
     """A training of two machines: two host names on this one. Returns both, running."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -131,7 +139,7 @@ def nodes(folder, shards, environment, *arguments, **settings):
     for rank in range(2):
         launcher = ["--num_machines=2", f"--machine_rank={rank}", "--main_process_ip=127.0.0.1",
                     f"--main_process_port={port}"]
-        told = {"GLOO_SOCKET_IFNAME": "lo", "TMPDIR": str(folder), **environment}
+        told = {"GLOO_SOCKET_IFNAME": "lo", "TMPDIR": str(kept), **environment}
         machines.append(train(2, folder, shards, *arguments, environment=told, launcher=launcher,
                               host=f"node{rank + 1}", **settings))
     return machines
@@ -142,7 +150,9 @@ SHORT = {"total_samples": 480, "log_every_samples": 48, "validate_every_samples"
 
 
 @NAMES
-def test_every_nodes_load_is_shown_in_one_run_and_restarts_lose_and_double_no_point(tmp_path, shards, server):
+def test_every_nodes_load_is_shown_in_one_run_and_restarts_lose_and_double_no_point(
+    tmp_path, kept, shards, server
+):
     environment = server.environment | QUICK_LOADS
     run = tmp_path / "run"
 
@@ -150,26 +160,26 @@ def test_every_nodes_load_is_shown_in_one_run_and_restarts_lose_and_double_no_po
         loads = [load for served in server.runs.values() for load in served.loads]
         return {key.partition("/l:")[2] for load in loads for key in load if key.startswith("system.")}
 
-    first = nodes(tmp_path, shards, environment, "--node_metrics", "true", **LONG | {"log_every_samples": 48})
+    first = nodes(tmp_path, kept, shards, environment, "--node_metrics", "true", **LONG | {"log_every_samples": 48})
     wait_until(first[0], lambda: labels() == {"node1", "node2"})
     first[0].terminate()
     for machine in first:
         finish(machine)
     (served,) = server.runs.values()
     total = (consumed(run) // 48 + 10) * 48
-    again = nodes(tmp_path, shards, environment, "--node_metrics", "true", **SHORT | {"total_samples": total})
+    again = nodes(tmp_path, kept, shards, environment, "--node_metrics", "true", **SHORT | {"total_samples": total})
     assert "tracking with" not in "".join(map(succeed, again))
     assert [row["samples"] for row in served.history] == progresses(run) == list(range(48, total + 1, 48))
     succeed(train(2, tmp_path, shards, environment=server.environment, **SHORT | {"total_samples": total + 480}))
     assert [row["samples"] for row in served.history] == progresses(run) == list(range(48, total + 481, 48))
     assert len(server.runs) == 1 and served.notices[-1]["exitcode"] == 0
     assert served.config["jobs.001"].endswith("nodes node1 node2")
-    assert not list(tmp_path.glob("wandb-*"))  # what the other node kept meanwhile
+    assert not list(kept.glob("wandb-*"))  # what the other node kept meanwhile
 
 
 @NAMES
-def test_without_an_account_no_node_sends_its_load_and_it_is_said_once(tmp_path, shards):
-    said = "".join(map(succeed, nodes(tmp_path, shards, {}, "--node_metrics", "true", **SHORT)))
+def test_without_an_account_no_node_sends_its_load_and_it_is_said_once(tmp_path, kept, shards):
+    said = "".join(map(succeed, nodes(tmp_path, kept, shards, {}, "--node_metrics", "true", **SHORT)))
     assert said.count("node_metrics: they need wandb") == 1 and "tracking with" not in said
     run = tmp_path / "run"
     rows = [row["item"]["samples"] for row in of_kind("history", records(run))]
