@@ -16,7 +16,7 @@ from matrix_cases import CASES, REFUSED, Case
 from PIL import Image, JpegImagePlugin
 
 from srcnn.__main__ import main
-from srcnn.model import SRCNN, ModelConfig, initialize, load_model, save_model
+from srcnn.model import SRCNN, ModelConfig, initialize, load_model, save_model, to_device
 from srcnn.restore import restore
 
 imagecodecs = pytest.importorskip("imagecodecs")
@@ -46,7 +46,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def network(weights):
-    model = load_model(weights).to(memory_format=torch.channels_last)  # as the command does: the same rounding
+    model = to_device(load_model(weights), torch.device("cpu"))  # as the command does: the same rounding
     photo = drawn(65, 63)
     changed = np.abs(restore(photo, model, exact=True).astype(int) - photo)
     assert 2 < changed.mean() < 60  # neither the identity nor a flat picture
@@ -117,7 +117,7 @@ def check_lossy(path: Path, want: np.ndarray, quality: int = 95) -> None:
         return
     expected = encoded(want, "JPEG", quality=quality, subsampling=0)
     difference = np.abs(found.astype(int) - decoded(expected))
-    assert difference.max() <= 4 and (difference > 0).sum() <= difference.size // 10_000
+    assert difference.max() <= 2 and (difference > 0).sum() <= difference.size // 10_000
     with Image.open(path) as image, Image.open(io.BytesIO(expected)) as other:
         assert image.quantization == other.quantization
         assert image.mode == "L" or JpegImagePlugin.get_sampling(image) == 0
