@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from contextlib import closing
 from dataclasses import replace
-from itertools import repeat
-from statistics import median
 from typing import Any, cast
 
 import torch
 
 from benchmarks.gpu_part import Part, forget_accelerator, product_settings
 from benchmarks.measure import set_state
-from srcnn.benchmark import ENDLESS, BenchmarkConfig, stretch
+from srcnn.benchmark import ENDLESS, BenchmarkConfig, alternate, stretch
 from srcnn.meter import Meter
 from srcnn.reader import ShardReader
 from srcnn.run import Run, open_split, start_accelerator, start_run
-from srcnn.step import train_step
-from srcnn.stream import Batch, StreamConfig
+from srcnn.stream import StreamConfig
 from srcnn.train import batches
 
 EPOCH_TILES = 13_056  # the source project's training set: 12 batches of 1,088, 3 of 4,352
@@ -72,17 +68,5 @@ def measure_way(part: Part, config: BenchmarkConfig, run: Run, reader: ShardRead
     epoch = replace(config, num_steps=-(-part.found["epoch_tiles"] // batch_size))
     meter = Meter(run.accelerator.device)
     stream = batches(config, run, reader, meter)
-    found: dict[str, list[float]] = defaultdict(list)
     with closing(stream):
-        same = Batch(*(half.clone() for half in next(stream)))
-        for batch in (same, next(stream), next(stream)):
-            train_step(config, run, batch, meter)
-        for _ in range(config.num_rounds):
-            for name, source in (("tiles_per_second", stream), ("tiles_per_second_synthetic", repeat(same))):
-                meter.restart()
-                seconds = stretch(config, run, source, meter)
-                found[name].append(num_steps * batch_size / seconds)
-                if source is stream:
-                    found["data_wait"].append(meter.waited / seconds)
-            found["epoch_seconds"].append(stretch(epoch, run, stream, meter))
-    return {name: median(values) for name, values in found.items()} | {"rounds": dict(found)}
+        return alternate(config, run, stream, meter, "epoch_seconds", lambda: stretch(epoch, run, stream, meter))

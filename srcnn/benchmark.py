@@ -139,9 +139,25 @@ def now(device: torch.device) -> float:
 
 def measure_rates(config: BenchmarkConfig, run: Run, stream: Iterator[Batch], meter: Meter) -> dict[str, Any]:
     """Tiles/s over all ranks with the stream, and with one batch again and again; GFLOP/s of products between them."""
-    same = Batch(*(part.clone() for part in next(stream)))
     device = run.accelerator.device
     dtype = DTYPES.get(run.accelerator.mixed_precision, torch.float32)
+
+    def peak() -> float:
+        run.accelerator.wait_for_everyone()
+        return over_ranks(matrix_peak(device, dtype), device) / 1e9
+
+    return alternate(config, run, stream, meter, "peak_gflop_per_second", peak)
+
+
+def alternate(
+    config: BenchmarkConfig, run: Run, stream: Iterator[Batch], meter: Meter, name_between: str,
+    between: Callable[[], float],
+) -> dict[str, Any]:
+    """Medians over the rounds, and all of them: tiles/s over all ranks with the stream, and with one of its batches
+    again and again; the share of time that the stream is waited for; and what is measured between the rounds.
+    """
+    device = run.accelerator.device
+    same = Batch(*(part.clone() for part in next(stream)))
     found: dict[str, list[float]] = defaultdict(list)
     for batch in (same, next(stream), next(stream)):
         train_step(config, run, batch, meter)
@@ -152,8 +168,7 @@ def measure_rates(config: BenchmarkConfig, run: Run, stream: Iterator[Batch], me
             found[name].append(config.num_steps * config.global_batch_size(run.accelerator.num_processes) / seconds)
             if source is stream:
                 found["data_wait"].append(over_ranks(meter.waited / seconds, device) / run.accelerator.num_processes)
-        run.accelerator.wait_for_everyone()
-        found["peak_gflop_per_second"].append(over_ranks(matrix_peak(device, dtype), device) / 1e9)
+        found[name_between].append(between())
     return {name: median(values) for name, values in found.items()} | {"rounds": dict(found)}
 
 

@@ -92,13 +92,16 @@ def test_a_residual_network_with_a_silent_last_layer_is_the_identity():
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_a_centred_network_is_saved_folded_and_gives_the_same_output(tmp_path, suffix):
     model = some_model(centred=True, residual=True, kernels=(9, 5, 5), filters=(6, 5))
-    path = tmp_path / f"model{suffix}"
-    (save_model if suffix == ".safetensors" else save_state_dict)(model, path)
+    check_saved_folded(model, tmp_path / f"model{suffix}")
+
+
+def check_saved_folded(model, path):
+    (save_model if path.suffix == ".safetensors" else save_state_dict)(model, path)
     loaded = load_model(path)
-    degraded = torch.rand(1, 1, 19, 23)
+    degraded = torch.rand(2, model.config.channels, 19, 23)
     assert not loaded.centred and loaded.config == model.config
     torch.testing.assert_close(loaded(degraded), model(degraded), rtol=1e-5, atol=1e-6)
-    again = SRCNN(model.config, centred=True)
+    again = type(model)(model.config, centred=True)
     again.load_folded(loaded)
     torch.testing.assert_close(again(degraded), model(degraded), rtol=1e-5, atol=1e-6)
 

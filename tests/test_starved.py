@@ -27,29 +27,22 @@ def shards(tmp_path_factory):
 
 
 SPOILED = """
-import sys, torch
+import sys
+from contextlib import nullcontext
+from steps import spoiled
 from srcnn import run as runs, signals, train as training
 first, last, rank = map(int, sys.argv.pop(1).split(":"))
 what, when = sys.argv.pop(1).split(":")
 if when == "late":
     runs.LAGGING = ("cpu",)
 step = training.train_step
-def spoiled(config, run, batch, meter, trouble=None):
-    as_floats = run.as_floats
+def disturbed(config, run, batch, meter, trouble=None):
     here = first <= run.step < last and run.accelerator.process_index == rank
     if here and what == "trouble":
         trouble = trouble or OSError("a cable")
-    elif here:
-        def infinite(batch, augment):
-            clean, degraded = as_floats(batch, augment)
-            degraded[-1, 0, 3, 5] = torch.inf
-            return clean, degraded
-        run.as_floats = infinite
-    try:
+    with spoiled(run) if here and what != "trouble" else nullcontext():
         return step(config, run, batch, meter, trouble)
-    finally:
-        run.as_floats = as_floats
-training.train_step = spoiled
+training.train_step = disturbed
 from srcnn.launch import launch
 launch("spoiled", None, runs.TrainConfig, training.train)
 """
@@ -64,7 +57,7 @@ def train_spoiled(folder, where, what, **settings):
                str(ROOT / "configs/accelerate/cpu2.yaml"), "--num_processes=2", "--main_process_port=0", str(script),
                where, what, "--config", str(config)]
     return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=240,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+                          env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"})
 
 
 @pytest.mark.parametrize("when", ["at once", "late"])
