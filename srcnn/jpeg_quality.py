@@ -1,4 +1,7 @@
-"""The quality that a JPEG was saved with, from its own quantization tables. Does not import torch."""
+"""The quality that a JPEG was saved with, and what a network is told of it, from its own quantization tables.
+
+Does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,13 @@ ANNEX_K_LUMA = np.array([
     49, 64, 78, 87, 103, 121, 120, 101,
     72, 92, 95, 98, 112, 100, 103, 99,
 ])  # fmt: skip
+# Table K.2: chroma; 99 from the fifth row and column on.
+ANNEX_K_CHROMA = np.pad(
+    [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]], (0, 4), constant_values=99
+).reshape(-1)
+# The first ten frequencies in zigzag order, as places in such a table.
+LOW_FREQUENCIES = (0, 1, 8, 16, 9, 2, 3, 10, 17, 24)
+CONDITION_SIZE = 2 + 2 * len(LOW_FREQUENCIES)
 
 
 def quality_of(image: Image.Image) -> int | None:
@@ -42,13 +52,54 @@ def quality_of(image: Image.Image) -> int | None:
     return 1 + int(np.argmin(np.square(ratios).mean(axis=1)))
 
 
-def luma_tables() -> np.ndarray:
-    """(100, 64): libjpeg's luma table of each quality 1..100; jpeg_quality_scaling and jpeg_add_quant_table, with
-    force_baseline, of libjpeg's jcparam.c.
+def condition_of(luma: np.ndarray, chroma: np.ndarray | None, subsampled: bool) -> np.ndarray:
+    """What a conditioned network is told of a JPEG: float32 (CONDITION_SIZE,) in [0, 1].
+
+    1 for "known"; 1 where the chroma has half the resolution; log2(step) / 8 of the first ten frequencies (zigzag) of
+    the luma table and of the chroma table. All zeros means "unknown"; steps of 1, zeros after the first number, mean
+    that nothing was quantized.
+
+    Args:
+        luma, chroma: (64,) quantization steps 1.., rows of rising vertical frequency; chroma None for greyscale.
+    """
+    both = np.stack([luma, np.ones_like(luma) if chroma is None else chroma])
+    steps = both[:, LOW_FREQUENCIES].reshape(-1)
+    return np.array([1, subsampled, *np.log2(np.clip(steps, 1, MAX_STEP)) / 8], np.float32)
+
+
+def condition_of_quality(quality: int, subsampled: bool = True, grey: bool = False) -> np.ndarray:
+    """`condition_of` libjpeg's own tables of a quality 1..100."""
+    return condition_of(_TABLES[quality - 1], None if grey else _CHROMA_TABLES[quality - 1], subsampled and not grey)
+
+
+def condition_of_image(image: Image.Image) -> np.ndarray | None:
+    """`condition_of` the tables of an opened JPEG (see `quality_of`); None where it has none."""
+    tables = _tables_of(image)
+    if tables is None:
+        return None
+    sampling = [(each[1], each[2]) for each in image.layer]  # type: ignore[attr-defined]  # (id, across, down, table)
+    return condition_of(*tables, subsampled=len(set(sampling)) > 1)
+
+
+def _tables_of(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None] | None:
+    """The luma table, and the chroma table unless it is greyscale; None where there is none that makes sense."""
+    if not isinstance(image, JpegImageFile) or not image.layer:
+        return None
+    tables = [image.quantization.get(component[3]) for component in image.layer[:2]]
+    if any(table is None or len(table) != ANNEX_K_LUMA.size or min(table) < 1 for table in tables):
+        return None
+    luma, *chroma = (np.asarray(table) for table in tables)
+    return luma, chroma[0] if chroma else None
+
+
+def quality_tables(base: np.ndarray) -> np.ndarray:
+    """(100, 64): libjpeg's table of each quality 1..100 from the one of quality 50; jpeg_quality_scaling and
+    jpeg_add_quant_table, with force_baseline, of libjpeg's jcparam.c.
     """
     qualities = np.arange(1, 101)
     percent = np.where(qualities < 50, 5000 // qualities, 200 - 2 * qualities)
-    return np.clip((ANNEX_K_LUMA * percent[:, None] + 50) // 100, 1, MAX_STEP)
+    return np.clip((base * percent[:, None] + 50) // 100, 1, MAX_STEP)
 
 
-_TABLES = luma_tables()
+_TABLES = quality_tables(ANNEX_K_LUMA)
+_CHROMA_TABLES = quality_tables(ANNEX_K_CHROMA)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, JpegPresets
 from small import draw_photo
 
-from srcnn.jpeg_quality import luma_tables, quality_of
+from srcnn.jpeg_quality import ANNEX_K_LUMA, condition_of_image, condition_of_quality, quality_of, quality_tables
 
 QUALITIES = range(1, 101)
 
@@ -49,7 +49,7 @@ def test_steps_beyond_a_baseline_table_count_as_the_coarsest():
 
 
 def test_only_the_table_of_the_first_component_counts():
-    tables = luma_tables()
+    tables = quality_tables(ANNEX_K_LUMA)
     qtables = [tables[9].tolist(), tables[89].tolist()]  # as Pillow takes them: quality 10 for luma, 90 for chroma
     assert told(saved(qtables=qtables)) == 10
 
@@ -100,3 +100,18 @@ def test_photos_of_real_cameras(shared_data):
 def test_it_starts_without_torch():
     code = "import sys, srcnn.jpeg_quality; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize("mode, subsampling", [("RGB", "4:4:4"), ("RGB", "4:2:0"), ("RGB", "4:2:2"), ("L", "4:4:4")])
+def test_what_a_network_is_told_of_a_file_is_what_it_is_told_of_its_quality(mode, subsampling):
+    for quality in QUALITIES:
+        with Image.open(io.BytesIO(saved(mode, quality=quality, subsampling=subsampling))) as image:
+            found = condition_of_image(image)
+        expected = condition_of_quality(quality, subsampled=subsampling != "4:4:4", grey=mode == "L")
+        assert np.array_equal(found, expected)
+        assert found.dtype == np.float32 and 0 <= found.min() <= found.max() <= 1
+
+
+def test_a_picture_that_is_no_jpeg_tells_a_network_nothing():
+    assert condition_of_image(Image.new("RGB", (8, 8))) is None
+    assert condition_of_quality(100).tolist() == [1, 1] + [0] * 20
