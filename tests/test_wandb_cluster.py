@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from jobs import LONG, ROOT, consumed, finish, kill, start, succeed, wait_until
+from jobs import LONG, ROOT, consumed, finish, kill, launched, start, succeed, wait_until
 from small import small_shards
 from wandb_server import wandb_server
 
@@ -34,7 +34,8 @@ def server():
 
 def train(num_ranks, folder, shards, *arguments, environment=None, **settings):
     told = {"HOME": str(folder), "PYTHONPATH": str(ROOT), "WANDB_API_KEY": "", **(environment or {})}
-    return start(num_ranks, folder, "--run", str(folder / "run"), "--shards", str(shards), *arguments,
+    begin = launched if "launcher" in settings else start
+    return begin(num_ranks, folder, "--run", str(folder / "run"), "--shards", str(shards), *arguments,
                  environment=told, **{"trackers": ["wandb"], **settings})
 
 
