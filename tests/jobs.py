@@ -126,6 +126,12 @@ def launched(num_ranks, folder, *arguments, launcher=(), environment=None, host=
     )
 
 
+def end_all():
+    """Kills what a test has left running."""
+    while STARTED:
+        STARTED.pop().kill()
+
+
 def written(folder, settings):
     """The path of a config file with the small training's settings and these."""
     path = folder / f"{time.monotonic_ns()}.yaml"

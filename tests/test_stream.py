@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from small import small_shards
 
@@ -43,7 +43,6 @@ def global_batches(order, start, stop, batch_size, num_ranks):
     return [sorted(sum(step, [])) for step in all_ranks(order, start, stop, batch_size, num_ranks)]
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_an_epoch_is_every_sample_once_whatever_the_shards_ranks_and_batches(data):
     num_samples, num_ranks = data.draw(st.integers(1, 400)), data.draw(st.integers(1, 8))
@@ -64,7 +63,6 @@ def test_an_epoch_is_every_sample_once_whatever_the_shards_ranks_and_batches(dat
     assert sum(counts.values()) == len(steps) * batch_size
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_global_batches_are_the_same_on_any_number_of_ranks_and_after_any_stop(data):
     num_samples, batch_size = data.draw(st.integers(1, 300)), data.draw(st.integers(4, 60))
