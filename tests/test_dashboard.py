@@ -38,6 +38,7 @@ def test_it_has_a_section_for_quality_learning_speed_and_machines(specification)
     assert specification["section"]["settings"]["xAxis"] == "samples"
 
 
+@pytest.mark.slow
 def test_what_it_draws_is_what_a_training_logs(specification, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "")
     monkeypatch.setenv("HOME", str(tmp_path))

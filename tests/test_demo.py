@@ -6,7 +6,6 @@ import sys
 import numpy as np
 import pytest
 from browser import MAX_UPLOAD_BYTES, WAIT_SECONDS, chromium, demo_server
-from conftest import SHARED_DATA
 from PIL import Image
 from small import draw_photo
 from uploads import BAD, MAKER, MODEL, write_jpeg
@@ -98,14 +97,11 @@ def download(page, folder):
     return found.value.suggested_filename, path
 
 
-def real_or_drawn(tmp_path):
-    """A photo from a camera, 3 megapixels; drawn where there is none."""
-    photo = SHARED_DATA / "train" / "camera_samples" / "Kyocera_FC-S3.jpg"
-    return photo if photo.is_file() else write_jpeg(tmp_path / "drawn.jpg")
-
-
-def test_a_photo_is_degraded_restored_compared_and_downloaded(page, tmp_path):
-    photo = real_or_drawn(tmp_path)
+@pytest.mark.parametrize("kind", ["drawn", pytest.param("from a camera", marks=pytest.mark.slow)])  # 3 megapixels
+def test_a_photo_is_degraded_restored_compared_and_downloaded(page, tmp_path, request, kind):
+    photo = write_jpeg(tmp_path / "drawn.jpg")
+    if kind == "from a camera":
+        photo = request.getfixturevalue("shared_data") / "train" / "camera_samples" / "Kyocera_FC-S3.jpg"
     upload(page, photo)
     page.get_by_label("Degrade it first").check()
     set_number(page, "#quality", 10)
@@ -154,6 +150,7 @@ def test_the_slider_moves_and_a_click_shows_its_detail(page, tmp_path):
     assert start == pytest.approx(331 - DETAIL_PIXELS, abs=12)  # around column 300, moved inside the photo
 
 
+@pytest.mark.slow
 def test_two_photos_one_after_the_other(page, tmp_path):
     upload(page, write_jpeg(tmp_path / "first.jpg", quality=20))
     restore(page)
@@ -169,6 +166,7 @@ def test_two_photos_one_after_the_other(page, tmp_path):
         assert name.endswith("-restored.png") and np.array_equal(np.asarray(found), draw_photo(6, 149, 203))
 
 
+@pytest.mark.slow
 def test_what_is_no_photo_is_told_on_the_page_and_the_next_is_restored(page, tmp_path):
     for name, (make, reason) in BAD.items():
         upload(page, make(tmp_path / name))
@@ -180,6 +178,7 @@ def test_what_is_no_photo_is_told_on_the_page_and_the_next_is_restored(page, tmp
     restore(page)
 
 
+@pytest.mark.slow
 def test_a_file_above_the_limit_is_refused(page, tmp_path):
     large = tmp_path / "large.png"
     large.write_bytes(bytes(MAX_UPLOAD_BYTES + 1))
@@ -187,6 +186,7 @@ def test_a_file_above_the_limit_is_refused(page, tmp_path):
     expect(page.get_by_text("maximum")).to_be_visible()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_narrow_screen_shows_all_of_it(page, tmp_path, scheme):
     page.set_viewport_size({"width": 400, "height": 800})

@@ -113,6 +113,7 @@ def test_a_network_on_a_gpu_is_exported_and_stays_there(tmp_path):
     assert all(parameter.is_cuda for parameter in model.parameters())
 
 
+@pytest.mark.slow
 def test_a_pt2_file_restores_without_this_package(tmp_path):
     model = some_model(residual=True)
     assert export_torch(model, tmp_path / "model.pt2", {"scale": "2"}) < 1e-5

@@ -81,6 +81,7 @@ def hub_process(server, tmp_path, script, *arguments):
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_a_network_pushed_by_one_process_is_what_another_gets(tmp_path):
     model = some_model(residual=True, kernels=(9, 5, 5))
     with hub_server() as server:

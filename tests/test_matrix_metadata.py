@@ -164,6 +164,7 @@ def with_cameras_head(camera: bytes, small: bytes) -> bytes:
     return small[:2] + b"".join(kept) + small[head(small)[1] :]
 
 
+@pytest.mark.slow
 def test_exiftool_finds_what_cameras_wrote(tmp_path, weights, shared_data):  # noqa: F811
     """Maker notes, GPS, dates, comments: all tags of real cameras, also where the photo is turned."""
     (tmp_path / "photos").mkdir()

@@ -53,13 +53,6 @@ def nodes(two_nodes):
             os.kill(int(process), signal.SIGKILL)
 
 
-def test_two_nodes_of_which_one_comes_later_train_as_one_with_two_ranks(tmp_path, nodes, shards, undisturbed):
-    job = NodesJob(nodes, tmp_path, COMMON | {"shards": shards, "run": str(tmp_path / "run")}).start(0)
-    time.sleep(5)
-    job.start(1).succeed()
-    assert_same_run(tmp_path / "run", undisturbed)
-
-
 def test_over_a_cable_that_is_slow_then_lossy_then_cut_for_ten_seconds_it_is_the_same_training(
     tmp_path, nodes, shards, undisturbed
 ):

@@ -91,6 +91,7 @@ def test_the_same_room_is_filled_again_and_again(shards):
         assert np.array_equal(clean, fresh[0]) and np.array_equal(degraded, fresh[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["in memory", "on a disk"])
 def test_more_shards_than_may_be_open_are_read_right_by_many_threads(shards, monkeypatch, where):
     expected = [clean for clean, _ in stock_pairs(shards)]
@@ -247,6 +248,7 @@ def large_set(folder, num_shards=10_000, pairs_a_shard=1000, tile_shape=(8, 8)):
     return folder
 
 
+@pytest.mark.slow
 def test_ten_million_pairs_in_ten_thousand_shards_are_read(tmp_path):
     folder = large_set(tmp_path / "train")
     reader = ShardReader(folder)

@@ -54,7 +54,7 @@ def test_a_run_leaves_what_the_design_promises(tmp_path, shards):
 
 
 def test_training_learns(tmp_path, shards):
-    config = small_config(tmp_path / "run", shards, total_samples=4000, validate_every_samples=4000,
+    config = small_config(tmp_path / "run", shards, total_samples=2000, validate_every_samples=2000,
                           log_every_samples=400, optimizer=OptimizerConfig(lr=3e-3, schedule="cosine"))
     assert train(config)["val/gain"] > 0.3
 
@@ -191,8 +191,8 @@ def test_averaged_weights_are_validated_and_saved(tmp_path, shards):
 
 def test_overfitting_trains_and_validates_on_the_same_tiles(tmp_path, shards, caplog):
     caplog.set_level("INFO")
-    config = small_config(tmp_path / "run", shards, model=ModelConfig(residual=True), overfit_tiles=4, augment=False,
-                          batch_size_per_process=4, total_samples=4000, validate_every_samples=4000,
+    config = small_config(tmp_path / "run", shards, model=ModelConfig(filters=(16, 8), residual=True), overfit_tiles=4,
+                          augment=False, batch_size_per_process=4, total_samples=3200, validate_every_samples=3200,
                           optimizer=OptimizerConfig(lr=2e-3, last_layer_lr_factor=0.1, schedule="cosine"))
     values = train(config)
     assert values["val/gain"] > 1
@@ -241,7 +241,13 @@ def test_the_eight_symmetries_are_all_different():
     symmetries = torch.arange(8, dtype=torch.uint8)
     results = transform(square, symmetries)
     assert len({tuple(result.flatten().tolist()) for result in results}) == 8
-    torch.testing.assert_close(torch.compile(transform, fullgraph=True)(square, symmetries), results, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_compiled_the_symmetries_are_the_same():
+    square, symmetries = torch.rand(8, 1, 3, 3), torch.arange(8, dtype=torch.uint8)
+    compiled = torch.compile(transform, fullgraph=True)(square, symmetries)
+    torch.testing.assert_close(compiled, transform(square, symmetries), rtol=0, atol=0)
 
 
 def test_validation_does_not_depend_on_the_batch_size(shards, monkeypatch):

@@ -61,6 +61,7 @@ def trained(tmp_path_factory, shards):
     return load_model(run)
 
 
+@pytest.mark.slow
 def test_tiles_with_the_halo_are_the_whole_photo_within_half_a_level(trained):
     assert trained.halo < trained.receptive_radius
     photo = np.float32(draw_photo(7, 288, 320)[..., 0]) / 255
@@ -144,6 +145,7 @@ def test_the_gradient_of_no_difference_is_zero():
         assert torch.equal(difference.grad, torch.zeros_like(difference))
 
 
+@pytest.mark.slow
 def test_micro_batches_and_ranks_do_not_change_a_run_with_another_loss(tmp_path, shards):
     """Two ranks of unequal parts, 5 and 4 tiles, as one rank of 9 tiles at once and one by one."""
     for number, micro in enumerate((1, 9)):
