@@ -95,7 +95,7 @@ def test_a_second_signal_ends_it_at_once_though_it_waits_for_another_rank(tmp_pa
     time.sleep(ONE_WARNING_SECONDS + 1)
     assert waiting.is_running(), "the first warning waits for the other rank"
     waiting.terminate()
-    gone, _ = psutil.wait_procs([waiting], timeout=20)
+    gone, _ = psutil.wait_procs([waiting], timeout=60)
     assert gone
     kill(process)
 

