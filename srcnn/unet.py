@@ -100,7 +100,7 @@ class Block(nn.Module):
         inner = self.conv1(maps)
         if scale is not None and shift is not None:
             inner = torch.addcmul(shift, 1 + scale, inner)
-        return maps + self.conv2(functional.relu(inner, inplace=True))
+        return self.conv2(functional.relu(inner, inplace=True)).add_(maps)
 
 
 class Blocks(nn.Sequential):
@@ -173,8 +173,8 @@ class UNet(Network):
 
     @property
     def halo(self) -> int:
-        """What was measured of trained networks, whose far pixels hardly count: docs/headline.md."""
-        return min(HALO_PIXELS, self.receptive_radius)
+        """What was measured of trained networks, whose far pixels hardly count (docs/headline.md), to a `multiple`."""
+        return self.multiple * -(-min(HALO_PIXELS, self.receptive_radius) // self.multiple)
 
     @property
     def first_layer(self) -> nn.Conv2d:
@@ -213,7 +213,7 @@ class UNet(Network):
             maps = down(skipped[-1])
         maps = self.bottom(maps, modulations[num_skips])
         for number in reversed(range(num_skips)):
-            maps = self.after[number](self.up[number](maps) + skipped.pop(), modulations[num_skips + 1 + number])
+            maps = self.after[number](self.up[number](maps).add_(skipped.pop()), modulations[num_skips + 1 + number])
         change = self.tail(maps)
         change = functional.pixel_shuffle(change, edge) if edge > 1 else change
         change = functional.pad(change, (0, -right, 0, -bottom))
