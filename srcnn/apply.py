@@ -1,4 +1,4 @@
-"""A network over the tiles of a photo: colour by its luma, float32 or bfloat16, several tiles at a time."""
+"""A network over the tiles of a photo: colour by its luma or as RGB, float32 or bfloat16, several tiles at a time."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import torch
 from torch.nn import functional
 
 from srcnn.chroma import REACH, smooth_chroma
-from srcnn.model import SRCNN, computes_bf16
+from srcnn.model import SRCNN, prefers_bf16
 from srcnn.network import Network
 from srcnn.products import full_precision, keep_freed_memory
 from srcnn.strips import restore_in_strips, suits
 from srcnn.threads import in_order, lone_threads
 from srcnn.tiles import Window, spans, windows
+from srcnn.ycbcr import LUMA_WEIGHTS, to_luma
 
 TILE_PIXELS = {"cpu": 256, "cuda": 1024}  # a CPU: the fastest of 96 to 384 in both precisions
 TILE_HALOS = 8  # a tile is as wide as so many of its halos at least: they make its work 1.6 times as much, not more
 MIN_TILE_PIXELS = 16  # what is tried last when memory runs out
 MAX_THREADS = {"cuda": 4}  # that wait for one device; on a CPU as many as PyTorch may use
-LUMA_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG's Y and Pillow's L
 LEVELS = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.float32): 1.0}
 
 Part = tuple[slice, slice]
@@ -50,17 +50,19 @@ class Treatment:
 
     Args:
         tile_pixels: side of the tiles that go through the network; 0 chooses by the device.
-        exact: float32 throughout; else bfloat16 where the device computes it itself, the network adds to its input, and
+        exact: float32 throughout; else bfloat16 where the device is faster with it, the network adds to its input, and
             the photo has 8 bits: then only the correction has 8 bits of precision, not the photo.
         strength: share of the network's change that is made, 0..1.
         chroma_quality: of the JPEG a colour photo comes from, by which its chroma is smoothed (srcnn/chroma.py) when
             a network restores the luma; None: the chroma stays as it is.
+        condition: what a conditioned network is told of that JPEG (srcnn/jpeg_quality.py); None: nothing is known.
     """
 
     tile_pixels: int = 0
     exact: bool = False
     strength: float = 1.0
     chroma_quality: float | None = None
+    condition: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 1:
@@ -106,10 +108,13 @@ class Tiles:
 
     def __init__(self, pixels: Pixels, model: Network, treatment: Treatment) -> None:
         self.device = next(model.parameters()).device
-        self.model, self.treatment, self.dtype = model, treatment, pixels.dtype
+        if (channels := model.config.channels) not in (1, 3):
+            raise ValueError(f"this network restores {channels} channels; expected one of luma (1) or RGB (3)")
+        self.model, self.treatment, self.dtype = model.with_condition(treatment.condition), treatment, pixels.dtype
         self.bf16 = (not treatment.exact and model.residual and pixels.dtype == np.uint8
-                     and computes_bf16(self.device))
-        self.halo = self._whole(model.halo + (0 if treatment.chroma_quality is None else REACH))
+                     and prefers_bf16(model.config, self.device))
+        smooths = treatment.chroma_quality is not None and channels == 1
+        self.halo = self._whole(model.halo + (REACH if smooths else 0))
         fitting = max(TILE_PIXELS.get(self.device.type, 512), TILE_HALOS * self.halo)
         self.tile_pixels = self._whole(treatment.tile_pixels or fitting)
 
@@ -160,6 +165,8 @@ class Tiles:
         inner = slice(None), *window.inner
         if len(planes) == self.model.config.channels:
             restored = run_network(planes / levels, self.model, self.bf16)[inner] * levels
+        elif len(planes) == 1:  # greyscale as R = G = B
+            restored = to_luma(run_network(planes.expand(3, -1, -1) / levels, self.model, self.bf16)[inner]) * levels
         else:
             restored = planes[inner] + self._change_of_luma(planes / levels, inner).mul_(levels)
         if self.treatment.strength < 1:
@@ -175,8 +182,8 @@ class Tiles:
 
         Replacing Y in YCbCr and going back to RGB adds the same difference to R, G and B.
         """
-        red, green, blue = planes
-        luma = (LUMA_WEIGHTS[0] * red + LUMA_WEIGHTS[1] * green + LUMA_WEIGHTS[2] * blue)[None]
+        red, _, blue = planes
+        luma = to_luma(planes)
         restored = run_network(luma, self.model, self.bf16)
         change = (restored - luma)[inner]
         if self.treatment.chroma_quality is None:

@@ -13,7 +13,7 @@ from PIL import Image, ImageCms
 
 from srcnn.deep import is_deep, read_deep, write_png, write_tiff
 from srcnn.files import atomic_file
-from srcnn.jpeg_quality import quality_of
+from srcnn.jpeg_quality import condition_of_image, quality_of
 from srcnn.metadata import Metadata, fitted, metadata_of, pillow_options
 from srcnn.photo import (
     KINDS,
@@ -45,12 +45,14 @@ class Canvas:
         metadata: what `save_canvas` puts back.
         notes: conversions the reader had to make.
         quality: of the JPEG it was, 1..100 by its own tables; None where it was none.
+        condition: what a conditioned network is told of these tables; None likewise.
     """
 
     image: Image.Image | np.ndarray
     metadata: Metadata = Metadata()
     notes: tuple[str, ...] = ()
     quality: int | None = None
+    condition: np.ndarray | None = None
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -162,7 +164,7 @@ def read_canvas(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Canvas:
         PhotoRefused: as `srcnn.photo.read_photo`.
     """
     with open_image(path, max_megapixels) as opened:
-        quality = quality_of(opened)
+        told = quality_of(opened), condition_of_image(opened)
         notes: tuple[str, ...] = ("only the first of several pictures kept",) if opened.format == "MPO" else ()
         if is_deep(opened):
             file = opened.fp
@@ -171,7 +173,7 @@ def read_canvas(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Canvas:
                 opened.load()
             metadata = metadata_of(opened)
             pixels = upright_array(read_deep(opened, file), orientation_of(opened))
-            return Canvas(pixels, metadata, (*notes, *_damaged(opened, metadata)), quality)
+            return Canvas(pixels, metadata, (*notes, *_damaged(opened, metadata)), *told)
         if opened.mode.startswith("I"):
             raise PhotoRefused(f"{path}: levels of more than 16 bits, or below zero; save it with 8 or 16 bits")
         opened.load()
@@ -182,7 +184,7 @@ def read_canvas(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Canvas:
     image.info.clear()
     for name in ("tag", "tag_v2"):
         vars(image).pop(name, None)
-    return Canvas(image, metadata, (*notes, *converted), quality)
+    return Canvas(image, metadata, (*notes, *converted), *told)
 
 
 def _damaged(image: Image.Image, metadata: Metadata) -> tuple[str, ...]:

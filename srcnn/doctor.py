@@ -266,7 +266,7 @@ CHECKS: tuple[tuple[str, Callable[[Job], Iterator[Finding]]], ...] = (
     ("memory", check_memory),
     ("run folder", check_run),
     ("device", lambda job: machine.check_device(job.device, job.ranks_here, job.config.compile_mode is not None)),
-    ("precision", lambda job: machine.check_precision(job.config.mixed_precision, job.device)),
+    ("precision", lambda job: machine.check_precision(job.config.mixed_precision, job.config.network, job.device)),
     ("meeting of the ranks", lambda job: machine.check_meeting(job.ranks, job.machines, job.port)),
     ("trackers", lambda job: machine.check_trackers(job.config.trackers, job.config.run, job.config.node_metrics)),
 )

@@ -25,7 +25,8 @@ from packaging.utils import canonicalize_name
 from srcnn import files
 from srcnn.meeting import INTERFACE, addresses_of, gloo_address, interface_to, is_here, is_loopback
 from srcnn.mlflow_run import mlflow_problem
-from srcnn.model import computes_bf16
+from srcnn.model import ModelConfig, prefers_bf16
+from srcnn.unet import UNetConfig
 from srcnn.wandb_run import can_be_shared, wandb_mode
 
 BESIDE_BYTES = 100_000_000  # what metrics, report and the trackers' pictures of a long run stay below
@@ -104,17 +105,19 @@ def check_device(device: torch.device, ranks_here: int, compiles: bool) -> Itera
         yield ok(f"{counted(num_gpus, 'GPU')}, a rank for each")
 
 
-def check_precision(wanted: str | None, device: torch.device) -> Iterator[Finding]:
-    """Whether the device computes with `mixed_precision`, and what "auto" or null comes to."""
-    native = computes_bf16(device)
+def check_precision(
+    wanted: str | None, network: ModelConfig | UNetConfig, device: torch.device
+) -> Iterator[Finding]:
+    """Whether the device is fast with `mixed_precision`, and what "auto" or null comes to."""
+    native = prefers_bf16(network, device)
     told = os.environ.get("ACCELERATE_MIXED_PRECISION", "")
     precision = ("bf16" if native else "no") if wanted == "auto" else wanted or told
     if precision == "fp16" and device.type == "cpu":
         cure = "check where the job is to run, or take --mixed_precision auto"
         yield problem("mixed_precision fp16 needs a GPU, none is seen here", cure)
     elif precision == "bf16" and not native:
-        cure = "--mixed_precision auto takes it only where it is native"
-        yield note(f"mixed_precision bf16 is only emulated by this {device.type}, slower than float32", cure)
+        cure = "--mixed_precision auto takes it only where it is faster"
+        yield note(f"mixed_precision bf16 is slower than float32 with this network on this {device.type}", cure)
     elif not precision:
         yield note("mixed_precision is null: what the launcher is told will count", "--mixed_precision auto")
     else:

@@ -28,6 +28,7 @@ from srcnn.weight_files import config_differs, read_weights
 WEIGHTS = Path(__file__).parent / "weights"
 DEFAULT_WEIGHTS = "srcnn-915-q20"
 MAX_KERNEL_LOADED = 63  # pixels; restoring with larger ones takes for ever
+X86 = ("x86_64", "AMD64")  # as platform.machine() has it
 Initialization = Literal["kaiming", "pytorch", "paper"]
 
 
@@ -116,7 +117,7 @@ class SRCNN(Network):
         first, second, third = self.paddings
         return (first, 0, second + third) if self.config.kernels[1] == 1 else (first, second, third)
 
-    def forward(self, degraded: torch.Tensor) -> torch.Tensor:
+    def forward(self, degraded: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         first, second, third = self.pads
         pixels = degraded - CENTRE if self.centred else degraded
         features = relu(self.conv1(pad(pixels, first)))
@@ -148,10 +149,21 @@ def computes_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return False
-    if platform.machine() in ("x86_64", "AMD64"):  # where oneDNN calls bfloat16 supported with any AVX-512
+    if platform.machine() in X86:  # where oneDNN calls bfloat16 supported with any AVX-512
         return any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)
     return bool(supported())
+
+
+def prefers_bf16(config: ModelConfig | UNetConfig, device: torch.device) -> bool:
+    """Whether such a network is faster there in bfloat16 than in float32.
+
+    On x86 a U-Net needs AMX for that: with AVX512_BF16 alone its convolutions took 1.5 to 1.7 times as long as in
+    float32, in training and restoring alike (oneDNN of PyTorch 2.14; one core of a Xeon that hides its AMX).
+    """
+    if device.type == "cpu" and isinstance(config, UNetConfig) and platform.machine() in X86:
+        return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
+    return computes_bf16(device)
 
 
 def initialize(model: Network, how: Initialization, seed: int) -> None:
@@ -159,21 +171,23 @@ def initialize(model: Network, how: Initialization, seed: int) -> None:
 
     "kaiming": He et al. 2015, normal by fan-in, the last layer a hundredth of it: a network that starts as (nearly)
     the identity with a residual connection, and gains from the first step. "pytorch": the framework's default, the
-    source project's. "paper": normal with standard deviation 0.001, biases zero.
+    source project's. "paper": normal with standard deviation 0.001, biases zero. A layer with a
+    `Network.start` of 0 begins with zeros.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, layer in model.named_modules():
-        if not isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+        if not isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             continue
         assert layer.bias is not None
         # What a pixel is the sum of; of a transposed one, whose parts do not overlap, a weight of each map.
-        fan_in = layer.weight[0].numel() if isinstance(layer, nn.Conv2d) else layer.in_channels
+        fan_in = layer.in_channels if isinstance(layer, nn.ConvTranspose2d) else layer.weight[0].numel()
+        share = model.start(name)
         with torch.no_grad():
-            if how == "pytorch":
+            if how == "pytorch" and share:
                 for parameter in (layer.weight, layer.bias):
                     parameter.uniform_(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), generator=generator)
                 continue
-            deviation = 0.001 if how == "paper" else math.sqrt(2 / fan_in) * model.start(name)
+            deviation = 0.001 if how == "paper" else math.sqrt(2 / fan_in) * share
             layer.weight.normal_(0, deviation, generator=generator)
             layer.bias.zero_()
     if how == "kaiming" and model.centred and not model.residual:
@@ -249,7 +263,7 @@ def find_weights(source: str | Path) -> Path:
 def _unet_config_of(path: Path, state: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> UNetConfig:
     """The config of a U-Net's state_dict, as `_config_of`."""
     try:
-        config = config_of(state)
+        config = config_of(state, about)
     except ValueError as error:
         raise ValueError(f"{path}: not the weights of a U-Net: {error}") from error
     if differs := config_differs(about, plain(asdict(config))):

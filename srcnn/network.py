@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -19,17 +20,22 @@ NetworkT = TypeVar("NetworkT", bound="Network")
 class Network(nn.Module):
     """(N, C, H, W) in [0, 1], degraded -> the same shape, restored and not clipped, for any H and W from `min_pixels`.
 
+    `forward(degraded, condition=None)`: one that is `conditioned` is told of the JPEG each tile comes from, float32
+    (N, CONDITION_SIZE) as of srcnn/jpeg_quality.py; None, as zeros, means that nothing is known. Others ignore it.
+
     With `centred` the first layer sees pixels minus 0.5, which trains much better from a random start. It folds into
     that layer's bias exactly (`folded`), since the pixels it sees beyond an edge repeat the edge; files never hold
     centred weights.
 
     Attributes:
         multiple: pixels; moved by a multiple of these, a photo gives the same result, moved. Tiles begin at such.
+        conditioned: whether it heeds the condition.
     """
 
     config: ModelConfig | UNetConfig
     centred: bool
     multiple = 1
+    conditioned = False
 
     @property
     def name(self) -> str:
@@ -73,6 +79,12 @@ class Network(nn.Module):
     def start(self, layer: str) -> float:
         """The share of He's deviation that the weights of a layer of this name start with."""
         raise NotImplementedError
+
+    def with_condition(self, condition: np.ndarray | torch.Tensor | None) -> Network:
+        """A network without a condition that gives what this one gives with this one, (CONDITION_SIZE,), for every
+        tile: at no further cost. Itself where it is not conditioned.
+        """
+        return self
 
     def folded(self: NetworkT) -> NetworkT:
         """The same network for pixels as they are, with the same output."""

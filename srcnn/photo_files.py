@@ -35,7 +35,7 @@ class Restoring:
 
     Args:
         networks: one network, or those of which each photo's JPEG quality picks one.
-        treatment: but for the chroma, which is smoothed as each photo's own JPEG quality tells.
+        treatment: but for what each photo's own JPEG tells: how its chroma is smoothed, and the network's condition.
         smooth_chroma: whether it is.
         quality: of JPEG and WebP written, 1..100.
     """
@@ -62,7 +62,8 @@ class Restoring:
         else:
             model = self.networks.load(name)
             told = (*told, name) if self.networks.family else told
-        treatment = replace(self.treatment, chroma_quality=canvas.quality if self.smooth_chroma else None)
+        treatment = replace(self.treatment, chroma_quality=canvas.quality if self.smooth_chroma else None,
+                            condition=canvas.condition)
         restore_canvas(canvas, model, treatment, on_progress)
         return (*told, *canvas.notes, *save_canvas(target, canvas, self.quality))
 

@@ -1,9 +1,10 @@
-"""Restored photos: as in one piece, colour by its luma; arrays, tensors and images in, the same kind out."""
+"""Restored photos: as in one piece, colour by its luma or as RGB; arrays, tensors and images in, the same kind out."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from types import ModuleType
 from typing import TypeVar
 
@@ -14,7 +15,7 @@ from PIL import Image
 from srcnn.apply import LEVELS, Pixels, Progress, Treatment, restore_tiles
 from srcnn.canvas import Canvas, canvas_of
 from srcnn.fitting import FAMILY, Networks
-from srcnn.jpeg_quality import quality_of
+from srcnn.jpeg_quality import condition_of_image, condition_of_quality, quality_of
 from srcnn.model import device_here
 from srcnn.network import Network
 
@@ -39,20 +40,24 @@ def restore(
             3 channels. uint8, uint16 (NumPy), or float32 in [0, 1]; any size from 1x1.
         model: on the device that is to do the work; or its name or file; or a family of shipped weights, of which the
             one for the photo's `quality` is taken, as without a model. With one channel it restores the luma (BT.601,
-            full range), with three RGB.
+            full range), with three RGB, and greyscale as R = G = B.
         tile_pixels: side of the tiles that go through the network; 0 chooses by the device.
-        quality: of the JPEG the photo comes from, 1..100. It picks the weights and smooths the chroma; a photo that is
-            good already comes back as it is. An image that `Image.open` has just read from a JPEG knows it itself;
-            without one the chroma stays as it is.
+        quality: of the JPEG the photo comes from, 1..100. It picks the weights, or is told to a network that wants to
+            know, and smooths the chroma beside a network for the luma; a photo that is good already comes back as it
+            is. An image that `Image.open` has just read from a JPEG knows it itself; without one the chroma stays as
+            it is.
         strength: share of the network's change that is made, 0..1.
-        exact: float32 throughout; else bfloat16 where the device computes it itself, several times as fast and within
+        exact: float32 throughout; else bfloat16 where the device is faster with it, several times for some, and within
             0.01 dB.
         in_place: change the photo itself and return it, without a second copy of its pixels.
         on_progress: called with the tiles done and their number.
     """
+    condition = None
     if isinstance(photo, Image.Image) and quality is None:
-        quality = quality_of(photo)
-    treatment = Treatment(tile_pixels, exact, strength, quality)
+        quality, condition = quality_of(photo), condition_of_image(photo)
+    treatment = Treatment(tile_pixels, exact, strength, quality, condition)
+    if quality is not None and condition is None:
+        treatment = replace(treatment, condition=condition_of_quality(quality, grey=_is_grey(photo)))
     if not isinstance(model, Network):
         networks = Networks(model or FAMILY, device_here())
         name = networks.name_for(quality)
@@ -66,6 +71,12 @@ def restore(
         return through_arrays(photo, photo if in_place else torch.empty_like(photo),
                               lambda pixels: _restore_array(pixels, network, treatment, False, on_progress))
     return _restore_array(photo, model, treatment, in_place, on_progress)
+
+
+def _is_grey(photo: np.ndarray | torch.Tensor | Image.Image) -> bool:
+    if isinstance(photo, Image.Image):
+        return photo.mode in ("1", "L", "LA", "La") or photo.mode.startswith("I")
+    return photo.ndim == 2 or isinstance(photo, torch.Tensor) and photo.shape[-3] == 1
 
 
 def _restore_image(
@@ -104,15 +115,22 @@ def restore_pixels(
     *,
     exact: bool = False,
     quality: int | None = None,
+    condition: np.ndarray | None = None,
 ) -> np.ndarray:
-    """(H, W) or (H, W, 3), uint8, uint16 or float32 in [0, 1] -> the same shape, restored; see `restore`."""
-    return _restore_array(pixels, model, Treatment(tile_pixels, exact, chroma_quality=quality), False, None)
+    """(H, W) or (H, W, 3), uint8, uint16 or float32 in [0, 1] -> the same shape, restored; see `restore`.
+
+    `condition` is what a conditioned network is told in place of `quality`.
+    """
+    treatment = Treatment(tile_pixels, exact, chroma_quality=quality, condition=condition)
+    if quality is not None and condition is None:
+        treatment = replace(treatment, condition=condition_of_quality(quality, grey=_is_grey(pixels)))
+    return _restore_array(pixels, model, treatment, False, None)
 
 
 def _restore_array(
     pixels: np.ndarray, model: Network, treatment: Treatment, in_place: bool, on_progress: Progress | None
 ) -> np.ndarray:
-    check_pixels(pixels, model)
+    check_pixels(pixels)
     if in_place and not pixels.flags.writeable:
         raise ValueError("these pixels are read-only and cannot be restored in place")
     restored = pixels if in_place else np.empty_like(pixels)
@@ -126,21 +144,14 @@ def restore_canvas(
     canvas: Canvas, model: Network, treatment: Treatment = Treatment(), on_progress: Progress | None = None
 ) -> None:
     """Restores a photo in place."""
-    check_channels(model, canvas.is_grey)
     whole = Pixels(*canvas.size, canvas.read, canvas.write, canvas.dtype)
     restore_tiles(whole, model, treatment, on_progress)
 
 
-def check_pixels(pixels: np.ndarray, model: Network) -> None:
-    """Raises ValueError at an array that is no photo, or none for this network."""
+def check_pixels(pixels: np.ndarray) -> None:
+    """Raises ValueError at an array that is no photo."""
     if pixels.dtype not in LEVELS or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
         raise ValueError(f"expected uint8, uint16 or float32, (H, W) or (H, W, 3), found {pixels.dtype} {pixels.shape}")
-    check_channels(model, pixels.ndim == 2)
-
-
-def check_channels(model: Network, grey: bool) -> None:
-    if model.config.channels == 3 and grey:
-        raise ValueError("this network restores RGB; the photo is greyscale: use one trained on luma")
 
 
 class CallableModule(ModuleType):

@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from srcnn.degrade import Degradation, bicubic_levels, crop_to_multiple, degrade, to_uint8
+from srcnn.jpeg_quality import condition_of_quality
 from srcnn.metrics import psnr, psnr_b, ssim
 from srcnn.network import Network
 from srcnn.photo import LUMA, LumaKind, over_white, photos_below, read_photo
@@ -46,12 +47,12 @@ class Score:
         return 100 * self.gain / self.psnr_in
 
 
-def degraded_luma(pixels: np.ndarray, luma: LumaKind, degradation: Degradation) -> tuple[np.ndarray, np.ndarray]:
-    """(clean uint8, degraded) luma of a clean photo, (H, W); greyscale photos are taken as that luma.
+def degraded_pair(pixels: np.ndarray, luma: LumaKind, degradation: Degradation) -> tuple[np.ndarray, np.ndarray]:
+    """(clean uint8, degraded) of a clean photo, of which the luma is to be measured; greyscale is taken as that luma.
 
-    With a JPEG, "l" degrades the colour photo and then takes Pillow's L of both, as the source project; "y" takes
-    limited-range Y and degrades that, as the papers. Without one the luma is scaled, and stays float32, neither
-    rounded nor clipped, as the SRCNN paper's code has it.
+    With a JPEG, "l" degrades the colour photo, for Pillow's L of both to be taken, as the source project; "y" takes
+    limited-range Y, (H, W), and degrades that, as the papers. Without one the luma, (H, W), is scaled, and stays
+    float32, neither rounded nor clipped, as the SRCNN paper's code has it.
     """
     clean = crop_to_multiple(pixels, degradation.scale)
     if degradation.scale > 1 and min(clean.shape[:2]) < 2 * degradation.scale + SSIM_PIXELS:
@@ -61,34 +62,41 @@ def degraded_luma(pixels: np.ndarray, luma: LumaKind, degradation: Degradation) 
     if quality is None:
         grey = LUMA[luma](clean)
         return grey, bicubic_levels(grey, degradation.scale)
-    if luma == "y":
-        grey = LUMA["y"](clean)
-        return grey, degrade(grey, degradation, quality)
-    return LUMA["l"](clean), LUMA["l"](degrade(clean, degradation, quality))
+    photo = LUMA["y"](clean) if luma == "y" else clean
+    return photo, degrade(photo, degradation, quality)
 
 
 def score_photo(name: str, pixels: np.ndarray, model: Network, luma: LumaKind, degradation: Degradation) -> Score:
     """Degrades, restores and measures one clean photo, uint8 (H, W) or (H, W, 3).
 
-    Input and output are clipped and rounded to uint8, as saved photos would be. Where the photo was scaled, a border
-    of `scale` pixels is not measured, as in the SRCNN paper; else no border is cut off.
+    A network for luma gets the luma, one for RGB the colours; a conditioned one is told of the JPEG. Input and output
+    are clipped and rounded to uint8, as saved photos would be. Where the photo was scaled, a border of `scale` pixels
+    is not measured, as in the SRCNN paper; else no border is cut off.
     """
-    clean, degraded = degraded_luma(pixels, luma, degradation)
-    restored = restored_luma(degraded, model)
+    photo, spoilt = degraded_pair(pixels, luma, degradation)
+    clean, degraded = (LUMA[luma](each) for each in (photo, spoilt))
+    source = spoilt if model.config.channels == 3 else degraded
+    restored = LUMA[luma](restored_levels(source, model, _condition_of(degradation, spoilt.ndim == 2)))
     border = degradation.scale if degradation.scale > 1 else 0
     inner = tuple(slice(border, side - border) for side in clean.shape)
     before, after = (_measures(clean[inner], to_uint8(other)[inner], not border) for other in (degraded, restored))
     return Score(name, before[0], after[0], before[1], after[1], before[2], after[2])
 
 
-def restored_luma(degraded: np.ndarray, model: Network) -> np.ndarray:
-    """Levels 0..255 of luma (H, W), restored in float32, for published tables do not depend on the processor.
+def _condition_of(degradation: Degradation, grey: bool) -> np.ndarray | None:
+    quality = degradation.quality("0" * 64)
+    subsampled = degradation.jpeg_subsampling != "4:4:4"
+    return None if quality is None else condition_of_quality(quality, subsampled, grey)
+
+
+def restored_levels(degraded: np.ndarray, model: Network, condition: np.ndarray | None) -> np.ndarray:
+    """Levels 0..255, (H, W) or (H, W, 3), restored in float32, for published tables do not depend on the processor.
 
     uint8 -> uint8; float32, which goes into the network as it is -> float32, clipped but not rounded.
     """
     if degraded.dtype == np.uint8:
-        return restore_pixels(degraded, model, exact=True)
-    return 255 * restore_pixels(degraded / 255, model, exact=True)
+        return restore_pixels(degraded, model, exact=True, condition=condition)
+    return 255 * restore_pixels(degraded / 255, model, exact=True, condition=condition)
 
 
 def score_folder(

@@ -18,7 +18,7 @@ from srcnn.canvas import Canvas, canvas_of
 from srcnn.metadata import resized
 from srcnn.network import Network
 from srcnn.photo import MAX_MEGAPIXELS
-from srcnn.restore import check_channels, check_pixels, through_arrays
+from srcnn.restore import check_pixels, through_arrays
 
 SCALES = (2, 3, 4)
 SUPPORT = 2  # pixels of the source to each side that bicubic enlarging takes in
@@ -68,7 +68,7 @@ def upscale(
 def _upscale_array(
     pixels: np.ndarray, model: Network, scale: int, treatment: Treatment, on_progress: Progress | None
 ) -> np.ndarray:
-    check_pixels(pixels, model)
+    check_pixels(pixels)
     height, width = pixels.shape[:2]
     enlarged = np.empty((height * scale, width * scale, *pixels.shape[2:]), pixels.dtype)
     source = Pixels(height, width, pixels.__getitem__, enlarged.__setitem__, pixels.dtype)
@@ -89,7 +89,6 @@ def upscale_canvas(
         ValueError: it would have more megapixels than this program allows.
     """
     check_scale(scale)
-    check_channels(model, canvas.is_grey)
     height, width = (side * scale for side in canvas.size)
     if width * height > MAX_MEGAPIXELS * 1e6:
         raise ValueError(f"would become {width}x{height}, more than {MAX_MEGAPIXELS:.0f} megapixels; "

@@ -13,7 +13,7 @@ from srcnn.__main__ import main
 from srcnn.apply import run_network
 from srcnn.degrade import Degradation, bicubic_levels
 from srcnn.model import DEFAULT_WEIGHTS, SRCNN, WEIGHTS, ModelConfig, load_model, save_model
-from srcnn.score import degraded_luma, mean_score, score_folder, score_photo, to_json, to_markdown
+from srcnn.score import degraded_pair, mean_score, score_folder, score_photo, to_json, to_markdown
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_a_network_that_does_nothing_gains_nothing(identity):
 
 def test_limited_range_y_is_matlabs():
     photo = draw_photo(1, 40, 30)
-    clean, _ = degraded_luma(photo, "y", Degradation())
+    clean, _ = degraded_pair(photo, "y", Degradation())
     assert np.array_equal(clean, np.rint(rgb2ycbcr(photo)[..., 0]).astype(np.uint8))
     assert 16 <= clean.min() and clean.max() <= 235
 
@@ -75,7 +75,7 @@ def test_the_network_gets_unrounded_bicubic_and_the_border_is_not_measured(scale
     torch.manual_seed(0)
     model = SRCNN(ModelConfig(filters=(4, 4), residual=True)).eval()
     photo = draw_photo(3, 41, 59)
-    clean, degraded = degraded_luma(photo, luma, Degradation(jpeg_quality=[], scale=scale))
+    clean, degraded = degraded_pair(photo, luma, Degradation(jpeg_quality=[], scale=scale))
     assert degraded.dtype == np.float32 and np.any(degraded != np.rint(degraded))
     assert np.array_equal(degraded, bicubic_levels(clean, scale))
     with torch.inference_mode():

@@ -17,7 +17,7 @@ from srcnn.config import parse, plain, to_yaml
 from srcnn.degrade import Degradation, degrade
 from srcnn.doctor import DoctorConfig, doctor
 from srcnn.metrics import pixel_loss
-from srcnn.model import ModelConfig, load_model, save_model
+from srcnn.model import ModelConfig, load_model, prefers_bf16, save_model
 from srcnn.ranks import RankFailed
 from srcnn.reader import ShardReader
 from srcnn.restore import restore_pixels
@@ -110,10 +110,30 @@ def test_the_resolved_config_reads_back_the_same(tmp_path):
         (tmp_path / "config.yaml").write_text(to_yaml(config))
         assert parse(TrainConfig, "test", "", ["--config", str(tmp_path / "config.yaml")]) == config
     assert parse(TrainConfig, "test", "", ["--unet.widths", "[4,6]"]).network == UNetConfig((4, 6))
+    colour = ["--unet.channels", "3", "--unet.unshuffle", "2", "--unet.ycbcr", "true", "--unet.condition", "true"]
+    assert parse(TrainConfig, "test", "", ["--unet.widths", "[4,6]", *colour]).network == UNetConfig(
+        (4, 6), channels=3, unshuffle=2, ycbcr=True, condition=True)
+
+
+def test_more_tiles_of_a_u_net_go_through_a_cpu_at_once():
+    assert TrainConfig().tiles_at_once("cpu", 32) == 1
+    unet = TrainConfig(unet=UNetConfig((2,)))
+    assert [unet.tiles_at_once(*told) for told in (("cpu", 32), ("cpu", 3), ("cuda", 32))] == [8, 3, 32]
+    assert TrainConfig(unet=UNetConfig((2,)), micro_batch_size=4).tiles_at_once("cpu", 32) == 4
+
+
+@pytest.mark.parametrize("avx512_bf16,amx", [(False, False), (True, False), (True, True)])
+def test_on_a_cpu_a_u_net_takes_bfloat16_only_with_amx(monkeypatch, avx512_bf16, amx):
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    cpu = torch.device("cpu")
+    assert prefers_bf16(ModelConfig(), cpu) == avx512_bf16 and prefers_bf16(UNetConfig((4,)), cpu) == amx
 
 
 def test_an_unknown_key_of_the_network_names_the_nearest(capsys):
-    for wrong, right in (("--unet.width", "unet.widths"), ("--unet.blocks", "unet.num_blocks")):
+    for wrong, right in (("--unet.width", "unet.widths"), ("--unet.unshufle", "unet.unshuffle"),
+                         ("--unet.blocks", "unet.num_blocks")):
         with pytest.raises(SystemExit):
             parse(TrainConfig, "test", "", [wrong, "3"])
         assert f'did you mean "{right}"?' in capsys.readouterr().err

@@ -1,35 +1,53 @@
-"""The U-Net: its size, what a pixel depends on, its start, its weights on disk and in other programs, its tiles."""
+"""The U-Net: its size, what a pixel depends on, its start, its weights on disk and in other programs, its tiles; its
+colours and what it is told of a JPEG.
+"""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from small import random_photo
 from test_model import check_saved_folded
 from torch import nn
 
+from srcnn.benchmark import training_flop
 from srcnn.hub import from_pretrained
+from srcnn.jpeg_quality import CONDITION_SIZE, condition_of_quality
 from srcnn.model import SRCNN, initialize, load_model, make_network, save_model
 from srcnn.restore import restore_pixels
 from srcnn.unet import UNet, UNetConfig
+from srcnn.ycbcr import to_rgb, to_ycbcr
+
+COLOUR = {"channels": 3, "unshuffle": 2, "ycbcr": True}
+KINDS = [{}, {"channels": 3}, {"unshuffle": 2}, {"channels": 3, "unshuffle": 4}, COLOUR, COLOUR | {"condition": True}]
 
 
-def some_unet(widths=(4, 6, 8), num_blocks=1, channels=1, centred=False, loud=True):
+def some_unet(widths=(4, 6, 8), num_blocks=1, channels=1, centred=False, loud=True, **kind):
     """With `loud` its changes show, and every layer counts."""
-    model = UNet(UNetConfig(widths, num_blocks, channels), centred)
+    model = UNet(UNetConfig(widths, num_blocks, channels, **kind), centred)
     initialize(model, "kaiming", 0)
     if loud:
         nn.init.normal_(model.tail.weight, std=0.05, generator=torch.Generator().manual_seed(1))
+    if loud and model.conditioned:
+        nn.init.normal_(model.modulation[2].weight, std=0.2, generator=torch.Generator().manual_seed(2))
     return model.eval()
 
 
+def conditions(*qualities):
+    return torch.from_numpy(np.stack([condition_of_quality(quality) for quality in qualities]))
+
+
 @pytest.mark.parametrize("size", [(1, 1), (5, 9), (33, 47), (64, 64)])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_it_keeps_the_size_of_any_photo(size, channels):
-    degraded = torch.rand(2, channels, *size)
-    assert some_unet(channels=channels)(degraded).shape == degraded.shape
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_it_keeps_the_size_of_any_photo(size, kind):
+    model = some_unet(**kind)
+    degraded = torch.rand(2, model.config.channels, *size)
+    restored = model(degraded)
+    assert restored.shape == degraded.shape and (restored - degraded).abs().max() > 1e-3
 
 
 def test_its_parameters_by_hand():
@@ -42,9 +60,32 @@ def test_its_parameters_by_hand():
     assert sum(parameter.numel() for parameter in model.parameters()) == convolutions + between + ends == 8_166_145
 
 
-@pytest.mark.parametrize("widths,num_blocks", [((3,), 1), ((2, 3), 1), ((2, 3), 2), ((2, 2, 3), 1), ((1, 2, 2, 2), 1)])
-def test_an_output_pixel_sees_exactly_the_receptive_radius(widths, num_blocks):
-    model = UNet(UNetConfig(widths, num_blocks)).double()
+def test_the_network_of_the_budget_by_hand():
+    """Four scales from half the resolution down, luma and chroma; a multiplication with its addition counts as two."""
+    config = UNetConfig((24, 48, 96, 192), 2, **COLOUR, condition=True)
+    places = [1 / 4, 1 / 16, 1 / 64, 1 / 256]
+    convolutions = list(zip((4, 4, 4, 2), config.widths, places))  # blocks, width, places for each pixel
+    between = [(first, second, place / 4) for first, second, place in zip(config.widths, config.widths[1:], places)]
+    weights = sum(blocks * 2 * (9 * width**2 + width) for blocks, width, _ in convolutions)
+    weights += sum(2 * 4 * first * second + first + second for first, second, _ in between)
+    weights += 2 * 9 * 12 * 24 + 12 + 24
+    modulations = sum(2 * width * blocks for blocks, width, _ in convolutions)
+    weights += 64 * (CONDITION_SIZE + 1) + 65 * modulations
+    model = UNet(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) == weights
+    flop = sum(2 * blocks * 2 * 9 * width**2 * place for blocks, width, place in convolutions)
+    flop += sum(2 * 2 * 4 * first * second * place for first, second, place in between)
+    flop += 2 * 2 * 9 * 12 * 24 * places[0]
+    assert model.multiple == 16 and 75e3 < flop < 80e3
+    # Training: each layer thrice, but the first twice; the border of the first and the condition are a little more.
+    assert training_flop(config, 96) / 96**2 == pytest.approx(3 * flop - 2 * 9 * 12 * 24 * places[0], rel=0.01)
+
+
+@pytest.mark.parametrize("widths,num_blocks,unshuffle", [
+    ((3,), 1, 1), ((2, 3), 1, 1), ((2, 3), 2, 1), ((2, 2, 3), 1, 1), ((1, 2, 2, 2), 1, 1), ((3,), 1, 2), ((2, 3), 1, 2),
+    ((1, 2, 2), 1, 2), ((2, 3), 1, 4)])
+def test_an_output_pixel_sees_exactly_the_receptive_radius(widths, num_blocks, unshuffle):
+    model = UNet(UNetConfig(widths, num_blocks, unshuffle=unshuffle)).double()
     for parameter in model.parameters():  # no sum cancels, no ReLU cuts
         nn.init.constant_(parameter, 0.1)
     radius, multiple = model.receptive_radius, model.multiple
@@ -60,9 +101,10 @@ def test_an_output_pixel_sees_exactly_the_receptive_radius(widths, num_blocks):
     assert furthest == radius
 
 
-def test_it_starts_as_nearly_the_identity_and_its_last_layer_learns_first():
-    model = some_unet((8, 16, 32, 64), 2, centred=True, loud=False)
-    degraded = torch.rand(1, 1, 48, 40)
+@pytest.mark.parametrize("kind", [{}, COLOUR | {"condition": True}], ids=str)
+def test_it_starts_as_nearly_the_identity_and_its_last_layer_learns_first(kind):
+    model = some_unet((8, 16, 32, 64), 2, centred=True, loud=False, **kind)
+    degraded = torch.rand(1, model.config.channels, 48, 40)
     assert 1e-4 < (model(degraded) - degraded).abs().mean() < 0.02
     maps = []
     model.tail.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0]))
@@ -70,9 +112,76 @@ def test_it_starts_as_nearly_the_identity_and_its_last_layer_learns_first():
     assert 0.02 < maps[0].std() < 2  # what reaches it neither fades nor grows on the way
 
 
+@pytest.mark.parametrize("initialization", ["kaiming", "pytorch"])
+def test_a_conditioned_network_starts_as_the_plain_one(initialization):
+    """Layer by layer, with the same random numbers; and yet its condition learns at once."""
+    plain, conditioned = (UNet(UNetConfig((4, 6), 2, condition=condition)) for condition in (False, True))
+    for model in (plain, conditioned):
+        initialize(model, initialization, 5)
+    degraded = torch.rand(2, 1, 21, 13)
+    restored = conditioned(degraded, conditions(10, 90))
+    assert torch.equal(restored, plain(degraded))
+    restored.square().mean().backward()
+    assert conditioned.modulation[2].weight.grad.abs().max() > 0
+
+
+def test_ycbcr_is_that_of_pillow():
+    levels = random_photo(31, 43, 3)
+    rgb = torch.from_numpy(levels).permute(2, 0, 1)[None].double() / 255
+    expected = np.asarray(Image.fromarray(levels).convert("YCbCr"), float).transpose(2, 0, 1)
+    found = 255 * to_ycbcr(rgb)[0].numpy() + np.array([0, 128, 128])[:, None, None]
+    assert np.abs(found - expected).max() < 1.01  # libjpeg rounds
+    torch.testing.assert_close(to_rgb(to_ycbcr(rgb)), rgb, rtol=0, atol=1e-14)
+
+
+def test_with_ycbcr_it_is_the_same_network_between_two_conversions():
+    """Also under autocast, whose bfloat16 the conversions are kept out of."""
+    model = some_unet(**COLOUR)
+    inner = UNet(replace(model.config, ycbcr=False))
+    inner.load_state_dict(model.state_dict())
+    degraded = torch.rand(2, 3, 23, 37)
+    change = inner(to_ycbcr(degraded)) - to_ycbcr(degraded)
+    torch.testing.assert_close(model(degraded) - degraded, to_rgb(change), rtol=1e-4, atol=1e-5)
+    grey = torch.rand(1, 1, 19, 21).expand(-1, 3, -1, -1)
+    assert to_ycbcr(grey)[:, 1:].abs().max() < 1e-6
+    with torch.autocast("cpu", torch.bfloat16):
+        assert to_ycbcr(degraded).dtype == torch.float32
+
+
+def test_the_condition_changes_what_each_tile_becomes_and_none_means_unknown():
+    model = some_unet(**COLOUR, condition=True)
+    degraded = torch.rand(1, 3, 33, 18).expand(3, -1, -1, -1)
+    told = torch.cat([conditions(10, 90), torch.zeros(1, CONDITION_SIZE)])
+    restored = model(degraded, told)
+    assert (restored[0] - restored[1]).abs().max() > 0.01
+    for number in range(3):
+        torch.testing.assert_close(restored[number : number + 1], model(degraded[:1], told[number : number + 1]))
+    torch.testing.assert_close(restored[2:], model(degraded[:1]))
+    for plain in (some_unet(), SRCNN()):
+        assert not plain.conditioned and plain.with_condition(condition_of_quality(20)) is plain
+        assert torch.equal(plain(degraded[:1, :1], told[:1]), plain(degraded[:1, :1]))
+
+
+@pytest.mark.parametrize("condition", [None, condition_of_quality(10), condition_of_quality(95, subsampled=False)])
+@pytest.mark.parametrize("centred", [False, True])
+def test_a_condition_folds_into_the_weights(condition, centred):
+    model = some_unet((4, 6, 8), 2, centred=centred, **COLOUR, condition=True)
+    model.to(memory_format=torch.channels_last)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    folded = model.with_condition(condition)
+    assert folded.config == replace(model.config, condition=False) and not folded.conditioned and not folded.training
+    assert folded.head.weight.is_contiguous(memory_format=torch.channels_last)
+    degraded = torch.rand(2, 3, 45, 29)
+    told = None if condition is None else torch.from_numpy(condition).expand(2, -1)
+    torch.testing.assert_close(folded(degraded), model(degraded, told), rtol=1e-4, atol=1e-5)
+    nn.init.zeros_(folded.head.weight)  # its own
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_a_centred_network_is_saved_folded_and_gives_the_same_output(tmp_path, suffix):
-    model = some_unet(centred=True, channels=3)
+@pytest.mark.parametrize("kind", [{"channels": 3}, COLOUR | {"condition": True}, {"unshuffle": 4}], ids=str)
+def test_a_centred_network_is_saved_folded_and_gives_the_same_output(tmp_path, suffix, kind):
+    model = some_unet(centred=True, **kind)
     check_saved_folded(model, tmp_path / f"model{suffix}")
     with pytest.raises(ValueError, match="these weights are of ModelConfig"):
         model.load_folded(SRCNN())
@@ -104,6 +213,7 @@ SPOILED = {
     "shape": (lambda it: it | {"up.0.bias": torch.ones(7)}, "up.0.bias has shape .7,., expected .4,."),
     "head": (lambda it: it | {"head.weight": torch.ones(4)}, "are no convolutions"),
     "empty": (lambda it: it | {"head.weight": torch.ones(4, 0, 3, 3)}, "are no convolutions"),
+    "planes": (lambda it: it | {"head.weight": torch.ones(4, 12, 3, 3)}, "tail.bias has shape .1,., expected .12,."),
     "no blocks": (lambda it: {name: it[name] for name in it if not name.startswith("bottom")}, "at least 1"),
 }
 
@@ -123,6 +233,25 @@ def test_a_config_that_is_not_the_tensors_is_refused(tmp_path):
     told = {"widths": [4, 6, 9], "num_blocks": 1, "channels": 1}
     save_file(load_file(path), path, {"srcnn": json.dumps(told)})
     with pytest.raises(ValueError, match=r"its config is damaged: widths \[4, 6, 9\], its weights say \[4, 6, 8\]"):
+        load_model(path)
+
+
+def test_what_the_tensors_do_not_show_comes_from_the_file_and_is_checked(tmp_path):
+    """Twelve planes are RGB in squares of two pixels, unless they are told to be twelve channels."""
+    path = tmp_path / "model.safetensors"
+    for kind in ({"channels": 12}, {"channels": 4, "unshuffle": 2}, {"channels": 3, "unshuffle": 2}, COLOUR):
+        save_model(some_unet(**kind), path)
+        assert load_model(path).config == UNetConfig((4, 6, 8), 1, **kind)
+    state = load_file(path)
+    save_file(state, path)
+    assert load_model(path).config == UNetConfig((4, 6, 8), 1, channels=3, unshuffle=2)
+    for key, value in (("unshuffle", 1), ("channels", 12.0), ("ycbcr", 1), ("condition", True), ("channels", 5)):
+        save_file(state, path, {"srcnn": json.dumps(COLOUR | {"condition": False} | {key: value})})
+        with pytest.raises(ValueError, match=f"{path}: its config is damaged: {key}"):
+            load_model(path)
+    save_model(some_unet(unshuffle=2), path)
+    save_file(load_file(path), path, {"srcnn": json.dumps({"ycbcr": True})})
+    with pytest.raises(ValueError, match=f"{path}: .*unet.ycbcr: needs RGB"):
         load_model(path)
 
 
@@ -174,16 +303,20 @@ def test_a_config_makes_its_network():
     for wrong in ({"widths": (0,)}, {"widths": (1,) * 9}, {"widths": (2,), "num_blocks": 0}):
         with pytest.raises(ValueError, match="unet.widths"):
             UNetConfig(**wrong)
+    with pytest.raises(ValueError, match="unet.unshuffle 3"):
+        UNetConfig((2,), unshuffle=3)
+    with pytest.raises(ValueError, match="unet.ycbcr.* 1"):
+        UNetConfig((2,), ycbcr=True)
 
 
 @pytest.mark.slow
 def test_compiled_it_gives_the_same_output_and_gradients():
-    model = some_unet(centred=True).to(memory_format=torch.channels_last)
-    degraded = torch.rand(2, 1, 24, 32).to(memory_format=torch.channels_last)
+    model = some_unet(centred=True, **COLOUR, condition=True).to(memory_format=torch.channels_last)
+    degraded = torch.rand(2, 3, 24, 32).to(memory_format=torch.channels_last)
     results = []
     for network in (model, torch.compile(model, fullgraph=True)):
         model.zero_grad()
-        restored = network(degraded)
+        restored = network(degraded, conditions(15, 70))
         restored.square().mean().backward()
         results.append((restored.detach(), [parameter.grad.clone() for parameter in model.parameters()]))
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-6)

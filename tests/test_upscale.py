@@ -211,6 +211,6 @@ def test_what_cannot_be_enlarged_is_named(network):
         upscale(np.zeros((4, 4)), network, 2)
     with pytest.raises(ValueError, match=r"found uint8 \(4, 4, 4\)"):
         upscale(np.zeros((4, 4, 4), np.uint8), network, 2)
-    with pytest.raises(ValueError, match="this network restores RGB"):
-        upscale(np.zeros((4, 4), np.uint8), SRCNN(ModelConfig(filters=(1, 1), channels=3)), 2)
+    with pytest.raises(ValueError, match="this network restores 5 channels"):
+        upscale(np.zeros((4, 4), np.uint8), SRCNN(ModelConfig(filters=(1, 1), channels=5)), 2)
     assert weights_for_scale(3) == "srcnn-915-x3"
