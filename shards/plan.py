@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 from srcnn.degrade import Degradation
-from srcnn.members import TileEncoding
+from srcnn.members import MEMBERS, TileEncoding
 from srcnn.photo import MAX_MEGAPIXELS, Resize
 from srcnn.sample import SPLITS, Refused
 from srcnn.tiles import JPEG_BLOCK_PIXELS, grid
@@ -31,7 +31,7 @@ WHERE_AND_HOW = (
     "max_megapixels",
 )
 # Keys that came later, with the value that older shards have; at this value they are left out of what is noted.
-LATER_KEYS = {"decode": "exact"}
+LATER_KEYS = {"decode": "exact", "contents": "pairs"}
 MAX_JPEG_SIDE = 65500  # pixels; JPEG_MAX_DIMENSION of libjpeg
 
 
@@ -48,6 +48,8 @@ class ShardsConfig:
         resize: "1024x1024" (width x height), "long:1024" (long side), "x0.5" (factor) or "none".
         decode: "exact", or "reduced": a JPEG that is large enough is decoded at a half, a quarter or an eighth of its
             size before it is resized; twice as fast, its clean pictures some 45 dB from the exact ones.
+        contents: what training samples are: "pairs" of tiles, or "clean" tiles, to be degraded while training
+            (docs/degradations.md). Validation samples are pairs always.
         degradation: how the clean photo is spoiled.
         color: "luma" stores Pillow's L, "rgb" all three channels.
         tile_pixels: side of a tile; a multiple of 8, so that tiles lie on the JPEG block grid.
@@ -68,6 +70,7 @@ class ShardsConfig:
     folders: dict[str, str] = field(default_factory=dict)
     resize: str = "1024x1024"
     decode: Literal["exact", "reduced"] = "exact"
+    contents: Literal["pairs", "clean"] = "pairs"
     degradation: Degradation = field(default_factory=Degradation)
     color: Literal["luma", "rgb"] = "luma"
     tile_pixels: int = 128
@@ -83,6 +86,8 @@ class ShardsConfig:
     def __post_init__(self) -> None:
         if bool(self.photos) == bool(self.pairs):
             raise ValueError("give either photos (folder of clean photos) or pairs (folder of pair pictures)")
+        if self.pairs and self.contents == "clean":
+            raise ValueError("contents clean: is for photos; pairs are degraded already")
         if not JPEG_BLOCK_PIXELS <= self.tile_pixels <= MAX_TILE_SIDE or self.tile_pixels % JPEG_BLOCK_PIXELS:
             raise ValueError(f"tile_pixels {self.tile_pixels}: expected a multiple of {JPEG_BLOCK_PIXELS} up to "
                              f"{MAX_TILE_SIDE}")
@@ -100,6 +105,15 @@ class ShardsConfig:
         """(H, W) or (H, W, 3)."""
         side = (self.tile_pixels, self.tile_pixels)
         return side if self.color == "luma" else (*side, 3)
+
+    def members(self, split: str) -> tuple[str, ...]:
+        """Names after the key of the members of a split's samples."""
+        both = MEMBERS[self.encoding]
+        return both[:1] if self.is_clean_only(split) else both
+
+    def is_clean_only(self, split: str) -> bool:
+        """Whether a split's samples are clean tiles alone."""
+        return self.contents == "clean" and split == "train"
 
     def identity(self) -> dict[str, Any]:
         """The keys that decide what the pairs are; shards are kept and completed only where these are equal."""
@@ -199,7 +213,8 @@ def _fault_of_size(config: ShardsConfig, source: Source) -> str:
     width, height = config.clean_size(source.name, source.width, source.height)
     if not num_samples:
         return f"too small: {width}x{height} pixels after resizing, a tile has {config.tile_pixels}"
-    if config.degradation.quality_bounds() and max(width, height) > MAX_JPEG_SIDE:
+    is_saved = config.degradation.quality_bounds() and not config.is_clean_only(source.split)
+    if is_saved and max(width, height) > MAX_JPEG_SIDE:
         return f"{width}x{height} pixels after resizing: JPEG holds {MAX_JPEG_SIDE} at most"
     return ""
 
