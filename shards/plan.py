@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -15,7 +16,7 @@ from srcnn.degrade import Degradation
 from srcnn.members import MEMBERS, TileEncoding
 from srcnn.photo import MAX_MEGAPIXELS, Resize
 from srcnn.sample import SPLITS, Refused
-from srcnn.tiles import JPEG_BLOCK_PIXELS, grid
+from srcnn.tiles import JPEG_BLOCK_PIXELS, grid, starts_to_cover
 from srcnn.untrusted import MAX_TILE_SIDE
 
 # Keys that say where and how fast, not what: shards made with other values of these are the same shards.
@@ -49,7 +50,7 @@ class ShardsConfig:
         decode: "exact", or "reduced": a JPEG that is large enough is decoded at a half, a quarter or an eighth of its
             size before it is resized; twice as fast, its clean pictures some 45 dB from the exact ones.
         contents: what training samples are: "pairs" of tiles, or "clean" tiles, to be degraded while training
-            (docs/degradations.md). Validation samples are pairs always.
+            (docs/degradations.md), which overlap so that no edge is left out. Validation samples are pairs always.
         degradation: how the clean photo is spoiled.
         color: "luma" stores Pillow's L, "rgb" all three channels.
         tile_pixels: side of a tile; a multiple of 8, so that tiles lie on the JPEG block grid.
@@ -128,15 +129,17 @@ class ShardsConfig:
         matches = [folder for folder in self.folders if PurePosixPath(name).is_relative_to(folder)]
         return Resize.parse(self.folders[max(matches, key=len)] if matches else self.resize)
 
-    def num_samples(self, name: str, width: int, height: int) -> int:
-        """How many pairs a photo of this size (pixels, upright) will give."""
+    def num_samples(self, name: str, width: int, height: int, split: str = "") -> int:
+        """How many samples of this split a photo of this size (pixels, upright) will give."""
         if self.pairs:
             return int((width, height) == (2 * self.tile_pixels, self.tile_pixels))
-        rows, columns = grid(*self.clean_size(name, width, height)[::-1], self.tile_pixels)
-        return rows * columns
+        sides = self.clean_size(name, width, height)
+        if self.is_clean_only(split):
+            return math.prod(len(starts_to_cover(side, self.tile_pixels)) for side in sides)
+        return math.prod(grid(*sides[::-1], self.tile_pixels))
 
     def num_samples_of(self, source: Source) -> int:
-        return self.num_samples(source.name, source.width, source.height)
+        return self.num_samples(source.name, source.width, source.height, source.split)
 
     def clean_size(self, name: str, width: int, height: int) -> tuple[int, int]:
         """(width, height) after resizing and cutting to a multiple of the scale."""

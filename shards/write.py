@@ -201,7 +201,8 @@ def make_pairs(config: ShardsConfig, source: Source) -> Pairs | Refused:
         except PhotoRefused as error:
             return Refused(source.name, _reason(error, path), source.split)
     height, width = pictures[0].shape[:2]
-    cut = tuple(tiles.cut(picture, config.tile_pixels) for picture in pictures)
+    cut_photo = tiles.cut_to_cover if config.is_clean_only(source.split) else tiles.cut
+    cut = tuple(cut_photo(picture, config.tile_pixels) for picture in pictures)
     if len(cut[0]) != config.num_samples_of(source):
         return Refused(source.name, "changed while shards were made of it", source.split)
     mean_psnr = float(np.mean([psnr(*pair) for pair in zip(*cut, strict=True)])) if len(cut) == 2 else 0.0

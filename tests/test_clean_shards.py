@@ -11,7 +11,7 @@ import pytest
 import torch
 import webdataset
 from accelerate import Accelerator
-from conftest import contents, pairs_of, photos_of
+from conftest import contents, photos_of
 from PIL import Image
 from small import small_config, small_shards
 
@@ -31,6 +31,7 @@ from srcnn.reader import ShardReader
 from srcnn.run import check_samples
 from srcnn.sample import Manifest, ShardError
 from srcnn.stream import val_batches
+from srcnn.tiles import cut_to_cover, starts_to_cover
 from srcnn.training_pairs import DegradationConfig
 from srcnn.validate import conditions_for, validate
 from srcnn.verify import verify_shards
@@ -38,7 +39,7 @@ from srcnn.verify import verify_shards
 
 @pytest.fixture(scope="module", params=["npy", "png"])
 def both(request, tmp_path_factory):
-    """Shards of the same photos, as pairs and with clean training tiles."""
+    """Shards of the same photos, 167x101 pixels, as pairs and with clean training tiles: 6 and 12 a photo."""
     made = {"tile_pixels": 48, "color": "rgb", "samples_per_shard": 12, "encoding": request.param}
     folder = tmp_path_factory.mktemp(request.param)
     return small_shards(folder / "pairs", **made), small_shards(folder / "clean", **made, contents="clean")
@@ -53,21 +54,29 @@ def config_of(out, **changes):
                         **{"contents": "clean", "num_workers": 1} | known | changes)
 
 
-def test_clean_tiles_are_those_of_the_pairs_as_webdataset_reads_them(both):
-    pairs, clean = both
-    urls = sorted(map(str, (clean / "train").glob("*.tar")))
-    found = {sample.pop("__key__"): sample for sample in webdataset.WebDataset(urls, shardshuffle=False).decode()}
+def test_clean_tiles_cover_the_photos_as_webdataset_reads_them(both):
+    folder = both[1] / "train"
+    urls = sorted(map(str, folder.glob("*.tar")))
+    found = {sample.pop("__key__"): sample for sample in webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8")}
     names = {name for sample in found.values() for name in sample if not name.startswith("__")}
-    encoding = Manifest.read(clean / "train").encoding
-    assert names == {f"clean.{encoding}"} and len(urls) == 3
-    if encoding == "npy":
-        expected = pairs_of(pairs, "train")
-        assert all(np.array_equal(found[key]["clean.npy"], tile) for key, (tile, _) in expected.items())
-        assert found.keys() == expected.keys()
-    reader, other = ShardReader(clean / "train"), ShardReader(pairs / "train")
-    chosen = np.array([29, 0, 13, 12, 11])
+    assert names == {name := f"clean.{Manifest.read(folder).encoding}"} and len(urls) == 5
+    photos = [np.asarray(Image.open(path)) for path in sorted((both[1].parent / "photos").iterdir())]
+    expected = [photo[top : top + 48, left : left + 48] for photo in photos
+                for top in (0, 26, 53) for left in (0, 39, 79, 119)]
+    assert len(expected) == len(found) == 60
+    assert all(np.array_equal(found[f"{number:010d}"][name], tile) for number, tile in enumerate(expected))
+    reader, chosen = ShardReader(folder), np.array([59, 0, 13, 12, 11])
     tiles, same = reader.read(chosen)
-    assert tiles is same and np.array_equal(tiles, other.read(chosen)[0]) and reader.num_members == 1
+    assert tiles is same and np.array_equal(tiles, np.stack(expected)[chosen]) and reader.num_members == 1
+
+
+def test_tiles_that_cover_leave_nothing_out_and_are_as_few_as_can_be():
+    assert [starts_to_cover(length, 8) for length in (7, 8, 9, 16, 17)] == [[], [0], [0, 1], [0, 8], [0, 4, 9]]
+    for length in range(8, 100):
+        starts = starts_to_cover(length, 8)
+        assert starts[0] == 0 and starts[-1] == length - 8 and len(starts) == -(-length // 8)
+        assert max(np.diff(starts), default=0) <= 8
+    assert cut_to_cover(np.zeros((7, 20, 3), np.uint8), 8).shape == (0, 8, 8, 3)
 
 
 def test_the_validation_split_holds_the_same_pairs(both):
@@ -80,7 +89,7 @@ def test_the_validation_split_holds_the_same_pairs(both):
 def test_a_sample_has_half_the_bytes_and_its_row_tells_where_its_tile_lies(both):
     pairs, clean = (Manifest.read(out / "train") for out in both)
     assert clean.stride is None or clean.stride == pairs.stride / 2
-    assert clean.members == pairs.members[:1] and clean.degraded_psnr == 0 and clean.num_samples == pairs.num_samples
+    assert clean.members == pairs.members[:1] and clean.degraded_psnr == 0
     rows, keys = index_tar(both[1] / "train" / clean.shards[1].name, clean.members)
     assert np.array_equal(rows, ShardReader(both[1] / "train").rows.of_shard(1)) and keys[0] == "0000000012"
     assert not rows["degraded"].any() and not rows["degraded_bytes"].any() and rows["clean_bytes"].all()
@@ -97,7 +106,7 @@ def test_an_interrupted_making_goes_on_to_the_same_bytes(both, tmp_path):
     assert make_shards(config_of(out), show_progress=False).num_new_shards == 1 and contents(out) == before
     for path in (out / "train").iterdir():
         path.unlink()
-    assert make_shards(config_of(out, num_workers=2), show_progress=False).num_new_shards == 3
+    assert make_shards(config_of(out, num_workers=2), show_progress=False).num_new_shards == 5
     assert contents(out) == before
 
 
@@ -131,7 +140,7 @@ def test_what_was_made_is_told(both, capsys):
     manifests = {split: Manifest.read(both[1] / split) for split in ("train", "val")}
     assert report(config_of(both[1]), Summary(manifests, 0, 5)) == 0
     train, val = capsys.readouterr().out.splitlines()
-    assert "30 clean tiles of 5 photos" in train and "dB" not in train
+    assert "60 clean tiles of 5 photos" in train and "dB" not in train
     assert "18 pairs of 3 photos" in val and "dB" in val
 
 
@@ -148,7 +157,7 @@ def test_the_doctor_says_what_is_missing(both, tmp_path):
     assert len(problems) == 1 and "damages.jpeg" in problems[0] and "950" in problems[0]
     made["damages"]["jpeg"]["quality"] = [5, 95]
     problems, findings = told(degradation=DegradationConfig(**made))
-    assert not problems and any("30 clean tiles of 48x48x3" in finding.what for finding in findings)
+    assert not problems and any("60 clean tiles of 48x48x3" in finding.what for finding in findings)
 
 
 def test_validation_on_clean_tiles_is_refused(both, tmp_path):
