@@ -23,7 +23,7 @@ from small import small_shards
 from srcnn.reader import ShardReader
 from srcnn.sample import ShardError
 from srcnn.storage import AccessConfig, ReadFailed
-from srcnn.stream import Batch, StreamConfig, train_batches, val_batches
+from srcnn.stream import StreamConfig, train_batches, val_batches
 
 NUM_TRAIN, NUM_VAL, STRIDE = 75, 45, 4096  # what small_shards makes, 30 pairs a shard
 RUN, NUM_RUNS = 5, 15  # a run lies within a shard
@@ -40,7 +40,7 @@ def train(reader, config, num_epochs=1, batch_size=15, rank=0, num_ranks=1):
 
 def copied(batches):
     """Batches whose arrays nobody will use again."""
-    return (Batch(*(np.array(array) for array in batch)) for batch in batches)
+    return (batch.map(np.array) for batch in batches)
 
 
 def assert_same(batches, expected):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from small import small_shards
 
 from srcnn.order import KeptOrder, RunOrder, UniformOrder
-from srcnn.prefetch import ahead, read_ahead, with_room
+from srcnn.prefetch import Rooms, ahead, read_ahead, with_room
 from srcnn.reader import Pairs, ShardReader
 from srcnn.sample import ShardError
 from srcnn.stream import BATCHES_IN_USE, Picks, StreamConfig, picks, picks_in_turn, train_batches, val_batches
@@ -283,8 +283,9 @@ def test_reading_ahead_leads_by_so_many_positions_and_no_more():
 
 
 def test_rooms_are_used_in_turn_and_a_short_last_batch_gets_its_own():
-    parts = [Picks(np.arange(size), np.zeros(size, np.uint8), None, 0) for size in (4, 4, 4, 4, 4, 4, 3)]
-    rooms = [room for _, room in with_room(parts, (2, 2), 5)]
+    numbers = [np.arange(size) for size in (4, 4, 4, 4, 4, 4, 3)]
+    parts = [Picks(samples, np.zeros_like(samples), None, 0, samples) for samples in numbers]
+    rooms = [room for _, room in with_room(parts, Rooms((2, 2), 5))]
     assert [len(room.rows) for room in rooms] == [4] * 6 + [3]
     assert rooms[5] is rooms[0] and len({id(room) for room in rooms[:5]}) == 5
 

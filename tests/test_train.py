@@ -227,7 +227,7 @@ def test_both_tiles_of_a_pair_get_the_symmetry_of_their_position():
     tiles = np.random.default_rng(0).integers(0, 256, (64, 5, 5), np.uint8)
     symmetries = symmetries_at(3, np.arange(64))
     batch = Batch(tiles, 255 - tiles, np.arange(64), symmetries)
-    clean, degraded = as_floats(Batch(*map(torch.from_numpy, batch)), augment=True)
+    clean, degraded = as_floats(batch.map(torch.from_numpy), augment=True)
     torch.testing.assert_close(clean + degraded, torch.ones_like(clean))
     for tile, symmetry, out in zip(tiles, symmetries, clean, strict=True):
         expected = tile[:, ::-1] if symmetry & 1 else tile
