@@ -24,7 +24,7 @@ def numbers(text: str) -> list[int]:
 
 
 def _pattern(value: object) -> str:
-    if not isinstance(value, (int, float)):
+    if type(value) not in (int, float):
         return re.escape(str(value))
     digits = re.escape(str(value)) if isinstance(value, float) else f"(?:{value}|{value:,})"
     return rf"(?<![\w./-])(?<!\d,){digits}(?![\d_]|[.,]\d)"  # a path may hold the same digits
