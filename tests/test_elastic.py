@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from jobs import consumed, finish, start, state, succeed
+from messages import lines_with
 from servers import FaultyServer
 from small import small_shards
 
@@ -26,7 +27,7 @@ def test_a_read_that_fails_for_good_stops_all_ranks_after_the_same_step_and_the_
         server.fault = lambda path, start, stop, number: "404" if (start, path) == missing and stop else None
         status, output = finish(start(2, tmp_path, shards=server.url, run=str(run), **common))
         assert status != 0
-        assert f"{missing[1]}: bytes {missing[0]} to" in output and "is not there" in output
+        assert lines_with(output, missing[1], missing[0]), output
         assert consumed(run) == 60, "position 65 lies in the sixth batch of 12"
         server.clear()
         succeed(start(2, tmp_path, shards=server.url, run=str(run), **common))

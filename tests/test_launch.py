@@ -11,6 +11,7 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from jobs import start, succeed
+from messages import lines_with
 from PIL import Image
 from small import draw_photo, small_shards, write_photos
 
@@ -86,7 +87,7 @@ def test_the_benchmark_tells_where_a_step_goes_and_leaves_no_run(tmp_path, shard
     assert set(told["seconds_per_step"]) == phases and min(told["seconds_per_step"].values()) > 0
     assert told["ranks"] == num_processes and told["batch_size"] == 32 * num_processes
     assert 0 < told["share_of_peak"] < 1 and told["tiles_per_second"] > 0 and told["gradient_bytes"] == 4 * 793
-    assert "of it at" in done.stdout and "| forward |" in done.stdout
+    assert lines_with(done.stdout, told["batch_size"]) and "| forward |" in done.stdout
     assert json.loads(trace.read_text())["traceEvents"]
     assert not (tmp_path / "run").exists()
 
@@ -94,7 +95,7 @@ def test_the_benchmark_tells_where_a_step_goes_and_leaves_no_run(tmp_path, shard
 @pytest.mark.slow
 def test_wrong_keys_and_missing_shards_end_with_a_line_that_says_so(tmp_path, config):
     wrong = launch(1, "--config", config, "--batch_size_per_proces", 3)
-    assert wrong.returncode != 0 and 'did you mean "batch_size_per_process"' in wrong.stderr
+    assert wrong.returncode != 0 and "batch_size_per_process" in wrong.stderr
     missing = launch(1, "--config", config, "--shards", tmp_path / "none", "--run", tmp_path / "run")
     assert missing.returncode != 0 and "make shards" in missing.stderr
 
@@ -149,7 +150,7 @@ def test_a_tracker_that_fails_does_not_stop_the_training(tmp_path, shards, confi
                   environment={"WANDB_API_KEY": "no-such-key", "WANDB_MODE": "online",
                                "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_INIT_TIMEOUT": "5"})
     assert done.returncode == 0, done.stderr
-    assert "tracking with wandb stopped" in done.stderr
+    assert done.stderr.count(f"srcnn sync {tmp_path / 'run'}") == 1
     assert [point["samples"] for point in read_metrics(tmp_path / "run")] == [48, 96]
 
 

@@ -27,6 +27,7 @@ from jobs import (
     wait_for,
     wait_until,
 )
+from messages import lines_with, says
 from small import small_shards
 
 from srcnn.signals import INTERRUPTED, ONE_WARNING_SECONDS, STOPPED
@@ -75,6 +76,7 @@ def test_warned_it_stops_at_once_with_a_checkpoint_of_the_very_step(tmp_path, sh
     assert told == status, output
     psutil.wait_procs(ranks, timeout=60)
     assert not any(one.is_running() for one in ranks)
+    assert lines_with(output, "launch/train.py:", "checkpoint")
     stopped = consumed(run)
     assert stopped >= read_metrics(run)[-1]["samples"], "what was logged is in the checkpoint"
     if whom == "ranks":
@@ -130,7 +132,7 @@ def test_a_rank_that_is_killed_ends_the_others_and_the_launcher_starts_them_agai
     wait_for(process, run, 240)
     ranks_of(process)[1].kill()
     output = succeed(process)
-    assert "another rank is gone" in output or "stopped after a checkpoint" in output or "closing signal" in output
+    assert lines_with(output, "launch/train.py:", "checkpoint") or "closing signal" in output
     succeed(start(2, tmp_path, run=str(tmp_path / "whole"), **settings))
     assert_same_run(run, tmp_path / "whole")
 
@@ -143,7 +145,7 @@ def test_a_rank_that_hangs_ends_the_others_within_the_time_limit(tmp_path, shard
     wait_for(process, run, 240)
     ranks_of(process)[0].suspend()
     status, output = finish(process)
-    assert status == 1 and "another rank is gone or hangs" in output
+    assert status == 1 and lines_with(output, "launch/train.py:", "rank")
 
 
 @slow
@@ -153,7 +155,7 @@ def test_a_rank_that_never_meets_the_others_has_failed(tmp_path, shards):
              "MASTER_PORT": str(free_port()), "ACCELERATE_USE_CPU": "true"}
     status, output = finish(launched(0, tmp_path, run=str(tmp_path / "run"), shards=shards, environment=alone,
                                   **LONG | {"timeout_minutes": 0.05}))
-    assert status == 1 and "the ranks did not meet within 3 s" in output.splitlines()[-1], output
+    assert status == 1 and says(output.splitlines()[-1], 3, "timeout_minutes", f":{alone['MASTER_PORT']}"), output
 
 
 @slow

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from messages import facts
 from PIL import Image
 from skimage.color import rgb2ycbcr
 from small import draw_photo, identity_network
@@ -89,7 +90,7 @@ def test_the_network_gets_unrounded_bicubic_and_the_border_is_not_measured(scale
 def test_scaled_photos_too_small_to_measure_are_refused_by_size(identity):
     degradation = Degradation(jpeg_quality=[], scale=4)
     score_photo("photo", draw_photo(0, 23, 20), identity, "y", degradation)
-    with pytest.raises(ValueError, match="20x19 pixels: too small to be measured at scale 4"):
+    with pytest.raises(ValueError, match=facts("20x19", 4)):
         score_photo("photo", draw_photo(0, 19, 20), identity, "y", degradation)
 
 

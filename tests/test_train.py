@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from messages import facts, lines_with
 from small import small_config, small_shards
 
 from srcnn import checkpoint
@@ -104,7 +105,7 @@ def test_numbers_after_the_checkpoint_are_not_doubled_when_continuing(tmp_path, 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"model": ModelConfig(filters=(8, 5), residual=True)}])
 def test_a_run_does_not_continue_as_another(tmp_path, shards, change):
     train(small_config(tmp_path / "run", shards))
-    with pytest.raises(RankFailed, match=f"was begun with {next(iter(change))}"):
+    with pytest.raises(RankFailed, match=facts(next(iter(change)), "--run", "--fresh")):
         train(small_config(tmp_path / "run", shards, **change))
 
 
@@ -112,7 +113,7 @@ def test_a_run_does_not_continue_with_other_lanes(tmp_path, shards):
     stream = StreamConfig("runs", run_samples=1, num_lanes=2, window_samples=8, lead_samples=4)
     train(small_config(tmp_path / "run", shards, stream=stream))
     other = replace(stream, lanes="kept")
-    with pytest.raises(RankFailed, match="data.order runs of 1, 2 lanes, .* not runs of 1, 2 kept lanes, "):
+    with pytest.raises(RankFailed, match=facts("data.order", 1, 2, "kept", "--fresh")):
         train(small_config(tmp_path / "run", shards, stream=other))
 
 
@@ -121,7 +122,7 @@ def test_a_continued_run_takes_the_new_learning_rate_but_no_other_optimizer(tmp_
     train(small_config(tmp_path / "run", shards, optimizer=OptimizerConfig(lr=1e-5)))
     points = [point["learning_rate"] for point in read_metrics(tmp_path / "run") if "learning_rate" in point]
     assert points == pytest.approx([2e-3, 1e-5])
-    with pytest.raises(RankFailed, match="was begun with optimizer.name adam, not sgd"):
+    with pytest.raises(RankFailed, match=facts("optimizer.name", "adam", "sgd")):
         train(small_config(tmp_path / "run", shards, optimizer=OptimizerConfig(name="sgd", lr=1e-5)))
 
 
@@ -143,14 +144,14 @@ def test_a_best_checkpoint_that_is_damaged_is_told_and_replaced(tmp_path, shards
     (best / "model.safetensors").write_bytes(b"damaged")
     (run / "best").unlink()
     train(replace(config, total_samples=64))
-    assert f"{best}, the best so far: model.safetensors is damaged" in caplog.text
+    assert lines_with(caplog.text, best, "model.safetensors")
     load_model(run)
 
 
 def test_weights_of_another_network_are_refused_as_a_start(tmp_path, shards):
     train(small_config(tmp_path / "first", shards))
     for model in (ModelConfig(filters=(8, 4)), ModelConfig(filters=(8, 5), residual=True)):
-        with pytest.raises(ValueError, match="these weights are of ModelConfig.*residual=True"):
+        with pytest.raises(ValueError, match=facts("ModelConfig", "residual=True")):
             train(small_config(tmp_path / "second", shards, model=model, weights=str(tmp_path / "first")))
 
 
@@ -165,7 +166,7 @@ def test_png_and_rgb_shards_train_too(tmp_path, changes):
 def test_tiles_too_small_for_the_network_and_its_scores_are_named(tmp_path):
     shards = small_shards(tmp_path, tile_pixels=16)
     model = ModelConfig(kernels=(9, 5, 5), filters=(2, 2))
-    with pytest.raises(ValueError, match="tiles of 16 pixels.*need 17"):
+    with pytest.raises(ValueError, match=facts(16, 17)):
         train(small_config(tmp_path / "run", shards, model=model, loss_crop=True))
 
 
@@ -197,7 +198,7 @@ def test_overfitting_trains_and_validates_on_the_same_tiles(tmp_path, shards, ca
     values = train(config)
     assert values["val/gain"] > 1
     assert values["val/psnr"] == pytest.approx(read_metrics(tmp_path / "run")[-1]["train/psnr"], abs=0.1)
-    assert "the loop learns" in caplog.text
+    assert lines_with(caplog.text, 4, f"{values['val/gain']:.2f}")
 
 
 def test_starting_from_other_weights(tmp_path, shards):
@@ -208,7 +209,7 @@ def test_starting_from_other_weights(tmp_path, shards):
 
 
 def test_tiles_and_network_of_other_channels_are_refused(tmp_path, shards):
-    with pytest.raises(ValueError, match="tiles have 1 channels, model.channels is 3"):
+    with pytest.raises(ValueError, match=facts("model.channels", 1, 3)):
         train(small_config(tmp_path / "run", shards, model=ModelConfig(channels=3)))
 
 
@@ -216,7 +217,7 @@ def test_tiles_and_network_of_other_channels_are_refused(tmp_path, shards):
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, shards, log_every, validate_every):
     config = small_config(tmp_path / "run", shards, optimizer=OptimizerConfig(name="sgd", lr=1e30),
                           log_every_samples=log_every, validate_every_samples=validate_every)
-    with pytest.raises(FloatingPointError, match="lower optimizer.lr"):
+    with pytest.raises(FloatingPointError, match="optimizer.lr"):
         train(config)
     if folder := checkpoint.latest(tmp_path / "run"):
         state = checkpoint.load_training(folder)
