@@ -2,6 +2,7 @@
 
     photo -> resized      photo.py      file <-> array
       -> degraded         degrade.py    JPEG, bicubic
+                          damages.py    these and others by name, drawn at random
       -> tile pairs       tiles.py      cut, windows with a halo, join
       -> shards           members.py    tiles and pictures in a tar
                           sample.py     the contract of shards and manifest
@@ -12,6 +13,7 @@
                           reader.py     pairs by their numbers
       -> batches          order.py      which sample stands where
                           prefetch.py   reading ahead
+                          training_pairs.py  pairs made of clean tiles while training
                           stream.py     this rank's batches
                           resident.py   a whole split in memory
                           feed.py       ranks in step, to the device

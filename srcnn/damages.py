@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from srcnn import degrade
-from srcnn.jpeg_quality import condition_of_quality
+from srcnn.jpeg_quality import conditions_of_qualities
 
 MCU_PIXELS = 16  # what a 4:2:0 JPEG is coded in: four blocks of luma over one of each chroma
 
@@ -36,7 +36,13 @@ DAMAGES: dict[str, Damage] = {}
 def damage(function: Damage) -> Damage:
     """Decorator: makes a function known under its name. `function(pixels, generator, **settings)` draws all its random
     numbers from the generator, so that a sample is the same whenever and wherever it is made.
+
+    Raises:
+        ValueError: another file has one of this name.
     """
+    known = DAMAGES.get(function.__name__)
+    if known and known.__module__ != function.__module__:
+        raise ValueError(f"{function.__module__}: {known.__module__} has a damage named {function.__name__} already")
     DAMAGES[function.__name__] = function
     return function
 
@@ -44,7 +50,7 @@ def damage(function: Damage) -> Damage:
 @damage
 def clean(pixels: np.ndarray, _: np.random.Generator) -> Damaged:
     """None at all; a network is told that nothing was quantized."""
-    return Damaged(pixels, condition_of_quality(100, subsampled=False, grey=pixels.ndim == 2))
+    return Damaged(pixels, _condition(pixels, 100, "4:4:4"))
 
 
 @damage
@@ -92,7 +98,7 @@ def _draw_saving(generator: np.random.Generator, quality: Sequence[int], share_4
 
 
 def _condition(pixels: np.ndarray, quality: int, subsampling: str) -> np.ndarray:
-    return condition_of_quality(quality, subsampling != "4:4:4", grey=pixels.ndim == 2)
+    return conditions_of_qualities(subsampling != "4:4:4", grey=pixels.ndim == 2)[quality]
 
 
 @damage

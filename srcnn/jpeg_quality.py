@@ -76,9 +76,11 @@ def condition_of_quality(quality: int, subsampled: bool = True, grey: bool = Fal
 
 @cache
 def conditions_of_qualities(subsampled: bool = True, grey: bool = False) -> np.ndarray:
-    """(101, CONDITION_SIZE) float32: `condition_of_quality` of each quality 0..100; 0 means unknown."""
+    """(101, CONDITION_SIZE) float32, read-only: `condition_of_quality` of each quality 0..100; 0 means unknown."""
     known = [condition_of_quality(quality, subsampled, grey) for quality in range(1, 101)]
-    return np.stack([np.zeros(CONDITION_SIZE, np.float32), *known])
+    conditions = np.stack([np.zeros(CONDITION_SIZE, np.float32), *known])
+    conditions.flags.writeable = False
+    return conditions
 
 
 def condition_of_image(image: Image.Image) -> np.ndarray | None:

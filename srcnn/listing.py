@@ -90,6 +90,8 @@ def qualities_of_samples(storage: Folder | ObjectStore, manifest: Manifest) -> n
     Raises:
         ShardError: as `read_listing`, or a photo with another quality, or more samples, than can be.
     """
+    if manifest.is_clean_only:
+        return None
     starts, before = {}, 0
     for shard in manifest.shards:
         starts[shard.name] = before

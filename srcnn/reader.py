@@ -170,7 +170,8 @@ class ShardReader:
     def read(
         self, samples: np.ndarray, room: Pairs | None = None, crops: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Sample numbers (N,) -> (clean, degraded), uint8 (N, *tile_shape), in that order.
+        """Sample numbers (N,) -> (clean, degraded), uint8 (N, *tile_shape), in that order; of clean tiles alone these
+        twice.
 
         Args:
             room: what to fill and return; a new one where None.

@@ -258,6 +258,15 @@ def test_settings_that_cannot_be_are_named(settings, words):
     assert all(word in str(caught.value) for word in words)
 
 
+def test_a_name_is_not_taken_twice():
+    def jpeg(pixels, generator):
+        return Damaged(pixels)
+
+    with pytest.raises(ValueError, match="srcnn.damages.*jpeg"):
+        damage(jpeg)
+    assert DAMAGES["jpeg"] is damages.jpeg
+
+
 def test_a_damage_that_gives_something_else_is_refused(salt, monkeypatch):
     for give in (lambda pixels: pixels, lambda pixels: Damaged(pixels / 2), lambda pixels: Damaged(pixels[1:])):
         wrong = partial(lambda give, pixels, _: give(pixels), give)
