@@ -187,8 +187,9 @@ def test_a_centred_network_is_saved_folded_and_gives_the_same_output(tmp_path, s
         model.load_folded(SRCNN())
 
 
-def test_half_the_bytes_are_read_as_float32(tmp_path):
-    model = some_unet((8, 16))
+@pytest.mark.parametrize("kind", [{}, COLOUR | {"condition": True}], ids=str)
+def test_half_the_bytes_are_read_as_float32(tmp_path, kind):
+    model = some_unet((8, 16), **kind)
     for name, half in (("whole", False), ("half", True)):
         save_model(model, tmp_path / f"{name}.safetensors", half=half)
     sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in ("whole", "half")]
@@ -255,13 +256,20 @@ def test_what_the_tensors_do_not_show_comes_from_the_file_and_is_checked(tmp_pat
         load_model(path)
 
 
-def test_it_goes_through_a_folder_of_the_hub(tmp_path):
-    model = some_unet(channels=3)
+@pytest.mark.parametrize("kind", [{"channels": 3}, COLOUR | {"condition": True}], ids=str)
+def test_it_goes_through_a_folder_of_the_hub(tmp_path, kind):
+    model = some_unet(**kind)
     model.save_pretrained(tmp_path)
     found = from_pretrained(tmp_path)
     assert found.config == model.config and isinstance(UNet.from_pretrained(tmp_path), UNet)
-    card = (tmp_path / "README.md").read_text()
+    card, told = (tmp_path / "README.md").read_text(), json.loads((tmp_path / "config.json").read_text())
     assert "# U-Net 4-6-8" in card and "UNet.from_pretrained" in card and "RGB" in card and "DRUNet" not in card
+    assert ("YCbCr" in card) == ("1/2 of the resolution" in card) == ("quantization" in card) == model.conditioned
+    assert {key: told[key] for key in kind} == kind
+    (tmp_path / "config.json").write_text(json.dumps(told | {"condition": not model.conditioned}))
+    with pytest.raises(ValueError, match="config.json: damaged: condition"):
+        from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(told))
     with pytest.raises(ValueError, match="holds a UNet, not a SRCNN"):
         SRCNN.from_pretrained(tmp_path)
 
