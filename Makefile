@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+CHECKS := $(VENV)/.ready-checks
+# Without setuptools' boxed warning that an editable installation looks into this folder: it is meant to.
+INSTALL := PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip install --quiet --editable
 OUT ?= data/shards
 RUN ?= runs/srcnn
 CONFIG ?= configs/train.yaml
@@ -11,31 +14,46 @@ DEMO ?= demo/$(if $(PHOTOS),own,skylines)
 DEMO_PHOTOS := $(or $(PHOTOS),$(DEMO)/photos)
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: help setup lint types test shards train demo fuzz test-slurm bench bench-gpu bench-loading chaos clean
+.PHONY: help setup lint types test test-slow test-all shards train demo fuzz test-slurm bench bench-gpu bench-loading chaos clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY)  ## make the environment in .venv and install everything
+setup: $(READY)  ## make the environment in .venv and install what a user needs
 
+# An environment that is there, VENV=..., is used as it is: a torch and torchvision in it are kept.
 $(READY): setup.cfg pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version) if sys.version_info < (3, 10) else 0'
-	$(PYTHON) -m venv $(VENV) || (echo "no venv here; on Debian: apt-get install python3-venv" >&2; exit 1)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+	@$$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)) -c 'import sys; \
+	sys.exit("Python 3.10 or newer is needed, this is " + sys.version) if sys.version_info < (3, 10) else 0'
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) \
+	|| { echo "no venv here; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -m pip install --quiet --upgrade pip
 	@echo "installing PyTorch and the rest into $(VENV): gigabytes, some minutes"
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@$(INSTALL) .
 	@touch $@
 
-lint: $(READY)  ## flake8 and isort
-	$(BIN)/flake8
-	$(BIN)/isort --check-only --quiet .
+$(CHECKS): $(READY)
+	@echo "installing what tests and benchmarks need into $(VENV): a minute or two"
+	@$(INSTALL) '.[test]'
+	@touch $@
 
-types: $(READY)  ## mypy, strict
+lint: $(CHECKS)  ## ruff
+	$(BIN)/ruff check --quiet .
+
+types: $(CHECKS)  ## mypy, strict
 	$(BIN)/mypy
 
-test: lint types  ## every check: lint, types, tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+# One thread each: two workers whose OpenMP threads wait for each other's take ten times as long on a busy machine.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal
+
+test: lint types  ## lint, types and the default tests: at most 8 minutes on two cores
+	$(PYTEST) -m "not slow"
+
+test-slow: $(CHECKS)  ## the other tests, but Slurm's; property tests with more examples: 20 minutes
+	$(PYTEST) -m "slow or hypothesis" --hypothesis-profile long --ignore tests/test_slurm.py
+
+test-all: test test-slow  ## every test but Slurm's
 
 shards: $(READY)  ## photos -> shards: make shards PHOTOS=dir [OUT=data/shards] [ARGS='--key value']
 	@test -n "$(PHOTOS)" || (echo "say which photos: make shards PHOTOS=dir [OUT=$(OUT)]" >&2; exit 2)
@@ -60,27 +78,27 @@ demo: $(READY)  ## photos, shards, training, restored photo and report in a few 
 	@echo "  $(DEMO)/shards/train.png        what was trained on: clean left, degraded right"
 	@echo "  $(DEMO)/degraded, $(DEMO)/restored   a photo it never saw, as JPEG of quality 20 and restored"
 
-fuzz: $(READY)  ## the readers of foreign files, fuzzed for a minute each: make fuzz [ARGS='--seconds N --target NAME']
+fuzz: $(CHECKS)  ## the readers of foreign files, fuzzed for a minute each: make fuzz [ARGS='--seconds N --target NAME']
 	$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable '.[fuzz]' || true
 	$(BIN)/python tests/fuzzing.py $(ARGS)
 
-test-slurm: $(READY)  ## the jobs of launch/slurm under real Slurm daemons on this machine, some minutes: needs Debian and root
+test-slurm: $(CHECKS)  ## the jobs of launch/slurm under real Slurm daemons on this machine, some minutes: needs Debian and root
 	@PATH="$$PATH:/usr/sbin"; for tool in slurmctld slurmd munged nft ip; do command -v $$tool >/dev/null || absent=yes; done; \
 	test -z "$$absent" || .ci/install slurm-wlm munge nftables iproute2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_slurm.py -rs
 
-bench: $(READY)  ## training, shard making, restoring on this processor, an hour: make bench [PHOTOS=dir] [ARGS=--quick]
+bench: $(CHECKS)  ## training, shard making, restoring on this processor, an hour: make bench [PHOTOS=dir] [ARGS=--quick]
 	$(BIN)/python -m benchmarks.cpu $(if $(PHOTOS),--photos "$(PHOTOS)") $(ARGS)
 
-bench-gpu: $(READY)  ## training and restoring at the limit of a GPU, 9 minutes: make bench-gpu [PHOTOS=dir] [ARGS=--quick]
+bench-gpu: $(CHECKS)  ## training and restoring at the limit of a GPU, 9 minutes: make bench-gpu [PHOTOS=dir] [ARGS=--quick]
 	$(BIN)/python -m benchmarks.gpu $(if $(PHOTOS),--photos "$(PHOTOS)") $(ARGS)
 
-bench-loading: $(READY)  ## data loaders side by side, half an hour: make bench-loading [PHOTOS=dir] [ARGS=--quick]
+bench-loading: $(CHECKS)  ## data loaders side by side, half an hour: make bench-loading [PHOTOS=dir] [ARGS=--quick]
 	$(BIN)/python -m benchmarks.loading $(if $(PHOTOS),--photos "$(PHOTOS)") $(ARGS)
 
-chaos: $(READY)  ## a hundred random faults against real trainings, half an hour: make chaos [ARGS='--faults 100 --seed 1']
+chaos: $(CHECKS)  ## a hundred random faults against real trainings, half an hour: make chaos [ARGS='--faults 100 --seed 1']
 	$(BIN)/python -m benchmarks.chaos $(ARGS)
 
-clean:  ## remove what demo and tests made; .venv, data and runs stay
-	rm -rf demo build *.egg-info .pytest_cache .mypy_cache .hypothesis
+clean:  ## remove what tests and the demo with drawn photos made; .venv, data, runs and what was trained on own photos stay
+	rm -rf demo/skylines build *.egg-info .pytest_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

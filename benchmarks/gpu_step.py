@@ -208,7 +208,7 @@ def measure(part: Part) -> None:
     torch._dynamo.config.recompile_limit = 64  # all rungs are one function to it; beyond the limit it goes on eager
     race = Race(part)
     for size in sizes:
-        some = Batch(*(half[:size] for half in batch))
+        some = batch.map(lambda part: part[:size])
         race.enter(f"source's loop, batch {size}", lambda: gpu_source.loop(some, part.device), source=True)
         strict = partial(gpu_source.loop, tf32=False)
         race.enter(f"source's loop without TF32, batch {size}", lambda: strict(some, part.device), source=True)

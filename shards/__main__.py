@@ -46,10 +46,10 @@ def report(config: ShardsConfig, summary: Summary) -> int:
     manifests = summary.manifests.values()
     for manifest in manifests:
         assert manifest.photos
-        print(
-            f"{manifest.split}: {manifest.num_samples} pairs of {manifest.photos.num_photos} photos "
-            f"in {len(manifest.shards)} shards, degraded PSNR {manifest.degraded_psnr:.2f} dB"
-        )
+        kind = "clean tiles" if manifest.is_clean_only else "pairs"
+        told = f"{manifest.split}: {manifest.num_samples} {kind} of {manifest.photos.num_photos} photos"
+        damage = "" if manifest.is_clean_only else f", degraded PSNR {manifest.degraded_psnr:.2f} dB"
+        print(f"{told} in {len(manifest.shards)} shards{damage}")
         if not manifest.num_samples:
             cure = "give more photos, or a folder of its own with --val"
             print(f"warning: no {manifest.split} pairs; {cure}", file=sys.stderr)

@@ -21,7 +21,7 @@ from srcnn import files, sample
 from srcnn.config import plain
 from srcnn.index import INDEX, encode_index, index_entry, index_header, index_tar
 from srcnn.listing import PHOTOS, encode, read_listing, refused_in
-from srcnn.members import MEMBERS, npy_stride
+from srcnn.members import npy_stride
 from srcnn.rows import Rows
 from srcnn.sample import PLAN, SPLITS, IndexFile, Manifest, PhotoRecord, PhotosFile, Refused, Shard, ShardError
 from srcnn.storage import join, open_storage
@@ -172,8 +172,8 @@ def finish_split(config: ShardsConfig, split: str, tasks: list[ShardTask], refus
         split=split,
         tile_shape=config.tile_shape,
         encoding=config.encoding,
-        members=MEMBERS[config.encoding],
-        stride=npy_stride(config.tile_shape) if config.encoding == "npy" else None,
+        members=config.members(split),
+        stride=npy_stride(config.tile_shape, len(config.members(split))) if config.encoding == "npy" else None,
         config=plain(config.identity()),
         index=write_index(out, config, split, shards, there),
         shards=shards,
@@ -273,7 +273,7 @@ def write_index(
                     rows = before.of_shard(numbers[shard])
                 else:
                     with out.local_copy(f"{split}/{shard.name}") as path:
-                        rows = index_tar(path, MEMBERS[config.encoding])[0]
+                        rows = index_tar(path, config.members(split))[0]
                 file.write(rows.tobytes())
     return index_entry(sum(shard.num_samples for shard in shards))
 

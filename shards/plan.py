@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -12,10 +13,10 @@ from pathlib import PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 from srcnn.degrade import Degradation
-from srcnn.members import TileEncoding
+from srcnn.members import MEMBERS, TileEncoding
 from srcnn.photo import MAX_MEGAPIXELS, Resize
 from srcnn.sample import SPLITS, Refused
-from srcnn.tiles import JPEG_BLOCK_PIXELS, grid
+from srcnn.tiles import JPEG_BLOCK_PIXELS, grid, starts_to_cover
 from srcnn.untrusted import MAX_TILE_SIDE
 
 # Keys that say where and how fast, not what: shards made with other values of these are the same shards.
@@ -31,7 +32,7 @@ WHERE_AND_HOW = (
     "max_megapixels",
 )
 # Keys that came later, with the value that older shards have; at this value they are left out of what is noted.
-LATER_KEYS = {"decode": "exact"}
+LATER_KEYS = {"decode": "exact", "contents": "pairs"}
 MAX_JPEG_SIDE = 65500  # pixels; JPEG_MAX_DIMENSION of libjpeg
 
 
@@ -48,6 +49,8 @@ class ShardsConfig:
         resize: "1024x1024" (width x height), "long:1024" (long side), "x0.5" (factor) or "none".
         decode: "exact", or "reduced": a JPEG that is large enough is decoded at a half, a quarter or an eighth of its
             size before it is resized; twice as fast, its clean pictures some 45 dB from the exact ones.
+        contents: what training samples are: "pairs" of tiles, or "clean" tiles, to be degraded while training
+            (docs/degradations.md), which overlap so that no edge is left out. Validation samples are pairs always.
         degradation: how the clean photo is spoiled.
         color: "luma" stores Pillow's L, "rgb" all three channels.
         tile_pixels: side of a tile; a multiple of 8, so that tiles lie on the JPEG block grid.
@@ -68,6 +71,7 @@ class ShardsConfig:
     folders: dict[str, str] = field(default_factory=dict)
     resize: str = "1024x1024"
     decode: Literal["exact", "reduced"] = "exact"
+    contents: Literal["pairs", "clean"] = "pairs"
     degradation: Degradation = field(default_factory=Degradation)
     color: Literal["luma", "rgb"] = "luma"
     tile_pixels: int = 128
@@ -83,6 +87,8 @@ class ShardsConfig:
     def __post_init__(self) -> None:
         if bool(self.photos) == bool(self.pairs):
             raise ValueError("give either photos (folder of clean photos) or pairs (folder of pair pictures)")
+        if self.pairs and self.contents == "clean":
+            raise ValueError("contents clean: is for photos; pairs are degraded already")
         if not JPEG_BLOCK_PIXELS <= self.tile_pixels <= MAX_TILE_SIDE or self.tile_pixels % JPEG_BLOCK_PIXELS:
             raise ValueError(f"tile_pixels {self.tile_pixels}: expected a multiple of {JPEG_BLOCK_PIXELS} up to "
                              f"{MAX_TILE_SIDE}")
@@ -101,6 +107,15 @@ class ShardsConfig:
         side = (self.tile_pixels, self.tile_pixels)
         return side if self.color == "luma" else (*side, 3)
 
+    def members(self, split: str) -> tuple[str, ...]:
+        """Names after the key of the members of a split's samples."""
+        both = MEMBERS[self.encoding]
+        return both[:1] if self.is_clean_only(split) else both
+
+    def is_clean_only(self, split: str) -> bool:
+        """Whether a split's samples are clean tiles alone."""
+        return self.contents == "clean" and split == "train"
+
     def identity(self) -> dict[str, Any]:
         """The keys that decide what the pairs are; shards are kept and completed only where these are equal."""
         values = dataclasses.asdict(self)
@@ -114,15 +129,17 @@ class ShardsConfig:
         matches = [folder for folder in self.folders if PurePosixPath(name).is_relative_to(folder)]
         return Resize.parse(self.folders[max(matches, key=len)] if matches else self.resize)
 
-    def num_samples(self, name: str, width: int, height: int) -> int:
-        """How many pairs a photo of this size (pixels, upright) will give."""
+    def num_samples(self, name: str, width: int, height: int, split: str = "") -> int:
+        """How many samples of this split a photo of this size (pixels, upright) will give."""
         if self.pairs:
             return int((width, height) == (2 * self.tile_pixels, self.tile_pixels))
-        rows, columns = grid(*self.clean_size(name, width, height)[::-1], self.tile_pixels)
-        return rows * columns
+        sides = self.clean_size(name, width, height)
+        if self.is_clean_only(split):
+            return math.prod(len(starts_to_cover(side, self.tile_pixels)) for side in sides)
+        return math.prod(grid(*sides[::-1], self.tile_pixels))
 
     def num_samples_of(self, source: Source) -> int:
-        return self.num_samples(source.name, source.width, source.height)
+        return self.num_samples(source.name, source.width, source.height, source.split)
 
     def clean_size(self, name: str, width: int, height: int) -> tuple[int, int]:
         """(width, height) after resizing and cutting to a multiple of the scale."""
@@ -199,7 +216,8 @@ def _fault_of_size(config: ShardsConfig, source: Source) -> str:
     width, height = config.clean_size(source.name, source.width, source.height)
     if not num_samples:
         return f"too small: {width}x{height} pixels after resizing, a tile has {config.tile_pixels}"
-    if config.degradation.quality_bounds() and max(width, height) > MAX_JPEG_SIDE:
+    is_saved = config.degradation.quality_bounds() and not config.is_clean_only(source.split)
+    if is_saved and max(width, height) > MAX_JPEG_SIDE:
         return f"{width}x{height} pixels after resizing: JPEG holds {MAX_JPEG_SIDE} at most"
     return ""
 

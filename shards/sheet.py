@@ -1,4 +1,4 @@
-"""The contact sheet: random pairs of a split, clean left, degraded right, to see what is trained on."""
+"""The contact sheet: random samples of a split, clean left, degraded right, to see what is trained on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GAP_PIXELS = 8
 
 
 def write_sheet(out: Place, split: str, manifest: Manifest, num_pairs: int, seed: int = 0) -> None:
-    """Writes SPLIT.png beside a split's folder: `num_pairs` random pairs, the same ones every time.
+    """Writes SPLIT.png beside a split's folder: `num_pairs` random samples, the same ones every time.
 
     Nothing where the split is empty or no pairs are asked for.
     """
@@ -24,7 +24,8 @@ def write_sheet(out: Place, split: str, manifest: Manifest, num_pairs: int, seed
         return
     chosen = np.sort(np.random.default_rng(seed).choice(manifest.num_samples, num_pairs, replace=False))
     reader = ShardReader(join(out.location, split))
-    cells = [_pad(np.concatenate(pair, axis=1)) for pair in zip(*reader.read(chosen), strict=True)]
+    pictures = reader.read(chosen)[: len(manifest.members)]
+    cells = [_pad(np.concatenate(pair, axis=1)) for pair in zip(*pictures, strict=True)]
     cells += [np.full_like(cells[0], 255)] * (-num_pairs % COLUMNS)
     rows = [np.concatenate(cells[start : start + COLUMNS], axis=1) for start in range(0, len(cells), COLUMNS)]
     with out.create(sheet_name(split)) as file:

@@ -1,4 +1,4 @@
-"""A shard as it is written: members, their rows of the index, the hash of it all, in one pass over the pairs."""
+"""A shard as it is written: members, their rows of the index, the hash of it all, in one pass over the samples."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import IO
 
 import numpy as np
 
-from srcnn.index import ROW, hash_of
+from srcnn.index import ROW, hash_of, index_row
 from srcnn.members import BLOCK_BYTES, MEMBERS, TileEncoding, encode_tile, key
 
 CHECKSUM = slice(148, 156)  # of a header; itself counted as spaces
@@ -35,11 +35,11 @@ def _header(num_bytes: int) -> tuple[bytes, int]:
 
 
 class TarShard:
-    """Writes pairs to a file as a plain USTAR tar.
+    """Writes samples to a file as a plain USTAR tar.
 
     Attributes:
         num_bytes: written so far.
-        num_samples: pairs written so far.
+        num_samples: written so far.
     """
 
     def __init__(self, file: IO[bytes], encoding: TileEncoding) -> None:
@@ -53,14 +53,16 @@ class TarShard:
     def num_samples(self) -> int:
         return len(self._rows)
 
-    def add(self, sample: int, clean: np.ndarray, degraded: np.ndarray) -> None:
-        """Appends a pair; `sample` is its number in the split."""
-        contents = [encode_tile(tile, self._encoding) for tile in (clean, degraded)]
-        names = MEMBERS[self._encoding]
+    def add(self, sample: int, *tiles: np.ndarray) -> None:
+        """Appends a sample, the clean tile and the degraded one or the clean one alone; `sample` is its number in the
+        split.
+        """
+        contents = [encode_tile(tile, self._encoding) for tile in tiles]
+        names = MEMBERS[self._encoding][: len(tiles)]
         members = [encode_member(f"{key(sample)}.{name}", part) for name, part in zip(names, contents, strict=True)]
+        starts = [BLOCK_BYTES, len(members[0]) + BLOCK_BYTES]
         whole = b"".join(members)
-        places = (BLOCK_BYTES, len(contents[0]), len(members[0]) + BLOCK_BYTES, len(contents[1]))
-        self._rows.append((self.num_bytes, len(whole), *places, hash_of(whole)))
+        self._rows.append(index_row(self.num_bytes, len(whole), list(zip(starts, map(len, contents))), hash_of(whole)))
         self._write(whole)
 
     def finish(self) -> tuple[str, np.ndarray]:

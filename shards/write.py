@@ -167,8 +167,8 @@ def write_shard(config: ShardsConfig, task: ShardTask, made: Iterator[Pairs | Re
                 refused.append(replace(pairs, shard=task.name))
             else:
                 photos.append(pairs.record(source, task.name, tar.num_samples))
-                for number, (clean, degraded) in enumerate(zip(pairs.clean, pairs.degraded, strict=True), next_key):
-                    tar.add(number, clean, degraded)
+                for number, sample in enumerate(zip(*pairs.tiles, strict=True), next_key):
+                    tar.add(number, *sample)
             next_key += config.num_samples_of(source)
         sha256, rows = tar.finish()
         shard = Shard(task.name, tar.num_bytes, sha256, tar.num_samples, hash_of_rows(rows))
@@ -178,17 +178,18 @@ def write_shard(config: ShardsConfig, task: ShardTask, made: Iterator[Pairs | Re
 
 @dataclass(frozen=True)
 class Pairs:
-    """All tiles of a photo: `clean` and `degraded` uint8 (n, H, W) or (n, H, W, 3), cut from `width` x `height`."""
+    """All tiles of a photo, cut from `width` x `height`: the clean and the degraded ones, or the clean ones alone;
+    uint8 (n, H, W) or (n, H, W, 3).
+    """
 
-    clean: np.ndarray
-    degraded: np.ndarray
+    tiles: tuple[np.ndarray, ...]
     width: int
     height: int
     quality: int | None
     mean_psnr: float
 
     def record(self, source: Source, shard: str, first_sample: int) -> PhotoRecord:
-        place = (shard, first_sample, len(self.clean), round(self.mean_psnr, 4))
+        place = (shard, first_sample, len(self.tiles[0]), round(self.mean_psnr, 4))
         return PhotoRecord(source.name, source.sha256, self.width, self.height, self.quality, *place)
 
 
@@ -196,27 +197,32 @@ def make_pairs(config: ShardsConfig, source: Source) -> Pairs | Refused:
     """Decodes, resizes, degrades and cuts one photo."""
     with place(source.root).local_copy(source.name) as path:
         try:
-            clean, degraded, quality = read_pair(config, source, path)
+            pictures, quality = read_pictures(config, source, path)
         except PhotoRefused as error:
             return Refused(source.name, _reason(error, path), source.split)
-    height, width = clean.shape[:2]
-    clean, degraded = (tiles.cut(part, config.tile_pixels) for part in (clean, degraded))
-    if len(clean) != config.num_samples_of(source):
+    height, width = pictures[0].shape[:2]
+    cut_photo = tiles.cut_to_cover if config.is_clean_only(source.split) else tiles.cut
+    cut = tuple(cut_photo(picture, config.tile_pixels) for picture in pictures)
+    if len(cut[0]) != config.num_samples_of(source):
         return Refused(source.name, "changed while shards were made of it", source.split)
-    mean_psnr = float(np.mean([psnr(*pair) for pair in zip(clean, degraded, strict=True)]))
-    return Pairs(clean, degraded, width, height, quality, mean_psnr)
+    mean_psnr = float(np.mean([psnr(*pair) for pair in zip(*cut, strict=True)])) if len(cut) == 2 else 0.0
+    return Pairs(cut, width, height, quality, mean_psnr)
 
 
-def read_pair(config: ShardsConfig, source: Source, path: Path) -> tuple[np.ndarray, np.ndarray, int | None]:
-    """The clean photo and the degraded one, before they are cut, and the JPEG quality if there is one."""
+def read_pictures(config: ShardsConfig, source: Source, path: Path) -> tuple[tuple[np.ndarray, ...], int | None]:
+    """The clean photo and the degraded one, before they are cut, and the JPEG quality if there is one; the clean one
+    alone where the split's samples are.
+    """
     to_color = luma_l if config.color == "luma" else _rgb
     if config.pairs:
         pixels = to_color(over_white(read_photo(path, config.max_megapixels)))
-        return pixels[:, : config.tile_pixels], pixels[:, config.tile_pixels :], None
+        return (pixels[:, : config.tile_pixels], pixels[:, config.tile_pixels :]), None
     clean = read_clean(path, config.resize_rule(source.name), config.decode, config.max_megapixels)
     clean = crop_to_multiple(clean, config.degradation.scale)
+    if config.is_clean_only(source.split):
+        return (to_color(clean),), None
     quality = config.degradation.quality(source.sha256)
-    return to_color(clean), to_color(degrade(clean, config.degradation, quality)), quality
+    return (to_color(clean), to_color(degrade(clean, config.degradation, quality))), quality
 
 
 def _rgb(pixels: np.ndarray) -> np.ndarray:

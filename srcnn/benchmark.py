@@ -82,7 +82,7 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     finally:
         reader.close()
     results = about(config, run) | measured | {"seconds_per_step": phases, "memory_gib": memory_gib(accelerator.device)}
-    flop = training_flop(config.network, reader.manifest.tile_shape[0])
+    flop = training_flop(config.network, config.pair_shape(reader.tile_shape)[0])
     results["gflop_per_tile"] = flop / 1e9
     results["share_of_peak"] = flop * results["tiles_per_second_synthetic"] / 1e9 / results["peak_gflop_per_second"]
     if accelerator.is_main_process:
@@ -157,7 +157,7 @@ def alternate(
     again and again; the share of time that the stream is waited for; and what is measured between the rounds.
     """
     device = run.accelerator.device
-    same = Batch(*(part.clone() for part in next(stream)))
+    same = next(stream).map(torch.clone)
     found: dict[str, list[float]] = defaultdict(list)
     for batch in (same, next(stream), next(stream)):
         train_step(config, run, batch, meter)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from srcnn.metrics import LossName, pixel_loss, tile_psnr
+from srcnn.metrics import LossName, luma, pixel_loss, tile_psnr
 from srcnn.validate import crop
 
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
@@ -19,22 +19,34 @@ class Scored(nn.Module):
 
     (clean, degraded), float (N, C, H, W) in [0, 1] -> the losses of the tiles without `border` pixels on each side,
     summed, float32 (), to go back from; and float64 (4,), what a `Meter` sums: PSNR in, PSNR out (dB, of
-    pixels clipped to [0, 1]), that loss, 1, each over the tiles.
+    pixels clipped to [0, 1]), that loss, 1, each over the tiles. A conditioned network is given the conditions too,
+    float32 (N, CONDITION_SIZE).
+
+    Args:
+        luma_weight: that many times the loss of the luma is added to that of the pixels, of three channels.
     """
 
     def __init__(
-        self, network: nn.Module, border: int, loss: LossName = "mse", mode: CompileMode | None = None
+        self, network: nn.Module, border: int, loss: LossName = "mse", mode: CompileMode | None = None,
+        luma_weight: float = 0.0,
     ) -> None:
         super().__init__()
-        self.network, self.border, self.loss = network, border, loss
-        self.score = for_one_size(self._score, lambda clean, _: len(clean), mode) if mode else self._score
+        self.network, self.border, self.loss, self.luma_weight = network, border, loss, luma_weight
+        self.score = for_one_size(self._score, lambda clean, *_: len(clean), mode) if mode else self._score
 
-    def forward(self, clean: torch.Tensor, degraded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.score(clean, degraded)
+    def forward(self, clean: torch.Tensor, degraded: torch.Tensor, *conditions: torch.Tensor) -> tuple[
+        torch.Tensor, torch.Tensor
+    ]:
+        return self.score(clean, degraded, *conditions)
 
-    def _score(self, clean: torch.Tensor, degraded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        restored = self.network(degraded).float()
-        loss = pixel_loss(crop(restored - clean, self.border), self.loss) * len(clean)
+    def _score(self, clean: torch.Tensor, degraded: torch.Tensor, *conditions: torch.Tensor) -> tuple[
+        torch.Tensor, torch.Tensor
+    ]:
+        restored = self.network(degraded, *conditions).float()
+        difference = crop(restored - clean, self.border)
+        loss = pixel_loss(difference, self.loss) * len(clean)
+        if self.luma_weight:
+            loss = loss + self.luma_weight * pixel_loss(luma(difference), self.loss) * len(clean)
         with torch.no_grad():
             psnr_in, psnr_out = (tile_psnr(clean, other).sum() for other in (degraded, restored.clamp(0, 1)))
             return loss, torch.stack([psnr_in, psnr_out, loss.double(), torch.full_like(psnr_in, len(clean))])

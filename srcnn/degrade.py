@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,7 +60,7 @@ def jpeg(pixels: np.ndarray, quality: int, subsampling: str = "4:2:0", optimize:
     """Encodes uint8 pixels, (H, W) or (H, W, 3), with Pillow's JPEG and decodes them again; same shape."""
     options = {} if pixels.ndim == 2 else {"subsampling": subsampling}
     buffer = io.BytesIO()
-    with _encoder_buffer(3 * pixels.nbytes):
+    with _encoder_buffer(3 * pixels.nbytes) if optimize else nullcontext():
         Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, optimize=optimize, **options)
     with Image.open(buffer) as image:
         return np.asarray(image)
@@ -68,7 +68,10 @@ def jpeg(pixels: np.ndarray, quality: int, subsampling: str = "4:2:0", optimize:
 
 @contextmanager
 def _encoder_buffer(num_bytes: int) -> Iterator[None]:
-    """Optimising, libjpeg needs the whole file in one buffer; Pillow's guess is too small for noise."""
+    """Optimising, libjpeg needs the whole file in one buffer; Pillow's guess is too small for noise.
+
+    Not for several threads at once: the size is Pillow's own, for all of them.
+    """
     before = ImageFile.MAXBLOCK
     ImageFile.MAXBLOCK = max(before, num_bytes)
     try:

@@ -188,7 +188,7 @@ def check_memory(job: Job) -> Iterator[Finding]:
         try:
             device = job.device if stream.resident == "device" else torch.device("cpu")
             check_fits(reader, device, job.ranks_here)
-            yield ok(f"all {reader.num_samples:,} training pairs fit ({stream.resident})")
+            yield ok(f"all {reader.num_samples:,} training samples fit ({stream.resident})")
         except ValueError as error:
             yield problem(str(error))
         return
@@ -196,7 +196,7 @@ def check_memory(job: Job) -> Iterator[Finding]:
     num_pairs = size * (stream.prefetch_batches + BATCHES_IN_USE)
     if not isinstance(stream.order_of(job.config.seed, reader), UniformOrder):
         num_pairs += stream.window_samples + stream.lead_samples + size
-    pair_bytes = 2 * torch.Size(reader.tile_shape).numel()
+    pair_bytes = reader.num_members * torch.Size(reader.tile_shape).numel()
     needed, free = num_pairs * pair_bytes / job.machines, psutil.virtual_memory().available
     told = f"{needed / 1e9:.2f} GB of tiles in flight on a machine, {free / 1e9:.1f} GB free"
     if needed > LARGEST_SHARE * free:

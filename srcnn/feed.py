@@ -11,15 +11,16 @@ from srcnn.ranks import together
 from srcnn.reader import Allocate, ShardReader
 from srcnn.resident import ResidentReader, gathered, load_resident
 from srcnn.stream import Batch, StreamConfig, picks, train_batches
+from srcnn.training_pairs import PairMaker
 
 
 def feed(
     reader: ShardReader, config: StreamConfig, seed: int, start: int, stop: int, batch_size: int, rank: int,
-    num_ranks: int, device: torch.device, group: Any,
+    num_ranks: int, device: torch.device, group: Any, maker: PairMaker | None = None,
 ) -> Iterator[Batch]:
     """This rank's parts of the global batches, uint8 tensors on the device.
 
-    The tensors are valid until the next batch is asked for.
+    The tensors are valid until the next batch is asked for. Of clean tiles the `maker` makes pairs, on the host.
 
     Raises:
         RankFailed: on all ranks, at once: a resident set cannot be read or does not fit into the memory.
@@ -27,9 +28,10 @@ def feed(
     """
     if config.resident == "device":
         tiles = together(lambda: load_resident(reader, config, device), group)
-        return gathered(tiles, picks(config.order_of(seed, reader), start, stop, batch_size, rank, num_ranks))
+        parts = picks(config.order_of(seed, reader), start, stop, batch_size, rank, num_ranks)
+        return gathered(tiles, parts, reader.conditions)
     source = together(lambda: ResidentReader(reader, config), group) if config.resident == "host" else reader
-    batches = train_batches(source, config, seed, start, stop, batch_size, rank, num_ranks, allocator(device))
+    batches = train_batches(source, config, seed, start, stop, batch_size, rank, num_ranks, allocator(device), maker)
     return on_device(batches, device)
 
 
@@ -44,7 +46,7 @@ def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]
     """Batches of arrays -> of tensors on the device; a GPU copies the next one while it works on this one."""
     if device.type != "cuda":
         for batch in batches:
-            yield Batch(*(torch.from_numpy(array).to(device) for array in batch))
+            yield batch.map(lambda array: torch.from_numpy(array).to(device))
         return
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch gives it no types
     waiting: list[tuple[Batch, Any]] = []
@@ -52,7 +54,7 @@ def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]
     try:
         for batch in batches:
             with torch.cuda.stream(stream):
-                copy = Batch(*(torch.from_numpy(array).to(device, non_blocking=True) for array in batch))
+                copy = batch.map(lambda array: torch.from_numpy(array).to(device, non_blocking=True))
                 waiting.append((copy, stream.record_event()))
             if len(waiting) > 1:
                 yield _arrived(*waiting.pop(0))
@@ -67,6 +69,5 @@ def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]
 def _arrived(batch: Batch, copied: Any) -> Batch:
     """A batch that the copying stream has begun to bring, for use on the current one; its arrays are free then."""
     copied.synchronize()
-    for tensor in batch:
-        tensor.record_stream(torch.cuda.current_stream(tensor.device))
+    batch.map(lambda tensor: tensor.record_stream(torch.cuda.current_stream(tensor.device)))
     return batch

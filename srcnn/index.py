@@ -9,6 +9,7 @@ import hashlib
 import mmap
 import re
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ ROW = np.dtype(
         ("bytes", "<u4"),  # from there to the end of its last member's padding
         ("clean", "<u4"),  # contents, from `start` on
         ("clean_bytes", "<u4"),
-        ("degraded", "<u4"),
+        ("degraded", "<u4"),  # 0, like its length, where there is a clean one only
         ("degraded_bytes", "<u4"),
         ("hash", "<u8"),  # XXH3 of all its bytes, headers and padding too
     ]
@@ -46,8 +47,9 @@ def hash_of(*parts: Any) -> int:
     return digest.intdigest()
 
 
-def index_tar(path: Path, members: tuple[str, str]) -> tuple[np.ndarray, list[str]]:
-    """The rows and the keys of a shard's samples; `members` are the names after the key, clean and degraded.
+def index_tar(path: Path, members: tuple[str, ...]) -> tuple[np.ndarray, list[str]]:
+    """The rows and the keys of a shard's samples; `members` are the names after the key, clean and degraded,
+    or clean alone.
 
     Raises:
         ShardError: no plain and whole tar, half a pair, a key that comes twice; each of them is named.
@@ -58,7 +60,7 @@ def index_tar(path: Path, members: tuple[str, str]) -> tuple[np.ndarray, list[st
     return rows, keys
 
 
-def scan_tar(path: Path, members: tuple[str, str]) -> tuple[memoryview, np.ndarray, list[str], list[str]]:
+def scan_tar(path: Path, members: tuple[str, ...]) -> tuple[memoryview, np.ndarray, list[str], list[str]]:
     """A shard's content (mapped), the rows and the keys of its whole samples, and what is wrong with it or them."""
     rows, keys, seen = [], [], set()
     content, samples, problems = _samples(path)
@@ -73,10 +75,16 @@ def scan_tar(path: Path, members: tuple[str, str]) -> tuple[memoryview, np.ndarr
         else:
             start, stop = span.start, span.stop
             places = [(found[name][0].offset_data - start, found[name][0].size) for name in members]
-            rows.append((start, stop - start, *places[0], *places[1], hash_of(content[start:stop])))
+            rows.append(index_row(start, stop - start, places, hash_of(content[start:stop])))
             keys.append(key)
         seen.add(key)
     return content, np.array(rows, ROW), keys, [f"{path}: {problem}" for problem in problems]
+
+
+def index_row(start: int, num_bytes: int, places: Sequence[tuple[int, int]], hashed: int) -> tuple[int, ...]:
+    """A `ROW` of a sample; `places` are (where, length) of its members."""
+    clean, degraded = places[0], places[1] if len(places) > 1 else (0, 0)
+    return (start, num_bytes, *clean, *degraded, hashed)
 
 
 def _span(found: dict[str, list[tarfile.TarInfo]]) -> range:

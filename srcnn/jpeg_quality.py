@@ -5,6 +5,8 @@ Does not import torch.
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
@@ -70,6 +72,13 @@ def condition_of(luma: np.ndarray, chroma: np.ndarray | None, subsampled: bool) 
 def condition_of_quality(quality: int, subsampled: bool = True, grey: bool = False) -> np.ndarray:
     """`condition_of` libjpeg's own tables of a quality 1..100."""
     return condition_of(_TABLES[quality - 1], None if grey else _CHROMA_TABLES[quality - 1], subsampled and not grey)
+
+
+@cache
+def conditions_of_qualities(subsampled: bool = True, grey: bool = False) -> np.ndarray:
+    """(101, CONDITION_SIZE) float32: `condition_of_quality` of each quality 0..100; 0 means unknown."""
+    known = [condition_of_quality(quality, subsampled, grey) for quality in range(1, 101)]
+    return np.stack([np.zeros(CONDITION_SIZE, np.float32), *known])
 
 
 def condition_of_image(image: Image.Image) -> np.ndarray | None:

@@ -10,6 +10,8 @@ import hashlib
 import json
 from collections.abc import Iterator
 
+import numpy as np
+
 from srcnn.sample import Manifest, PhotoRecord, Refused, ShardError
 from srcnn.storage import Folder, ObjectStore
 from srcnn.untrusted import OutOfBounds, check_record
@@ -79,6 +81,26 @@ def refused_in(storage: Folder | ObjectStore, manifest: Manifest) -> Iterator[Re
     """Those that are not; without reading where there is none."""
     listed = read_listing(storage, manifest) if manifest.photos and manifest.photos.num_refused else iter(())
     return (entry for entry in listed if isinstance(entry, Refused))
+
+
+def qualities_of_samples(storage: Folder | ObjectStore, manifest: Manifest) -> np.ndarray | None:
+    """The JPEG quality that each sample's photo was saved with, uint8 (num_samples,), 0 where it was not; None where no
+    photo was, or none is listed.
+
+    Raises:
+        ShardError: as `read_listing`, or a photo with another quality, or more samples, than can be.
+    """
+    starts, before = {}, 0
+    for shard in manifest.shards:
+        starts[shard.name] = before
+        before += shard.num_samples
+    qualities = np.zeros(before, np.uint8)
+    for photo in photos_in(storage, manifest):
+        start = starts[photo.shard] + photo.first_sample
+        if not 1 <= (photo.quality or 1) <= 100 or start + photo.num_samples > before:
+            raise ShardError(f"{storage.location}: damaged: photo {photo.name!r:.99}, quality {photo.quality}")
+        qualities[start : start + photo.num_samples] = photo.quality or 0
+    return qualities if qualities.any() else None
 
 
 def _lines(storage: Folder | ObjectStore, name: str, num_bytes: int) -> Iterator[bytes]:

@@ -82,7 +82,7 @@ def npy_header_bytes(tile_shape: tuple[int, ...]) -> int:
     return len(_npy_header(tuple(tile_shape)))
 
 
-def npy_stride(tile_shape: tuple[int, ...]) -> int:
-    """Bytes from one npy sample to the next in a shard: (header + content padded to 512) twice."""
+def npy_stride(tile_shape: tuple[int, ...], num_members: int = 2) -> int:
+    """Bytes from one npy sample to the next in a shard: header + content padded to 512, for each member."""
     content = npy_header_bytes(tile_shape) + int(np.prod(tile_shape))
-    return 2 * (BLOCK_BYTES + -(-content // BLOCK_BYTES) * BLOCK_BYTES)
+    return num_members * (BLOCK_BYTES + -(-content // BLOCK_BYTES) * BLOCK_BYTES)

@@ -66,6 +66,11 @@ def tile_psnr(clean: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return (-10 * mean_square.log10()).clamp(max=IDENTICAL_PSNR)
 
 
+def luma(pixels: torch.Tensor) -> torch.Tensor:
+    """(N, 3, H, W) RGB -> (N, 1, H, W): Y of ITU-R BT.601, full range, which Pillow's "L" rounds. Linear."""
+    return 0.299 * pixels[:, :1] + 0.587 * pixels[:, 1:2] + 0.114 * pixels[:, 2:]
+
+
 def ssim(clean: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """(N, C, H, W) in [0, 1] -> (N,) mean SSIM; sides of at least 11 pixels.
 

@@ -17,7 +17,7 @@ import numpy as np
 ORDER_VERSION = 1  # part of the stream's state; another number means that positions meant other samples
 NUM_ROUNDS = 6
 _MASK_64 = (1 << 64) - 1
-_SAMPLES, _SYMMETRIES, _CROPS, _RUNS, _SHORT_RUN, _WINDOWS, _DEALT, _REST = range(8)  # what a key is for
+_SAMPLES, _SYMMETRIES, _CROPS, _RUNS, _SHORT_RUN, _WINDOWS, _DEALT, _REST, _DAMAGES = range(9)  # what a key is for
 
 
 def mix(values: np.ndarray) -> np.ndarray:
@@ -247,6 +247,14 @@ def crops_at(seed: int, positions: np.ndarray) -> np.ndarray:
     drawn = _draw(seed, _CROPS, positions)
     halves = np.stack([drawn >> np.uint64(32), drawn & np.uint64(0xFFFFFFFF)], -1)
     return halves / float(1 << 32)
+
+
+def generator_at(seed: int, position: int) -> np.random.Generator:
+    """Random numbers for the sample at this position: Philox, a generator that is keyed instead of seeded (Salmon et
+    al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011).
+    """
+    key = np.array([derive_key(seed, _DAMAGES), position], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key))
 
 
 def _draw(seed: int, purpose: int, positions: np.ndarray) -> np.ndarray:

@@ -61,17 +61,28 @@ def result_of(future: Future[ResultT]) -> ResultT:
     return future.result()
 
 
-def with_room(
-    parts: Iterable[PartT], tile_shape: tuple[int, ...], num_rooms: int, allocate: Allocate | None = None
-) -> Iterator[tuple[PartT, Pairs]]:
-    """Each part with room for its batch: the same `num_rooms` rooms in turn."""
-    rooms: list[Pairs] = []
-    for number, part in enumerate(parts):
-        size = len(part.samples)
-        if len(rooms) < num_rooms:
-            rooms.append(Pairs(size, tile_shape, allocate))
-        room = rooms[number % num_rooms]
-        yield part, room if len(room.rows) == size else Pairs(size, tile_shape)
+class Rooms:
+    """Room for one batch after the other: the same `num_rooms` rooms in turn."""
+
+    def __init__(
+        self, tile_shape: tuple[int, ...], num_rooms: int, allocate: Allocate | None = None, num_members: int = 2
+    ) -> None:
+        self._tile_shape, self._allocate, self._num_members = tile_shape, allocate, num_members
+        self._rooms: deque[Pairs] = deque(maxlen=num_rooms)
+
+    def take(self, size: int) -> Pairs:
+        """The next room, for a batch of this size."""
+        if len(self._rooms) < (self._rooms.maxlen or 0):
+            self._rooms.append(Pairs(size, self._tile_shape, self._allocate, self._num_members))
+        else:
+            self._rooms.rotate(-1)
+        room = self._rooms[-1]
+        return room if len(room.rows) == size else Pairs(size, self._tile_shape, num_members=self._num_members)
+
+
+def with_room(parts: Iterable[PartT], rooms: Rooms) -> Iterator[tuple[PartT, Pairs]]:
+    """Each part with room for its batch."""
+    return ((part, rooms.take(len(part.samples))) for part in parts)
 
 
 class Planned(NamedTuple):

@@ -2,7 +2,8 @@
 
 Shards of npy tiles in a folder are read by arithmetic: one call of the system puts both tiles of a pair straight into
 their rows of the batch. Everything else (object stores, png, foreign shards) is read as ranges of neighbouring samples
-with the help of the index, checked against its hashes, and unpacked.
+with the help of the index, checked against its hashes, and unpacked. Where shards hold clean tiles alone, these stand
+for the degraded ones too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import numpy as np
 
 from srcnn.cache import SparseCache
 from srcnn.index import hash_of, row_problem
+from srcnn.jpeg_quality import conditions_of_qualities
+from srcnn.listing import qualities_of_samples
 from srcnn.members import BLOCK_BYTES, decode_picture, decode_tile, npy_header_bytes
 from srcnn.rows import READ_ATTEMPTS, Rows
 from srcnn.sample import MANIFEST, Manifest, ShardError, check_shard_size
@@ -34,18 +37,20 @@ class Pairs:
     """Room for the pairs of a batch, to be filled again and again.
 
     Attributes:
-        clean, degraded: uint8 (N, H, W) or (N, H, W, 3).
-        rows: for each pair, its two tiles as writable arrays (n,).
+        clean, degraded: uint8 (N, H, W) or (N, H, W, 3); one and the same where `num_members` is 1.
+        rows: for each pair, its two tiles (or the one) as writable arrays (n,).
         views: the same as memoryviews, which are copied to without giving up Python's lock: for threads that do little
             else it costs more to get it back.
     """
 
-    def __init__(self, num_pairs: int, tile_shape: tuple[int, ...], allocate: Allocate | None = None) -> None:
+    def __init__(
+        self, num_pairs: int, tile_shape: tuple[int, ...], allocate: Allocate | None = None, num_members: int = 2
+    ) -> None:
         shape = (num_pairs, *tile_shape)
-        self.clean, self.degraded = (allocate(shape) if allocate else np.empty(shape, np.uint8) for _ in range(2))
-        tiles = zip(self.clean, self.degraded, strict=True)
-        self.rows = [(clean.reshape(-1), degraded.reshape(-1)) for clean, degraded in tiles]
-        self.views = [(memoryview(clean), memoryview(degraded)) for clean, degraded in self.rows]
+        members = [allocate(shape) if allocate else np.empty(shape, np.uint8) for _ in range(num_members)]
+        self.clean, self.degraded = members[0], members[-1]
+        self.rows = [tuple(tile.reshape(-1) for tile in tiles) for tiles in zip(*members, strict=True)]
+        self.views = [tuple(memoryview(tile) for tile in tiles) for tiles in self.rows]
 
 
 def read_manifest(storage: Folder | ObjectStore) -> Manifest:
@@ -63,6 +68,7 @@ class PairReader(Protocol):
     """What gives pairs by their numbers: `ShardReader`, or a copy of all its pairs in memory."""
 
     num_samples: int
+    num_members: int
     tile_shape: tuple[int, ...]
     is_local: bool
     in_memory: bool
@@ -73,6 +79,9 @@ class PairReader(Protocol):
     ) -> tuple[np.ndarray, np.ndarray]:
         """See `ShardReader.read`."""
 
+    def conditions(self, samples: np.ndarray) -> np.ndarray | None:
+        """See `ShardReader.conditions`."""
+
 
 class ShardReader:
     """The pairs of one split's folder or URL by their numbers; safe to use from several threads.
@@ -80,6 +89,7 @@ class ShardReader:
     Attributes:
         location: the folder or URL, without user, password and query; `is_local` tells which.
         num_samples: pairs, at most `max_samples` where that is given.
+        num_members: 2, or 1 where the samples are clean tiles alone.
         tile_shape: (H, W) or (H, W, 3).
 
     Raises:
@@ -98,7 +108,7 @@ class ShardReader:
         if isinstance(self.storage, Folder):
             for shard in self.manifest.shards:
                 check_shard_size(self.storage.path / shard.name, shard)
-        self.tile_shape = self.manifest.tile_shape
+        self.tile_shape, self.num_members = self.manifest.tile_shape, len(self.manifest.members)
         self.num_samples = self.manifest.num_samples
         if max_samples:
             self.num_samples = min(max_samples, self.num_samples)
@@ -109,6 +119,7 @@ class ShardReader:
         self._shard_starts = np.cumsum([0, *(shard.bytes for shard in self.manifest.shards)])
         self.is_local = isinstance(self.storage, Folder)
         self.needs_crops = self.manifest.encoding == "any"
+        self._qualities: np.ndarray | None = None
         self._rows: Rows | None = None
         self._rows_lock = threading.Lock()
         self._cache: SparseCache | None = None
@@ -116,10 +127,10 @@ class ShardReader:
             path = Path(access.cache, f"{self.manifest.hash()[:16]}.shards")
             self._cache = SparseCache(path, round(access.cache_gigabytes * 1e9))
         if self.manifest.stride is not None:
-            half = self.manifest.stride // 2
             start = BLOCK_BYTES + npy_header_bytes(self.tile_shape)
             tile_bytes = int(np.prod(self.tile_shape))
-            self._tile_spans = (slice(start, start + tile_bytes), slice(half + start, half + start + tile_bytes))
+            starts = range(start, self.manifest.stride, self.manifest.stride // self.num_members)
+            self._tile_spans = tuple(slice(first, first + tile_bytes) for first in starts)
         self._probe()
 
     @property
@@ -129,6 +140,20 @@ class ShardReader:
             with self._rows_lock:
                 self._rows = Rows(self.storage, self.manifest) if self._rows is None else self._rows
         return self._rows
+
+    def read_qualities(self) -> None:
+        """Reads how the samples' photos were saved, for `conditions`. Raises ShardError where the list is damaged."""
+        self._qualities = qualities_of_samples(self.storage, self.manifest)
+
+    def conditions(self, samples: np.ndarray) -> np.ndarray | None:
+        """What a conditioned network is told of these samples (N,): float32 (N, CONDITION_SIZE), the tables of their
+        JPEG quality (`jpeg_quality.condition_of`); None where that is not known, or `read_qualities` was not called.
+        """
+        if self._qualities is None:
+            return None
+        degradation = self.manifest.config.get("degradation")
+        subsampling = degradation.get("jpeg_subsampling") if isinstance(degradation, dict) else None
+        return conditions_of_qualities(subsampling != "4:4:4", len(self.tile_shape) == 2)[self._qualities[samples]]
 
     def row(self, sample: int) -> np.ndarray:
         """The row of the index of one sample, as a structured scalar."""
@@ -151,7 +176,7 @@ class ShardReader:
             room: what to fill and return; a new one where None.
             crops: (N, 2) in [0, 1), where to cut tiles out of larger pictures (rows, columns); None: the middle.
         """
-        room = room or Pairs(len(samples), self.tile_shape)
+        room = room or Pairs(len(samples), self.tile_shape, num_members=self.num_members)
         if self.is_local and self.manifest.stride is not None:
             self._gather(samples, room)
             return room.clean, room.degraded
@@ -230,19 +255,19 @@ class ShardReader:
     def unpack(self, sample: int, content: memoryview, room: Pairs, row: int, crop: np.ndarray | None = None) -> None:
         """A sample's bytes, as they came from `fetch`, into a row of a batch."""
         if self.manifest.stride is not None:
-            (clean_out, degraded_out), (clean_span, degraded_span) = room.views[row], self._tile_spans
-            clean_out[:] = content[clean_span]
-            degraded_out[:] = content[degraded_span]
+            for view, span in zip(room.views[row], self._tile_spans):
+                view[:] = content[span]
             return
         _, _, clean, clean_bytes, degraded, degraded_bytes, _ = self.row(sample).item()
-        members = content[clean : clean + clean_bytes], content[degraded : degraded + degraded_bytes]
+        places = [(clean, clean_bytes), (degraded, degraded_bytes)][: self.num_members]
+        members = [content[start : start + num_bytes] for start, num_bytes in places]
         try:
             if self.manifest.encoding == "any":
                 channels = 3 if len(self.tile_shape) == 3 else 1
                 pictures = self._cut([decode_picture(member, channels) for member in members], crop)
             else:
                 pictures = [decode_tile(member, self.manifest.encoding, self.tile_shape) for member in members]
-            room.clean[row], room.degraded[row] = pictures
+            room.clean[row], room.degraded[row] = pictures[0], pictures[-1]
         except (ValueError, OSError) as error:
             raise ShardError(f"{self.location}: pair {sample} of the split: {error}") from error
 

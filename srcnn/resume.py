@@ -23,7 +23,8 @@ from srcnn.run import Run, TrainConfig, due
 from srcnn.stream import StreamState
 
 FORMAT = 2  # of the training state
-MATTERS = ("model", "unet", "initialization", "centred", "weights", "seed", "overfit_tiles", "optimizer.name")
+MATTERS = ("model", "unet", "initialization", "centred", "weights", "seed", "overfit_tiles", "degradation",
+           "optimizer.name")
 IN_THE_STREAM = ("stream.", "shards", "run", "fresh")  # where the order and the data matter, the stream's state knows
 JOB = ".job"
 LOCK_SECONDS = 60.0  # a killed training needs some to go
@@ -137,8 +138,10 @@ def check_continues(config: TrainConfig, state: dict[str, Any], stream: StreamSt
     saved = flat(plain(asdict(TrainConfig()))) | saved  # settings that are newer than the run
     saved |= {f"data.{key}": value for key, value in state["stream"].items()}
     wanted |= {f"data.{key}": value for key, value in asdict(stream).items()}
+    # Settings of damages have names of their own: those that are gone count too.
+    gone = [key for key in saved if key.startswith("degradation.") and key not in wanted]
     notes = []
-    for key, value in wanted.items():
+    for key, value in (wanted | dict.fromkeys(gone)).items():
         if saved.get(key) == value or key in ("data.epoch", "data.consumed_samples"):
             continue
         if key.startswith(("data.", *MATTERS)):

@@ -35,8 +35,10 @@ from srcnn.products import keep_freed_memory
 from srcnn.queued import Queued
 from srcnn.ranks import process_group
 from srcnn.reader import ShardReader
+from srcnn.sample import Manifest
 from srcnn.storage import join
 from srcnn.stream import Batch, StreamConfig
+from srcnn.training_pairs import DegradationConfig
 from srcnn.unet import UNetConfig
 from srcnn.validate import as_floats
 
@@ -64,8 +66,10 @@ class TrainConfig:
         batch_size_per_process: tiles a rank contributes to each optimizer step, where batch_size is 0.
         micro_batch_size: tiles through the network at once; gradients accumulate over the batch. 0: by the device.
         augment: flips and 90-degree rotations, the same for both tiles of a pair.
+        degradation: how training pairs are made of shards whose training samples are clean tiles alone.
         loss: mean over the pixels of the squared difference, "mse", of the absolute one, "l1", or of one that is smooth
             at zero and else absolute, "charbonnier". The validation's is always "mse".
+        luma_weight: that many times the same loss of the luma is added to it, for networks of three channels.
         loss_crop: leave out of the loss the pixels that padding reaches (restoring with a halo never uses them).
         mixed_precision: "no", "bf16" or "fp16"; "auto": bf16 where the device is faster with it; null takes what
             `accelerate launch` was told.
@@ -104,7 +108,9 @@ class TrainConfig:
     batch_size_per_process: int = 32
     micro_batch_size: int = 0
     augment: bool = True
+    degradation: DegradationConfig = field(default_factory=DegradationConfig)
     loss: LossName = "mse"
+    luma_weight: float = 0.0
     loss_crop: bool = False
     mixed_precision: Literal["no", "bf16", "fp16", "auto"] | None = None
     compile: bool | CompileMode = False
@@ -132,7 +138,7 @@ class TrainConfig:
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} {getattr(self, key)}: expected at least 1")
         for key in ("batch_size", "micro_batch_size", "overfit_tiles", "num_pictures", "save_every_samples",
-                    "save_every_minutes", "max_skipped_steps"):
+                    "save_every_minutes", "max_skipped_steps", "luma_weight"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key} {getattr(self, key)}: cannot be negative")
         if self.timeout_minutes <= 0:
@@ -140,6 +146,26 @@ class TrainConfig:
         if self.unet.widths and (self.model != ModelConfig() or self.initialization == "paper"):
             raise ValueError("unet.widths: a U-Net has no use for the settings of model, nor for the paper's "
                              "initialization; leave them out, or unet")
+
+        if self.luma_weight and self.network.channels != 3:
+            raise ValueError(f"luma_weight {self.luma_weight}: the network has {self.network.channels} channels, not 3")
+        if self.degrades and self.overfit_tiles:
+            raise ValueError(f"overfit_tiles {self.overfit_tiles}: takes pairs of the shards; leave degradation out")
+        if self.degrades and self.stream.resident == "device":
+            raise ValueError("stream.resident device: pairs are made on the host (degradation): take host, or no")
+
+    @property
+    def degrades(self) -> bool:
+        """Whether pairs are made while training."""
+        return self.degradation.crop_pixels > 0
+
+    def pair_shape(self, tile_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of the training pairs, (H, W) or (H, W, 3), where the shards' tiles have `tile_shape`.
+
+        Raises:
+            ValueError: these are too small.
+        """
+        return self.degradation.pair_shape(tile_shape) if self.degrades else tile_shape
 
     @property
     def network(self) -> ModelConfig | UNetConfig:
@@ -205,6 +231,11 @@ class Run:
     writer: Writer | None = None
 
     @property
+    def is_conditioned(self) -> bool:
+        """Whether the network takes what is known of how its input was saved."""
+        return getattr(self.network, "conditioned", False)
+
+    @property
     def result(self) -> Network:
         """The weights that are validated and saved."""
         return self.average or self.network
@@ -244,10 +275,24 @@ def open_shards(config: TrainConfig) -> tuple[ShardReader, ShardReader]:
 
 
 def open_split(config: TrainConfig, split: str) -> ShardReader:
-    """A reader of one split, whose tiles fit the network."""
+    """A reader of one split, whose samples fit the training."""
     reader = ShardReader(join(config.shards, split), config.overfit_tiles, config.stream.access)
-    check_tiles(config, reader.tile_shape, reader.location)
+    check_samples(config, split, reader.manifest, reader.location)
     return reader
+
+
+def check_samples(config: TrainConfig, split: str, manifest: Manifest, location: str) -> None:
+    """Raises ValueError where the samples of a split are none for this training."""
+    is_degraded = config.degrades and split == "train"
+    if manifest.is_clean_only and not is_degraded:
+        cure = "set degradation.crop_pixels and degradation.damages" if split == "train" else "validation needs pairs"
+        raise ValueError(f"{location}: holds clean tiles alone: {cure} (docs/degradations.md)")
+    if is_degraded and not manifest.is_clean_only:
+        raise ValueError(f"{location}: holds pairs, degraded already: leave degradation out, or make the shards with "
+                         "contents clean (docs/degradations.md)")
+    if is_degraded:
+        config.degradation.check(manifest.tile_shape)
+    check_tiles(config, config.pair_shape(manifest.tile_shape) if is_degraded else manifest.tile_shape, location)
 
 
 def check_tiles(config: TrainConfig, tile_shape: tuple[int, ...], location: str) -> None:
@@ -279,7 +324,7 @@ def start_run(config: TrainConfig, accelerator: Accelerator) -> Run:
     if mode:  # without graphs: each part of a batch takes what this gives
         floats = for_one_size(as_floats, lambda batch, _: len(batch.clean), "default")
     border = network.receptive_radius if config.loss_crop else 0
-    model, optimizer = accelerator.prepare(Scored(network, border, config.loss, mode), optimizer)
+    model, optimizer = accelerator.prepare(Scored(network, border, config.loss, mode, config.luma_weight), optimizer)
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)
     timeout = timedelta(minutes=config.timeout_minutes)

@@ -1,7 +1,8 @@
 """The shard contract: what a shard is, and the manifest beside the shards.
 
 A shard is a plain USTAR tar any WebDataset reader opens: members `KEY.clean.npy` and `KEY.degraded.npy` (or
-`.png`), KEY ten digits; `srcnn.members` encodes and decodes them.
+`.png`), KEY ten digits; `srcnn.members` encodes and decodes them. Samples that are degraded while training have the
+clean member only.
 """
 
 from __future__ import annotations
@@ -108,17 +109,18 @@ class Manifest:
 
     Attributes:
         tile_shape: (H, W), or (H, W, 3) in RGB mode; pixels.
-        members: names after a sample's key, of the clean and of the degraded picture.
+        members: names after a sample's key, of the clean and of the degraded picture; or of the clean one alone.
         stride: bytes from sample to sample in every shard; None where samples vary in size.
         config: the settings that decide what the pairs are (resize, degradation, split, ...).
         photos: where the photos are listed; None for shards made elsewhere.
-        degraded_psnr: mean PSNR over all degraded tiles, dB: what a network has to beat; 0 where it is not known.
+        degraded_psnr: mean PSNR over all degraded tiles, dB: what a network has to beat; 0 where there are none or it
+            is not known.
     """
 
     split: str
     tile_shape: tuple[int, ...]
     encoding: Encoding
-    members: tuple[str, str]
+    members: tuple[str, ...]
     stride: int | None
     config: dict[str, Any]
     index: IndexFile
@@ -126,6 +128,11 @@ class Manifest:
     photos: PhotosFile | None
     degraded_psnr: float
     versions: dict[str, str]
+
+    @property
+    def is_clean_only(self) -> bool:
+        """Whether its samples are clean tiles, to be degraded while training."""
+        return len(self.members) == 1
 
     @property
     def num_samples(self) -> int:
@@ -228,10 +235,11 @@ def _check_layout(manifest: Manifest) -> None:
         raise OutOfBounds(f"tile_shape {str(shape)[:99]}: expected (H, W) or (H, W, 3), up to {MAX_TILE_SIDE}")
     if manifest.encoding not in ("npy", "png", "any"):
         raise OutOfBounds(f"encoding {manifest.encoding!r:.99}: expected npy, png or any")
-    stride = npy_stride(shape) if manifest.encoding == "npy" else None
+    stride = npy_stride(shape, len(members)) if manifest.encoding == "npy" else None
     if type(manifest.stride) is not type(stride) or manifest.stride != stride:
         raise OutOfBounds(f"stride {str(manifest.stride)[:99]} does not fit {manifest.encoding} tiles of shape {shape}")
-    if len(members) != 2 or not all(isinstance(part, str) for part in (*members, manifest.split)):
+    known = (2,) if manifest.encoding == "any" else (1, 2)
+    if len(members) not in known or not all(isinstance(part, str) for part in (*members, manifest.split)):
         raise OutOfBounds("damaged: split or members are no names")
     if type(manifest.degraded_psnr) not in (int, float) or not math.isfinite(manifest.degraded_psnr):
         raise OutOfBounds(f"damaged: degraded_psnr {str(manifest.degraded_psnr)[:99]}")
@@ -247,10 +255,10 @@ def _check_contents(manifest: Manifest) -> None:
         check_name(name)
     if len(names) != len(beside) + len(manifest.shards):
         raise OutOfBounds("damaged: a file name comes twice")
-    least = manifest.stride or 4 * BLOCK_BYTES
+    least = manifest.stride or 2 * len(manifest.members) * BLOCK_BYTES
     for shard in manifest.shards:
         if shard.num_samples * least > shard.bytes:
-            raise OutOfBounds(f"{shard.name}: {shard.num_samples} pairs do not fit into {shard.bytes} bytes")
+            raise OutOfBounds(f"{shard.name}: {shard.num_samples} samples do not fit into {shard.bytes} bytes")
     if sum(shard.bytes for shard in manifest.shards) >= MAX_COUNT:
         raise OutOfBounds("damaged: more bytes than there are")
 

@@ -18,7 +18,7 @@ from srcnn.files import TEMPORARY_PREFIX
 from srcnn.listing import photos_in, refused_in
 from srcnn.machine import Finding, counted, note, ok, problem
 from srcnn.reader import CURE, ShardReader, read_manifest
-from srcnn.run import TrainConfig, check_tiles, open_split
+from srcnn.run import TrainConfig, check_samples, open_split
 from srcnn.sample import MANIFEST, PLAN, Manifest, Shard, ShardError, check_shard_size
 from srcnn.storage import AccessConfig, Folder, ObjectStore, ReadFailed, is_url, join, open_storage
 from srcnn.verify import verify_shards
@@ -49,7 +49,7 @@ def look_at(config: TrainConfig, split: str, verify: bool) -> Split:
             problems = [problem(f"{file.name}: {file.problem}") for file in bar if file.problem]
         else:
             problems = [problem(text, "" if CURE in text else CURE) for text in _sizes(storage, manifest)]
-        check_tiles(config, manifest.tile_shape, storage.location)  # which `open_split` does last
+        check_samples(config, split, manifest, storage.location)  # which `open_split` does last
         return Split(manifest, open_split(config, split), problems)
     except (OSError, ValueError) as error:
         of_shards = isinstance(error, (ShardError, ReadFailed))
@@ -132,10 +132,13 @@ def _check_cache(access: AccessConfig, sizes: list[int], machines: int) -> Itera
 
 def _check_content(shards: str, name: str, manifest: Manifest, is_whole: bool) -> Iterator[Finding]:
     shape, num_shards = "x".join(map(str, manifest.tile_shape)), counted(len(manifest.shards), "shard")
-    told = f"{name}: {counted(manifest.num_samples, 'pair')} of {shape} pixels in {num_shards}"
+    kind = "clean tile" if manifest.is_clean_only else "pair"
+    told = f"{name}: {counted(manifest.num_samples, kind)} of {shape} pixels in {num_shards}"
     if manifest.photos:
+        told += f", of {counted(manifest.photos.num_photos, 'photo')}"
+    if manifest.photos and not manifest.is_clean_only:
         psnr = manifest.degraded_psnr
-        told += f", of {counted(manifest.photos.num_photos, 'photo')}; degraded to {psnr:.2f} dB"
+        told += f"; degraded to {psnr:.2f} dB"
         if not PLAUSIBLE_PSNR[0] < psnr < PLAUSIBLE_PSNR[1]:
             yield note(f"{name}: degraded tiles have {psnr:.2f} dB", f"are they what you want? {shards}/{name}.png")
     if is_whole:

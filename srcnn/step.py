@@ -14,6 +14,7 @@ from srcnn.ranks import RankFailed, raise_together
 from srcnn.run import Run, TrainConfig
 from srcnn.signals import Stopped
 from srcnn.stream import Batch
+from srcnn.validate import conditions_for
 
 
 def train_step(
@@ -39,17 +40,18 @@ def train_step(
     batch_size = config.global_batch_size(accelerator.num_processes)
     # Gradients are averaged over the ranks, whose parts may be unequal.
     weight = math.nan if trouble else accelerator.num_processes / batch_size
+    arrays = [clean, degraded, *conditions_for(run.network, batch)]
     at_once = config.tiles_at_once(accelerator.device.type, len(clean))
     sums = torch.zeros_like(meter.sums)
     # Gradients keep their memory: what a CUDA graph gave as one would be overwritten by the next part of the batch.
     run.optimizer.zero_grad(set_to_none=False)
 
-    def accumulate(clean: torch.Tensor, degraded: torch.Tensor) -> None:
-        loss, scores = run.model(clean, degraded)
+    def accumulate(*arrays: torch.Tensor) -> None:
+        loss, scores = run.model(*arrays)
         accelerator.backward(loss * (weight + 0 * loss.detach()))  # NaN where the loss is not finite
         sums.add_(scores)
 
-    *first, last = zip(torch.split(clean, at_once), torch.split(degraded, at_once), strict=True)
+    *first, last = zip(*(torch.split(array, at_once) for array in arrays), strict=True)
     with accelerator.no_sync(run.model):  # the gradients travel once
         for chunk in first:
             accumulate(*chunk)

@@ -1,11 +1,13 @@
-"""Shards -> this rank's batches: which samples (`picks`), their pixels (`prefetch`, `reader`), on what terms.
+"""Shards -> this rank's batches: which samples (`picks`), their pixels (`prefetch`, `reader`), on what terms; and where
+shards hold clean tiles alone, pairs made of them (`training_pairs`).
 
 Every stage takes an iterator and gives one, and can be tried alone with a list.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -21,9 +23,10 @@ from srcnn.order import (
     part_of_batch,
     symmetries_at,
 )
-from srcnn.prefetch import Fetcher, ahead, read_ahead, result_of, with_room
+from srcnn.prefetch import Fetcher, Rooms, ahead, read_ahead, result_of, with_room
 from srcnn.reader import Allocate, PairReader, Pairs, ShardReader
 from srcnn.storage import AccessConfig
+from srcnn.training_pairs import PairMaker
 
 RUNS_IN_A_LANE = 32  # at least: a run at the border of two lanes is read twice
 POSITIONS_AT_ONCE = 8192  # for which samples are computed together: a call of NumPy costs as much as hundreds of them
@@ -37,12 +40,19 @@ class Batch(NamedTuple):
         clean, degraded: uint8, (N, H, W) or (N, H, W, 3).
         samples: (N,) int64, the numbers of the pairs in their split.
         symmetries: (N,) uint8, 0..7, what `augment` is to do with each pair.
+        conditions: float32 (N, CONDITION_SIZE), what a conditioned network is told of each
+            (`jpeg_quality.condition_of`); None where nothing is known.
     """
 
     clean: Any
     degraded: Any
     samples: Any
     symmetries: Any
+    conditions: Any = None
+
+    def map(self, function: Callable[[Any], Any]) -> Batch:
+        """The same with `function(array)` in place of each array that is there."""
+        return Batch(*(None if array is None else function(array) for array in self))
 
 
 @dataclass(frozen=True)
@@ -108,12 +118,15 @@ class StreamConfig:
 
 
 class Picks(NamedTuple):
-    """What a batch is to hold: (N,) samples and symmetries, (N, 2) crops or None, and how far the stream is then."""
+    """What a batch is to hold: (N,) samples and symmetries, (N, 2) crops or None, how far the stream is then, and where
+    in it each of the samples stands, (N,).
+    """
 
     samples: np.ndarray
     symmetries: np.ndarray
     crops: np.ndarray | None
     position: int
+    positions: np.ndarray
 
 
 def picks(
@@ -136,12 +149,12 @@ def picks(
         steps = starts[first : first + steps_at_once]
         parts = [part_of_batch(step, batch_size, rank, num_ranks, order.num_lanes) for step in steps]
         positions = np.concatenate(parts)
-        chosen = [order.samples_at(positions), symmetries_at(order.seed, positions)]
+        chosen = [order.samples_at(positions), symmetries_at(order.seed, positions), positions]
         if with_crops:
             chosen.append(crops_at(order.seed, positions))
         by_step = zip(*(np.split(array, len(steps)) for array in chosen), strict=True)
-        for step, (samples, symmetries, *crops) in zip(steps, by_step, strict=True):
-            yield Picks(samples, symmetries, crops[0] if crops else None, step + batch_size)
+        for step, (samples, symmetries, positions, *crops) in zip(steps, by_step, strict=True):
+            yield Picks(samples, symmetries, crops[0] if crops else None, step + batch_size, positions)
 
 
 def picks_in_turn(num_samples: int, batch_size: int, rank: int = 0, num_ranks: int = 1) -> Iterator[Picks]:
@@ -149,7 +162,7 @@ def picks_in_turn(num_samples: int, batch_size: int, rank: int = 0, num_ranks: i
     first, last = (num_samples * part // num_ranks for part in (rank, rank + 1))
     for start in range(first, last, batch_size):
         samples = np.arange(start, min(last, start + batch_size))
-        yield Picks(samples, np.zeros(len(samples), np.uint8), None, int(samples[-1]) + 1)
+        yield Picks(samples, np.zeros(len(samples), np.uint8), None, int(samples[-1]) + 1, samples)
 
 
 def train_batches(
@@ -162,11 +175,12 @@ def train_batches(
     rank: int = 0,
     num_ranks: int = 1,
     allocate: Allocate | None = None,
+    maker: PairMaker | None = None,
 ) -> Iterator[Batch]:
     """This rank's part of the global batches, see `picks`, read ahead by threads.
 
     The arrays are used again: a batch is valid until three more have been asked for. `allocate` makes them (uint8 of a
-    shape; pinned memory for a GPU).
+    shape; pinned memory for a GPU). Of clean tiles the `maker` makes pairs, in threads too.
 
     Raises (where the batch in question is due):
         ReadFailed, ShardError: samples that cannot be read, or are not what the manifest says.
@@ -174,9 +188,13 @@ def train_batches(
     order = config.order_of(seed, reader)
     parts = picks(order, start, stop, batch_size, rank, num_ranks, with_crops=reader.needs_crops)
     if reader.in_memory or reader.is_local and isinstance(order, UniformOrder):
-        return _filled(reader, parts, config.num_threads, config.prefetch_batches, allocate)
+        return _filled(reader, parts, config.num_threads, config.prefetch_batches, allocate, maker)
     assert isinstance(reader, ShardReader)
-    return _filled_from_runs(reader, parts, batch_size, order, config, allocate)
+    if maker is None:
+        filled = _filled_from_runs(reader, parts, batch_size, order, config, allocate, BATCHES_IN_USE)
+        return (_batch(reader, part, room) for part, room in filled)
+    filled = _filled_from_runs(reader, parts, batch_size, order, config, None, config.prefetch_batches)
+    return _made_ahead(filled, maker, config.num_threads, config.prefetch_batches, allocate)
 
 
 def val_batches(
@@ -188,31 +206,60 @@ def val_batches(
 
 
 def _filled(
-    reader: PairReader, parts: Iterator[Picks], num_threads: int, depth: int, allocate: Allocate | None
+    reader: PairReader, parts: Iterator[Picks], num_threads: int, depth: int, allocate: Allocate | None,
+    maker: PairMaker | None = None,
 ) -> Iterator[Batch]:
     """Batches by random access, several filled at a time."""
 
     def fill(part: Picks, room: Pairs) -> Batch:
-        clean, degraded = reader.read(part.samples, room, part.crops)
-        return Batch(clean, degraded, part.samples, part.symmetries)
+        if maker is not None:
+            return _made(maker, reader.read(part.samples)[0], part, room)
+        reader.read(part.samples, room, part.crops)
+        return _batch(reader, part, room)
 
-    return ahead(fill, with_room(parts, reader.tile_shape, depth + BATCHES_IN_USE, allocate), num_threads, depth)
+    shape, num_members = (maker.pair_shape, 2) if maker else (reader.tile_shape, reader.num_members)
+    rooms = Rooms(shape, depth + BATCHES_IN_USE, allocate, num_members)
+    return ahead(fill, with_room(parts, rooms), num_threads, depth)
+
+
+def _batch(reader: PairReader, part: Picks, room: Pairs) -> Batch:
+    """The batch whose tiles were read into `room`."""
+    return Batch(room.clean, room.degraded, part.samples, part.symmetries, reader.conditions(part.samples))
+
+
+def _made(maker: PairMaker, tiles: np.ndarray, part: Picks, room: Pairs) -> Batch:
+    """The batch of pairs made of clean tiles, turned already."""
+    conditions = maker.fill(tiles, part.positions, part.symmetries, room)
+    return Batch(room.clean, room.degraded, part.samples, np.zeros_like(part.symmetries), conditions)
+
+
+def _made_ahead(
+    filled: Generator[tuple[Picks, Pairs], None, None], maker: PairMaker, num_threads: int, depth: int,
+    allocate: Allocate | None,
+) -> Iterator[Batch]:
+    """The batches of pairs made of clean tiles that were read, several made at a time."""
+    rooms = Rooms(maker.pair_shape, depth + BATCHES_IN_USE, allocate)
+    with closing(filled):
+        items = ((maker, tiles.clean, part, rooms.take(len(part.samples))) for part, tiles in filled)
+        yield from ahead(_made, items, num_threads, depth)
 
 
 def _filled_from_runs(
     reader: ShardReader, parts: Iterator[Picks], batch_size: int, order: Order, config: StreamConfig,
-    allocate: Allocate | None,
-) -> Iterator[Batch]:
-    """Batches out of runs that are read ahead, each once; a run's samples go straight to the batches they are for."""
+    allocate: Allocate | None, num_in_use: int,
+) -> Generator[tuple[Picks, Pairs], None, None]:
+    """What batches are to hold, in rooms filled out of runs that are read ahead, each once; a run's samples go straight
+    to the batches they are for. A room is valid until `num_in_use` more have been asked for.
+    """
     run_samples, window = (1, 0) if isinstance(order, UniformOrder) else (order.run_samples, order.window_samples)
     span, lead = window + batch_size, config.lead_samples
-    num_rooms = -(-(span + lead) // batch_size) + 1 + BATCHES_IN_USE
+    num_rooms = -(-(span + lead) // batch_size) + 1 + num_in_use
     fetcher = Fetcher(reader, config.access.num_connections)
-    roomy = with_room(parts, reader.tile_shape, num_rooms, allocate)
+    roomy = with_room(parts, Rooms(reader.tile_shape, num_rooms, allocate, reader.num_members))
     try:
         for part, room, runs in read_ahead(roomy, fetcher.fetch, run_samples, span, lead):
             for run in runs:
                 result_of(run.done)
-            yield Batch(room.clean, room.degraded, part.samples, part.symmetries)
+            yield part, room
     finally:
         fetcher.close()

@@ -28,6 +28,23 @@ def cut(pixels: np.ndarray, tile_pixels: int) -> np.ndarray:
     return blocks.reshape(rows * columns, tile_pixels, tile_pixels, *pixels.shape[2:])
 
 
+def starts_to_cover(length: int, tile_pixels: int) -> list[int]:
+    """Where tiles start that cover a side of `length` pixels: as few as can be, evenly overlapping; none where the side
+    is shorter than a tile.
+    """
+    if length < tile_pixels:
+        return []
+    num_tiles = -(-length // tile_pixels)
+    return [(length - tile_pixels) * number // max(1, num_tiles - 1) for number in range(num_tiles)]
+
+
+def cut_to_cover(pixels: np.ndarray, tile_pixels: int) -> np.ndarray:
+    """(H, W) or (H, W, 3) -> (n, tile, tile[, 3]), row by row, with nothing left out: `starts_to_cover` each side."""
+    rows, columns = (starts_to_cover(side, tile_pixels) for side in pixels.shape[:2])
+    tiles = [pixels[top : top + tile_pixels, left : left + tile_pixels] for top in rows for left in columns]
+    return np.stack(tiles) if tiles else np.empty((0, tile_pixels, tile_pixels, *pixels.shape[2:]), pixels.dtype)
+
+
 class Window(NamedTuple):
     """One tile of a photo to be restored; slices are (rows, columns).
 

@@ -16,6 +16,7 @@ import torch
 from srcnn import signals
 from srcnn.config import plain
 from srcnn.feed import feed
+from srcnn.jpeg_quality import CONDITION_SIZE
 from srcnn.meter import Meter
 from srcnn.queued import Queued
 from srcnn.ranks import RankFailed, all_told, together
@@ -28,6 +29,7 @@ from srcnn.skipped import report_skipped
 from srcnn.step import settle, train_step
 from srcnn.stream import Batch
 from srcnn.tracking import Tracking
+from srcnn.training_pairs import PairMaker
 from srcnn.validate import validate
 from srcnn.wandb_run import can_be_shared
 
@@ -48,6 +50,9 @@ def train(config: TrainConfig) -> dict[str, float]:
     accelerator = start_accelerator(config)
     train_reader, val_reader = open_shards(config)
     run = start_run(config, accelerator)
+    if run.is_conditioned:
+        for reader in (train_reader, val_reader):
+            reader.read_qualities()
     meter = Meter(accelerator.device)
     try:
         continue_run(config, run, meter, train_reader)
@@ -172,8 +177,9 @@ def validate_run(config: TrainConfig, run: Run, reader: ShardReader) -> dict[str
 def batches(config: TrainConfig, run: Run, reader: ShardReader, meter: Meter) -> Iterator[Batch]:
     """The rest of the stream for this rank, read ahead; the time spent waiting for it goes to the meter."""
     ranks = run.accelerator.num_processes
+    maker = PairMaker(config.degradation, config.seed, config.augment, reader.tile_shape) if config.degrades else None
     ahead = feed(reader, config.stream, config.seed, run.samples, config.total_samples, config.global_batch_size(ranks),
-                 run.accelerator.process_index, ranks, run.accelerator.device, run.group)
+                 run.accelerator.process_index, ranks, run.accelerator.device, run.group, maker)
     while True:
         begin = time.perf_counter()
         batch = next(ahead, None)
@@ -203,9 +209,11 @@ def next_batch(
     except RankFailed:
         raise
     except Exception as error:  # whatever it is, the others shall hear of it
-        black = torch.zeros((1, *reader.tile_shape), dtype=torch.uint8, device=run.accelerator.device)
-        none = torch.zeros(1, dtype=torch.uint8, device=black.device)
-        return Batch(black, black, none, none), error
+        shape, device = config.pair_shape(reader.tile_shape), run.accelerator.device
+        black = torch.zeros((1, *shape), dtype=torch.uint8, device=device)
+        none = torch.zeros(1, dtype=torch.uint8, device=device)
+        unknown = torch.zeros((1, CONDITION_SIZE), device=device) if run.is_conditioned else None
+        return Batch(black, black, none, none, unknown), error
 
 
 def show_pictures(config: TrainConfig, run: Run, reader: ShardReader) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from srcnn import signals
 from srcnn.feed import on_device
-from srcnn.metrics import ssim, sum_over_ranks, tile_psnr
+from srcnn.metrics import luma, ssim, sum_over_ranks, tile_psnr
 from srcnn.model import to_device
 from srcnn.network import Network
 from srcnn.products import full_precision
@@ -19,12 +19,20 @@ from srcnn.reader import ShardReader
 from srcnn.stream import Batch, StreamConfig, val_batches
 
 BATCH_SIZE = {"cpu": 8, "cuda": 128}
+SCORES = ("psnr_in", "psnr", "ssim_in", "ssim", "loss")
+LUMA_SCORES = ("psnr_luma_in", "psnr_luma")
 
 
 def as_floats(batch: Batch, augment: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """(clean, degraded) of a batch of uint8 tensors: float32 (N, C, H, W) in [0, 1], where they are."""
     symmetries = batch.symmetries if augment else None
     return _as_floats(batch.clean, symmetries), _as_floats(batch.degraded, symmetries)
+
+
+def conditions_for(network: Network, batch: Batch) -> list[torch.Tensor]:
+    """What the network is called with after the degraded tiles: a batch's conditions, if it takes and there are any."""
+    is_conditioned = getattr(network, "conditioned", False)
+    return [batch.conditions] if is_conditioned and batch.conditions is not None else []
 
 
 def _as_floats(tiles: torch.Tensor, symmetries: torch.Tensor | None) -> torch.Tensor:
@@ -71,7 +79,8 @@ def validate(
 
     Returns:
         val/psnr_in, val/psnr (dB; output clipped to [0, 1], not rounded), val/gain (dB), val/gain_percent, val/ssim_in,
-        val/ssim, val/loss (mean squared error).
+        val/ssim, val/loss (mean squared error); of three channels also val/psnr_luma_in, val/psnr_luma (of
+        `metrics.luma`).
 
     Raises:
         FloatingPointError: the network's output is not finite; on all ranks alike.
@@ -85,36 +94,38 @@ def validate(
     )
 
     def score() -> torch.Tensor:
-        sums = torch.zeros(6, dtype=torch.float64, device=accelerator.device)
+        sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=accelerator.device)
         for batch in on_device(batches, accelerator.device):
             if warning := signals.warned():
                 raise warning
-            sums += score_sums(model, *as_floats(batch))
+            sums += score_sums(model, *as_floats(batch), *conditions_for(model, batch))
         return sums
 
-    sums = together(score, group)
-    psnr_in, psnr, ssim_in, ssim_out, loss, num_tiles = sum_over_ranks(sums).tolist()
+    names = SCORES + LUMA_SCORES if len(reader.tile_shape) == 3 else SCORES
+    *totals, num_tiles = sum_over_ranks(together(score, group)).tolist()
     assert num_tiles == reader.num_samples, "a validation tile was missed or counted twice"
-    if not math.isfinite(loss):
+    values = {f"val/{name}": total / num_tiles for name, total in zip(names, totals, strict=True)}
+    if not math.isfinite(values["val/loss"]):
         raise FloatingPointError("the network's output is no longer finite: lower optimizer.lr and start a new run")
-    means = {"val/psnr_in": psnr_in, "val/psnr": psnr, "val/ssim_in": ssim_in, "val/ssim": ssim_out, "val/loss": loss}
-    values = {key: total / num_tiles for key, total in means.items()}
     values["val/gain"] = values["val/psnr"] - values["val/psnr_in"]
     values["val/gain_percent"] = 100 * values["val/gain"] / values["val/psnr_in"]
     return values
 
 
-def score_sums(model: Network, clean: torch.Tensor, degraded: torch.Tensor) -> torch.Tensor:
-    """PSNR in and out, SSIM in and out, mean squared error and 1, each summed over the tiles; float64 (6,)."""
+def score_sums(
+    model: Network, clean: torch.Tensor, degraded: torch.Tensor, *conditions: torch.Tensor
+) -> torch.Tensor:
+    """SCORES, of three channels LUMA_SCORES too, and 1, each summed over the tiles; float64 (6,) or (8,)."""
     with full_precision():
-        restored = model(degraded)
+        restored = model(degraded, *conditions)
     shown = restored.clamp(0, 1)
-    scores = (
+    scores = [
         tile_psnr(clean, degraded),
         tile_psnr(clean, shown),
         ssim(clean, degraded),
         ssim(clean, shown),
         (restored - clean).double().square().mean(dim=(1, 2, 3)),
-        torch.ones(len(clean)),
-    )
-    return torch.stack([score.double().sum().to(clean.device) for score in scores])
+    ]
+    if clean.shape[1] == 3:
+        scores += [tile_psnr(luma(clean), luma(other)) for other in (degraded, shown)]
+    return torch.stack([score.double().sum().to(clean.device) for score in (*scores, torch.ones(len(clean)))])

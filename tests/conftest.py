@@ -8,12 +8,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from shards.__main__ import main
@@ -26,6 +28,12 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 PhotosFolder = Callable[..., Path]
 FAILED = pytest.StashKey[bool]()
+BEGUN = time.monotonic()
+LIMIT = "SRCNN_TEST_MINUTES"  # in the environment: tests that are not begun by then are skipped, and named at the end
+NOT_REACHED = f"not reached within {LIMIT}"
+settings.register_profile("short", max_examples=30, deadline=None)
+settings.register_profile("long", max_examples=300, deadline=None)
+settings.load_profile("short")
 TEST = "SRCNN_TEST"  # in the environment of all that a test starts
 # One photo of 203x149 gives six tiles of 64, and is a shard of its own.
 SMALL = ("--resize", "none", "--tile_pixels", 64, "--samples_per_shard", 6, "--num_workers", 1)
@@ -49,6 +57,21 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     return report
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    minutes = float(os.environ.get(LIMIT, 0))
+    if minutes and time.monotonic() - BEGUN > 60 * minutes:
+        pytest.skip(NOT_REACHED)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = terminalreporter.stats.get("skipped", [])
+    missed = [report.nodeid for report in skipped if NOT_REACHED in str(report.longrepr)]
+    if missed:
+        terminalreporter.section(f"{len(missed)} tests {NOT_REACHED}={os.environ[LIMIT]}")
+        terminalreporter.write_line("\n".join(missed))
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left_to_the_next_test(request: pytest.FixtureRequest) -> Iterator[None]:
     """No variable that libraries set for their processes; and of a failed test no training, for which nobody waits."""
@@ -57,6 +80,8 @@ def nothing_is_left_to_the_next_test(request: pytest.FixtureRequest) -> Iterator
     yield
     os.environ.clear()
     os.environ.update(before)
+    if jobs := sys.modules.get("jobs"):
+        jobs.end_all()
     if request.node.stash.get(FAILED, False):
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):

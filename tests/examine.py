@@ -5,6 +5,7 @@ from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from messages import numbers, says
 from small import small_config
 
 from srcnn.__main__ import main
@@ -25,19 +26,24 @@ def marked(lines, mark):
     return [line for line in lines if line.strip().startswith(mark)]
 
 
-def assert_problem(examined, *words):
-    """The status is 1, and there is one problem, whose line has all these words."""
+def num_found(lines):
+    """How many problems and notes the last line counts."""
+    return numbers(lines[-1])
+
+
+def assert_problem(examined, *told):
+    """The status is 1, and there is one problem, whose line holds all these facts."""
     status, lines = examined
     problems = marked(lines, "PROBLEM")
-    assert status == 1 and lines[-1].startswith("1 problem,"), lines
-    assert len(problems) == 1 and all(word in problems[0] for word in words), problems
+    assert status == 1 and num_found(lines)[0] == 1, lines
+    assert len(problems) == 1 and says(problems[0], *told), problems
 
 
-def assert_note(examined, *words):
-    """No problem, and a note with all these words."""
+def assert_note(examined, *told):
+    """No problem, and a note that holds all these facts."""
     status, lines = examined
     assert status == 0, lines
-    assert any(all(word in line for word in words) for line in marked(lines, "note")), lines
+    assert any(says(line, *told) for line in marked(lines, "note")), lines
 
 
 def content_of(folder):

@@ -1,5 +1,7 @@
 """Small shards and a small training config, for the tests of everything after the shards."""
 
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,8 @@ from srcnn.files import sha256_of, write_json
 from srcnn.model import SRCNN, ModelConfig, initialize
 from srcnn.optimize import OptimizerConfig
 from srcnn.run import TrainConfig
+
+MADE = {}  # folders of small_shards, by what they hold; gone with the process
 
 
 def draw_photo(seed, height, width):
@@ -38,13 +42,21 @@ def write_photos(folder, num_photos, height=101, width=167, seed=0):
 
 
 def small_shards(folder, num_train=5, num_val=3, **changes):
-    """Shards of 32x32 tiles: 15 a photo, several shards a split."""
+    """Shards of 32x32 tiles: 15 a photo, several shards a split. Made once for all tests that want the same."""
+    key = repr((num_train, num_val, sorted(changes.items())))
+    if key not in MADE:
+        MADE[key] = tempfile.TemporaryDirectory()
+        _make_shards(Path(MADE[key].name), num_train, num_val, **changes)
+    shutil.copytree(MADE[key].name, folder, dirs_exist_ok=True)
+    return folder / "shards"
+
+
+def _make_shards(folder, num_train, num_val, **changes):
     photos = write_photos(folder / "photos", num_train)
     val = write_photos(folder / "val photos", num_val, seed=100)
     values = {"resize": "none", "tile_pixels": 32, "samples_per_shard": 30, "num_workers": 1} | changes
     config = ShardsConfig(photos=str(photos), val=str(val), out=str(folder / "shards"), **values)
     make_shards(config, show_progress=False)
-    return folder / "shards"
 
 
 def small_config(run: Path, shards: Path, **changes):

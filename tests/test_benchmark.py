@@ -7,6 +7,8 @@ from small import small_config, small_shards
 from srcnn.benchmark import BenchmarkConfig, benchmark, matrix_peak, training_flop
 from srcnn.model import ModelConfig
 
+pytestmark = pytest.mark.slow  # of what is measured once, not of the product
+
 
 def test_flop_of_a_training_tile_by_hand():
     multiplications = 124**2 * 81 * 64 * 2 + 124**2 * 64 * 32 * 3 + 128**2 * 32 * 25 * 3

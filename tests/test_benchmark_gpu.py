@@ -26,6 +26,7 @@ from benchmarks.gpu_part import Part, TooLong, alarm
 from srcnn.model import SRCNN, ModelConfig
 from srcnn.stream import Batch
 
+pytestmark = pytest.mark.slow  # of what is measured once, not of the product
 CUDA_ONLY = ("as a CUDA graph", "nvJPEG", "float16")
 
 

@@ -96,6 +96,7 @@ def test_a_jpeg_that_is_not_reduced_comes_out_exactly(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read(path, rule, "reduced"), read(path, rule, "exact"))
 
 
+@pytest.mark.slow
 def test_real_photographs_are_some_45_db_from_the_exact_ones(shared_data: Path) -> None:
     photos = sorted((shared_data / "train/camera_samples").iterdir(), key=lambda path: -path.stat().st_size)[:6]
     distances = []

@@ -38,6 +38,7 @@ def test_it_has_a_section_for_quality_learning_speed_and_machines(specification)
     assert specification["section"]["settings"]["xAxis"] == "samples"
 
 
+@pytest.mark.slow
 def test_what_it_draws_is_what_a_training_logs(specification, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -80,7 +81,7 @@ def test_the_server_takes_it_and_the_address_is_told(tmp_path, specification):
 @pytest.mark.slow
 def test_no_account_and_no_server_are_one_line(tmp_path):
     none = dashboard(tmp_path, {"WANDB_API_KEY": ""})
-    assert none.returncode == 1 and "set WANDB_API_KEY" in none.stderr and "Traceback" not in none.stderr
+    assert none.returncode == 1 and "WANDB_API_KEY" in none.stderr and "Traceback" not in none.stderr
     address = f"http://127.0.0.1:{closed_port()}"
     gone = dashboard(tmp_path, {"WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40, "WANDB_HTTP_TIMEOUT": "5"})
     assert gone.returncode == 1 and "could not be saved" in gone.stderr and "Traceback" not in gone.stderr

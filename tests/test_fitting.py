@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from messages import facts, numbers, says
 from PIL import Image
 from small import draw_photo
 
@@ -38,7 +39,7 @@ def test_good_photos_want_none_and_a_name_means_itself():
     assert Networks(FAMILY, CPU).name_for(GOOD_QUALITY - 1) is not None
     for quality in (5, 20, 99, None):
         assert Networks("srcnn-955-q20", CPU).name_for(quality) == "srcnn-955-q20"
-    with pytest.raises(FileNotFoundError, match="srcnn-91: no such file"):
+    with pytest.raises(FileNotFoundError, match=facts("srcnn-91", "srcnn-915-q20")):
         Networks("srcnn-91", CPU)
 
 
@@ -48,8 +49,10 @@ def test_each_photo_of_a_folder_gets_its_own_and_good_ones_are_copied(tmp_path, 
     Image.fromarray(draw_photo(1, 61, 83)).save(tmp_path / "clean.png")
     assert main(["restore", str(tmp_path), "-o", str(tmp_path / "out")]) == 0
     told = dict(line.split("/out/")[1].split(" (") for line in capsys.readouterr().out.splitlines())
-    assert told == {"q12.jpg": "JPEG quality 12, srcnn-915-q10)", "q38.jpg": "JPEG quality 38, srcnn-915-q40)",
-                    "q97.jpg": "JPEG quality 97, good already, copied as it is)", "clean.png": "srcnn-915-blind)"}
+    expected = {"q12.jpg": (12, "srcnn-915-q10"), "q38.jpg": (38, "srcnn-915-q40"), "q97.jpg": (97,),
+                "clean.png": ("srcnn-915-blind",)}
+    assert told.keys() == expected.keys() and all(says(told[name], *expected[name]) for name in told)
+    assert "srcnn" not in told["q97.jpg"]
     assert (tmp_path / "out" / "q97.jpg").read_bytes() == (tmp_path / "q97.jpg").read_bytes()
     restored = np.asarray(Image.open(tmp_path / "out" / "clean.png"))
     assert np.array_equal(restored, restore(draw_photo(1, 61, 83), load_model("srcnn-915-blind")))
@@ -96,9 +99,8 @@ def test_standard_input_to_standard_output(tmp_path):
     assert Image.open(io.BytesIO(done.stdout)).format == "PNG"
     good = save_jpeg(tmp_path / "good.jpg", 97).read_bytes()
     assert srcnn("restore", "-", input=good).stdout == good
-    assert Image.open(io.BytesIO(srcnn("restore", "-", "--format", "png", input=good).stdout)).format == "PNG"
     done = srcnn("restore", "-", input=b"no picture")
-    assert done.returncode == 1 and done.stdout == b"" and b"standard input: not a JPEG" in done.stderr
+    assert done.returncode == 1 and done.stdout == b"" and b"JPEG" in done.stderr
 
 
 def test_patterns_suffixes_and_what_is_there_already(tmp_path, capsys):
@@ -112,15 +114,15 @@ def test_patterns_suffixes_and_what_is_there_already(tmp_path, capsys):
     capsys.readouterr()
     assert main(["restore", str(tmp_path)]) == 0
     told = capsys.readouterr().err
-    assert "photos restored: 1, there already: 2, refused: 0, other files in the folders, left alone: 3" in told
+    assert numbers(told.splitlines()[-1]) == [1, 2, 0, 3], "restored, there already, refused, other files"
     assert made.stat().st_mtime_ns == before and not list(tmp_path.glob("*_restored_restored*"))
     assert main(["restore", str(tmp_path / "a.jpg"), "--overwrite", "--suffix", "_restored"]) == 0
     assert made.stat().st_mtime_ns > before
     for named, suffix in ((("a.jpg", "a_restored.jpg"), "_restored"), ((".",), "2")):
         shutil.copy(tmp_path / "a.jpg", tmp_path / "a2.jpg")
         command = ["restore", *(str(tmp_path / name) for name in named), "--overwrite", "--suffix", suffix]
-        assert main(command) == 1 and "would overwrite a source photo" in capsys.readouterr().err
+        assert main(command) == 1 and says(capsys.readouterr().err, tmp_path, "--suffix")
     assert (tmp_path / "a2.jpg").read_bytes() == (tmp_path / "a.jpg").read_bytes()
     assert main(["restore", str(tmp_path / "a.jpg"), "--suffix", ""]) == 1
     assert main(["restore", str(tmp_path / "*.gif")]) == 1
-    assert "no photo or folder of such a name" in capsys.readouterr().err
+    assert str(tmp_path / "*.gif") in capsys.readouterr().err

@@ -16,6 +16,7 @@ import torch
 from benchmarks.fused_kernel import FusedSRCNN, fused_available, group_matrices
 from srcnn.model import SRCNN, ModelConfig, initialize
 
+pytestmark = pytest.mark.slow  # of what is measured once, not of the product
 pytest.importorskip("triton")
 IN_INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"
 HERE = Path(__file__)

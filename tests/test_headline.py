@@ -9,6 +9,8 @@ from small import small_shards, write_photos
 
 from benchmarks import headline
 
+pytestmark = pytest.mark.slow  # of what is measured once, not of the product
+
 
 @pytest.fixture
 def photos(tmp_path):

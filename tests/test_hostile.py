@@ -8,6 +8,7 @@ import tarfile
 
 import numpy as np
 import pytest
+from messages import facts
 from PIL import Image
 from seeds import edit_manifest as edit
 from small import draw_photo, small_shards
@@ -44,7 +45,7 @@ NAMES = ["../000000.tar", "/etc/passwd", "a/../../b.tar", "..", ".", "", "a\0.ta
 @pytest.mark.parametrize("name", NAMES, ids=repr)
 def test_a_shard_under_a_name_that_leads_elsewhere_or_comes_twice_is_refused(shards, name):
     edit(shards, lambda it: put(it, ("shards", 0, "name"), name))
-    with pytest.raises(ShardError, match="manifest.json: ") as caught:
+    with pytest.raises(ShardError, match="manifest.json") as caught:
         ShardReader(shards)
     assert len(str(caught.value)) < 600 + len(str(shards)) and "\x1b" not in str(caught.value)
 
@@ -75,7 +76,7 @@ PLACES = [(where, value) for where, values in VALUES for value in values]
 def test_a_manifest_with_a_value_of_another_type_or_size_is_refused(originals, tmp_path, where, value):
     shards = shutil.copytree(originals["npy"], tmp_path / "train")
     edit(shards, lambda it: put(it, where, value))
-    with pytest.raises(ShardError, match="manifest.json: "):
+    with pytest.raises(ShardError, match="manifest.json"):
         ShardReader(shards)
 
 
@@ -89,7 +90,7 @@ def test_json_that_is_deep_or_dense_is_refused(tmp_path, content):
 def test_a_manifest_of_a_gigabyte_is_refused_unread(tmp_path):
     with (tmp_path / "manifest.json").open("wb") as file:
         file.truncate(1 << 30)
-    with pytest.raises(ShardError, match="manifest.json: has 1073741824 bytes, more than"):
+    with pytest.raises(ShardError, match=facts("manifest.json", 1 << 30)):
         Manifest.read(tmp_path)
 
 
@@ -114,7 +115,7 @@ def test_a_shard_that_links_elsewhere_is_read_only_if_it_is_the_one_meant(shards
     assert ShardReader(shards).num_samples == 75
     first.unlink()
     first.symlink_to("/etc/passwd")
-    with pytest.raises(ShardError, match="000000.tar: has"):
+    with pytest.raises(ShardError, match="000000.tar"):
         ShardReader(shards)
 
 
@@ -130,7 +131,7 @@ def test_an_index_that_points_outside_is_refused(originals, tmp_path, part, valu
     (shards / "index.npy").write_bytes(encode_index(rows))
     edit(shards, lambda it: None)
     reader = ShardReader(shards)
-    with pytest.raises(ShardError, match="index.npy: of the pairs 0 to 4 of 000000.tar one"):
+    with pytest.raises(ShardError, match=facts("index.npy", 0, 4, "000000.tar")):
         reader.fetch(0, 5)
     assert any("000000.tar" in checked.name and checked.problem for checked in verify_shards(shards))
 
@@ -144,7 +145,7 @@ def test_an_index_with_another_header_is_refused_and_never_evaluated(shards, tex
     start = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text))
     (shards / "index.npy").write_bytes(start + text.encode() + bytes(75 * 36))
     edit(shards, lambda it: None)
-    with pytest.raises(ShardError, match="index.npy: no index of 75 samples"):
+    with pytest.raises(ShardError, match=facts("index.npy", 75)):
         ShardReader(shards).fetch(0, 1)
 
 
@@ -152,7 +153,7 @@ def test_a_zip_in_place_of_an_index_is_refused(shards):
     np.savez(shards / "index.npz", np.zeros(75, ROW))
     (shards / "index.npz").rename(shards / "index.npy")
     edit(shards, lambda it: None)
-    with pytest.raises(ShardError, match="index.npy: no index"):
+    with pytest.raises(ShardError, match=facts("index.npy", 75)):
         ShardReader(shards).fetch(0, 1)
 
 
@@ -232,14 +233,14 @@ def test_members_that_lead_elsewhere_or_would_run_are_left_alone(tmp_path):
 def test_a_foreign_shard_under_a_name_no_manifest_can_hold_is_named(tmp_path, name):
     folder = foreign(tmp_path / "set")
     (folder / "a.tar").rename(folder / name)
-    with pytest.raises(ShardError, match="rename it"):
+    with pytest.raises(ShardError, match=facts(folder, repr(name))):
         index_folder(folder, tile_pixels=32, num_workers=1)
 
 
 def test_a_pipe_among_foreign_shards_does_not_hang(tmp_path):
     folder = foreign(tmp_path / "set")
     os.mkfifo(folder / "b.tar")
-    with pytest.raises(ShardError, match="b.tar: is no regular file"):
+    with pytest.raises(ShardError, match="b.tar"):
         index_folder(folder, tile_pixels=32, num_workers=1)
 
 
@@ -251,7 +252,7 @@ def test_a_pair_that_would_take_too_much_memory_is_named(tmp_path):
         file.write(header("1.clean.png", 0, raw_size=number(MAX_SAMPLE_BYTES)))
         file.seek(MAX_SAMPLE_BYTES, 1)
         file.write(header("1.degraded.png", 1) + b"x" + bytes(10_000))
-    with pytest.raises(ShardError, match=f"1: has .* bytes, more than {MAX_SAMPLE_BYTES}"):
+    with pytest.raises(ShardError, match=facts("a.tar", 1, MAX_SAMPLE_BYTES)):
         index_folder(folder, tile_pixels=32, num_workers=1)
 
 

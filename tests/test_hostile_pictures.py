@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from messages import facts
 from PIL import Image, PngImagePlugin
 from small import draw_photo
 
@@ -18,7 +19,7 @@ from srcnn.model import SRCNN, ModelConfig
 from srcnn.photo import PhotoRefused, open_image, read_photo
 from srcnn.photo_files import Restoring, work_on_files
 from srcnn.targets import output_paths
-from srcnn.untrusted import MAX_JPEG_SCANS
+from srcnn.untrusted import MAX_JPEG_SCANS, OutOfBounds
 
 
 def chunk(kind, content):
@@ -32,17 +33,18 @@ def png(width, height, *more, content=b""):
 
 
 BOMBS = {"png": png(50_000, 50_000, content=bytes(10**6)), "thin png": png(2**31 - 1, 1), "larger": png(33, 32)}
+NUM_PIXELS = {"png": 50_000**2, "thin png": 2**31 - 1, "larger": (33, 32)}  # in what is said of them
 
 
 @pytest.mark.parametrize("kind", BOMBS)
 def test_a_tile_of_another_size_is_refused_before_it_is_decoded(kind):
-    with pytest.raises(ValueError, match="pixels"):
+    with pytest.raises(ValueError, match=facts(NUM_PIXELS[kind])):
         decode_tile(BOMBS[kind], "png", (32, 32))
 
 
 @pytest.mark.parametrize("kind", ["png", "thin png"])
 def test_a_picture_of_a_stranger_has_a_largest_size(kind):
-    with pytest.raises(ValueError, match="megapixels|exceeds limit"):
+    with pytest.raises(ValueError, match=facts(NUM_PIXELS[kind])):
         decode_picture(BOMBS[kind], 1)
 
 
@@ -69,8 +71,9 @@ HEADERS = {
 @pytest.mark.parametrize("kind", HEADERS)
 def test_an_npy_file_that_is_no_picture_is_refused_by_its_header(kind):
     for read in (lambda it: decode_tile(it, "npy", (1, 2)), lambda it: decode_picture(it, 1)):
-        with pytest.raises(ValueError, match="npy header|array of|tile of shape"):
+        with pytest.raises(ValueError) as caught:
             read(HEADERS[kind])
+        assert type(caught.value) is (ValueError if kind in ("no shape", "empty") else OutOfBounds), "not NumPy's"
 
 
 def test_an_array_in_fortran_order_is_what_numpy_reads():
@@ -114,7 +117,7 @@ def test_a_bomb_is_refused_by_its_header_in_every_format(tmp_path, suffix):
             if suffix == "png":
                 content = content[:29] + struct.pack(">I", zlib.crc32(content[12:29])) + content[33:]
         path.write_bytes(content)
-    with pytest.raises(PhotoRefused, match="more than 250 megapixels"):
+    with pytest.raises(PhotoRefused, match=facts(path, 250)):
         read_photo(path)
 
 
@@ -142,9 +145,9 @@ def progressive(num_scans):
 def test_a_jpeg_of_endless_scans_is_refused(tmp_path):
     (tmp_path / "many.jpg").write_bytes(progressive(MAX_JPEG_SCANS + 1))
     (tmp_path / "few.jpg").write_bytes(progressive(1))
-    with pytest.raises(PhotoRefused, match=f"more than {MAX_JPEG_SCANS} scans"):
+    with pytest.raises(PhotoRefused, match=facts("many.jpg", MAX_JPEG_SCANS)):
         read_photo(tmp_path / "many.jpg")
-    with pytest.raises(ValueError, match="scans"):
+    with pytest.raises(ValueError, match=facts(MAX_JPEG_SCANS)):
         decode_picture(progressive(MAX_JPEG_SCANS + 1), 3)
     assert read_photo(tmp_path / "few.jpg").pixels.shape == decode_picture(progressive(1), 3).shape
 
@@ -155,12 +158,12 @@ def test_files_that_are_no_files_are_refused_and_do_not_hang(tmp_path):
     (tmp_path / "folder.png").mkdir()
     model = SRCNN(ModelConfig(filters=(2, 2)))
     for name in ("pipe.png", "endless.png", "folder.png"):
-        with pytest.raises(PhotoRefused, match=f"{name}: is no regular file"):
+        with pytest.raises(PhotoRefused, match=facts(tmp_path / name)):
             read_photo(tmp_path / name)
         if name != "folder.png":
             targets, _ = output_paths(tmp_path / name, tmp_path / "out")
             (outcome,) = work_on_files(targets, Restoring(model))
-            assert f"{name}: is no regular file" in outcome.refused
+            assert str(tmp_path / name) in outcome.refused
     Image.fromarray(draw_photo(1, 20, 30)).save(tmp_path / "real.png")
     targets, _ = output_paths(tmp_path, tmp_path / "out")
     assert [outcome.target.name for outcome in work_on_files(targets, Restoring(model))] == ["real.png"]
@@ -170,7 +173,7 @@ def test_a_photo_of_gigabytes_is_refused_unread(tmp_path):
     with (tmp_path / "a.webp").open("wb") as file:
         file.write(b"RIFF\xff\xff\xff\xffWEBPVP8 ")
         file.truncate(3 << 30)
-    with pytest.raises(PhotoRefused, match="has 3221225472 bytes, more than"):
+    with pytest.raises(PhotoRefused, match=facts("a.webp", 3 << 30)):
         read_photo(tmp_path / "a.webp")
 
 
@@ -184,7 +187,7 @@ def test_a_tiff_of_endless_pages_is_refused_at_the_second(tmp_path):
     pages = b"".join(page + struct.pack("<I", start + (number + 1) * (len(page) + 4)) for number in range(num_pages))
     whole = content[:place] + struct.pack("<I", start) + content[place + 4 :] + pages
     (tmp_path / "a.tif").write_bytes(whole)
-    with pytest.raises(PhotoRefused, match="several frames"):
+    with pytest.raises(PhotoRefused, match=facts("a.tif", "frames")):
         read_photo(tmp_path / "a.tif")
 
 
@@ -211,4 +214,4 @@ def test_odd_metadata_is_refused_or_left_out_but_never_an_error_without_a_name(t
         try:
             save_canvas(tmp_path / f"out{suffix}", canvas)
         except ValueError as error:
-            assert f"out{suffix}: cannot be written" in str(error)
+            assert f"out{suffix}" in str(error)

@@ -13,6 +13,7 @@ import zipfile
 
 import pytest
 import torch
+from messages import facts, says
 from mutations import unzipped, zipped
 from safetensors.torch import save as safetensors_bytes
 from seeds import weights
@@ -89,7 +90,7 @@ def test_what_is_no_dense_tensor_of_floats_is_refused(tmp_path, kind):
 
 def test_an_expanded_tensor_of_a_huge_size_takes_no_memory(tmp_path):
     torch.save(state() | {"conv1.weight": torch.ones(1, 1, 1, 1).expand(10**6, 10**6, 9, 9)}, tmp_path / "model.pth")
-    assert "more than it holds" in refused(tmp_path / "model.pth")
+    assert says(refused(tmp_path / "model.pth"), "conv1.weight", (10**6, 10**6, 9, 9))
 
 
 NO_STATES = [[], "text", {1: torch.ones(1)}, {"a": {}}, None, collections.Counter("a")]
@@ -114,10 +115,12 @@ def test_a_pickle_that_would_run_or_fill_the_memory_is_not_read(tmp_path, protoc
     parts = unzipped(weights(".pth"))
     (name,) = [name for name in parts if name.endswith("data.pkl")]
     made = tmp_path / "made"
-    for harm in (Harmful(os.mkdir, str(made)), Harmful(bytearray, 10**12), Harmful(eval, "1"), Harmful(set, ("a",))):
+    harms = {"mkdir": Harmful(os.mkdir, str(made)), "bytearray": Harmful(bytearray, 10**12),
+             "eval": Harmful(eval, "1"), "set": Harmful(set, ("a",))}
+    for called, harm in harms.items():
         content = pickle.dumps({"conv1.bias": harm}, protocol)
         (tmp_path / "model.pth").write_bytes(zipped(parts | {name: content}))
-        assert "not a file of plain weights" in refused(tmp_path / "model.pth")
+        assert says(refused(tmp_path / "model.pth"), called if protocol == 2 else "STACK_GLOBAL"), "seen unread"
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(Harmful(os.mkdir, str(made)), protocol))
     refused(tmp_path / "plain.pth")
     assert not made.exists()
@@ -130,12 +133,12 @@ def test_a_pth_that_unpacks_to_gigabytes_or_holds_less_than_it_says_is_refused(t
     with zipfile.ZipFile(tmp_path / "model.pth", "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in parts.items():
             archive.writestr(name, bytes(1 << 28) if name.endswith("data/0") else content)
-    assert "packed parts" in refused(tmp_path / "model.pth")
+    refused(tmp_path / "model.pth")
     (tmp_path / "less.pth").write_bytes(zipped(parts | {name: b"" for name in parts if "/data/" in name}))
     refused(tmp_path / "less.pth")
     with (tmp_path / "large.pth").open("wb") as file:
         file.truncate(MAX_WEIGHTS_BYTES + 1)
-    assert "bytes, more than" in refused(tmp_path / "large.pth")
+    assert says(refused(tmp_path / "large.pth"), MAX_WEIGHTS_BYTES + 1, MAX_WEIGHTS_BYTES)
 
 
 def test_a_plain_state_dict_of_half_or_double_precision_is_read(tmp_path):
@@ -160,7 +163,7 @@ CONFIGS = [{"kernels": [10**9, 1, 5]}, {"filters": [10**9, 2]}, {"channels": 3},
 @pytest.mark.parametrize("change", CONFIGS, ids=repr)
 def test_a_config_that_is_not_the_tensors_is_refused_before_a_network_is_made(tmp_path, change):
     (tmp_path / "a.safetensors").write_bytes(safetensors_bytes(state(), about(**change)))
-    assert "its config is damaged" in refused(tmp_path / "a.safetensors")
+    assert says(refused(tmp_path / "a.safetensors"), *change, *change.values())
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "7", "{", '"a"', "[1]"])
@@ -262,9 +265,9 @@ def test_user_and_password_do_not_go_to_another_host(serve):
 def test_more_than_was_asked_for_is_not_listened_to(serve):
     server = serve(body=b"x" * (64 << 20))
     storage = open_storage(f"http://127.0.0.1:{server.server_port}", HASTY)
-    with pytest.raises(ReadFailed, match="more than 10 bytes came"):
+    with pytest.raises(ReadFailed, match=facts("a.tar", 10)):
         storage.read_range("a.tar", 0, 10)
-    with pytest.raises(ReadFailed, match="more than 100 bytes came"):
+    with pytest.raises(ReadFailed, match=facts("a.tar", 100)):
         storage.read("a.tar", 100)
 
 
@@ -293,7 +296,7 @@ def test_an_empty_split_behind_an_address_tells_no_secret(tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), lambda *it: handler(*it, directory=str(tmp_path)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    with pytest.raises(ValueError, match="holds no pairs") as caught:
+    with pytest.raises(ValueError, match="--val") as caught:
         ShardReader(f"http://user:hidden@127.0.0.1:{server.server_port}", access=HASTY)
     assert "hidden" not in str(caught.value)
     server.shutdown()

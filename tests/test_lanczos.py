@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from conftest import photo_pixels
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -18,7 +18,7 @@ def pillows(image: Image.Image, size: tuple[int, int], extent: tuple[float, floa
     return np.asarray(image.resize(size, Image.Resampling.LANCZOS, (0, 0, *(extent or image.size))))
 
 
-@settings(deadline=None, max_examples=60)
+
 @given(width=SIDES, height=SIDES, new_width=SIDES, new_height=SIDES, seed=st.integers(0, 99), grey=st.booleans())
 def test_any_size_becomes_any_other_as_pillow_does_it(
     width: int, height: int, new_width: int, new_height: int, seed: int, grey: bool

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 from conftest import photos_of
+from messages import facts
 from seeds import edit_manifest, edit_split
 from small import small_shards
 
@@ -41,7 +42,7 @@ def edit_photo(folder, change):
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "a/../../b.png", "a\0b"])
 def test_a_photo_under_a_name_that_leads_elsewhere_is_refused(shards, name):
     edit_photo(shards, lambda it: it.update(name=name))
-    with pytest.raises(ShardError, match="photos.jsonl: photo .* leads out of the folder"):
+    with pytest.raises(ShardError, match=facts("photos.jsonl", repr(name))):
         photos_of(shards)
 
 
@@ -54,7 +55,7 @@ IN_PHOTOS = [("shard", "none.tar"), ("shard", ""), ("shard", None), ("shard", 7)
 @pytest.mark.parametrize(("key", "value"), IN_PHOTOS, ids=repr)
 def test_a_photo_with_a_value_of_another_type_or_size_is_refused(shards, key, value):
     edit_photo(shards, lambda it: it.update({key: value}))
-    with pytest.raises(ShardError, match="photos.jsonl: "):
+    with pytest.raises(ShardError, match="photos.jsonl"):
         photos_of(shards)
     assert any("photos.jsonl" in checked.name and checked.problem for checked in verify_shards(shards))
 
@@ -63,13 +64,13 @@ def test_a_photo_with_a_value_of_another_type_or_size_is_refused(shards, key, va
 def test_a_list_of_photos_that_is_none_is_refused(shards, content):
     before = (shards / "photos.jsonl").read_bytes()
     (shards / "photos.jsonl").write_bytes(content)
-    with pytest.raises(ShardError, match="photos.jsonl: "):
+    with pytest.raises(ShardError, match="photos.jsonl"):
         photos_of(shards)
     (shards / "photos.jsonl").write_bytes(before.replace(b"photo 0", b"photo 7"))
-    with pytest.raises(ShardError, match="photos.jsonl: not the list the manifest names"):
+    with pytest.raises(ShardError, match=facts(shards / "photos.jsonl", "manifest")):
         photos_of(shards)
     if content:
         (shards / "photos.jsonl").write_bytes(content)
         edit_manifest(shards, lambda it: None)
-        with pytest.raises(ShardError, match="photos.jsonl: "):
+        with pytest.raises(ShardError, match="photos.jsonl"):
             photos_of(shards)

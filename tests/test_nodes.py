@@ -8,6 +8,7 @@ import time
 
 import pytest
 from jobs import SETTINGS, assert_same_run, start, succeed
+from messages import lines_with
 from node_jobs import ROOT, NodesJob
 from nodes import cluster, needs_nodes
 from small import small_shards
@@ -53,13 +54,6 @@ def nodes(two_nodes):
             os.kill(int(process), signal.SIGKILL)
 
 
-def test_two_nodes_of_which_one_comes_later_train_as_one_with_two_ranks(tmp_path, nodes, shards, undisturbed):
-    job = NodesJob(nodes, tmp_path, COMMON | {"shards": shards, "run": str(tmp_path / "run")}).start(0)
-    time.sleep(5)
-    job.start(1).succeed()
-    assert_same_run(tmp_path / "run", undisturbed)
-
-
 def test_over_a_cable_that_is_slow_then_lossy_then_cut_for_ten_seconds_it_is_the_same_training(
     tmp_path, nodes, shards, undisturbed
 ):
@@ -103,13 +97,13 @@ def test_whatever_happens_to_a_node_both_end_in_time_and_the_same_command_goes_o
 
     for who in (0, 1):
         for said in disturb(lambda job, who: nodes[who].pull_out(), who):
-            assert "the network to it is cut; the same command goes on from the last checkpoint" in said
-    assert "another rank is gone" in disturb(NodesJob.kill, 1)[0]
+            assert lines_with(said, "launch/train.py:", "network", "checkpoint")
+    assert lines_with(disturb(NodesJob.kill, 1)[0], "launch/train.py:", "rank")
     for said in disturb(lambda job, who: job.launchers[who].terminate(), 1):
-        assert "stopped after a checkpoint (SIGTERM)" in said
+        assert lines_with(said, "launch/train.py:", "SIGTERM")
     heard = {"PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"}
     for said in disturb(lambda job, who: job.launchers[who].send_signal(signal.SIGUSR1), 0, heard):
-        assert "stopped after a checkpoint (SIG" in said
+        assert lines_with(said, "launch/train.py:", "SIG")
     assert seen > read_metrics(tmp_path / "run")[-1]["samples"]
     NodesJob(nodes, tmp_path, settings).start().succeed()
     assert_same_run(tmp_path / "run", undisturbed)
@@ -119,7 +113,7 @@ def test_a_launcher_whose_other_node_never_comes_ends_in_time(tmp_path, nodes, s
     settings = COMMON | {"shards": shards, "run": str(tmp_path / "run")}
     job = NodesJob(nodes, tmp_path, settings, launcher=("--rdzv_conf", "timeout=5")).start(0)
     assert job.end_within(5 + SLACK_SECONDS) == [1]
-    assert "waiting for clients. 1/2 clients joined" in job.said(0)
+    assert "1/2" in job.said(0)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -132,7 +126,7 @@ def test_a_rank_whose_other_never_comes_ends_in_time_and_says_what_to_look_at(tm
     done = subprocess.run(nodes[rank].command(*words), env=environment, cwd=ROOT, text=True, capture_output=True,
                           timeout=3 + SLACK_SECONDS)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "the ranks d" in done.stderr and "let each reach node1:29500" in done.stderr
+    assert lines_with(done.stderr, "node1:29500", "srcnn doctor", "GLOO_SOCKET_IFNAME")
 
 
 def test_names_that_are_loopback_addresses_are_found_by_the_doctor_and_do_not_keep_the_nodes_apart(
@@ -148,12 +142,12 @@ def test_names_that_are_loopback_addresses_are_found_by_the_doctor_and_do_not_ke
         environment = os.environ | {"MASTER_ADDR": "node1"} | ({"GLOO_SOCKET_IFNAME": name} if name else {})
         done = subprocess.run(nodes[1].command(*words), env=environment, cwd=ROOT, text=True, capture_output=True)
         told[name] = done.returncode, done.stdout
-    assert told[""][0] == 0 and "own name node2 is 127.0.1.1" in told[""][1] and "-> eth0 will be taken" in told[""][1]
-    assert told["eth7"][0] == 1 and "GLOO_SOCKET_IFNAME eth7: this machine has no eth7" in told["eth7"][1]
+    assert told[""][0] == 0 and lines_with(told[""][1], "node2", "127.0.1.1", "eth0")
+    assert told["eth7"][0] == 1 and lines_with(told["eth7"][1], "GLOO_SOCKET_IFNAME", "eth7")
     settings = COMMON | {"shards": shards, "run": str(tmp_path / "run"), "total_samples": 48}
     job = NodesJob(nodes, tmp_path, settings).start()
     job.succeed()
-    assert all("gloo is told to take eth0" in job.said(rank) for rank in (0, 1))
+    assert all(lines_with(job.said(rank), "GLOO_SOCKET_IFNAME", "eth0") for rank in (0, 1))
 
 
 def test_a_step_sends_the_gradients_once_and_little_else(tmp_path, nodes, shards):

@@ -30,11 +30,6 @@ def test_the_last_layer_learns_at_its_own_rate():
     assert moved == pytest.approx([5e-3] * 4 + [5e-4] * 2, rel=1e-4)
 
 
-@pytest.mark.parametrize("name,kind", [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
-def test_the_optimizer_is_the_one_named(name, kind):
-    assert type(build_optimizer(SRCNN(), OptimizerConfig(name=name))) is kind
-
-
 def test_the_average_moves_half_way_in_a_half_life_whatever_the_batch():
     config = OptimizerConfig(average_halflife_samples=100)
     ends = []

@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from srcnn.order import (
@@ -26,21 +26,18 @@ RUN_ORDERS = st.builds(RunOrder, *OF_RUNS) | KEPT_ORDERS
 ORDERS = st.builds(UniformOrder, SEEDS, st.integers(1, 3000)) | RUN_ORDERS
 
 
-@settings(max_examples=300, deadline=None)
 @given(ORDERS, st.integers(0, 10**6))
 def test_every_sample_comes_exactly_once_an_epoch(order, epoch):
     positions = epoch * order.num_samples + np.arange(order.num_samples)
     assert sorted(order.samples_at(positions).tolist()) == list(range(order.num_samples))
 
 
-@settings(deadline=None)
 @given(ORDERS, st.lists(st.integers(0, 10_000), min_size=1, max_size=40))
 def test_the_sample_at_a_position_does_not_depend_on_what_else_is_asked(order, positions):
     together = order.samples_at(np.array(positions))
     assert together.tolist() == [order.samples_at(np.array([position]))[0] for position in positions]
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 2**40), SEEDS), min_size=1, max_size=20))
 def test_permuting_in_sets_of_many_sizes_is_permuting_in_each(sets):
     sizes, keys = (np.array(column, np.uint64) for column in zip(*sets, strict=True))
@@ -67,7 +64,6 @@ def test_seeds_and_epochs_give_unrelated_orders(make):
         assert abs(np.corrcoef(first, other)[0, 1]) < 0.15
 
 
-@settings(max_examples=200, deadline=None)
 @given(RUN_ORDERS, st.data())
 def test_neighbours_of_a_run_come_within_a_window_of_each_other(order, data):
     run = data.draw(st.integers(0, (order.num_samples - 1) // order.run_samples))
@@ -86,7 +82,6 @@ def samples_of_lanes(order, epoch):
     return [set(samples[lanes == lane].tolist()) for lane in range(order.num_lanes)]
 
 
-@settings(deadline=None)
 @given(KEPT_ORDERS, st.integers(0, 10**6), st.data())
 def test_kept_lanes_keep_their_samples_but_for_less_than_one_of_each_lane(order, epoch, data):
     before, after = samples_of_lanes(order, 0), samples_of_lanes(order, epoch)
@@ -105,7 +100,6 @@ def test_in_kept_lanes_every_sample_comes_anywhere_in_the_epoch():
     assert (places.min(0) < 40).all() and (places.max(0) > 960).all()
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.integers(0, 10**9), st.integers(1, 300), st.integers(1, 9), st.integers(1, 90))
 def test_ranks_part_a_global_batch_evenly(start, batch_size, num_ranks, num_lanes):
     parts = [part_of_batch(start, batch_size, rank, num_ranks, num_lanes) for rank in range(num_ranks)]
@@ -114,7 +108,6 @@ def test_ranks_part_a_global_batch_evenly(start, batch_size, num_ranks, num_lane
     assert max(sizes) - min(sizes) <= 1
 
 
-@settings(deadline=None)
 @given(st.integers(0, 100), st.sampled_from([(16, 64), (64, 64), (256, 64), (512, 16)]), st.sampled_from([1, 2, 4, 8]))
 def test_a_rank_keeps_to_its_lanes(number, sizes, num_ranks):
     batch_size, num_lanes = sizes

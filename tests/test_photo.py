@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import photo_pixels
+from messages import facts, says
 from PIL import Image
 
 from srcnn.photo import (
@@ -82,7 +83,7 @@ def test_sixteen_bits_are_divided_by_257(tmp_path: Path, name: str) -> None:
     Image.fromarray(levels).save(tmp_path / name)
     photo = read_photo(tmp_path / name)
     np.testing.assert_array_equal(photo.pixels[0, :7], [0, 0, 1, 3, 200, 255, 255])
-    assert photo.notes == ("16 bits reduced to 8",)
+    assert len(photo.notes) == 1 and says(photo.notes, 16, 8)
 
 
 def test_cmyk_is_shown_as_pillow_shows_it_without_its_profile(tmp_path: Path) -> None:
@@ -90,7 +91,7 @@ def test_cmyk_is_shown_as_pillow_shows_it_without_its_profile(tmp_path: Path) ->
     image.save(tmp_path / "a.jpg", icc_profile=b"a profile of four inks")
     photo = read_photo(tmp_path / "a.jpg")
     np.testing.assert_array_equal(photo.pixels, np.asarray(Image.open(tmp_path / "a.jpg").convert("RGB")))
-    assert photo.notes == ("CMYK converted to RGB",)
+    assert len(photo.notes) == 1 and says(photo.notes, "CMYK", "RGB")
 
 
 def test_a_palette_with_transparency_gives_colours_and_alpha(tmp_path: Path) -> None:
@@ -144,14 +145,14 @@ def write_png_header(path: Path, width: int, height: int) -> None:
 
 def test_an_absurdly_large_photo_is_refused_by_its_header(tmp_path: Path) -> None:
     write_png_header(tmp_path / "a.png", 40000, 40000)
-    with pytest.raises(PhotoRefused, match=r"a\.png: 40000x40000 pixels is more than 250 megapixels"):
+    with pytest.raises(PhotoRefused, match=facts("a.png", "40000x40000", 250)):
         read_photo(tmp_path / "a.png")
 
 
 def test_the_largest_photo_is_a_setting(tmp_path: Path) -> None:
     Image.fromarray(photo_pixels(7, 101, 99)).save(tmp_path / "a.png")
     assert read_photo(tmp_path / "a.png", max_megapixels=0.01).pixels.shape == (99, 101, 3)
-    with pytest.raises(PhotoRefused, match="more than 0.009 megapixels"):
+    with pytest.raises(PhotoRefused, match=facts("a.png", 0.009)):
         read_photo(tmp_path / "a.png", max_megapixels=0.009)
 
 
@@ -162,13 +163,13 @@ def test_a_truncated_photo_is_refused(tmp_path: Path, suffix: str) -> None:
     whole = path.read_bytes()
     for length in (0, 9, len(whole) // 2, len(whole) - len(whole) // 10):
         path.write_bytes(whole[:length])
-        with pytest.raises(PhotoRefused, match=f"cut{suffix}: "):
+        with pytest.raises(PhotoRefused, match=facts(path)):
             read_photo(path)
 
 
 def test_what_is_no_photo_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("no picture at all\n" * 99)
-    with pytest.raises(PhotoRefused, match="text.jpg: not a JPEG, PNG, WEBP, TIFF, BMP picture"):
+    with pytest.raises(PhotoRefused, match=facts("text.jpg", "JPEG", "PNG", "WEBP", "TIFF", "BMP")):
         read_photo(tmp_path / "text.jpg")
     Image.new("L", (9, 9)).save(tmp_path / "a.gif")
     (tmp_path / "a.gif").rename(tmp_path / "gif.png")
@@ -181,10 +182,10 @@ def test_what_is_no_photo_is_refused(tmp_path: Path) -> None:
 def test_several_frames_and_floating_point_are_refused(tmp_path: Path) -> None:
     frames = [Image.fromarray(photo_pixels(seed, 33, 21)) for seed in (1, 2, 3)]
     frames[0].save(tmp_path / "pages.tif", save_all=True, append_images=frames[1:])
-    with pytest.raises(PhotoRefused, match="has several frames"):
+    with pytest.raises(PhotoRefused, match=facts("pages.tif", "frames")):
         read_photo(tmp_path / "pages.tif")
     Image.fromarray(np.ones((21, 33), np.float32)).save(tmp_path / "float.tif")
-    with pytest.raises(PhotoRefused, match="float.tif: floating-point"):
+    with pytest.raises(PhotoRefused, match=facts("float.tif", "floating")):
         read_photo(tmp_path / "float.tif")
 
 

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from conftest import photos_of
 from jobs import assert_same_run, consumed, start, state, succeed
+from messages import lines_with, numbers
 from nodes import cluster, needs_nodes
 from pods import K8S, KUBECTL, Pod, build, carry_through, name_pods, overlay, until, verdict
 from small import small_config, small_shards, write_photos
@@ -58,7 +59,7 @@ def test_pods_that_are_drained_and_lost_meet_again_and_train_as_undisturbed(tmp_
         until(lambda: consumed(run) >= 240, *pods)
         second.terminate()
         assert [pod.wait() for pod in pods] == [STOPPED, STOPPED], first.output.read_text()
-        assert "stopped after a checkpoint" in first.output.read_text()
+        assert lines_with(first.output.read_text(), "launch/train.py:", "SIGTERM")
         drained = consumed(run)
         assert drained < total["total_samples"] and len(state(run)["meter"]) == 2
 
@@ -80,7 +81,7 @@ def test_a_pod_that_waits_for_the_others_ends_at_once_when_it_is_drained(tmp_pat
         until(lambda: listens(first), first)
         first.terminate()
         assert first.wait(60) == STOPPED
-    assert "stopped without ranks" in first.output.read_text()
+    assert lines_with(first.output.read_text(), "launch/pod.py", "SIGTERM")
 
 
 def listens(pod):
@@ -92,13 +93,13 @@ def test_a_pod_of_one_rank_is_the_training_itself(tmp_path, shards):
     with cluster(1, "pods") as nodes:
         pod, = make_pods(tmp_path, nodes, objects, shards)
         pod.start("doctor")
-        assert pod.wait() == 0 and "0 problems" in pod.output.read_text(), pod.output.read_text()
+        assert pod.wait() == 0 and numbers(pod.output.read_text().splitlines()[-1])[0] == 0, pod.output.read_text()
         pod.start("train")
         until(lambda: consumed(tmp_path / "srcnn-runs/srcnn") >= 240, pod)
         assert "launch/train.py" in pod.first_process().cmdline()
         pod.terminate()
         assert pod.wait() == STOPPED
-    assert "stopped after a checkpoint" in pod.output.read_text()
+    assert lines_with(pod.output.read_text(), "launch/train.py:", "SIGTERM")
 
 
 def test_pods_of_a_training_that_is_done_end_well_without_the_others(tmp_path, shards):
@@ -115,7 +116,7 @@ def test_pods_of_a_training_that_is_done_end_well_without_the_others(tmp_path, s
         for path in (run, *run.rglob("*")):
             os.chown(path, 1000, 1000, follow_symlinks=False)
         second.start("train")
-        assert second.wait() == 0 and "nothing left to do" in second.output.read_text(), second.output.read_text()
+        assert second.wait() == 0 and lines_with(second.output.read_text(), "pod", 1), second.output.read_text()
         assert not (run / "report").exists()
         first.start("train")
         assert first.wait() == 0 and (run / "report/index.html").exists(), first.output.read_text()
@@ -131,7 +132,7 @@ def test_what_no_restart_mends_fails_the_job_or_is_counted(tmp_path):
         config.write_text(config.read_text().replace("batch_sise", "batch_size"))
         no_shards.start("train", NUM_PODS="1", RANKS_PER_POD="2")
         assert verdict(job, wrong.wait()) == "FailJob"
-        assert 'did you mean "batch_size"' in wrong.output.read_text()
+        assert "batch_size" in wrong.output.read_text()
         assert no_shards.wait() == 1 and verdict(job, 1) == "Count", no_shards.output.read_text()
         assert "/shards/train" in no_shards.output.read_text()
 

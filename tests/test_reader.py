@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from messages import facts
 from PIL import Image
 from small import draw_photo, small_shards
 
@@ -91,6 +92,7 @@ def test_the_same_room_is_filled_again_and_again(shards):
         assert np.array_equal(clean, fresh[0]) and np.array_equal(degraded, fresh[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["in memory", "on a disk"])
 def test_more_shards_than_may_be_open_are_read_right_by_many_threads(shards, monkeypatch, where):
     expected = [clean for clean, _ in stock_pairs(shards)]
@@ -119,7 +121,7 @@ def test_a_shard_cut_while_it_is_read_is_named(copy, stop):
     reader = ShardReader(copy)
     size = (copy / SECOND).stat().st_size
     os.truncate(copy / SECOND, stop % size)
-    with pytest.raises((ShardError, ReadFailed), match=f"{copy / SECOND}: ends "):
+    with pytest.raises((ShardError, ReadFailed), match=facts(copy / SECOND)):
         reader.read(np.array([59]))
     with pytest.raises((ShardError, ReadFailed), match=SECOND):
         for _ in train_batches(reader, StreamConfig(), 0, 0, NUM_PAIRS, 5):
@@ -139,9 +141,9 @@ def test_swapped_shards_are_named_when_opened(copy):
     same_size = (copy / "000000.tar").stat().st_size == (copy / SECOND).stat().st_size
     for source, target in (("000000.tar", "kept"), (SECOND, "000000.tar"), ("kept", SECOND)):
         (copy / source).rename(copy / target)
-    with pytest.raises(ShardError, match="another shard under its name" if same_size else "has .* bytes") as caught:
+    first_pair_or_size = 0 if same_size else (copy / "000000.tar").stat().st_size
+    with pytest.raises(ShardError, match=facts("000000.tar", first_pair_or_size)):
         ShardReader(copy)
-    assert "000000.tar" in str(caught.value)
 
 
 def test_a_shard_of_another_config_is_named_when_opened(npy_copy, tmp_path):
@@ -150,7 +152,7 @@ def test_a_shard_of_another_config_is_named_when_opened(npy_copy, tmp_path):
     size = (npy_copy / SECOND).stat().st_size
     content = (other / "train" / "000000.tar").read_bytes()
     (npy_copy / SECOND).write_bytes(content[:size].ljust(size, b"\0"))
-    with pytest.raises(ShardError, match=f"{SECOND}: pair 30 .*another shard under its name"):
+    with pytest.raises(ShardError, match=facts(SECOND, 30)):
         ShardReader(npy_copy)
 
 
@@ -163,9 +165,9 @@ def test_a_flipped_byte_in_a_png_shard_is_named_with_its_pair(originals, tmp_pat
     (folder / SECOND).write_bytes(content)
     reader = ShardReader(folder)
     for samples in ([47], [45, 46, 47, 48], [3, 47, 1]):
-        with pytest.raises(ShardError, match=rf"{SECOND}: pair 47 of the split .* is not as when it was indexed"):
+        with pytest.raises(ShardError, match=facts(SECOND, 47)):
             reader.read(np.array(samples))
-    with pytest.raises(ShardError, match="pair 47"):
+    with pytest.raises(ShardError, match=facts(SECOND, 47)):
         list(val_batches(reader, StreamConfig(), 8))
     assert reader.read(np.array([46, 48]))[0].shape == (2, 32, 32)
 
@@ -182,7 +184,7 @@ def test_a_flipped_byte_of_a_foreign_shard_is_named_with_its_pair(tmp_path):
     content = bytearray((tmp_path / "a.tar").read_bytes())
     content[place] ^= 1
     (tmp_path / "a.tar").write_bytes(content)
-    with pytest.raises(ShardError, match=r"a\.tar: pair 6 "):
+    with pytest.raises(ShardError, match=facts("a.tar", 6)):
         list(train_batches(ShardReader(tmp_path), StreamConfig(), 0, 0, 9, 3))
 
 
@@ -209,20 +211,20 @@ def test_shards_missing_or_of_another_size_are_named_when_opened(copy):
     with (copy / SECOND).open("ab") as file:
         file.write(b"\0")
     size = (copy / SECOND).stat().st_size
-    with pytest.raises(ShardError, match=rf"{SECOND}: has {size} bytes, the manifest says {size - 1} bytes"):
+    with pytest.raises(ShardError, match=facts(SECOND, size, size - 1)):
         ShardReader(copy)
     (copy / SECOND).unlink()
-    with pytest.raises(ShardError, match=f"{SECOND}: is missing"):
+    with pytest.raises(ShardError, match=SECOND):
         ShardReader(copy)
 
 
 def test_a_manifest_of_the_version_before_says_what_to_do(copy):
     content = json.loads((copy / "manifest.json").read_text())
     (copy / "manifest.json").write_text(json.dumps(content | {"version": 2}))
-    with pytest.raises(ShardError, match="version 2, this program reads version 3; make the shards anew"):
+    with pytest.raises(ShardError, match=facts("manifest.json", 2, 3)):
         ShardReader(copy)
     (copy / "manifest.json").unlink()
-    with pytest.raises(FileNotFoundError, match="make shards PHOTOS=dir OUT=.* or .* python -m shards index"):
+    with pytest.raises(FileNotFoundError, match=facts("make shards PHOTOS=", "python -m shards index")):
         ShardReader(copy)
 
 
@@ -247,6 +249,7 @@ def large_set(folder, num_shards=10_000, pairs_a_shard=1000, tile_shape=(8, 8)):
     return folder
 
 
+@pytest.mark.slow
 def test_ten_million_pairs_in_ten_thousand_shards_are_read(tmp_path):
     folder = large_set(tmp_path / "train")
     reader = ShardReader(folder)
@@ -293,5 +296,5 @@ def test_a_flipped_bit_of_a_local_tile_is_found_when_its_pair_is_read(tmp_path, 
         file.seek(place)
         file.write(bytes([level ^ 1]))
     reader.read(everything[:7])
-    with pytest.raises(ShardError, match=r"000000.tar: pair 7 of the split .* is not as when it was indexed"):
+    with pytest.raises(ShardError, match=facts("000000.tar", 7)):
         reader.read(everything[:8])

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from messages import facts
 from small import small_config, small_shards
 
 from srcnn import checkpoint
@@ -42,33 +43,34 @@ def changed(state, path, value):
     return state | {key: changed(state[key], rest, value) if rest else value}
 
 
+FOLDER = "step-00000002"
 FIRST_WEIGHT = ("network", "conv1.weight")
 
 
-@pytest.mark.parametrize("path,value,problem", [
-    (("format",), 1, "format 1, this srcnn reads 2; --fresh"),
-    (("step",), -1, "expected whole numbers from 0"),
-    (("samples",), 1.5, "expected whole numbers from 0"),
-    (("skipped_steps",), True, "expected whole numbers from 0"),
-    (("network",), {}, "expected conv1.weight"),
-    (FIRST_WEIGHT, torch.zeros(8, 1, 9, 8), r"conv1.weight is torch.float32 \(8, 1, 9, 8\), expected floats \(8, 1, 9"),
-    (FIRST_WEIGHT, torch.zeros(8, 1, 9, 9, dtype=torch.int64), "conv1.weight is torch.int64"),
-    (FIRST_WEIGHT, torch.full((8, 1, 9, 9), math.nan), "conv1.weight holds values that are not finite"),
-    (FIRST_WEIGHT, "text", "not the state of such a training"),
-    (("optimizer", "state", 0, "exp_avg"), torch.zeros(3), r"optimizer.0.exp_avg is torch.float32 \(3,\)"),
-    (("optimizer", "state", 0, "exp_avg_sq"), torch.full((8, 1, 9, 9), math.inf), "not finite"),
-    (("optimizer", "state"), {77: {}}, "not the state of such a training"),
-    (("optimizer",), [], "not the state of such a training"),
-    (("meter",), [{"sums": [1.0], "gradient_norm": 0.0, "learning_rate": 0.0}], "expected 4 for each"),
-    (("meter",), [], "sums of 0 ranks"),
-    (("tracker_id",), "../../elsewhere", "expected letters and digits"),
-    (("config",), 3, "not the state of such a training"),
-    (("stream", "manifest_hash"), "0" * 64, "was begun with data.manifest_hash 000"),
+@pytest.mark.parametrize("path,value,told", [
+    (("format",), 1, ["format", 1, 2, "--fresh"]),
+    (("step",), -1, ["step", -1]),
+    (("samples",), 1.5, ["samples", 1.5]),
+    (("skipped_steps",), True, ["skipped_steps", True]),
+    (("network",), {}, ["conv1.weight"]),
+    (FIRST_WEIGHT, torch.zeros(8, 1, 9, 8), ["conv1.weight", (8, 1, 9, 8), (8, 1, 9, 9)]),
+    (FIRST_WEIGHT, torch.zeros(8, 1, 9, 9, dtype=torch.int64), ["conv1.weight", torch.int64]),
+    (FIRST_WEIGHT, torch.full((8, 1, 9, 9), math.nan), ["conv1.weight", "finite"]),
+    (FIRST_WEIGHT, "text", [FOLDER]),
+    (("optimizer", "state", 0, "exp_avg"), torch.zeros(3), ["optimizer.0.exp_avg", (3,)]),
+    (("optimizer", "state", 0, "exp_avg_sq"), torch.full((8, 1, 9, 9), math.inf), ["optimizer.0.exp_avg_sq", "finite"]),
+    (("optimizer", "state"), {77: {}}, [FOLDER, 77]),
+    (("optimizer",), [], [FOLDER]),
+    (("meter",), [{"sums": [1.0], "gradient_norm": 0.0, "learning_rate": 0.0}], [1, 4]),
+    (("meter",), [], [0, 4]),
+    (("tracker_id",), "../../elsewhere", ["../../elsewhere"]),
+    (("config",), 3, [FOLDER]),
+    (("stream", "manifest_hash"), "0" * 64, ["data.manifest_hash", "0" * 64, "--fresh"]),
 ])
-def test_a_state_that_no_training_has_is_named(tmp_path, trained, path, value, problem):
+def test_a_state_that_no_training_has_is_named(tmp_path, trained, path, value, told):
     shards, model, state = trained
     put(tmp_path / "run", model, changed(state, path, value))
-    with pytest.raises(RankFailed, match=problem):
+    with pytest.raises(RankFailed, match=facts(*told)):
         train(small_config(tmp_path / "run", shards, total_samples=16))
 
 
@@ -86,7 +88,7 @@ def test_a_pickle_that_would_run_something_does_not(tmp_path, trained):
 
     shards, model, state = trained
     put(tmp_path / "run", model, state | {"values": Payload()})
-    with pytest.raises(RankFailed, match="not the plain state of a training run"):
+    with pytest.raises(RankFailed, match=facts(FOLDER, checkpoint.TRAINING)):
         train(small_config(tmp_path / "run", shards, total_samples=16))
     assert not (tmp_path / "ran").exists()
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from messages import facts
 
 from shards.tar import TarShard
 from srcnn import members, sample
@@ -79,7 +80,7 @@ def test_npy_members_are_what_numpy_reads() -> None:
 def test_pickled_arrays_are_refused() -> None:
     buffer = io.BytesIO()
     np.save(buffer, np.array([{"a": 1}], dtype=object))
-    with pytest.raises(ValueError, match="array of object"):
+    with pytest.raises(ValueError, match="object"):
         members.decode_tile(buffer.getvalue(), "npy", (1,))
 
 
@@ -108,8 +109,8 @@ def test_members_tell_nothing_of_time_user_or_machine(tmp_path: Path) -> None:
     parts = [f"000000000{number}.{part}.npy" for number in (0, 1) for part in ("clean", "degraded")]
     assert [member.name for member in members] == parts
     for member in members:
-        facts = (member.mtime, member.uid, member.gid, member.uname, member.gname, member.mode)
-        assert facts == (0, 0, 0, "", "", 0o644)
+        owner = (member.mtime, member.uid, member.gid, member.uname, member.gname, member.mode)
+        assert owner == (0, 0, 0, "", "", 0o644)
         assert not member.pax_headers
 
 
@@ -166,43 +167,43 @@ def test_the_hash_is_that_of_the_samples() -> None:
 def test_a_missing_or_short_shard_is_named(tmp_path: Path) -> None:
     write_with_shards(tmp_path, manifest())
     (tmp_path / "000001.tar").write_bytes(b"x")
-    with pytest.raises(ShardError, match=r"000001\.tar: has 1 bytes, the manifest says 2100 bytes"):
+    with pytest.raises(ShardError, match=facts("000001.tar", 1, 2100)):
         Manifest.read(tmp_path)
     (tmp_path / "000001.tar").unlink()
-    with pytest.raises(ShardError, match=r"000001\.tar: is missing"):
+    with pytest.raises(ShardError, match=facts(tmp_path / "000001.tar")):
         Manifest.read(tmp_path)
     assert Manifest.read(tmp_path, check_shards=False) == manifest()
 
 
 def test_no_manifest_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="make shards PHOTOS=dir OUT="):
+    with pytest.raises(FileNotFoundError, match=facts("make shards PHOTOS=", f"OUT={tmp_path}")):
         Manifest.read(tmp_path / "train")
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "told"),
     [
-        ({"format": "other"}, "not a shard manifest"),
-        ({"version": 1}, "version 1, this program reads version 3; make the shards anew"),
-        ({"stride": 100}, "stride 100 does not fit"),
+        ({"format": "other"}, ["format"]),
+        ({"version": 1}, [1, 3]),
+        ({"stride": 100}, ["stride", 100]),
         (
             {"shards": [{"name": "../a.tar", "bytes": 1, "sha256": "", "num_samples": 1, "index_sha256": ""}]},
-            "leads out of the folder",
+            ["../a.tar"],
         ),
-        ({"shards": [{"name": "a.tar"}]}, "damaged"),
-        ({"photos": [{"name": "a.png"}]}, "damaged"),
-        ({"degraded_psnr": float("nan")}, "damaged"),
-        ({"photos": {"name": "index.npy", "bytes": 1, "sha256": "", "num_photos": 1, "num_refused": 0}}, "comes twice"),
-        ({"index": {"name": "../index.npy", "bytes": 1}}, "leads out of the folder"),
+        ({"shards": [{"name": "a.tar"}]}, ["Shard", "num_samples"]),
+        ({"photos": [{"name": "a.png"}]}, ["PhotosFile"]),
+        ({"degraded_psnr": float("nan")}, ["degraded_psnr", "nan"]),
+        ({"photos": {"name": "index.npy", "bytes": 1, "sha256": "", "num_photos": 1, "num_refused": 0}}, []),
+        ({"index": {"name": "../index.npy", "bytes": 1}}, ["../index.npy"]),
     ],
 )
 def test_a_manifest_that_does_not_fit_is_refused(
-    tmp_path: Path, change: dict[str, Any], message: str
+    tmp_path: Path, change: dict[str, Any], told: list[object]
 ) -> None:
     write_with_shards(tmp_path, manifest())
     path = tmp_path / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(ShardError, match=message):
+    with pytest.raises(ShardError, match=facts(path, *told)):
         Manifest.read(tmp_path)
 
 

@@ -22,6 +22,7 @@ from benchmarks.scaling_model import (
 )
 from srcnn.model import SRCNN, ModelConfig
 
+pytestmark = pytest.mark.slow  # of what is measured once, not of the product
 DEVICE = "resident: device"
 EVERY = list(storages(Inputs(), 1))
 

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, SMALL, PhotosFolder, contents, make, quiet_env, run_shards, shards_command
+from messages import facts, says
 
 from shards.plan import ShardsConfig
+from shards.pool import ShardsFailed
 from shards.write import make_shards
 
 pytest.importorskip("distributed")
@@ -108,7 +110,7 @@ def test_a_worker_killed_within_a_shard_and_a_frozen_one_change_no_byte(
     os.kill(cluster.processes["frozen"].pid, signal.SIGCONT)  # what it still does does no harm
     cluster.add_worker("new")
     again = run_shards(*options, "--out", out, "--executor", cluster.address)
-    assert again.returncode == 0 and "nothing to do" in again.stdout, again
+    assert again.returncode == 0 and str(out) in again.stdout, again
     assert {name: content for name, content in contents(out).items() if name.endswith(".tar")} == {
         name: content for name, content in contents(tmp_path / "local").items() if name.endswith(".tar")}
 
@@ -125,7 +127,7 @@ def test_without_its_scheduler_it_ends_and_the_same_command_goes_on(
     wait_until(lambda: any((tmp_path / "out").glob("*/.writing-*.tar")), cluster.log)
     cluster.stop()
     output, _ = job.communicate(timeout=120)
-    assert job.returncode == 1 and f"shards: {cluster.address}: the scheduler is gone" in output, output
+    assert job.returncode == 1 and cluster.address in output, output
     assert make("--photos", tmp_path / "photos", "--out", tmp_path / "out") == 0
     assert make("--photos", tmp_path / "photos", "--out", tmp_path / "local") == 0
     assert contents(tmp_path / "out") == contents(tmp_path / "local")
@@ -138,7 +140,7 @@ def test_workers_that_cannot_import_the_shard_maker_are_named_and_those_that_all
     cluster.start("stranger", cluster.address, "--nthreads", "1", "--no-nanny", PYTHONPATH=str(tmp_path))
     command = (*SMALL, "--photos", photos_folder(3), "--out", tmp_path / "out", "--executor", cluster.address)
     done = run_shards(*command)
-    assert done.returncode == 1 and "cannot do this work: No module named 'shards'; start the" in done.stderr, done
+    assert done.returncode == 1 and says(done.stderr, cluster.address, "'shards'"), done
     assert len(done.stderr.strip().splitlines()) == 1
     cluster.processes.pop("stranger").kill()
     cluster.gate("mortal").touch()
@@ -146,7 +148,7 @@ def test_workers_that_cannot_import_the_shard_maker_are_named_and_those_that_all
     job = subprocess.Popen(shards_command(*command), cwd=REPOSITORY, env=quiet_env(), text=True, stderr=subprocess.PIPE)
     wait_until(lambda: any((tmp_path / "out").glob("*/.writing-*.tar")), cluster.log)
     cluster.processes["mortal"].kill()
-    assert job.stderr and "no worker is left; waiting for new ones" in job.stderr.readline()
+    assert job.stderr and cluster.address in job.stderr.readline()
     cluster.add_worker("late")
     assert job.communicate(timeout=120) and job.returncode == 0
 
@@ -167,5 +169,5 @@ def test_a_worker_with_another_jpeg_library_is_refused(
     told = iter([{"pillow": "1"}])
     versions = {"pillow": "2"}
     monkeypatch.setattr("srcnn.sample.writer_versions", lambda: next(told, versions))
-    with ThreadPoolExecutor(1) as executor, pytest.raises(RuntimeError, match="the pixels would differ; install"):
+    with ThreadPoolExecutor(1) as executor, pytest.raises(ShardsFailed, match=facts("pillow", 1, 2)):
         make_shards(ShardsConfig(**values), show_progress=False, executor=executor)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from conftest import SMALL, PhotosFolder, contents, make, run_shards
+from messages import lines_with, numbers, says
 from servers import s3
 
 from shards.places import place
@@ -48,12 +49,12 @@ def test_a_bucket_gets_the_bytes_that_a_folder_gets(bucket: Bucket, tmp_path: Pa
     expected = capsys.readouterr().out
     remote = ("--photos", f"{bucket.url}/photos", "--out", f"{bucket.url}/out")
     assert make(*remote) == 0
-    assert capsys.readouterr().out == expected and "1 files that are no photos" in expected
+    assert capsys.readouterr().out == expected and numbers(expected.splitlines()[-1]) == [1]
     assert below(bucket.store, "out").keys() == contents(tmp_path / "out").keys()
     for name, content in below(bucket.store, "out").items():
         assert content == (tmp_path / "out" / name).read_bytes(), name
     assert make(*remote) == 0
-    assert "up to date, nothing to do" in capsys.readouterr().out
+    assert f"{bucket.url}/out" in capsys.readouterr().out
     ours, theirs = ShardReader(tmp_path / "out/train"), ShardReader(f"{bucket.url}/out/train")
     samples = np.arange(ours.num_samples)
     for mine, its in zip(ours.read(samples), theirs.read(samples), strict=True):
@@ -88,27 +89,27 @@ def test_another_config_or_a_bucket_with_other_things_is_refused(bucket: Bucket,
     assert make(*again) == make(*again) == 0
     capsys.readouterr()
     assert make(*again, "--degradation.jpeg_quality", 30) == 1
-    assert f"{bucket.url}/photos/out: holds shards made with another config" in capsys.readouterr().err
+    assert says(capsys.readouterr().err, f"{bucket.url}/photos/out", "jpeg_quality", 20, 30)
     assert make("--photos", f"{bucket.url}/photos/more", "--out", f"{bucket.url}/photos") == 1
-    assert "lies in the output folder" in capsys.readouterr().err
+    assert says(capsys.readouterr().err, f"{bucket.url}/photos/more", f"{bucket.url}/photos")
     assert make("--photos", f"{bucket.url}/nothing", "--out", f"{bucket.url}/o") == 1
-    assert f"{bucket.url}/nothing: nothing is there" in capsys.readouterr().err
+    assert f"{bucket.url}/nothing" in capsys.readouterr().err
     obstore.put(bucket.store, "other/file", b"x")
     assert make("--photos", f"{bucket.url}/photos", "--out", f"{bucket.url}/other") == 1
-    assert "is not empty and holds no shards of ours" in capsys.readouterr().err
+    assert f"{bucket.url}/other" in capsys.readouterr().err
 
 
 def test_a_photo_that_cannot_be_read_is_refused_by_its_name_in_the_bucket(bucket: Bucket, capsys: Any) -> None:
     obstore.put(bucket.store, "photos/cut.jpg", b"\xff\xd8\xff\xe0")
     assert make("--photos", f"{bucket.url}/photos", "--out", f"{bucket.url}/out") == 1
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("refused: ")]
-    assert len(told) == 1 and told[0].startswith("refused: cut.jpg: ") and "/tmp" not in told[0]
+    (told,) = lines_with(capsys.readouterr().err, "cut.jpg")
+    assert "/tmp" not in told
 
 
 def test_addresses_that_cannot_be_written_are_refused(capsys: Any, tmp_path: Path, photos_folder: PhotosFolder) -> None:
     for out in ("https://host/out", "ftp://host/out"):
         assert make("--photos", photos_folder(3), "--out", out) == 1
-        assert "photos and shards lie in a folder or at s3, gs, az addresses" in capsys.readouterr().err
+        assert says(capsys.readouterr().err, out.partition(":")[0], "s3", "gs", "az")
 
 
 @pytest.mark.parametrize("kind", ["folder", "bucket"])

@@ -24,6 +24,9 @@ NUM_PAIRS, STRIDE = 1050, 4096  # 70 photos of 15 tiles, 30 pairs a shard: runs 
 DEADLINE_SECONDS = 120
 
 
+pytestmark = pytest.mark.slow  # of what is measured once, not of the product
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     with FaultyServer(small_shards(tmp_path_factory.mktemp("shards"), num_train=70)) as server:

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import yaml
+from messages import says
 from small import bare_checkpoint
 from wandb_server import closed_port, wandb_server
 
@@ -42,14 +43,14 @@ def sync(run, environment, *arguments):
 
 def test_all_points_are_sent_once_with_the_settings_and_no_credentials(run, server):
     first = sync(run, server.environment)
-    assert first.returncode == 0 and "10 points sent" in first.stdout, first.stderr
+    assert first.returncode == 0 and says(first.stdout, 10), first.stderr
     assert server.steps("theid") == POINTS
     assert [row["train/loss"] for row in server.runs["theid"].history] == [1 / samples for samples in POINTS]
     config = server.runs["theid"].config
     assert (config["model.size"], config["shards"]) == (3, "https://***@host/x")
     assert not any("hunter2" in text for text in server.seen)
     again = sync(run, server.environment)
-    assert again.returncode == 0 and "0 points sent" in again.stdout
+    assert again.returncode == 0 and says(again.stdout, 0)
     assert server.steps("theid") == POINTS
 
 
@@ -58,7 +59,7 @@ def test_only_what_lacks_is_sent(run, server):
     (run / "metrics.jsonl").write_bytes(b"".join(lines[:4]))
     assert sync(run, server.environment).returncode == 0
     (run / "metrics.jsonl").write_bytes(b"".join(lines))
-    assert "6 points sent" in sync(run, server.environment).stdout
+    assert says(sync(run, server.environment).stdout, 6)
     assert server.steps("theid") == POINTS
 
 

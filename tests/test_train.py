@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from messages import facts, lines_with
 from small import small_config, small_shards
 
 from srcnn import checkpoint
@@ -54,7 +55,7 @@ def test_a_run_leaves_what_the_design_promises(tmp_path, shards):
 
 
 def test_training_learns(tmp_path, shards):
-    config = small_config(tmp_path / "run", shards, total_samples=4000, validate_every_samples=4000,
+    config = small_config(tmp_path / "run", shards, total_samples=2000, validate_every_samples=2000,
                           log_every_samples=400, optimizer=OptimizerConfig(lr=3e-3, schedule="cosine"))
     assert train(config)["val/gain"] > 0.3
 
@@ -104,7 +105,7 @@ def test_numbers_after_the_checkpoint_are_not_doubled_when_continuing(tmp_path, 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"model": ModelConfig(filters=(8, 5), residual=True)}])
 def test_a_run_does_not_continue_as_another(tmp_path, shards, change):
     train(small_config(tmp_path / "run", shards))
-    with pytest.raises(RankFailed, match=f"was begun with {next(iter(change))}"):
+    with pytest.raises(RankFailed, match=facts(next(iter(change)), "--run", "--fresh")):
         train(small_config(tmp_path / "run", shards, **change))
 
 
@@ -112,7 +113,7 @@ def test_a_run_does_not_continue_with_other_lanes(tmp_path, shards):
     stream = StreamConfig("runs", run_samples=1, num_lanes=2, window_samples=8, lead_samples=4)
     train(small_config(tmp_path / "run", shards, stream=stream))
     other = replace(stream, lanes="kept")
-    with pytest.raises(RankFailed, match="data.order runs of 1, 2 lanes, .* not runs of 1, 2 kept lanes, "):
+    with pytest.raises(RankFailed, match=facts("data.order", 1, 2, "kept", "--fresh")):
         train(small_config(tmp_path / "run", shards, stream=other))
 
 
@@ -121,7 +122,7 @@ def test_a_continued_run_takes_the_new_learning_rate_but_no_other_optimizer(tmp_
     train(small_config(tmp_path / "run", shards, optimizer=OptimizerConfig(lr=1e-5)))
     points = [point["learning_rate"] for point in read_metrics(tmp_path / "run") if "learning_rate" in point]
     assert points == pytest.approx([2e-3, 1e-5])
-    with pytest.raises(RankFailed, match="was begun with optimizer.name adam, not sgd"):
+    with pytest.raises(RankFailed, match=facts("optimizer.name", "adam", "sgd")):
         train(small_config(tmp_path / "run", shards, optimizer=OptimizerConfig(name="sgd", lr=1e-5)))
 
 
@@ -143,14 +144,14 @@ def test_a_best_checkpoint_that_is_damaged_is_told_and_replaced(tmp_path, shards
     (best / "model.safetensors").write_bytes(b"damaged")
     (run / "best").unlink()
     train(replace(config, total_samples=64))
-    assert f"{best}, the best so far: model.safetensors is damaged" in caplog.text
+    assert lines_with(caplog.text, best, "model.safetensors")
     load_model(run)
 
 
 def test_weights_of_another_network_are_refused_as_a_start(tmp_path, shards):
     train(small_config(tmp_path / "first", shards))
     for model in (ModelConfig(filters=(8, 4)), ModelConfig(filters=(8, 5), residual=True)):
-        with pytest.raises(ValueError, match="these weights are of ModelConfig.*residual=True"):
+        with pytest.raises(ValueError, match=facts("ModelConfig", "residual=True")):
             train(small_config(tmp_path / "second", shards, model=model, weights=str(tmp_path / "first")))
 
 
@@ -165,7 +166,7 @@ def test_png_and_rgb_shards_train_too(tmp_path, changes):
 def test_tiles_too_small_for_the_network_and_its_scores_are_named(tmp_path):
     shards = small_shards(tmp_path, tile_pixels=16)
     model = ModelConfig(kernels=(9, 5, 5), filters=(2, 2))
-    with pytest.raises(ValueError, match="tiles of 16 pixels.*need 17"):
+    with pytest.raises(ValueError, match=facts(16, 17)):
         train(small_config(tmp_path / "run", shards, model=model, loss_crop=True))
 
 
@@ -191,13 +192,13 @@ def test_averaged_weights_are_validated_and_saved(tmp_path, shards):
 
 def test_overfitting_trains_and_validates_on_the_same_tiles(tmp_path, shards, caplog):
     caplog.set_level("INFO")
-    config = small_config(tmp_path / "run", shards, model=ModelConfig(residual=True), overfit_tiles=4, augment=False,
-                          batch_size_per_process=4, total_samples=4000, validate_every_samples=4000,
+    config = small_config(tmp_path / "run", shards, model=ModelConfig(filters=(16, 8), residual=True), overfit_tiles=4,
+                          augment=False, batch_size_per_process=4, total_samples=3200, validate_every_samples=3200,
                           optimizer=OptimizerConfig(lr=2e-3, last_layer_lr_factor=0.1, schedule="cosine"))
     values = train(config)
     assert values["val/gain"] > 1
     assert values["val/psnr"] == pytest.approx(read_metrics(tmp_path / "run")[-1]["train/psnr"], abs=0.1)
-    assert "the loop learns" in caplog.text
+    assert lines_with(caplog.text, 4, f"{values['val/gain']:.2f}")
 
 
 def test_starting_from_other_weights(tmp_path, shards):
@@ -208,7 +209,7 @@ def test_starting_from_other_weights(tmp_path, shards):
 
 
 def test_tiles_and_network_of_other_channels_are_refused(tmp_path, shards):
-    with pytest.raises(ValueError, match="tiles have 1 channels, model.channels is 3"):
+    with pytest.raises(ValueError, match=facts("model.channels", 1, 3)):
         train(small_config(tmp_path / "run", shards, model=ModelConfig(channels=3)))
 
 
@@ -216,7 +217,7 @@ def test_tiles_and_network_of_other_channels_are_refused(tmp_path, shards):
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, shards, log_every, validate_every):
     config = small_config(tmp_path / "run", shards, optimizer=OptimizerConfig(name="sgd", lr=1e30),
                           log_every_samples=log_every, validate_every_samples=validate_every)
-    with pytest.raises(FloatingPointError, match="lower optimizer.lr"):
+    with pytest.raises(FloatingPointError, match="optimizer.lr"):
         train(config)
     if folder := checkpoint.latest(tmp_path / "run"):
         state = checkpoint.load_training(folder)
@@ -227,7 +228,7 @@ def test_both_tiles_of_a_pair_get_the_symmetry_of_their_position():
     tiles = np.random.default_rng(0).integers(0, 256, (64, 5, 5), np.uint8)
     symmetries = symmetries_at(3, np.arange(64))
     batch = Batch(tiles, 255 - tiles, np.arange(64), symmetries)
-    clean, degraded = as_floats(Batch(*map(torch.from_numpy, batch)), augment=True)
+    clean, degraded = as_floats(batch.map(torch.from_numpy), augment=True)
     torch.testing.assert_close(clean + degraded, torch.ones_like(clean))
     for tile, symmetry, out in zip(tiles, symmetries, clean, strict=True):
         expected = tile[:, ::-1] if symmetry & 1 else tile
@@ -241,7 +242,13 @@ def test_the_eight_symmetries_are_all_different():
     symmetries = torch.arange(8, dtype=torch.uint8)
     results = transform(square, symmetries)
     assert len({tuple(result.flatten().tolist()) for result in results}) == 8
-    torch.testing.assert_close(torch.compile(transform, fullgraph=True)(square, symmetries), results, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_compiled_the_symmetries_are_the_same():
+    square, symmetries = torch.rand(8, 1, 3, 3), torch.arange(8, dtype=torch.uint8)
+    compiled = torch.compile(transform, fullgraph=True)(square, symmetries)
+    torch.testing.assert_close(compiled, transform(square, symmetries), rtol=0, atol=0)
 
 
 def test_validation_does_not_depend_on_the_batch_size(shards, monkeypatch):

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from messages import facts
 from PIL import ExifTags, Image
 from small import draw_photo, identity_network
 
@@ -46,7 +47,6 @@ def reader_of(pixels):
 
 @given(data=st.data(), height=st.integers(1, 40), width=st.integers(1, 40), scale=st.sampled_from((2, 3, 4)),
        shape=st.sampled_from(((), (3,))))
-@settings(max_examples=150, deadline=None)
 def test_any_part_is_that_part_of_the_whole_photo_enlarged(data, height, width, scale, shape):
     pixels = np.random.default_rng(height).integers(0, 65536, (height, width, *shape)).astype(np.uint16)
     part = []
@@ -193,26 +193,26 @@ def test_tensors_and_floats_are_enlarged_as_arrays(network):
     assert np.array_equal(grey[0].numpy(), upscale(photos[0][..., 0], network, 2, exact=True))
     floats = upscale(np.float32(photos[0] / 255), network, 2, exact=True)
     assert floats.dtype == np.float32 and np.abs(255 * floats - expected[0]).max() < 0.51
-    with pytest.raises(ValueError, match=r"found torch.float32 \(2, 4, 4\)"):
+    with pytest.raises(ValueError, match=facts(torch.float32, (2, 4, 4))):
         upscale(torch.zeros(2, 4, 4), network, 2)
 
 
 def test_what_would_be_too_large_is_refused_before_the_work(network, monkeypatch):
     monkeypatch.setattr("srcnn.upscale.MAX_MEGAPIXELS", 0.1)
     monkeypatch.setattr("srcnn.upscale.restore_tiles", lambda *arguments: pytest.fail("begun"))
-    with pytest.raises(ValueError, match="would become 1203x84, more than 0 megapixels; take a smaller scale"):
+    with pytest.raises(ValueError, match=facts("1203x84", "scale")):
         upscale_canvas(Canvas(Image.new("L", (401, 28))), network, 3)
 
 
 def test_what_cannot_be_enlarged_is_named(network):
-    with pytest.raises(ValueError, match="scale 5: expected 2, 3, 4"):
+    with pytest.raises(ValueError, match=facts("scale", 5, 2, 3, 4)):
         upscale(np.zeros((4, 4), np.uint8), network, 5)
-    with pytest.raises(ValueError, match="scale 1: expected"):
+    with pytest.raises(ValueError, match=facts("scale", 1, 2, 3, 4)):
         weights_for_scale(1)
-    with pytest.raises(ValueError, match=r"found float64 \(4, 4\)"):
+    with pytest.raises(ValueError, match=facts("float64", (4, 4))):
         upscale(np.zeros((4, 4)), network, 2)
-    with pytest.raises(ValueError, match=r"found uint8 \(4, 4, 4\)"):
+    with pytest.raises(ValueError, match=facts("uint8", (4, 4, 4))):
         upscale(np.zeros((4, 4, 4), np.uint8), network, 2)
-    with pytest.raises(ValueError, match="this network restores 5 channels"):
+    with pytest.raises(ValueError, match=facts(5)):
         upscale(np.zeros((4, 4), np.uint8), SRCNN(ModelConfig(filters=(1, 1), channels=5)), 2)
     assert weights_for_scale(3) == "srcnn-915-x3"

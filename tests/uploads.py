@@ -45,8 +45,8 @@ def write_text(path):
 
 
 BAD = {
-    "text.jpg": (write_text, "not a JPEG"),
+    "text.jpg": (write_text, "JPEG"),
     "half.jpg": (write_truncated, "truncated"),
-    "giant.png": (write_giant, "60000x60000 pixels is more than 50 megapixels"),
-    "moving.webp": (write_animated, "several frames"),
+    "giant.png": (write_giant, "60000x60000"),
+    "moving.webp": (write_animated, "frames"),
 }
