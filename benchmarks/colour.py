@@ -21,12 +21,13 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.report import machine
-from srcnn.apply import LUMA_WEIGHTS, run_network
+from srcnn.apply import run_network
 from srcnn.chroma import smooth_chroma
 from srcnn.degrade import jpeg
 from srcnn.metrics import psnr
 from srcnn.model import SRCNN, WEIGHTS, computes_bf16, load_model
 from srcnn.photo import luma_l, over_white, photos_below, read_photo
+from srcnn.ycbcr import LUMA_WEIGHTS
 
 QUALITIES = (10, 20, 40, 80)
 SUBSAMPLINGS = ("4:2:0", "4:4:4")

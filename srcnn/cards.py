@@ -111,7 +111,7 @@ def make_card(model: Network, config: dict[str, Any], photos: Path, commit: str)
 
 
 def purpose(trained_on: Degradation) -> str:
-    """Of what photographs weights trained on this degradation restore the luma."""
+    """What photographs weights trained on this degradation restore."""
     low, high = trained_on.quality_bounds() or (0, 0)
     jpeg = f"JPEG of quality {low} to {high}" if low < high else f"JPEG of about quality {low}"
     if trained_on.scale == 1:
@@ -124,6 +124,7 @@ def to_markdown(name: str, model: Network, card: dict[str, Any]) -> str:
     """The card for people."""
     data, trained_on = card["data"], Degradation(**card["data"]["shards"]["degradation"])
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    channel = {1: "luma", 3: "RGB"}[model.config.channels]
     continued = f", continuing from {card['config']['weights']}" if card["config"]["weights"] else ""
     if trained_on.scale > 1:
         border = f"a border of {trained_on.scale} pixels cut off"
@@ -133,7 +134,7 @@ def to_markdown(name: str, model: Network, card: dict[str, Any]) -> str:
     return f"""# {name}
 
 {model.name}, {model.sizes},
-{"with" if model.residual else "without"} a residual connection, {num_parameters:,} parameters, for the luma of
+{"with" if model.residual else "without"} a residual connection, {num_parameters:,} parameters, for the {channel} of
 {purpose(trained_on)}. Licence: Apache-2.0, as the code.
 
 **Trained on** {data["num_photos"]} photographs ({", ".join(data["folders"])}), {data["num_tiles"]:,} tiles;

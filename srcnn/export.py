@@ -16,18 +16,24 @@ from torch import nn
 from torch.nn import functional
 
 from srcnn.files import atomic_file
+from srcnn.jpeg_quality import CONDITION_SIZE
 from srcnn.model import SRCNN
 from srcnn.network import Network
 
 TOLERANCE = 1e-5  # of pixels in [0, 1]; of results beyond 1, the same part of them
 CHANNELS = {1: "luma, BT.601, full range: 0.299 R + 0.587 G + 0.114 B", 3: "RGB"}
 EXTRA_FILE = "srcnn.json"  # in a .pt2, beside the program
-Function = Callable[[torch.Tensor], torch.Tensor]
+CONDITION = (f"float32 (N, {CONDITION_SIZE}): all zeros where nothing is known of the JPEG; else 1, then 1 where its "
+             "chroma has half the resolution, then log2(step) / 8 of the first ten frequencies (zigzag) of the luma's "
+             "quantization table and of the chroma's (zeros for greyscale)")
+Inputs = tuple[torch.Tensor, ...]  # degraded, and the condition of a conditioned network
+Function = Callable[..., torch.Tensor]
 
 
 def export_onnx(model: Network, path: Path, about: Mapping[str, str] | None = None) -> float | None:
     """Writes an ONNX file: "degraded" (N, C, H, W) float32 in [0, 1] -> "restored", the same shape, not clipped.
 
+    That of a conditioned network has another input, "condition": `CONDITION`; `with_condition` gives one without.
     N is any, H and W are any from the network's `min_pixels`. The file's metadata_props are those of `metadata`.
 
     Returns:
@@ -59,7 +65,8 @@ def export_onnx(model: Network, path: Path, about: Mapping[str, str] | None = No
 
 
 def export_torch(model: Network, path: Path, about: Mapping[str, str] | None = None) -> float:
-    """Writes a .pt2 of torch.export: `torch.export.load(path).module()(degraded)`, which needs PyTorch only.
+    """Writes a .pt2 of torch.export: `torch.export.load(path).module()(degraded)`, which needs PyTorch only; of a
+    conditioned network it wants (degraded, condition), see `export_onnx`.
 
     (N, C, H, W) float32 in [0, 1] on the CPU -> the same shape, not clipped; sizes as of `export_onnx`, from 2. What
     `metadata` says is in the file as JSON, named "srcnn.json" in `extra_files`. The file is a zip that holds pickles:
@@ -97,6 +104,7 @@ def metadata(model: Network, about: Mapping[str, str] | None = None) -> dict[str
         "halo": str(model.halo),
         "multiple": str(model.multiple),
         "min_pixels": str(model.min_pixels),
+        **({"condition": CONDITION} if model.conditioned else {}),
         **(about or {}),
     }
 
@@ -113,13 +121,19 @@ def _in_onnxruntime(content: bytes) -> Function | None:
     try:
         import onnxruntime  # type: ignore[import-untyped]
 
-        from srcnn.onnx_graph import INPUT, OUTPUT
+        from srcnn.onnx_graph import OUTPUT
     except ImportError:
         return None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return lambda degraded: torch.from_numpy(session.run([OUTPUT], {INPUT: degraded.numpy()})[0])
+    names = [entry.name for entry in session.get_inputs()]
+
+    def network(*inputs: torch.Tensor) -> torch.Tensor:
+        given = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
+        return torch.from_numpy(session.run([OUTPUT], given)[0])
+
+    return network
 
 
 class Plain(nn.Module):
@@ -146,35 +160,41 @@ def _program(model: Network, side: int) -> torch.export.ExportedProgram:
     """The network traced for any size from `side` pixels."""
     from torch.fx.experimental import _config  # there is no public way
 
-    sizes = {0: torch.export.Dim("batch", min=1), 2: torch.export.Dim("height", min=side),
-             3: torch.export.Dim("width", min=side)}
-    example = torch.zeros(2, model.config.channels, side + 12, side + 14)
+    batch = torch.export.Dim("batch", min=1)
+    sizes = {0: batch, 2: torch.export.Dim("height", min=side), 3: torch.export.Dim("width", min=side)}
+    example = _inputs(model, torch.zeros(2, model.config.channels, side + 12, side + 14))
     plain = (Plain(model) if isinstance(model, SRCNN) else model).requires_grad_(False).eval()
     # Else maps of a single pixel are taken for a special case, and refused.
     with _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
-        program = torch.export.export(plain, (example,), dynamic_shapes=(sizes,))
+        program = torch.export.export(plain, example, dynamic_shapes=(sizes, {0: batch})[: len(example)])
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # the paths of this machine
     return program
 
 
-def _examples(channels: int, side: int) -> Iterator[torch.Tensor]:
+def _inputs(model: Network, degraded: torch.Tensor) -> Inputs:
+    """With conditions, where the network heeds them: unknown, and others."""
+    conditions = torch.linspace(0, 1, CONDITION_SIZE) * torch.arange(len(degraded))[:, None]
+    return (degraded, conditions) if model.conditioned else (degraded,)
+
+
+def _examples(model: Network, side: int) -> Iterator[Inputs]:
     """Noise in the smallest size, and in odd ones."""
     generator = torch.Generator().manual_seed(0)
     for batch, height, width in ((1, side, side), (3, side, side + 1), (2, side + 28, side + 14), (1, side + 40, 99)):
-        yield torch.rand(batch, channels, height, width, generator=generator)
+        yield _inputs(model, torch.rand(batch, model.config.channels, height, width, generator=generator))
 
 
 def _largest_difference(model: Network, network: Function, side: int, path: Path) -> float:
     """Over the examples, between the network and what was made of it. Raises ValueError where it is too large."""
     largest = 0.0
-    for degraded in _examples(model.config.channels, side):
+    for inputs in _examples(model, side):
         with torch.no_grad():
-            expected, found = model(degraded), network(degraded)
+            expected, found = model(*inputs), network(*inputs)
         if expected.shape != found.shape:
             raise ValueError(f"{path}: not written, it makes {tuple(found.shape)} of {tuple(expected.shape)}")
         largest = max(largest, float((found - expected).abs().max()))
         if not torch.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):
             raise ValueError(f"{path}: not written, it differs from the network by {largest:.2g}, "
-                             f"more than {TOLERANCE:g}, on a photo of {degraded.shape[3]}x{degraded.shape[2]} pixels")
+                             f"more than {TOLERANCE:g}, on a photo of {found.shape[3]}x{found.shape[2]} pixels")
     return largest

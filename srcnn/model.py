@@ -159,7 +159,7 @@ def prefers_bf16(config: ModelConfig | UNetConfig, device: torch.device) -> bool
     """Whether such a network is faster there in bfloat16 than in float32.
 
     On x86 a U-Net needs AMX for that: with AVX512_BF16 alone its convolutions took 1.5 to 1.7 times as long as in
-    float32, in training and restoring alike (oneDNN of PyTorch 2.14; one core of a Xeon that hides its AMX).
+    float32, in training and restoring alike (oneDNN of PyTorch 2.14; one core of a Xeon without AMX).
     """
     if device.type == "cpu" and isinstance(config, UNetConfig) and platform.machine() in X86:
         return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())

@@ -169,7 +169,11 @@ class UNet(Network):
 
     @property
     def sizes(self) -> str:
-        return f"{self.config.num_blocks} blocks at each scale on either way"
+        config = self.config
+        parts = [f"{config.num_blocks} blocks at each scale on either way",
+                 f"from 1/{config.unshuffle} of the resolution" if config.unshuffle > 1 else "",
+                 "in YCbCr" if config.ycbcr else "", "told of the JPEG's quantization" if config.condition else ""]
+        return ", ".join(filter(None, parts))
 
     @property
     def halo(self) -> int:
@@ -204,8 +208,7 @@ class UNet(Network):
         step, edge = self.multiple, self.config.unshuffle
         right, bottom = (step * ((side + step - 1) // step) - side for side in (width, height))
         pixels = functional.pad(pixels, (edge, edge + right, edge, edge + bottom), mode="replicate")
-        planes = to_ycbcr(pixels) if self.config.ycbcr else pixels
-        maps = self.head(functional.pixel_unshuffle(planes, edge) if edge > 1 else planes)
+        maps = self.head(self.to_planes(pixels))
         modulations = self._modulations(condition, degraded.shape[0])  # len() is one number to torch.export
         num_skips, skipped = len(self.down), []
         for before, down, modulation in zip(self.before, self.down, modulations, strict=False):
@@ -214,10 +217,18 @@ class UNet(Network):
         maps = self.bottom(maps, modulations[num_skips])
         for number in reversed(range(num_skips)):
             maps = self.after[number](self.up[number](maps).add_(skipped.pop()), modulations[num_skips + 1 + number])
-        change = self.tail(maps)
-        change = functional.pixel_shuffle(change, edge) if edge > 1 else change
-        change = functional.pad(change, (0, -right, 0, -bottom))
-        return degraded + (to_rgb(change.to(degraded.dtype)) if self.config.ycbcr else change)
+        return degraded + functional.pad(self.to_pixels(self.tail(maps)), (0, -right, 0, -bottom))
+
+    def to_planes(self, pixels: torch.Tensor) -> torch.Tensor:
+        """What the first layer sees: YCbCr, squares of pixels as channels, where these are set."""
+        planes, side = to_ycbcr(pixels) if self.config.ycbcr else pixels, self.config.unshuffle
+        return functional.pixel_unshuffle(planes, side) if side > 1 else planes
+
+    def to_pixels(self, planes: torch.Tensor) -> torch.Tensor:
+        """The reverse of `to_planes`, for what the last layer gives."""
+        side = self.config.unshuffle
+        pixels = functional.pixel_shuffle(planes, side) if side > 1 else planes
+        return to_rgb(pixels.to(self.tail.weight.dtype)) if self.config.ycbcr else pixels
 
     def _modulations(self, condition: torch.Tensor | None, num_tiles: int) -> Sequence[torch.Tensor | None]:
         """What each of `stages` is told, (num_tiles, its num_modulations); None where it is told nothing."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from srcnn.degrade import Degradation
 from srcnn.files import write_json
+from srcnn.jpeg_quality import condition_of_quality
 from srcnn.model import DEFAULT_WEIGHTS, device_here, load_model, to_device
 from srcnn.network import Network
 from srcnn.score import LUMA_NAMES, score_folder, to_json, to_markdown
@@ -38,6 +39,8 @@ def add_weight_commands(commands: Any) -> None:
     export.add_argument("model", help="a file, a run folder or a shipped name")
     export.add_argument("--onnx", type=Path, metavar="FILE", help="for ONNX Runtime and the like (needs srcnn[export])")
     export.add_argument("--torch", type=Path, metavar="FILE", help="a .pt2 for torch.export.load")
+    export.add_argument("--quality", type=int, help="of a network that is told of the JPEG: write it for this quality, "
+                        "1..100, without that input")
     export.set_defaults(action=export_command)
 
 
@@ -88,6 +91,11 @@ def export_command(options: argparse.Namespace) -> int:
     if not (options.onnx or options.torch):
         raise ValueError("say what to write: --onnx FILE or --torch FILE, or both")
     model, about = load_model(options.model), {"name": Path(options.model).stem}
+    if options.quality is not None:
+        if not model.conditioned or not 1 <= options.quality <= 100:
+            raise ValueError(f"--quality {options.quality}: expected 1..100, and a network that is told of the JPEG")
+        model = model.with_condition(condition_of_quality(options.quality))
+        about["quality"] = str(options.quality)
     for path, write in ((options.onnx, export_onnx), (options.torch, export_torch)):
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)

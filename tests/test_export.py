@@ -10,8 +10,10 @@ import torch
 from messages import facts
 from torch import nn
 
+from srcnn.__main__ import main
 from srcnn.export import export_onnx, export_torch
-from srcnn.model import SRCNN, ModelConfig, initialize
+from srcnn.jpeg_quality import CONDITION_SIZE, condition_of_quality
+from srcnn.model import SRCNN, ModelConfig, initialize, save_model
 from srcnn.unet import UNet, UNetConfig
 
 onnx = pytest.importorskip("onnx")
@@ -174,7 +176,13 @@ def test_without_onnx_runtime_nothing_is_said_to_be_compared(tmp_path, monkeypat
     onnx.checker.check_model(tmp_path / "model.onnx", full_check=True)
 
 
-@pytest.mark.parametrize("config", [UNetConfig((4, 6, 8), 1), UNetConfig((3, 4), 2, 3), UNetConfig((5,))], ids=str)
+COLOUR = {"channels": 3, "unshuffle": 2, "ycbcr": True}
+
+
+@pytest.mark.parametrize("config", [
+    UNetConfig((4, 6, 8), 1), UNetConfig((3, 4), 2, 3), UNetConfig((5,)), UNetConfig((4, 6), 1, unshuffle=4),
+    UNetConfig((4, 6, 8), 2, **COLOUR), UNetConfig((5,), 1, 3, ycbcr=True),
+], ids=lambda config: "-".join(map(str, vars(config).values())))
 def test_a_u_net_restores_photos_of_any_size_in_other_programs(tmp_path, config):
     model = UNet(config, centred=True)
     initialize(model, "pytorch", 0)
@@ -186,3 +194,41 @@ def test_a_u_net_restores_photos_of_any_size_in_other_programs(tmp_path, config)
         assert (expected - degraded).abs().max() > 1e-3
         np.testing.assert_allclose(in_onnxruntime(tmp_path / "model.onnx", degraded), expected, atol=1e-5, rtol=0)
         torch.testing.assert_close(network(degraded), expected, atol=1e-5, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def conditioned():
+    model = UNet(UNetConfig((4, 6, 8), 2, **COLOUR, condition=True), centred=True)
+    initialize(model, "pytorch", 0)
+    nn.init.normal_(model.modulation[2].weight, std=0.3)
+    return model
+
+
+def test_the_condition_is_an_input_of_the_files(tmp_path, conditioned):
+    for write, name in ((export_onnx, "model.onnx"), (export_torch, "model.pt2")):
+        assert write(conditioned, tmp_path / name) < 1e-5
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    assert [entry.name for entry in session.get_inputs()] == ["degraded", "condition"]
+    assert f"(N, {CONDITION_SIZE})" in session.get_modelmeta().custom_metadata_map["condition"]
+    network = torch.export.load(tmp_path / "model.pt2").module()
+    for batch, height, width in ((1, 3, 2), (3, 31, 18)):
+        degraded, condition = noise(batch, 3, height, width), noise(batch, CONDITION_SIZE)
+        expected = conditioned(degraded, condition).detach()
+        assert (expected - conditioned(degraded)).abs().max() > 1e-3
+        found, = session.run(None, {"degraded": degraded.numpy(), "condition": condition.numpy()})
+        np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(network(degraded, condition), expected, atol=1e-5, rtol=0)
+
+
+def test_the_command_writes_it_for_one_quality(tmp_path, conditioned):
+    save_model(conditioned, tmp_path / "model.safetensors")
+    arguments = ["export", str(tmp_path / "model.safetensors"), "--onnx", str(tmp_path / "model.onnx")]
+    assert main([*arguments, "--quality", "35"]) == 0
+    degraded, condition = noise(1, 3, 21, 34), torch.from_numpy(condition_of_quality(35))[None]
+    expected = conditioned(degraded, condition).detach()
+    np.testing.assert_allclose(in_onnxruntime(tmp_path / "model.onnx", degraded), expected, atol=1e-5, rtol=0)
+    told = onnx.load(tmp_path / "model.onnx").metadata_props
+    assert {entry.key: entry.value for entry in told}["quality"] == "35"
+    for model, quality in ((tmp_path / "model.safetensors", "0"), ("srcnn-915-q20", "35")):
+        assert main(["export", str(model), "--onnx", str(tmp_path / "other.onnx"), "--quality", quality]) != 0
+    assert not (tmp_path / "other.onnx").exists()

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -40,15 +40,15 @@ def weights(run):
     return load_model(run).state_dict()
 
 
-def test_a_u_net_trains_and_continues_as_if_it_had_never_stopped(tmp_path, shards):
-    whole = small_config(tmp_path / "whole", shards, **TINY)
-    values = train(whole)
+@pytest.mark.parametrize("unet", [TINY["unet"], UNetConfig((6, 8), 1, unshuffle=2, condition=True)], ids=str)
+def test_a_u_net_trains_and_continues_as_if_it_had_never_stopped(tmp_path, shards, unet):
+    values = train(small_config(tmp_path / "whole", shards, model=ModelConfig(), unet=unet))
     assert values["val/gain"] > 0
-    parts = small_config(tmp_path / "parts", shards, **TINY)
-    train(small_config(tmp_path / "parts", shards, **TINY, total_samples=32))
+    parts = small_config(tmp_path / "parts", shards, model=ModelConfig(), unet=unet)
+    train(replace(parts, total_samples=32))
     assert train(parts)["val/psnr"] == pytest.approx(values["val/psnr"], abs=1e-4)
     model = load_model(tmp_path / "parts")
-    assert isinstance(model, UNet) and model.config == TINY["unet"]
+    assert isinstance(model, UNet) and model.config == unet
     assert restore_pixels(np.zeros((9, 13), np.uint8), model).shape == (9, 13)
     assert (tmp_path / "parts" / "report" / "index.html").is_file()
 
