@@ -52,7 +52,7 @@ def write_report(run: Path, reader: ShardReader) -> Path:
     points = checked_points(run)
     model = load_model(run)
     draw_curves(points, folder)
-    tiles = pair_rows(reader, model, num_pairs=4)
+    tiles = pair_rows(reader, model, num_pairs=4)[:, GAP_PIXELS:]  # the captions begin where the tiles do
     save_picture(captioned(tiles.repeat(2, 0).repeat(2, 1), COLUMNS), folder / "tiles.png")
     if reader.manifest.photos:  # of shards made elsewhere nothing is known but the pairs
         save_picture(photo_before_after(reader, model), folder / "photo.png")
@@ -194,11 +194,11 @@ def _magnify(detail: np.ndarray, width: int) -> np.ndarray:
 def captioned(picture: np.ndarray, captions: Sequence[str]) -> np.ndarray:
     """A strip of captions, one for each of equally wide columns, above a picture; as large as the width allows."""
     width = picture.shape[1] // len(captions)
-    size = max(7, min(width // 25, int(1.6 * width / max(map(len, captions)))))  # a letter is some 0.55 of that wide
+    size = max(7, min(width // 20, int(1.6 * width / max(map(len, captions)))))  # a letter is some 0.55 of that wide
     strip = Image.new("L" if picture.ndim == 2 else "RGB", (picture.shape[1], 2 * size), "white")
     draw = ImageDraw.Draw(strip)
     for number, caption in enumerate(captions):
-        draw.text((number * width + size // 2, size // 3), caption, fill="black", font=ImageFont.load_default(size))
+        draw.text((number * width, size // 3), caption, fill="black", font=ImageFont.load_default(size))
     return np.concatenate([np.asarray(strip), picture])
 
 
