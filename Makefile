@@ -10,8 +10,6 @@ OUT ?= data/shards
 RUN ?= runs/srcnn
 CONFIG ?= configs/train.yaml
 TEST_WORKERS ?= 2
-DEMO ?= demo/$(if $(PHOTOS),own,skylines)
-DEMO_PHOTOS := $(or $(PHOTOS),$(DEMO)/photos)
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 .PHONY: help setup lint types test test-slow test-all shards train demo fuzz test-slurm bench bench-gpu bench-loading chaos clean
@@ -62,21 +60,8 @@ shards: $(READY)  ## photos -> shards: make shards PHOTOS=dir [OUT=data/shards] 
 train: $(READY)  ## shards -> network, one process: make train [OUT=data/shards] [RUN=runs/srcnn] [CONFIG=...] [ARGS=...]
 	$(LAUNCH) launch/train.py --config $(CONFIG) --shards "$(OUT)" --run "$(RUN)" $(ARGS)
 
-demo: $(READY)  ## photos, shards, training, restored photo and report in a few minutes: make demo [PHOTOS=dir]
-	@test -n "$(PHOTOS)" || $(BIN)/python -m shards.skylines $(DEMO)/photos --num 24
-	$(BIN)/python -m shards --config configs/shards.yaml --photos "$(DEMO_PHOTOS)" --out $(DEMO)/shards --allow_refused true \
-	|| (echo "for other photos begin anew: rm -r $(DEMO), or make demo PHOTOS=dir DEMO=folder" >&2; exit 1)
-	$(LAUNCH) launch/train.py --config configs/demo.yaml --shards $(DEMO)/shards --run $(DEMO)/run
-	@photo="$$($(BIN)/python -c "import json; print(json.loads(open('$(DEMO)/shards/val/photos.jsonl').readline())['name'])")" && \
-	$(BIN)/srcnn degrade "$(DEMO_PHOTOS)/$$photo" -o $(DEMO)/degraded --quality 20 && \
-	$(BIN)/srcnn restore $(DEMO)/degraded -o $(DEMO)/restored --model $(DEMO)/run --format png
-	@echo
-	@cat $(DEMO)/run/report/table.md
-	@echo
-	@echo "Look at:"
-	@echo "  $(DEMO)/run/report/index.html   curves, tiles, a whole photo before and after"
-	@echo "  $(DEMO)/shards/train.png        what was trained on: clean left, degraded right"
-	@echo "  $(DEMO)/degraded, $(DEMO)/restored   a photo it never saw, as JPEG of quality 20 and restored"
+demo: $(READY)  ## a photograph restored, then a network trained, in four minutes: make demo [PHOTOS=dir] [DEMO=folder]
+	@$(BIN)/python -m launch.demo $(if $(PHOTOS),--photos "$(PHOTOS)") $(if $(DEMO),--out "$(DEMO)")
 
 fuzz: $(CHECKS)  ## the readers of foreign files, fuzzed for a minute each: make fuzz [ARGS='--seconds N --target NAME']
 	$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable '.[fuzz]' || true

@@ -46,7 +46,8 @@ class ShardsConfig:
         val: folder of the validation photos (or pairs); empty: split `photos` by the hash of their content.
         out: folder (or address) the shards go to, in out/train and out/val.
         folders: folder below `photos` -> its own resize rule; when given, only these folders are read.
-        resize: "1024x1024" (width x height), "long:1024" (long side), "x0.5" (factor) or "none".
+        resize: "1024x1024" (width x height), "long:1024" (long side), "max:1024" (the same, but no photo is enlarged),
+            "x0.5" (factor) or "none".
         decode: "exact", or "reduced": a JPEG that is large enough is decoded at a half, a quarter or an eighth of its
             size before it is resized; twice as fast, its clean pictures some 45 dB from the exact ones.
         contents: what training samples are: "pairs" of tiles, or "clean" tiles, to be degraded while training

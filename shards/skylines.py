@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from shards import pool
 from shards.buildings import WALLS, Mood, Rng, Scene, Size, building, mix, noise, to_image, to_rgb
 
 MOODS = {"day": ((62, 112, 186), (186, 208, 230), (255, 247, 232), (182, 200, 220), 0.02, 0.55),
@@ -163,16 +165,27 @@ def draw_skyline(seed: int, size: Size = (1280, 1024)) -> np.ndarray:
     return _lens(rng, _water(rng, mood, np.asarray(canvas.reduce(2), np.float32), base), mood[4])
 
 
-def write_skylines(folder: Path, num_photos: int, seed: int = 0, size: Size = (1280, 1024)) -> list[Path]:
-    """Writes skyline-000.png and so on, leaves alone those which exist, and returns all their paths."""
+def write_skylines(
+    folder: Path, num_photos: int, seed: int = 0, size: Size = (1280, 1024), show_progress: bool = False
+) -> list[Path]:
+    """Writes skyline-000.png and so on, on all cores, leaves alone those which exist, and returns all their paths.
+
+    Raises:
+        ShardsFailed: the disk is full, a worker died.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"skyline-{index:03d}.png" for index in range(num_photos)]
-    for index, path in enumerate(paths):
-        if not path.exists():
-            partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            Image.fromarray(draw_skyline(seed * 100_000 + index, size)).save(partial, "PNG", compress_level=3)
-            os.replace(partial, path)
+    missing = [(path, seed * 100_000 + index) for index, path in enumerate(paths) if not path.exists()]
+    with pool.Workers(max(1, min(pool.num_cores(), len(missing)))) as workers:
+        workers.run(partial(_write_skyline, size), missing, "photos drawn", show_progress)
     return paths
+
+
+def _write_skyline(size: Size, photo: tuple[Path, int]) -> None:
+    path, seed = photo
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    Image.fromarray(draw_skyline(seed, size)).save(unfinished, "PNG", compress_level=3)
+    os.replace(unfinished, path)
 
 
 def main() -> None:
@@ -181,7 +194,8 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    print(f"{len(write_skylines(options.out, options.num, options.seed))} photos in {options.out}")
+    paths = write_skylines(options.out, options.num, options.seed, show_progress=True)
+    print(f"{len(paths)} photos in {options.out}")
 
 
 if __name__ == "__main__":

@@ -194,32 +194,38 @@ def over_white(photo: Photo) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Resize:
-    """A parsed resize rule: `width`x`height`, or `long_side` pixels, or a `factor`; or to keep the size."""
+    """A parsed resize rule: `width`x`height`, or `long_side` pixels, or a `factor`; or to keep the size.
+
+    With `never_enlarge` photos whose long side is shorter stay as they are.
+    """
 
     width: int = 0
     height: int = 0
     long_side: int = 0
     factor: float = 1.0
+    never_enlarge: bool = False
 
     @staticmethod
     @lru_cache(maxsize=1024)  # asked for each photo
     def parse(rule: str) -> Resize:
-        """ "1024x1024" (width x height), "long:1024" (long side), "x0.5" (factor) or "none"."""
+        """ "1024x1024" (width x height), "long:1024" (long side), "max:1024" (long side at most), "x0.5" or "none"."""
         if rule == "none":
             return Resize()
         if match := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", rule):
             return Resize(width=int(match[1]), height=int(match[2]))
-        if match := re.fullmatch(r"long:([1-9]\d*)", rule):
-            return Resize(long_side=int(match[1]))
+        if match := re.fullmatch(r"(long|max):([1-9]\d*)", rule):
+            return Resize(long_side=int(match[2]), never_enlarge=match[1] == "max")
         if (match := re.fullmatch(r"x(\d*\.?\d+)", rule)) and float(match[1]):
             return Resize(factor=float(match[1]))
-        raise ValueError(f'resize "{rule}": expected WIDTHxHEIGHT such as 1024x1024, long:1024, x0.5 or none')
+        raise ValueError(f'resize "{rule}": expected WIDTHxHEIGHT such as 1024x1024, long:1024, max:1024, x0.5 or none')
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """The size (width, height) in pixels that a photo of that size becomes."""
         if self.width:
             return self.width, self.height
         factor = self.long_side / max(width, height) if self.long_side else self.factor
+        if self.never_enlarge:
+            factor = min(1.0, factor)
         return max(1, round(width * factor)), max(1, round(height * factor))
 
 

@@ -25,6 +25,7 @@ from srcnn.upscale import SCALES, weights_for_scale
 
 STANDARD = "-"
 CHUNK_BYTES = 1 << 20
+PICTURE_WIDTH, LEAST_WIDTH = 1920, 300  # pixels of a comparison, three pictures side by side: it fits on a screen
 MODEL_HELP = "a file, a run folder, a shipped name"
 
 
@@ -68,6 +69,8 @@ def add_photo_commands(commands: Any) -> None:
     compare.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="picture to write (.png, .jpg)")
     compare.add_argument("--quality", type=int, default=20, help="JPEG quality to degrade with (default: 20)")
     compare.add_argument("--model", default=FAMILY, metavar="FILE", help=f"weights, as for restore (default: {FAMILY})")
+    compare.add_argument("--width", type=int, default=PICTURE_WIDTH, metavar="PIXELS",
+                         help=f"of the whole picture at most (default: {PICTURE_WIDTH})")
     compare.set_defaults(action=compare_command)
 
     page = commands.add_parser("demo", help="a page in the browser where photos are dropped, restored and compared")
@@ -184,19 +187,37 @@ def tile_bars() -> Callable[[Path, int, int], None]:
 
 
 def compare_command(options: argparse.Namespace) -> int:
+    if options.width < LEAST_WIDTH:
+        raise ValueError(f"--width {options.width}: expected {LEAST_WIDTH} at least")
+    before, after = compare_photo(options.source, options.out, options.quality, options.model, options.width)
+    print(f"{options.out}: PSNR of the luma {before:.2f} dB as JPEG of quality {options.quality}, "
+          f"{after:.2f} dB restored")
+    return 0
+
+
+def compare_photo(
+    source: Path, out: Path, quality: int = 20, model: str = FAMILY, width: int = PICTURE_WIDTH
+) -> tuple[float, float]:
+    """Draws a clean photo as JPEG of a quality, restored, and as it was, into `out`, `width` pixels wide at most;
+    returns the PSNR of the luma of the first two, dB.
+
+    Raises:
+        ValueError: the quality is none, or no photo is in `source` (PhotoRefused).
+        FileNotFoundError: no such photo, no such weights.
+    """
     from PIL import Image
 
-    from srcnn.report import before_after  # brings torchvision, whose installation `doctor` is to look at
+    from srcnn.report import before_after, psnr_luma  # brings torchvision, whose installation `doctor` is to look at
     from srcnn.restore import restore
 
-    degradation = Degradation(jpeg_quality=options.quality)
-    clean = over_white(read_photo(options.source))
-    degraded = degrade(clean, degradation, options.quality)
-    picture = before_after(degraded, restore(degraded, options.model, quality=options.quality), clean)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    save_canvas(options.out, Canvas(Image.fromarray(picture)))
-    print(options.out)
-    return 0
+    degradation = Degradation(jpeg_quality=quality)
+    clean = over_white(read_photo(source))
+    degraded = degrade(clean, degradation, quality)
+    restored = restore(degraded, model, quality=quality)
+    picture = before_after(degraded, restored, clean, (f"JPEG quality {quality}", "restored", "original"), width)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_canvas(out, Canvas(Image.fromarray(picture)))
+    return psnr_luma(degraded, clean), psnr_luma(restored, clean)
 
 
 def demo_command(options: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import math
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -29,13 +30,14 @@ GAP_PIXELS = 8
 MAX_VALUE = 1e30  # of a number in metrics.jsonl; float64 axes cannot do with much larger ones
 MOST_CONSIDERED = 1000  # photos of the validation split, one of which is drawn
 MAX_SIDE = 1600  # pixels of a photo drawn in the report; of larger ones the top left part
-DETAIL_ZOOM = 4
+PICTURE_WIDTH = 1920  # pixels of a comparison: the three pictures side by side fit on a screen
+DETAIL_ZOOM = 3
 COLUMNS = ("degraded", "restored", "clean")
 FIGURES = {
     "psnr.png": "PSNR over the training: the degraded input, training tiles, validation tiles",
     "loss.png": "Loss over the training; of the validation tiles the mean squared error",
     "tiles.png": "Validation tiles",
-    "photo.png": "A validation photo in whole, and a detail",
+    "photo.png": "A validation photo, reduced where it is large; below, the detail where the network gained most",
 }
 
 
@@ -50,7 +52,7 @@ def write_report(run: Path, reader: ShardReader) -> Path:
     points = checked_points(run)
     model = load_model(run)
     draw_curves(points, folder)
-    tiles = pair_rows(reader, model, num_pairs=4)
+    tiles = pair_rows(reader, model, num_pairs=4)[:, GAP_PIXELS:]  # the captions begin where the tiles do
     save_picture(captioned(tiles.repeat(2, 0).repeat(2, 1), COLUMNS), folder / "tiles.png")
     if reader.manifest.photos:  # of shards made elsewhere nothing is known but the pairs
         save_picture(photo_before_after(reader, model), folder / "photo.png")
@@ -141,24 +143,44 @@ def photo_before_after(reader: ShardReader, model: Network) -> np.ndarray:
     return before_after(degraded, restore_pixels(degraded, _ready(model)), clean)
 
 
-def before_after(degraded: np.ndarray, restored: np.ndarray, clean: np.ndarray) -> np.ndarray:
+def before_after(
+    degraded: np.ndarray,
+    restored: np.ndarray,
+    clean: np.ndarray,
+    titles: tuple[str, str, str] = COLUMNS,
+    picture_width: int = PICTURE_WIDTH,
+) -> np.ndarray:
     """Degraded, restored, clean, grey or RGB, with the PSNR of their luma (Pillow's L) above; below, where the network
-    gained most, magnified.
+    gained most, magnified. At most `picture_width` pixels wide: larger photos are shown reduced, their detail is not.
     """
     pictures = (degraded, restored, clean)
-    measured = [psnr(luma_l(clean), luma_l(picture)) for picture in pictures[:2]]
-    captions = [f"{name} {decibels:.2f} dB" for name, decibels in zip(COLUMNS[:2], measured, strict=True)]
-    whole = captioned(side_by_side(*pictures), (*captions, COLUMNS[2]))
-    detail = _best_detail(degraded, restored, clean)
-    magnified = side_by_side(*(_magnify(picture[detail], picture.shape[1]) for picture in pictures))
+    captions = [f"{title}: PSNR {psnr_luma(picture, clean):.2f} dB"
+                for title, picture in zip(titles[:2], pictures[:2], strict=True)] + [titles[2]]
+    width = min(clean.shape[1], max(1, picture_width // len(pictures) - GAP_PIXELS))
+    whole = captioned(side_by_side(*(_reduce(picture, width) for picture in pictures)), captions)
+    detail = _best_detail(degraded, restored, clean, max(1, width // DETAIL_ZOOM))
+    magnified = side_by_side(*(_magnify(picture[detail], width) for picture in pictures))
     return np.concatenate([whole, magnified])
 
 
-def _best_detail(degraded: np.ndarray, restored: np.ndarray, clean: np.ndarray) -> tuple[slice, slice]:
-    """The part of the photo, of a grid of such parts, whose squared error fell most."""
+def psnr_luma(photo: np.ndarray, clean: np.ndarray) -> float:
+    """PSNR of the luma (Pillow's L) of two uint8 photos, grey or RGB, in dB."""
+    return psnr(luma_l(clean), luma_l(photo))
+
+
+def _reduce(photo: np.ndarray, width: int) -> np.ndarray:
+    """The whole photo at that width; as it is where it is no wider."""
+    if photo.shape[1] <= width:
+        return photo
+    height = max(1, round(photo.shape[0] * width / photo.shape[1]))
+    return np.asarray(Image.fromarray(photo).resize((width, height), Image.Resampling.LANCZOS))
+
+
+def _best_detail(degraded: np.ndarray, restored: np.ndarray, clean: np.ndarray, side: int) -> tuple[slice, slice]:
+    """The part of the photo, of a grid of parts `side` pixels wide and high, whose squared error fell most."""
     fall = (degraded.astype(float) - clean) ** 2 - (restored.astype(float) - clean) ** 2
     height, width = clean.shape[:2]
-    parts = [window.target for window in windows(height, width, max(1, width // DETAIL_ZOOM), halo=0)]
+    parts = [window.target for window in windows(height, width, side, halo=0)]
     return max(parts, key=lambda part: fall[part].sum())
 
 
@@ -169,14 +191,14 @@ def _magnify(detail: np.ndarray, width: int) -> np.ndarray:
     return np.pad(large, extra, constant_values=255)
 
 
-def captioned(picture: np.ndarray, captions: tuple[str, ...]) -> np.ndarray:
+def captioned(picture: np.ndarray, captions: Sequence[str]) -> np.ndarray:
     """A strip of captions, one for each of equally wide columns, above a picture; as large as the width allows."""
     width = picture.shape[1] // len(captions)
-    size = max(10, width // 20)
+    size = max(7, min(width // 20, int(1.6 * width / max(map(len, captions)))))  # a letter is some 0.55 of that wide
     strip = Image.new("L" if picture.ndim == 2 else "RGB", (picture.shape[1], 2 * size), "white")
     draw = ImageDraw.Draw(strip)
     for number, caption in enumerate(captions):
-        draw.text((number * width + size // 2, size // 3), caption, fill="black", font=ImageFont.load_default(size))
+        draw.text((number * width, size // 3), caption, fill="black", font=ImageFont.load_default(size))
     return np.concatenate([np.asarray(strip), picture])
 
 

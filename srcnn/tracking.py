@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
 PREEMPTED_SECONDS = 10.0  # between SIGTERM and SIGKILL are 30 s, and there is a checkpoint to save
 CURES = {"wandb": "", "mlflow": " --tracker mlflow"}  # what `srcnn sync` is told, to send later what they lack
-_SHOWN = ("train/loss", "train/psnr", "val/psnr", "val/gain", "tiles_per_second", "data_wait")
+BAR = "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} tiles, {rate_fmt}, {remaining} left{postfix}"
 
 
 class Tracking:
@@ -69,7 +69,8 @@ class Tracking:
         self.alerts, self.has_alerted_of_skips = alerts, False
         self.validation: dict[str, float] = {}  # the last one of this process
         hidden = not (self.is_main and sys.stderr is not None and sys.stderr.isatty())
-        self.bar = tqdm(total=total_samples, initial=samples, unit=" tiles", disable=hidden)
+        self.total_samples = total_samples
+        self.bar = tqdm(total=total_samples, initial=samples, unit=" tiles", disable=hidden, bar_format=BAR)
         if trackers is None:
             if node_metrics:
                 self.senders = [Sender("node metrics", lambda: NodeMetrics(run_id), self._failed)]
@@ -108,11 +109,14 @@ class Tracking:
         self.metrics.add({STEP_KEY: samples, **values})
         self.validation = {key: value for key, value in values.items() if key.startswith("val/")} or self.validation
         self._send(lambda tracker: tracker.log(samples, dict(values), dict(pictures or {})))
-        shown = {key: f"{value:.4g}" for key, value in values.items() if key in _SHOWN}
         if self.bar.disable:
-            logger.info("%d tiles  %s", samples, "  ".join(f"{key} {value}" for key, value in shown.items()))
+            told = [*learning(values), *speed(values, self.total_samples - samples), *validated(values)]
+            logger.info("%d of %d tiles: %s", samples, self.total_samples, ", ".join(told))
         else:
-            self._show(lambda: self.bar.set_postfix(shown))
+            if said := validated(values):
+                self._show(lambda: self.bar.write(f"{samples} tiles: {said[0]}", file=sys.stderr))
+            if said := learning(values):
+                self._show(lambda: self.bar.set_postfix_str(", ".join(said)))
 
     def _send(self, action: Callable[[Tracker], None]) -> None:
         for sender in self.senders:
@@ -158,6 +162,28 @@ class Tracking:
         for sender in self.senders:
             sender.finish(exit_code, max(deadline - time.monotonic(), 0))
         self.senders = []
+
+
+def learning(values: Mapping[str, float]) -> list[str]:
+    """For people: the loss and the PSNR of the training tiles since the last line; [] where there are none."""
+    names = {"train/loss": "loss {:.3g}", "train/psnr": "PSNR {:.2f} dB"}
+    return [text.format(values[key]) for key, text in names.items() if key in values]
+
+
+def speed(values: Mapping[str, float], num_tiles_left: int) -> list[str]:
+    """For people: tiles a second, and how long the rest takes at that rate; [] where no rate was measured."""
+    rate = values.get("tiles_per_second", 0.0)
+    if not rate > 0:
+        return []
+    return [f"{rate:.3g} tiles/s", *([f"{tqdm.format_interval(num_tiles_left / rate)} left"] if num_tiles_left else [])]
+
+
+def validated(values: Mapping[str, float]) -> list[str]:
+    """For people: the PSNR of the validation tiles, and by how much it is above that of the degraded input."""
+    if "val/psnr" not in values:
+        return []
+    gain = f" ({values['val/gain']:+.2f} dB)" if "val/gain" in values else ""
+    return [f"validation PSNR {values['val/psnr']:.2f} dB{gain}"]
 
 
 class Metrics:

@@ -45,6 +45,20 @@ def test_a_comparison_is_drawn_from_a_clean_photo(tmp_path, run):
         assert picture.width == 3 * (83 + 8) and picture.mode == "RGB"
 
 
+def test_a_comparison_is_no_wider_than_asked_for_and_tells_the_psnr(tmp_path, run, capsys):
+    clean = draw_photo(1, 211, 443)
+    Image.fromarray(clean).save(tmp_path / "clean.png")
+    command = ["compare", str(tmp_path / "clean.png"), "-o", str(tmp_path / "c.png"), "--model", str(run)]
+    assert main([*command, "--width", "601", "--quality", "35"]) == 0
+    with Image.open(tmp_path / "c.png") as picture:
+        assert 601 - 3 * 8 < picture.width <= 601
+    Image.fromarray(clean).save(tmp_path / "poor.jpg", quality=35, subsampling="4:2:0")
+    luma = [np.asarray(Image.open(tmp_path / name).convert("L"), float) for name in ("clean.png", "poor.jpg")]
+    expected = 10 * np.log10(255**2 / np.mean((luma[0] - luma[1]) ** 2))
+    assert f"{expected:.2f} dB as JPEG of quality 35" in capsys.readouterr().out
+    assert main([*command, "--width", "299"]) == 1 and "--width 299" in capsys.readouterr().err
+
+
 def test_a_damaged_photo_is_refused_by_name_and_the_others_are_restored(tmp_path, run, capsys):
     Image.fromarray(draw_photo(0, 40, 40)).save(tmp_path / "a.png")
     (tmp_path / "b.jpg").write_bytes(b"no picture")

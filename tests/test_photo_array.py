@@ -67,6 +67,13 @@ def test_the_long_side_becomes_what_was_asked_for(width: int, height: int, side:
     assert abs(min(found) - max(1, short)) <= 0.5
 
 
+@given(width=SIDES, height=SIDES, side=SIDES)
+def test_a_greatest_long_side_enlarges_no_photo(width: int, height: int, side: int) -> None:
+    found = Resize.parse(f"max:{side}").size(width, height)
+    rule = f"long:{side}" if max(width, height) > side else "none"
+    assert found == Resize.parse(rule).size(width, height)
+
+
 @given(width=SIDES, height=SIDES)
 def test_fixed_sizes_factors_and_none(width: int, height: int) -> None:
     assert Resize.parse("640x479").size(width, height) == (640, 479)
@@ -76,10 +83,10 @@ def test_fixed_sizes_factors_and_none(width: int, height: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "rule", ["", "1024", "0x5", "5x0", "long:0", "x0", "x0.0", "x-1", "1024X768", "long", "1x2x3"]
+    "rule", ["", "1024", "0x5", "5x0", "long:0", "max:0", "x0", "x0.0", "x-1", "1024X768", "long", "1x2x3"]
 )
 def test_other_resize_rules_are_refused(rule: str) -> None:
-    with pytest.raises(ValueError, match=facts(f'"{rule}"', "1024x1024", "long:1024", "x0.5", "none")):
+    with pytest.raises(ValueError, match=facts(f'"{rule}"', "1024x1024", "long:1024", "max:1024", "x0.5", "none")):
         Resize.parse(rule)
 
 

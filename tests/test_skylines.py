@@ -36,3 +36,4 @@ def test_photos_that_exist_are_left_alone(tmp_path: Path) -> None:
     assert [path.stat().st_mtime_ns for path in both[:2]] == times
     assert sorted(path.name for path in (tmp_path / "sky").iterdir()) == [path.name for path in both]
     np.testing.assert_array_equal(np.asarray(Image.open(both[2])), draw_skyline(100_002, SMALL))
+    assert write_skylines(tmp_path / "sky", 3, seed=1, size=SMALL) == both

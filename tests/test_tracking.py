@@ -157,6 +157,35 @@ def test_a_terminal_that_is_closed_stops_nothing(tmp_path, monkeypatch):
     assert progresses(tmp_path) == [6, 7]
 
 
+POINT = {"train/loss": 0.0012345, "train/psnr": 31.5, "val/psnr": 32.25, "val/gain": -0.5, "tiles_per_second": 25.0,
+         "data_wait": 0.01, "learning_rate": 1e-3}
+
+
+def test_people_are_told_loss_psnr_rate_and_time_left_without_raw_keys(tmp_path, caplog):
+    caplog.set_level("INFO")
+    tracking(tmp_path).log(50, POINT)
+    line = caplog.messages[-1]
+    for told in ("50 of 100", "0.00123", "31.50 dB", "25 tiles/s", "00:02 left", "32.25 dB", "-0.50 dB"):
+        assert told in line
+    assert not any(key in line for key in POINT)
+    tracking(tmp_path).log(100, {"tiles_per_second": 0.0})
+    assert "left" not in caplog.messages[-1]
+
+
+def test_a_terminal_shows_a_bar_and_keeps_the_validations(tmp_path, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    record = tracking(tmp_path)
+    record.bar.mininterval, record.bar.ncols = 0, 120
+    record.advance(50)
+    record.log(50, POINT)
+    record.advance(51)
+    record.finish()
+    text = terminal.getvalue()
+    assert "50 tiles: validation PSNR 32.25 dB (-0.50 dB)\n" in text
+    assert "51/100 tiles" in text and "0.00123" in text and not any(key in text for key in POINT)
+
+
 class Broken:
     """A tracker that does as it is told: raises, or never returns."""
 
