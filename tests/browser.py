@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -19,6 +20,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 MAX_UPLOAD_BYTES = 4 << 20
 WAIT_SECONDS = 60
+ADDRESS = r"http://[\w.:]+"
 LOCAL = ("127.0.0.1", "::1", "localhost", "0.0.0.0")
 # Tells of every name looked up and every connection that is not of this machine, and refuses them.
 SERVER = f"""
@@ -60,11 +62,11 @@ def demo_server(folder: Path) -> Iterator[str]:
     ) as process:
         assert process.stdout
         said = [process.stdout.readline()]
-        while said[-1] and " shows the page" not in said[-1]:
+        while said[-1] and not re.search(ADDRESS, said[-1]):
             said.append(process.stdout.readline())
         try:
             assert said[-1], f"no page: {said} {log.read_text()}"
-            yield said[-1].split()[0]
+            yield re.search(ADDRESS, said[-1])[0]
             assert process.poll() is None, f"the server is gone: {log.read_text()}"
         finally:
             process.send_signal(signal.SIGTERM)

@@ -84,4 +84,4 @@ def test_no_account_and_no_server_are_one_line(tmp_path):
     assert none.returncode == 1 and "WANDB_API_KEY" in none.stderr and "Traceback" not in none.stderr
     address = f"http://127.0.0.1:{closed_port()}"
     gone = dashboard(tmp_path, {"WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40, "WANDB_HTTP_TIMEOUT": "5"})
-    assert gone.returncode == 1 and "could not be saved" in gone.stderr and "Traceback" not in gone.stderr
+    assert gone.returncode == 1 and address in gone.stderr and "Traceback" not in gone.stderr

@@ -139,15 +139,14 @@ def assert_refused(server, error, message):
 
 def test_bytes_that_stay_damaged_are_refused_with_shard_and_pair(server):
     server.fault = lambda path, *_: "flip" if path.endswith("000001.tar") else None
-    told = assert_refused(server, ShardError, facts("train/000001.tar"))
+    told = assert_refused(server, ShardError, "train/000001.tar")
     (pair,) = (number for number in numbers(told) if 30 <= number < 60)
     assert pair % RUN == RUN // 2, "the damage is in the middle of a run"
 
 
 @pytest.mark.parametrize("change", [-512, 512])
 def test_a_shard_of_another_length_is_refused_with_both_lengths(server, change):
-    shard = server.folder / "train" / "000002.tar"
-    size = shard.stat().st_size
+    size = (shard := server.folder / "train" / "000002.tar").stat().st_size
     os.truncate(shard, size + change)
     assert_refused(server, (ReadFailed, ShardError), facts("train/000002.tar", size + change, size))
 

@@ -183,8 +183,7 @@ def test_swapped_shards_are_found_both(shards):
     found = problems(shards)
     assert list(found) == ["train/000000.tar", SHARD]
     if same_size:
-        assert "000001.tar" in found["train/000000.tar"]
-        assert "000000.tar" in found[SHARD]
+        assert "000001.tar" in found["train/000000.tar"] and "000000.tar" in found[SHARD]
 
 
 def test_a_shard_of_another_config_under_the_same_name_is_found(npy_shards, others):
@@ -271,8 +270,7 @@ def test_the_command_tells_by_its_status_what_it_found(shards, capsys):
     told = capsys.readouterr()
     assert says(told.out, shards, 2)
     assert lines_with(told.err, shards / SHARD) and lines_with(told.err, shards / "val/000000.tar")
-    assert main(["verify-shards", str(shards / "nowhere")]) == 1
-    assert "nowhere" in capsys.readouterr().err
+    assert main(["verify-shards", str(shards / "nowhere")]) == 1 and "nowhere" in capsys.readouterr().err
 
 
 def test_the_same_is_found_behind_a_web_server(shards, capsys):
@@ -283,9 +281,8 @@ def test_the_same_is_found_behind_a_web_server(shards, capsys):
         member, number = padded_member(shards / SHARD)
         flip(shards / SHARD, member.offset_data + 5)
         assert_found(server.url, SHARD, NUM_BEFORE + number)
-        size = (shards / SHARD).stat().st_size
         os.truncate(shards / SHARD, member.offset_data)
-        assert_found(server.url, SHARD, member.offset_data, size)
+        assert_found(server.url, SHARD, member.offset_data)
         (shards / SHARD).unlink()
         assert_found(server.url, SHARD)
         flip(shards / "train/index.npy", -40)
