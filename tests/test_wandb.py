@@ -16,7 +16,7 @@ from wandb_server import closed_port, wandb_server
 from srcnn.tracking import read_metrics
 from srcnn.wandb_files import mend, records, steps, wandb_files
 
-pytestmark = pytest.mark.slow
+slow = pytest.mark.slow
 BIN = Path(sys.executable).parent
 # A training: logs `first` to `last` by tens after a checkpoint at `logged`, and ends as `how` says.
 TRAINING = """
@@ -109,6 +109,7 @@ def progresses(run):
 TENS = list(range(10, 160, 10))
 
 
+@slow
 def test_online_every_point_is_there_once_after_kills_at_any_time(tmp_path, server):
     run = tmp_path / "run"
     train(run, -1, 10, 50, "finish", server.environment)
@@ -129,6 +130,7 @@ def test_online_every_point_is_there_once_after_kills_at_any_time(tmp_path, serv
     assert server.runs["theid"].notices[-1]["exitcode"] == 0
 
 
+@slow
 def test_offline_every_point_is_there_once_after_kills_and_wandb_sync_sends_all(tmp_path, server):
     run = tmp_path / "run"
     training = start(run, -1, 10, 9000, "wait", OFFLINE)
@@ -149,6 +151,7 @@ def test_offline_every_point_is_there_once_after_kills_and_wandb_sync_sends_all(
     assert server.steps("theid") == tens
 
 
+@slow
 def test_a_file_that_is_none_of_wandbs_is_named_and_the_rest_goes_on(tmp_path):
     run = tmp_path / "run"
     folder = run / "wandb" / "offline-run-20200101_000000-theid"
@@ -159,6 +162,7 @@ def test_a_file_that_is_none_of_wandbs_is_named_and_the_rest_goes_on(tmp_path):
     assert steps(wandb_files(run, "theid")[1]) == TENS[:5]
 
 
+@slow
 @pytest.mark.parametrize("fault", ["refused", "silence", 401, 500])
 @pytest.mark.parametrize("how", ["finish", "raise"])
 def test_a_server_that_fails_is_named_once_and_holds_nothing_up(tmp_path, server, fault, how):
@@ -173,12 +177,14 @@ def test_a_server_that_fails_is_named_once_and_holds_nothing_up(tmp_path, server
     assert progresses(tmp_path / "run") == TENS[:5]
 
 
+@slow
 def test_a_key_that_is_none_and_no_key_at_all_are_named(tmp_path, server):
     for key in ("no-such-key", ""):
         said = train(tmp_path / "run", -1, 10, 20, "finish", {**server.environment, "WANDB_API_KEY": key})
         assert said.count(f"srcnn sync {tmp_path / 'run'}") == 1
 
 
+@slow
 def test_rows_that_the_server_refuses_later_are_missed_at_the_end_and_sent_the_next_time(tmp_path, server):
     run = tmp_path / "run"
     server.broken_stream = 404  # wandb-core gives up at once, and says nothing that is shown
@@ -189,12 +195,14 @@ def test_rows_that_the_server_refuses_later_are_missed_at_the_end_and_sent_the_n
     assert server.steps("theid") == TENS[:7]
 
 
+@slow
 def test_a_wandb_core_that_hangs_does_not_hang_the_end(tmp_path, server):
     said = train(tmp_path / "run", -1, 10, 50, "stopped core", {**server.environment, "FINISH": "5"})
     assert said.count("srcnn sync") == len(lines_with(said, f"srcnn sync {tmp_path / 'run'}", 5)) == 1
     assert "Traceback" not in said
 
 
+@slow
 def test_a_start_that_takes_longer_than_the_end_waits_does_not_hang_the_end(tmp_path, server):
     server.broken = "silence"
     environment = {**server.environment, "FINISH": "5", "WANDB_INIT_TIMEOUT": "100000"}
@@ -209,6 +217,7 @@ def test_a_training_that_ends_without_finish_has_sent_its_points(tmp_path, serve
     assert server.runs["theid"].notices[-1]["exitcode"] == 1
 
 
+@slow
 def test_a_preempted_run_is_marked_and_goes_on(tmp_path, server):
     train(tmp_path / "run", -1, 10, 50, "preempted", server.environment)
     notices = server.runs["theid"].notices
@@ -217,6 +226,7 @@ def test_a_preempted_run_is_marked_and_goes_on(tmp_path, server):
     assert server.steps("theid") == TENS[:7]
 
 
+@slow
 def test_a_wandb_folder_that_cannot_be_is_named(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
@@ -225,6 +235,7 @@ def test_a_wandb_folder_that_cannot_be_is_named(tmp_path):
     assert said.count(f"srcnn sync {run}") == 1 and progresses(run) == TENS[:5]
 
 
+@slow
 def test_a_disk_that_fills_up_loses_nothing_for_the_next_time(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
@@ -248,6 +259,7 @@ def whole_file(tmp_path):
     return wandb_files(tmp_path / "run", "theid")[0]
 
 
+@slow
 def test_a_file_torn_anywhere_is_read_up_to_there_and_mended(whole_file):
     content, whole = whole_file.read_bytes(), steps(whole_file)
     ends = [end for _, end in records(whole_file)]
@@ -264,6 +276,7 @@ def test_a_file_torn_anywhere_is_read_up_to_there_and_mended(whole_file):
     assert not whole_file.parent.exists()
 
 
+@slow
 def test_a_damaged_byte_ends_the_reading(whole_file):
     content = bytearray(whole_file.read_bytes())
     content[50_000] ^= 1
@@ -272,6 +285,7 @@ def test_a_damaged_byte_ends_the_reading(whole_file):
     assert [end for _, end in records(whole_file)] == before
 
 
+@slow
 def test_values_are_those_logged(whole_file):
     rows = [record.history for record, _ in records(whole_file) if record.HasField("history")]
     values = [{item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in row.item} for row in rows]
