@@ -57,6 +57,8 @@ def demonstrate(own: Path | None, out: Path) -> None:
         DemoFailed, ShardsFailed, OSError, ValueError: a step could not be done.
     """
     picture, photos, shards, run = out / "photograph.png", own or out / "photos", out / "shards", out / "run"
+    if own is not None and not own.is_dir():
+        raise DemoFailed(f"{own}: no such folder of photos")
     show_restored(picture)
     if own is None:
         announce(2, f"Drawing {NUM_DRAWN} photos of skylines to train on", "some 10 seconds")
@@ -104,8 +106,8 @@ def make_tiles(photos: Path, shards: Path) -> None:
         for split in ("train", "val"):
             ShardReader(str(shards / split)).close()
     except ShardError as error:
-        raise DemoFailed(f"{error}. It takes two photos at least, one to train on and one to validate on: "
-                         f"add some to {photos}, remove {shards}, and start again") from error
+        raise DemoFailed(f"{photos}: no photo is left to {'train' if split == 'train' else 'validate'} on; add photos, "
+                         f"or take away those refused, remove {shards}, and start again") from error
 
 
 def train_on(shards: Path, run: Path) -> None:

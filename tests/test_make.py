@@ -136,6 +136,11 @@ def test_own_photos_are_not_enlarged_and_those_refused_are_named_and_counted(tmp
     assert status == 1 and str(tmp_path / "out/shards") in err
 
 
+def test_a_folder_that_is_not_there_is_told_before_anything_is_made(tmp_path, run_demo):
+    status, _, err = run_demo("--photos", tmp_path / "nowhere")
+    assert status == 1 and str(tmp_path / "nowhere") in err and not (tmp_path / "out/shards").exists()
+
+
 @pytest.mark.parametrize("num_photos", [0, 1])
 def test_too_few_photos_are_one_line_with_the_folder(tmp_path, run_demo, num_photos):
     photos = tmp_path / "photos"
