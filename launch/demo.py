@@ -20,7 +20,8 @@ from srcnn import signals
 
 ROOT = Path(__file__).parents[1]
 PHOTOGRAPH = ROOT / "docs/pictures/colorado.jpg"
-NUM_DRAWN, DRAWN_SIZE = 20, (768, 768)
+TRAINING = ROOT / "configs/demo.yaml"
+NUM_DRAWN, DRAWN_SIZE = 12, (1024, 1024)
 JPEG_QUALITY = 20  # of configs/shards.yaml too
 
 
@@ -56,6 +57,8 @@ def demonstrate(own: Path | None, out: Path) -> None:
         DemoFailed, ShardsFailed, OSError, ValueError: a step could not be done.
     """
     picture, photos, shards, run = out / "photograph.png", own or out / "photos", out / "shards", out / "run"
+    if own is not None and not own.is_dir():
+        raise DemoFailed(f"{own}: no such folder of photos")
     show_restored(picture)
     if own is None:
         announce(2, f"Drawing {NUM_DRAWN} photos of skylines to train on", "some 10 seconds")
@@ -77,6 +80,9 @@ def announce(step: int, work: str, duration: str) -> None:
 def show_restored(picture: Path) -> None:
     """A photograph as a JPEG of low quality, restored by the shipped weights, and as it was, in one picture."""
     announce(1, "Restoring a photograph with the shipped weights", "some 10 seconds")
+    if picture.is_file():
+        print(f"{picture} is there already")
+        return
     from srcnn.photo_commands import compare_photo
 
     before, after = compare_photo(PHOTOGRAPH, picture, JPEG_QUALITY)
@@ -89,19 +95,23 @@ def make_tiles(photos: Path, shards: Path) -> None:
     Raises:
         DemoFailed: none could be made, and why is said; or there are too few photos to validate on some of them.
     """
-    settings = ["--config", str(ROOT / "configs/shards.yaml"), "--resize", "max:1024", "--decode", "reduced"]
+    settings = ["--config", str(ROOT / "configs/shards.yaml"), "--resize", "max:1024", "--decode", "reduced",
+                "--val_fraction", "0.25"]
     if shards_command([*settings, "--photos", str(photos), "--out", str(shards), "--allow_refused", "true"]):
         raise DemoFailed
     from srcnn.reader import ShardReader
+    from srcnn.sample import ShardError
 
-    for split in ("train", "val"):
-        if not ShardReader(str(shards / split)).num_samples:
-            raise DemoFailed(f"{photos}: two photos that can be used are needed, to train on one and validate on the "
-                             f"other; add some and remove {shards}")
+    try:
+        for split in ("train", "val"):
+            ShardReader(str(shards / split)).close()
+    except ShardError as error:
+        raise DemoFailed(f"{photos}: no photo is left to {'train' if split == 'train' else 'validate'} on; add photos, "
+                         f"or take away those refused, remove {shards}, and start again") from error
 
 
 def train_on(shards: Path, run: Path) -> None:
-    """Trains to the end of configs/demo.yaml and writes the report; goes on where it was stopped.
+    """Trains to the end of its settings and writes the report; goes on where it was stopped.
 
     Raises:
         DemoFailed: the run folder is of another training, or the training failed.
@@ -113,7 +123,7 @@ def train_on(shards: Path, run: Path) -> None:
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("srcnn.tracking").setLevel(logging.INFO)  # the progress, where there is no terminal for a bar
-    settings = ["--config", str(ROOT / "configs/demo.yaml"), "--shards", str(shards), "--run", str(run)]
+    settings = ["--config", str(TRAINING), "--shards", str(shards), "--run", str(run)]
     config = parse(TrainConfig, "python -m launch.demo", __doc__, settings)
     if Path(run, "report/index.html").is_file():
         print(f"trained already; to train anew remove {run}")

@@ -84,7 +84,7 @@ class Workers:
         chunk = len(tasks) // (64 * self.num) if self.are_here else min(LARGEST_CHUNK, len(tasks) // MOST_IN_FLIGHT)
         results = self.start(work, tasks, chunk=max(1, chunk))
         with clear_errors():
-            return list(tqdm(results, title, len(tasks), disable=not show_progress or None))
+            return list(tqdm(results, title, len(tasks), disable=not (show_progress and tasks) or None))
 
 
 def _results(

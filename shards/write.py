@@ -139,7 +139,8 @@ def write_shards(
     first, last = tasks[: -num_last or None], tasks[-num_last:] if num_last else ()
     written = workers.start(partial(write_whole_shard, config), first)
     made = workers.start(partial(make_pairs, config), [source for task in last for source in task.sources])
-    with pool.clear_errors(), tqdm(total=len(tasks), desc="shards written", disable=not show_progress or None) as bar:
+    is_silent = not (show_progress and tasks) or None  # None: where there is no terminal
+    with pool.clear_errors(), tqdm(total=len(tasks), desc="shards written", disable=is_silent) as bar:
         for _ in written:
             bar.update()
         for task in last:
