@@ -175,7 +175,8 @@ def speed(values: Mapping[str, float], num_tiles_left: int) -> list[str]:
     rate = values.get("tiles_per_second", 0.0)
     if not rate > 0:
         return []
-    return [f"{rate:.3g} tiles/s", *([f"{tqdm.format_interval(num_tiles_left / rate)} left"] if num_tiles_left else [])]
+    told = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+    return [f"{told} tiles/s", *([f"{tqdm.format_interval(num_tiles_left / rate)} left"] if num_tiles_left else [])]
 
 
 def validated(values: Mapping[str, float]) -> list[str]:

@@ -153,7 +153,7 @@ def test_a_disk_that_is_full_at_the_very_end_is_waited_for(tmp_path, shards, sma
     with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(bytes(65536))
-    wait_until(process, lambda: says(process.stdout.readline(), 1920, "val/psnr"))
+    wait_until(process, lambda: says(process.stdout.readline(), "1920 of 1920"))
     wait_until(process, lambda: says(process.stdout.readline(), "checkpoint", FULL))
     filler.unlink()
     succeed(process)

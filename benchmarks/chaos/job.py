@@ -155,13 +155,13 @@ class Job:
 
     def tiles(self) -> int:
         """Tiles done, as far as is known outside: by log or checkpoint."""
-        said = [int(number) for number in re.findall(r" (\d+) tiles  ", self.log)]
+        said = [int(number) for number in re.findall(r" (\d+) of \d+ tiles: ", self.log)]
         return max([self.begun_at() or 0, *said])
 
     def rate(self) -> float:
         """Tiles a second, as said last."""
-        found = re.findall(r"tiles_per_second (\S+)", self.log)
-        return float(found[-1]) if found else 500.0
+        found = re.findall(r"([\d,.]+) tiles/s", self.log)
+        return float(found[-1].replace(",", "")) if found else 500.0
 
     def is_complete(self) -> bool:
         return self.tiles() >= self.total_samples
