@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NUM_FAULTS = 3
+NUM_FAULTS = 2
 
 
 @pytest.mark.slow
