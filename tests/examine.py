@@ -1,10 +1,12 @@
 """`srcnn doctor` on a small training, and what its tests say about the outcome."""
 
+import os
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from jobs import free_port
 from messages import numbers, says
 from small import small_config
 
@@ -14,6 +16,7 @@ from srcnn.config import to_yaml
 
 def examine(shards, *arguments, **changes):
     """The exit status and the lines; `changes` are made to the config file, `arguments` follow it."""
+    os.environ.setdefault("MASTER_PORT", str(free_port()))  # another training may be on this machine
     with TemporaryDirectory() as folder, redirect_stdout(StringIO()) as shown:
         changes = {"run": Path(folder, "run"), "batch_size_per_process": 4, "total_samples": 128} | changes
         file = Path(folder, "config.yaml")

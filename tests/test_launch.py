@@ -110,7 +110,7 @@ def test_every_shipped_config_is_valid(path):
     if path.stem == "sweep":
         return  # test_sweep
     if path.stem.startswith("shards"):
-        assert parse(ShardsConfig, "test", "", ["--config", str(path), "--photos", "x"]).tile_pixels == 128
+        assert parse(ShardsConfig, "test", "", ["--config", str(path), "--photos", "x"]).tile_pixels % 8 == 0
     else:
         assert parse(TrainConfig, "test", "", ["--config", str(path)]).total_samples > 0
 
