@@ -10,7 +10,6 @@ OUT ?= data/shards
 RUN ?= runs/srcnn
 CONFIG ?= configs/train.yaml
 TEST_WORKERS ?= 2
-SLOW_WORKERS ?= 3
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 .PHONY: help setup lint types test test-slow test-all shards train demo fuzz test-slurm bench bench-gpu bench-loading chaos clean
@@ -49,9 +48,8 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist wo
 test: lint types  ## lint, types and the default tests: at most 8 minutes on two cores
 	$(PYTEST) -m "not slow"
 
-# Three workers, as these tests wait for time-outs half of the time.
 test-slow: $(CHECKS)  ## the other tests, but Slurm's; property tests with more examples: 20 minutes
-	$(PYTEST) -n $(SLOW_WORKERS) -m "slow or hypothesis" --hypothesis-profile long --ignore tests/test_slurm.py
+	$(PYTEST) -m "slow or hypothesis" --hypothesis-profile long --ignore tests/test_slurm.py
 
 test-all: test test-slow  ## every test but Slurm's
 
