@@ -233,7 +233,7 @@ class Run:
     @property
     def is_conditioned(self) -> bool:
         """Whether the network takes what is known of how its input was saved."""
-        return getattr(self.network, "conditioned", False)
+        return self.network.conditioned
 
     @property
     def result(self) -> Network:

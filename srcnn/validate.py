@@ -31,8 +31,7 @@ def as_floats(batch: Batch, augment: bool = False) -> tuple[torch.Tensor, torch.
 
 def conditions_for(network: Network, batch: Batch) -> list[torch.Tensor]:
     """What the network is called with after the degraded tiles: a batch's conditions, if it takes and there are any."""
-    is_conditioned = getattr(network, "conditioned", False)
-    return [batch.conditions] if is_conditioned and batch.conditions is not None else []
+    return [batch.conditions] if network.conditioned and batch.conditions is not None else []
 
 
 def _as_floats(tiles: torch.Tensor, symmetries: torch.Tensor | None) -> torch.Tensor:
