@@ -164,8 +164,7 @@ def test_with_fewer_nodes_left_the_job_goes_on_by_itself(tmp_path, shards):
     run, settings = tmp_path / "run", LONG | {"shards": shards, "total_samples": 2400}
     port = free_port()
     command = (sys.executable, "-m", "torch.distributed.run", "--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=3",
-               "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=test",
-               "--rdzv-conf=last_call_timeout=5")
+               "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=test")
     config = tmp_path / "config.yaml"
     config.write_text(json.dumps(SETTINGS | settings | {"run": str(run)}))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
