@@ -231,11 +231,6 @@ class Run:
     writer: Writer | None = None
 
     @property
-    def is_conditioned(self) -> bool:
-        """Whether the network takes what is known of how its input was saved."""
-        return self.network.conditioned
-
-    @property
     def result(self) -> Network:
         """The weights that are validated and saved."""
         return self.average or self.network

@@ -53,7 +53,7 @@ def train(config: TrainConfig) -> dict[str, float]:
     accelerator = start_accelerator(config)
     train_reader, val_reader = open_shards(config)
     run = start_run(config, accelerator)
-    if run.is_conditioned:
+    if run.network.conditioned:
         for reader in (train_reader, val_reader):
             reader.read_qualities()
     meter = Meter(accelerator.device)
@@ -215,7 +215,7 @@ def next_batch(
         shape, device = config.pair_shape(reader.tile_shape), run.accelerator.device
         black = torch.zeros((1, *shape), dtype=torch.uint8, device=device)
         none = torch.zeros(1, dtype=torch.uint8, device=device)
-        unknown = torch.zeros((1, CONDITION_SIZE), device=device) if run.is_conditioned else None
+        unknown = torch.zeros((1, CONDITION_SIZE), device=device) if run.network.conditioned else None
         return Batch(black, black, none, none, unknown), error
 
 
