@@ -44,7 +44,6 @@ class Share(NamedTuple):
 PARTS = {
     "material": Share("gpu_material", "measure", 7),
     "step": Share("gpu_step", "measure", 42),
-    "fused": Share("gpu_fused", "measure", 7),
     "stream": Share("gpu_stream", "measure", 13),
     "quality": Share("gpu_training", "measure_quality", 10),
     "restoring": Share("gpu_restoring", "measure", 8),

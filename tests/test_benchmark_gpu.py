@@ -1,10 +1,7 @@
 """`python -m benchmarks.gpu`: all of its code that runs on a CPU, and what it makes of what it finds."""
 
-import importlib.machinery
 import json
-import sys
 import time
-import types
 from dataclasses import fields
 
 import pytest
@@ -12,7 +9,6 @@ import torch
 
 from benchmarks import (
     gpu,
-    gpu_fused,
     gpu_kernels,
     gpu_material,
     gpu_part,
@@ -149,33 +145,6 @@ def test_the_result_is_trained_by_the_launcher(work):
     assert tiles == sorted(tiles) and tiles[-1] == gpu_training.QUICK_TILES
     assert (work / found["weights"]).is_file()
     assert found["shipped"]["psnr"] > found["shipped"]["psnr_in"]
-
-
-def test_a_fused_kernel_is_compared(work, monkeypatch):
-    class Fused(torch.nn.Module):
-        """Off by a thousandth."""
-
-        def __init__(self, model):
-            super().__init__()
-            self.model = model
-
-        def forward(self, pixels):
-            with torch.autocast("cpu", enabled=False):
-                return (1.001 * self.model(pixels.float())).to(pixels.dtype)
-
-        def named_parameters(self, *arguments, **names):
-            return self.model.named_parameters(*arguments, **names)
-
-    module = types.ModuleType(gpu_fused.MODULE)
-    module.__spec__ = importlib.machinery.ModuleSpec(gpu_fused.MODULE, None)
-    module.FusedSRCNN, module.fused_available = Fused, lambda device: True
-    monkeypatch.setitem(sys.modules, gpu_fused.MODULE, module)
-    part = part_of(work, "fused")
-    gpu_fused.measure(part)
-    found = noted(part)
-    assert not found.get("failed")
-    assert found["errors"]["fused"]["output"] == pytest.approx(1e-3, rel=0.01)
-    assert {"forward, fused", "forward and backward, compiled", "step, fused"} <= found["rates"].keys()
 
 
 def test_time_within_others_is_not_counted_twice():
