@@ -82,7 +82,7 @@ bench-loading: $(CHECKS)  ## data loaders side by side, half an hour: make bench
 	$(BIN)/python -m benchmarks.loading $(if $(PHOTOS),--photos "$(PHOTOS)") $(ARGS)
 
 chaos: $(CHECKS)  ## a hundred random faults against real trainings, half an hour: make chaos [ARGS='--faults 100 --seed 1']
-	$(BIN)/python -m benchmarks.chaos $(ARGS)
+	PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)
 
 clean:  ## remove what tests and the demo with drawn photos made; .venv, data, runs and what was trained on own photos stay
 	rm -rf demo/skylines build *.egg-info .pytest_cache .mypy_cache .hypothesis

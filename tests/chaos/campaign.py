@@ -10,19 +10,20 @@ from random import Random
 from signal import SIGTERM
 from typing import Any
 
-from benchmarks.chaos.faults import STARTING, Fault, Moment, with_clock
-from benchmarks.chaos.harm import Scene, repair_shards
-from benchmarks.chaos.job import (
+from srcnn.files import TEMPORARY_PREFIX
+
+from .damage import Context, repair_shards
+from .faults import STARTING, Fault, Moment, with_clock
+from .job import (
     BATCH_SIZE,
     LOG_EVERY,
     VALIDATE_EVERY,
     Job,
-    Unmet,
+    NotSurvived,
     differences,
     last,
     weights_equal,
 )
-from srcnn.files import TEMPORARY_PREFIX
 
 TOTAL_SAMPLES = 12 * VALIDATE_EVERY
 END_SECONDS = 90.0  # what is to end has ended: ranks wait 24 s for one that is stopped, the launcher 10 s more
@@ -36,7 +37,7 @@ class Tried:
     number: int
     fault: Fault
     moment: Moment
-    told: str = ""
+    detail: str = ""
     status: int | None = None
     lost_steps: int = 0
     seconds: float = 0.0
@@ -62,7 +63,7 @@ class Campaign:
     def undisturbed(self) -> None:
         """What all others are compared with."""
         self.reference.start()
-        self.reference.wait_for(lambda: self.reference.begun_at() is not None, "a start")
+        self.reference.wait_for(lambda: self.reference.resumed_at() is not None, "a start")
         self.start_seconds = time.monotonic() - self.reference.started_at
         self.reference.wait_for(lambda: False, "its end", WHOLE_SECONDS)
         self.job = self.new_job()
@@ -80,35 +81,35 @@ class Campaign:
             self.tried.append(tried)
             begin = time.monotonic()
             try:
-                self.bring_to_surely(fault, tried.moment, random)
-                self.strike(tried, Scene(self.job, random, self.disk, self.kept, self.limits_files))
-            except Unmet as problem:
+                self.bring_to_with_retry(fault, tried.moment, random)
+                self.inject(tried, Context(self.job, random, self.disk, self.kept, self.limits_files))
+            except NotSurvived as problem:
                 tried.problem = str(problem)
             tried.seconds = time.monotonic() - begin
             if tried.problem:
                 self.pending = [one for one in self.pending if one is not tried]
                 self.give_up(tried.problem)
             if tried not in self.pending:
-                print(told(tried), flush=True)
+                print(describe(tried), flush=True)
         self.to_the_end()
 
-    def bring_to_surely(self, fault: Fault, moment: Moment, random: Random) -> None:
+    def bring_to_with_retry(self, fault: Fault, moment: Moment, random: Random) -> None:
         """On another training, where the faults before were not survived."""
         before = bool(self.pending)
         try:
             self.bring_to(fault, moment, random)
-        except Unmet as problem:
+        except NotSurvived as problem:
             if not before:
                 raise
             self.give_up(str(problem))
             self.bring_to(fault, moment, random)
 
     def bring_to(self, fault: Fault, moment: Moment, random: Random) -> None:
-        """A training is running, and this is the moment. Raises Unmet where it cannot be brought there."""
+        """A training is running, and this is the moment. Raises NotSurvived where it cannot be brought there."""
         if self.job.is_running() and (moment in STARTING or bool(self.job.environment) != fault.needs_clock):
             self.job.signal(SIGTERM)
             if not self.job.wait_for_end(END_SECONDS):
-                raise Unmet(f"does not end after SIGTERM: {last(self.job.log)}")
+                raise NotSurvived(f"does not end after SIGTERM: {last(self.job.log)}")
         if not self.job.is_running():
             if self.job.is_complete() and not self.pending:
                 self.finish_training()
@@ -118,32 +119,32 @@ class Campaign:
         elif moment == "first second of the ranks":
             self.job.wait_for(self.job.ranks, "a rank", 60)
             time.sleep(random.uniform(0, 1))
-        elif not (self.settle() and self.reach(moment, random)):
+        elif not (self.wait_for_progress() and self.reach(moment, random)):
             self.finish_training()  # before the moment had come
             self.bring_to(fault, "training" if moment == "end" else moment, random)
 
-    def settle(self) -> bool:
-        """Waits until the training goes on, and says what the faults before have cost; False where it is finished.
+    def wait_for_progress(self) -> bool:
+        """Waits until the training goes on, and notes what the faults before have cost; False where it is finished.
 
-        Raises Unmet where it does not go on; the faults before are those that were not survived.
+        Raises NotSurvived where it does not go on; the faults before are those that were not survived.
         """
         job = self.job
         try:
-            job.wait_for(lambda: job.begun_at() is not None, "a start")
-            begun = job.begun_at() or 0
+            job.wait_for(lambda: job.resumed_at() is not None, "a start")
+            begun = job.resumed_at() or 0
             if self.pending:
                 self.pending[0].lost_steps = max(0, self.reached - begun) // BATCH_SIZE
                 most = sum(tried.fault.most_lost for tried in self.pending)
                 if self.pending[0].lost_steps > most:
                     self.pending[0].problem = f"{self.pending[0].lost_steps} steps lost, {most} at most are expected"
             going_on = job.wait_for(lambda: job.tiles() > begun, "progress")
-        except Unmet as problem:
+        except NotSurvived as problem:
             for tried in self.pending:
                 tried.problem = f"the next start: {problem}"
             raise
         finally:
             for tried in self.pending:
-                print(told(tried), flush=True)
+                print(describe(tried), flush=True)
             self.pending, self.reached = [], 0
         return going_on
 
@@ -166,13 +167,13 @@ class Campaign:
             time.sleep(random.uniform(0, 0.8))
         return going_on and job.is_running()
 
-    def strike(self, tried: Tried, scene: Scene) -> None:
+    def inject(self, tried: Tried, context: Context) -> None:
         """Does it, and sees that what has to hold does."""
         job, fault = self.job, tried.fault
-        tried.told = fault.strike(scene)
+        tried.detail = fault.inject(context)
         if fault.then == "goes on":
             if tried.moment in STARTING:
-                self.settle()
+                self.wait_for_progress()
             tiles = job.tiles()
             job.wait_for(lambda: job.saved() > tiles, "a checkpoint after it")
             return
@@ -185,19 +186,19 @@ class Campaign:
             job.start()
         if fault.then == "may be refused":
             if not job.wait_for_end(self.start_seconds + 5):  # it goes on
-                fault.repair(scene)
+                fault.repair(context)
                 return self.pending.remove(tried)
         elif not job.wait_for_end(END_SECONDS):
             running = ", ".join(" ".join(one.info["cmdline"][:4]) for one in job.processes())
-            raise Unmet(f"still there after {END_SECONDS:.0f} s: {running}; {last(job.log)}")
+            raise NotSurvived(f"still there after {END_SECONDS:.0f} s: {running}; {last(job.log)}")
         self.reached, tried.status = max(self.reached, job.tiles()), job.status()
-        fault.repair(scene)
+        fault.repair(context)
         if tried.status == 0 and not job.is_complete():
-            raise Unmet(f"ended with status 0 after {job.tiles()} of {TOTAL_SAMPLES} tiles")
-        if tried.status == 0 and fault.says and fault.then != "may be refused":
-            raise Unmet(f"went unnoticed: {last(job.log)}")
-        if tried.status and fault.says not in job.log:
-            raise Unmet(f"ended without a word of {fault.says}: {last(job.log)}")
+            raise NotSurvived(f"ended with status 0 after {job.tiles()} of {TOTAL_SAMPLES} tiles")
+        if tried.status == 0 and fault.mentions and fault.then != "may be refused":
+            raise NotSurvived(f"went unnoticed: {last(job.log)}")
+        if tried.status and fault.mentions not in job.log:
+            raise NotSurvived(f"ended without a word of {fault.mentions}: {last(job.log)}")
 
     def to_the_end(self) -> None:
         """Nothing more happens to the last training."""
@@ -206,10 +207,10 @@ class Campaign:
         try:
             if not self.job.is_running():
                 self.job.start()
-            self.settle()
+            self.wait_for_progress()
             self.job.wait_for(lambda: False, "its end", WHOLE_SECONDS)
             self.finish_training()
-        except Unmet as problem:
+        except NotSurvived as problem:
             self.give_up(str(problem))
 
     def finish_training(self) -> None:
@@ -225,12 +226,12 @@ class Campaign:
     def give_up(self, problem: str) -> None:
         """This training cannot go on, or not be trusted; its folder is kept."""
         self.job.kill()
-        scene = Scene(self.job, Random(), self.disk, self.kept, self.limits_files)
-        repair_shards(scene)
+        context = Context(self.job, Random(), self.disk, self.kept, self.limits_files)
+        repair_shards(context)
         (self.disk / "filler").unlink(missing_ok=True)
         for tried in self.pending:
             tried.problem = tried.problem or problem
-            print(told(tried), flush=True)
+            print(describe(tried), flush=True)
         self.pending = []
         self.note([problem], None)
 
@@ -249,8 +250,8 @@ class Campaign:
         self.job = self.new_job()
 
 
-def told(tried: Tried) -> str:
+def describe(tried: Tried) -> str:
     status = "" if tried.status is None else f"status {tried.status}, "
-    what = f"{tried.number:3}  {tried.fault.name} | {tried.moment} | {tried.told} | "
+    what = f"{tried.number:3}  {tried.fault.name} | {tried.moment} | {tried.detail} | "
     text = f"{what}{status}{tried.lost_steps} steps lost, {tried.seconds:.1f} s"
     return f"{text} | NOT SURVIVED: {tried.problem}" if tried.problem else text

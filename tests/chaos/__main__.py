@@ -1,4 +1,4 @@
-"""Random faults against a training of two ranks: `make chaos`, or `python -m benchmarks.chaos --help`.
+"""Random faults against a training of two ranks: `make chaos`, or `PYTHONPATH=tests python -m chaos --help`.
 
 A training is disturbed again and again, and each time the same command is started again, until it is finished. Then it
 is compared with one that nobody disturbed: not a bit of its weights may differ, and nothing may be missing or be left.
@@ -17,21 +17,15 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from random import Random
 from statistics import median
 from typing import Any
 
-from benchmarks.chaos.campaign import TOTAL_SAMPLES, Campaign, told
-from benchmarks.chaos.faults import DECK, KILLED, Fault
-from benchmarks.chaos.job import BATCH_SIZE
-from benchmarks.environments import Failed, call
-from benchmarks.material import ROOT
-from benchmarks.report import machine
+from .campaign import TOTAL_SAMPLES, Campaign, describe
+from .faults import FAULTS, KILLED, Fault
+from .job import BATCH_SIZE, ROOT
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "chaos.json"
 DISK_MEBIBYTES = 64
 UNSHARED = "SRCNN_CHAOS_UNSHARED"
 PHOTOS, VAL_PHOTOS = 4, 2
@@ -41,12 +35,12 @@ def make_shards(work: Path) -> None:
     """In work/shards: tiles of 32 pixels, four shards to train on."""
     for name, num, seed in (("photos", PHOTOS, 0), ("val photos", VAL_PHOTOS, PHOTOS)):
         command = [sys.executable, "-m", "shards.skylines", str(work / name), "--num", str(num), "--seed", str(seed)]
-        call(command, cwd=ROOT)
-    call([
+        subprocess.run(command, cwd=ROOT, check=True)
+    subprocess.run([
         sys.executable, "-m", "shards", "--photos", str(work / "photos"), "--val", str(work / "val photos"),
         "--out", str(work / "shards"), "--resize", "320x256", "--tile_pixels", "32", "--samples_per_shard", "80",
         "--num_workers", "1",
-    ], cwd=ROOT)  # fmt: skip
+    ], cwd=ROOT, check=True)  # fmt: skip
 
 
 def plan(seed: int, num_faults: int, with_clock_faults: bool) -> list[Fault]:
@@ -54,7 +48,7 @@ def plan(seed: int, num_faults: int, with_clock_faults: bool) -> list[Fault]:
     random = Random(seed)
     chosen: list[Fault] = []
     while len(chosen) < num_faults:
-        shuffled = random.sample(DECK, len(DECK))
+        shuffled = random.sample(FAULTS, len(FAULTS))
         chosen += [fault for fault in shuffled if with_clock_faults or not fault.needs_clock]
     return chosen[:num_faults]
 
@@ -63,9 +57,9 @@ def make_clock(library: Path) -> list[str]:
     """Compiles clock.c; what has to be left out where that is impossible."""
     command = ["cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(Path(__file__).with_name("clock.c"))]
     try:
-        call(command)
-    except Failed as failed:
-        return [f"clock jumps: no C compiler ({failed})"]
+        subprocess.run(command, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        return [f"clock jumps: no C compiler ({error})"]
     return []
 
 
@@ -90,12 +84,12 @@ def may_mount(arguments: list[str]) -> None:
     if os.geteuid() and shutil.which("unshare") and UNSHARED not in os.environ:
         if not subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
             os.environ[UNSHARED] = "1"
-            os.execvp("unshare", ["unshare", "-rm", sys.executable, "-m", "benchmarks.chaos", *arguments])
+            os.execvp("unshare", ["unshare", "-rm", sys.executable, "-m", "chaos", *arguments])
 
 
 def result_of(campaign: Campaign, skipped: list[str]) -> dict[str, Any]:
     tried, finished = campaign.tried, [one for one in campaign.trainings if one["weights_equal"] is not None]
-    kinds = {fault.name: [one for one in tried if one.fault is fault] for fault in DECK}
+    kinds = {fault.name: [one for one in tried if one.fault is fault] for fault in FAULTS}
     return {
         "faults_tried": len(tried),
         "faults_survived": sum(not one.problem for one in tried),
@@ -116,11 +110,8 @@ def result_of(campaign: Campaign, skipped: list[str]) -> dict[str, Any]:
             }
             for name, ones in kinds.items() if ones
         },
-        "not_survived": [told(one) for one in tried if one.problem],
+        "not_survived": [describe(one) for one in tried if one.problem],
         "trainings": campaign.trainings,
-        "versions": {name: version(name) for name in ("torch", "accelerate", "numpy")},
-        "machine": machine(),
-        "date": date.today().isoformat(),
     }  # fmt: skip
 
 
@@ -136,7 +127,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description="Disturbs trainings of two ranks, and compares what comes of them.")
     parser.add_argument("--faults", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1, help="decides which faults come, in which order, and when")
-    parser.add_argument("--json", type=Path, default=RESULTS)
+    parser.add_argument("--json", type=Path, help="write the result to this file too")
     options = parser.parse_args(arguments)
     may_mount(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no training stays behind
@@ -153,7 +144,8 @@ def main(arguments: list[str]) -> int:
     print(f"\n{table(result)}")
     for reason in skipped:
         print(f"left out: {reason}")
-    options.json.write_text(json.dumps(result, indent=1) + "\n")
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
     survived = result["faults_survived"] == result["faults_tried"] and result["weights_equal"]
     if survived and all(not one["problems"] for one in campaign.trainings):
         shutil.rmtree(work)

@@ -15,17 +15,17 @@ from typing import Literal
 
 import psutil
 
-from benchmarks.chaos import harm
-from benchmarks.chaos.harm import (
-    Scene,
-    harm_checkpoint,
-    harm_file,
-    harm_manifest,
-    harm_metrics,
-    harm_shard,
+from . import damage
+from .damage import (
+    Context,
+    damage_checkpoint,
+    damage_file,
+    damage_manifest,
+    damage_metrics,
+    damage_shard,
     repair_shards,
 )
-from benchmarks.chaos.job import BATCH_SIZE, SAVE_EVERY, SETTINGS, Job
+from .job import BATCH_SIZE, SAVE_EVERY, SETTINGS, Job
 
 Moment = Literal["start", "first second of the ranks", "training", "validation", "saving", "end"]
 RUNNING: tuple[Moment, ...] = ("training", "training", "validation", "saving")
@@ -39,55 +39,55 @@ DAY = 86_400
 
 @dataclass(frozen=True)
 class Fault:
-    """`strike` does it, and says what was left to chance.
+    """`inject` does it, and returns what was left to chance.
 
     Attributes:
         then: "ends": all processes end, and the same command goes on; "starts at once": that comes before they have;
-            "goes on": the training itself does; "is refused": a start fails, and says `says`, until `repair`;
+            "goes on": the training itself does; "is refused": a start fails and names `mentions`, until `repair`;
             "may be refused": or goes on.
         most_lost: steps.
-        says: what the training has to name as it ends.
+        mentions: what the training has to name in its log as it ends.
         needs_clock: it is to run with a clock that can be changed.
     """
 
     name: str
-    strike: Callable[[Scene], str]
+    inject: Callable[[Context], str]
     then: Literal["ends", "starts at once", "goes on", "is refused", "may be refused"] = "ends"
     moments: tuple[Moment, ...] = RUNNING
     most_lost: float = KILLED
-    says: str = ""
-    repair: Callable[[Scene], None] = repair_shards
+    mentions: str = ""
+    repair: Callable[[Context], None] = repair_shards
     needs_clock: bool = False
 
 
-def send(number: Signals, to: str, scene: Scene) -> str:
+def send(number: Signals, to: str, context: Context) -> str:
     """To the launcher, the tree, "a rank" or "rank N"."""
     if to == "launcher":
-        scene.job.signal(number)
+        context.job.signal(number)
     elif to == "tree":
-        scene.job.signal_tree(number)
+        context.job.signal_tree(number)
     else:
-        rank = scene.random.randrange(2) if to == "a rank" else int(to[-1])
-        if one := scene.job.rank(rank):
+        rank = context.random.randrange(2) if to == "a rank" else int(to[-1])
+        if one := context.job.rank(rank):
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.send_signal(number)
         return f"rank {rank}"
     return ""
 
 
-def send_twice(first: Signals, second: Signals, scene: Scene) -> str:
+def send_twice(first: Signals, second: Signals, context: Context) -> str:
     """To the launcher, then to all."""
-    pause = scene.random.choice((0.0, 0.05, 0.3, 1.2))
-    scene.job.signal(first)
+    pause = context.random.choice((0.0, 0.05, 0.3, 1.2))
+    context.job.signal(first)
     time.sleep(pause)
-    scene.job.signal_tree(second)
+    context.job.signal_tree(second)
     return f"{pause:g} s between"
 
 
-def stop_for_a_while(to: str, scene: Scene) -> str:
+def stop_for_a_while(to: str, context: Context) -> str:
     """Shorter than the ranks wait for each other."""
-    seconds = scene.random.uniform(0.5, 60 * SETTINGS["timeout_minutes"] / 5)
-    stopped = scene.job.processes() if to == "tree" else [scene.job.rank(scene.random.randrange(2))]
+    seconds = context.random.uniform(0.5, 60 * SETTINGS["timeout_minutes"] / 5)
+    stopped = context.job.processes() if to == "tree" else [context.job.rank(context.random.randrange(2))]
     for act in (psutil.Process.suspend, psutil.Process.resume):
         for one in filter(None, stopped):
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -96,10 +96,10 @@ def stop_for_a_while(to: str, scene: Scene) -> str:
     return f"{seconds:.1f} s"
 
 
-def jump(sign: int, scene: Scene) -> str:
+def jump(sign: int, context: Context) -> str:
     """The time of day of launcher and ranks; what counts from the machine's start does not jump with it."""
-    seconds = sign * scene.random.choice((5, 3600, DAY, 365 * DAY, 9 * 365 * DAY))
-    set_clock(scene.job, seconds)
+    seconds = sign * context.random.choice((5, 3600, DAY, 365 * DAY, 9 * 365 * DAY))
+    set_clock(context.job, seconds)
     time.sleep(1)
     return f"{seconds:+d} s"
 
@@ -118,46 +118,47 @@ def with_clock(job: Job, library: Path) -> dict[str, str]:
 
 def _checkpoint_faults() -> list[Fault]:
     return [
-        Fault(f"{how} {name} of the newest checkpoint", partial(harm_checkpoint, how, name), most_lost=DAMAGED)
+        Fault(f"{how} {name} of the newest checkpoint", partial(damage_checkpoint, how, name), most_lost=DAMAGED)
         for how in ("truncate", "flip a bit of")
         for name in ("model.safetensors", "training.pt", "files.json")
-    ] + [Fault("remove the newest checkpoint", partial(harm_checkpoint, "remove", ""), most_lost=DAMAGED)]
+    ] + [Fault("remove the newest checkpoint", partial(damage_checkpoint, "remove", ""), most_lost=DAMAGED)]
 
 
 def _file_faults() -> list[Fault]:
     return [
-        Fault(f"{how} {name}", partial(harm_file, how, name))
+        Fault(f"{how} {name}", partial(damage_file, how, name))
         for how, name in (("truncate", "config.yaml"), ("flip a bit of", "config.yaml"), ("remove", "config.yaml"),
                           ("truncate", "checkpoint.pth"), ("flip a bit of", "checkpoint.pth"), ("remove", "best"))
     ] + [
-        Fault("truncate metrics.jsonl", partial(harm_metrics, "truncate", True)),
-        Fault("flip a bit of metrics.jsonl", partial(harm_metrics, "flip a bit of", True)),
-        Fault("truncate metrics.jsonl of a running job", partial(harm_metrics, "truncate", False), "goes on"),
-        Fault("remove metrics.jsonl of a running job", partial(harm_metrics, "remove", False), "goes on"),
-        Fault("remove the newest checkpoint of a running job", harm.remove_newest, "goes on"),
-        Fault("move the run folder away and back", harm.move_run, "goes on"),
-        Fault("leave half-written files", harm.leave_files),
+        Fault("truncate metrics.jsonl", partial(damage_metrics, "truncate", True)),
+        Fault("flip a bit of metrics.jsonl", partial(damage_metrics, "flip a bit of", True)),
+        Fault("truncate metrics.jsonl of a running job", partial(damage_metrics, "truncate", False), "goes on"),
+        Fault("remove metrics.jsonl of a running job", partial(damage_metrics, "remove", False), "goes on"),
+        Fault("remove the newest checkpoint of a running job", damage.remove_newest, "goes on"),
+        Fault("move the run folder away and back", damage.move_run, "goes on"),
+        Fault("leave half-written files", damage.leave_files),
     ]  # fmt: skip
 
 
 def _shard_faults() -> list[Fault]:
     found = [
-        Fault(f"{how} a {split} shard of a running job", partial(harm_shard, how, split, False), says=".tar")
+        Fault(f"{how} a {split} shard of a running job", partial(damage_shard, how, split, False), mentions=".tar")
         for how in ("truncate", "flip a bit of") for split in ("train", "val")
     ]  # fmt: skip
     found += [
-        Fault(f"{how} a train shard", partial(harm_shard, how, "train", True), "is refused", says=".tar")
+        Fault(f"{how} a train shard", partial(damage_shard, how, "train", True), "is refused", mentions=".tar")
         for how in ("truncate", "flip a bit of", "remove")
     ]
     return found + [
-        Fault("truncate the manifest", partial(harm_manifest, "truncate"), "is refused", says="manifest"),
-        Fault("remove the manifest", partial(harm_manifest, "remove"), "is refused", says="manifest"),
-        # Not all that it says is used for training.
-        Fault("flip a bit of the manifest", partial(harm_manifest, "flip a bit of"), "may be refused", says="manifest"),
+        Fault("truncate the manifest", partial(damage_manifest, "truncate"), "is refused", mentions="manifest"),
+        Fault("remove the manifest", partial(damage_manifest, "remove"), "is refused", mentions="manifest"),
+        # Not every byte of it is used for training.
+        Fault("flip a bit of the manifest", partial(damage_manifest, "flip a bit of"), "may be refused",
+              mentions="manifest"),
     ]
 
 
-DECK = [
+FAULTS = [
     Fault("kill -9 rank 0", partial(send, SIGKILL, "rank 0"), moments=ANY),
     Fault("kill -9 rank 1", partial(send, SIGKILL, "rank 1"), moments=ANY),
     Fault("kill -9 the launcher", partial(send, SIGKILL, "launcher"), moments=ANY, most_lost=0),
@@ -177,9 +178,9 @@ DECK = [
     *_checkpoint_faults(),
     *_file_faults(),
     *_shard_faults(),
-    Fault("fill the disk", harm.fill_for_a_while, "goes on"),
-    Fault("fill the disk, kill -9 all", harm.fill_and_kill, most_lost=math.inf),
-    Fault("start with a full disk", harm.fill_before_start, "may be refused", repair=harm.free),
+    Fault("fill the disk", damage.fill_for_a_while, "goes on"),
+    Fault("fill the disk, kill -9 all", damage.fill_and_kill, most_lost=math.inf),
+    Fault("start with a full disk", damage.fill_before_start, "may be refused", repair=damage.free),
     Fault("clock jumps forward", partial(jump, 1), "goes on", needs_clock=True),
     Fault("clock jumps back", partial(jump, -1), "goes on", needs_clock=True),
 ]

@@ -20,10 +20,10 @@ import torch
 import yaml
 from safetensors import safe_open
 
-from benchmarks.material import ROOT
 from srcnn import checkpoint, files
 from srcnn.tracking import METRICS, STEP_KEY
 
+ROOT = Path(__file__).resolve().parents[2]
 BATCH_SIZE = 16
 LOG_EVERY = 5 * BATCH_SIZE
 SAVE_EVERY = 25 * BATCH_SIZE
@@ -45,7 +45,7 @@ PROGRESS_SECONDS = 180.0  # for a start on a busy machine
 SCRIPT = "launch/train.py"
 
 
-class Unmet(Exception):
+class NotSurvived(Exception):
     """What had to hold and does not."""
 
 
@@ -148,7 +148,7 @@ class Job:
     def is_running(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
-    def begun_at(self) -> int | None:
+    def resumed_at(self) -> int | None:
         """Tiles that this start found done; None before it says so."""
         found = re.search(r"(\d+) of \d+ tiles done", self.log)
         return int(found[1]) if found else None
@@ -156,7 +156,7 @@ class Job:
     def tiles(self) -> int:
         """Tiles done, as far as is known outside: by log or checkpoint."""
         said = [int(number) for number in re.findall(r" (\d+) of \d+ tiles: ", self.log)]
-        return max([self.begun_at() or 0, *said])
+        return max([self.resumed_at() or 0, *said])
 
     def rate(self) -> float:
         """Tiles a second, as said last."""
@@ -175,15 +175,15 @@ class Job:
         return checkpoint.step_folders(self.run)[-1]
 
     def wait_for(self, condition: Callable[[], Any], what: str, seconds: float = PROGRESS_SECONDS) -> bool:
-        """False where the training came to its end instead. Raises Unmet where it ended otherwise, or in vain."""
+        """False where the training came to its end instead. Raises NotSurvived where it ended otherwise, or in vain."""
         deadline = time.monotonic() + seconds
         while not condition():
             if not self.is_running() and not condition():
                 if self.status() == 0 and self.wait_for_end(10) and self.is_complete():
                     return False
-                raise Unmet(f"ended by itself with status {self.status()} while waiting for {what}: {last(self.log)}")
+                raise NotSurvived(f"ended with status {self.status()} while waiting for {what}: {last(self.log)}")
             if time.monotonic() > deadline:
-                raise Unmet(f"{seconds:.0f} s without {what}: {last(self.log)}")
+                raise NotSurvived(f"{seconds:.0f} s without {what}: {last(self.log)}")
             time.sleep(0.005)
         return True
 
