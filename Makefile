@@ -75,7 +75,7 @@ test-slurm: $(CHECKS)  ## the jobs of launch/slurm under real Slurm daemons on t
 bench: $(CHECKS)  ## training, shard making, restoring on this processor, an hour: make bench [PHOTOS=dir] [ARGS=--quick]
 	$(BIN)/python -m benchmarks.cpu $(if $(PHOTOS),--photos "$(PHOTOS)") $(ARGS)
 
-bench-gpu: $(CHECKS)  ## training and restoring at the limit of a GPU, 9 minutes: make bench-gpu [PHOTOS=dir] [ARGS=--quick]
+bench-gpu: $(CHECKS)  ## training and restoring on a GPU, a quarter of an hour: make bench-gpu [PHOTOS=dir] [ARGS=--quick]
 	$(BIN)/python -m benchmarks.gpu $(if $(PHOTOS),--photos "$(PHOTOS)") $(ARGS)
 
 bench-loading: $(CHECKS)  ## data loaders side by side, half an hour: make bench-loading [PHOTOS=dir] [ARGS=--quick]

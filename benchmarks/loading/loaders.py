@@ -11,7 +11,7 @@ class Loader:
     """One line of the table.
 
     Attributes:
-        script: the file in benchmarks/peers.
+        script: the file in benchmarks/loading/peers.
         packages: what pip installs into the loader's own environment; none: the one the benchmark runs in.
         encoding: of the shards it reads, or is prepared from.
         prepared: whether it has a format of its own.

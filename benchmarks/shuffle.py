@@ -1,14 +1,13 @@
-"""How well an epoch is shuffled, measured on batches: python -m benchmarks.shuffle_quality --shards data/shards/train
+"""How well an epoch is shuffled, measured on batches: `python -m benchmarks.shuffle --shards data/shards/train`.
 
 Two sets: the tiles of a shards folder, and a million tiles made of the same photos, 64 neighbouring tiles each.
-Five orders: an ideal shuffle (NumPy's), the three of `srcnn.order`, and webdataset's own shuffle stages. Prints the
-tables of docs/shuffle.md, draws its picture and writes every number to a JSON file.
+Six orders: an ideal shuffle (NumPy's), the three of `srcnn.order`, and webdataset's own shuffle stages with a small and
+a large buffer. Prints the tables of docs/shuffle.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,16 +17,15 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 from webdataset.filters import shuffle
 
+from benchmarks.measure import table
 from srcnn.listing import photos_in
 from srcnn.order import Order, RunOrder
 from srcnn.reader import ShardReader
 from srcnn.stream import StreamConfig
 
 VALUES = ("mean luma", "variance", "squared error")
-BATCH_SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 SIMULATED_SAMPLES = 1_000_000
 PHOTO_TILES = 64
 NUM_DEALS = 4  # of photos over the simulated set: the same order is measured on each
@@ -35,7 +33,6 @@ WEBDATASET_SHARD, WEBDATASET_BUFFERS = 1000, (1000, 32_768)
 NEIGHBOURS = 8  # a "run" in the measure of co-occurrence, for every order
 SAMPLE_BYTES = 34_816  # a pair of grey 128 x 128 tiles
 NUM_STRETCHES = 16  # of batches in an epoch; what the bootstrap draws
-NUM_BINS = 50
 LABELS = ("ideal", "uniform (local)", "runs (remote)", "runs, lanes kept",
           *(f"webdataset, {buffer:,}" for buffer in WEBDATASET_BUFFERS))
 BLOCK = 8192  # positions computed together, as the stream does
@@ -68,14 +65,14 @@ def tiles_of_shards(folder: Path) -> TileSet:
     return TileSet("real", standardized(np.concatenate(parts)[:, None]), photos)
 
 
-def simulated_tiles(real: TileSet) -> TileSet:
+def simulated_tiles(real: TileSet, num_samples: int) -> TileSet:
     """Photos of 64 neighbouring tiles as they are, drawn at random from the real ones, another draw in each deal."""
     starts = np.flatnonzero(real.photos[: 1 - PHOTO_TILES] == real.photos[PHOTO_TILES - 1 :])
     if not len(starts):
         raise ValueError(f"no photo has {PHOTO_TILES} tiles or more; make shards of larger photos")
-    num_photos = SIMULATED_SAMPLES // PHOTO_TILES
+    num_photos = num_samples // PHOTO_TILES
     drawn = np.random.default_rng(0).choice(starts, (num_photos, 1, NUM_DEALS))
-    tiles = (drawn + np.arange(PHOTO_TILES)[:, None]).reshape(SIMULATED_SAMPLES, NUM_DEALS)
+    tiles = (drawn + np.arange(PHOTO_TILES)[:, None]).reshape(-1, NUM_DEALS)
     return TileSet("simulated", standardized(real.values[tiles, 0]), np.repeat(np.arange(num_photos), PHOTO_TILES))
 
 
@@ -139,40 +136,38 @@ def expected_pairs(num_samples: int, batch_size: int) -> float:
     return batch_size * (batch_size - 1) / 2 * (NEIGHBOURS - 1) / (num_samples - 1)
 
 
-def displacement(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, float]:
-    """Density of |p1 - p2| / N over the samples, and its Kolmogorov-Smirnov distance from the triangular law."""
+def distance_from_law(before: np.ndarray, after: np.ndarray) -> float:
+    """The Kolmogorov-Smirnov distance of |p1 - p2| / N over the samples from the triangular law."""
     moved = np.sort(np.abs(after - before) / len(before))
     steps = np.arange(len(moved) + 1) / len(moved)
     law = 1 - np.square(1 - moved)
-    distance = max(np.abs(law - steps[1:]).max(), np.abs(law - steps[:-1]).max())
-    return np.histogram(moved, NUM_BINS, (0, 1), density=True)[0], float(distance)
+    return float(max(np.abs(law - steps[1:]).max(), np.abs(law - steps[:-1]).max()))
 
 
-def measure(epochs: Epochs, tiles: TileSet, num_epochs: int) -> dict[str, Any]:
+def measure(epochs: Epochs, tiles: TileSet, batch_size: int, num_epochs: int) -> dict[str, Any]:
     """Every measure of one order, means over the epochs."""
     numbers = np.arange(len(tiles.photos))
-    before, effects = numbers, {size: list[np.ndarray]() for size in BATCH_SIZES}
-    rows: list[dict[str, Any]] = []
+    before, effects = numbers, list[np.ndarray]()
+    rows: list[dict[str, float]] = []
     for epoch in range(num_epochs):
         samples = epochs(epoch)
         positions = np.empty_like(numbers)
         positions[samples] = numbers
         assert np.array_equal(samples[positions], numbers)
-        for size in BATCH_SIZES:
-            effects[size].append(design_effects(samples, tiles, size))
-        row: dict[str, Any] = {
-            "photos": [repeats(tiles.photos[samples], size)[0] for size in BATCH_SIZES],
-            "pairs": [repeats(samples // NEIGHBOURS, size)[1] for size in BATCH_SIZES],
+        effects.append(design_effects(samples, tiles, batch_size))
+        row = {
+            "photos": repeats(tiles.photos[samples], batch_size)[0],
+            "pairs": repeats(samples // NEIGHBOURS, batch_size)[1],
             "neighbour_distance": float(np.median(np.abs(np.diff(positions)))),
             "correlation_with_number": float(np.corrcoef(numbers, positions)[0, 1]),
         }
         if epoch:
-            row["density"], row["distance_from_law"] = displacement(before, positions)
+            row["distance_from_law"] = distance_from_law(before, positions)
             row["correlation_between_epochs"] = float(np.corrcoef(before, positions)[0, 1])
         before = positions
         rows.append(row)
-    result = {key: np.mean([row[key] for row in rows if key in row], axis=0).tolist() for key in rows[-1]}
-    return result | {"effects": {size: with_interval(np.concatenate(units)) for size, units in effects.items()}}
+    result: dict[str, Any] = {key: float(np.mean([row[key] for row in rows if key in row])) for key in rows[-1]}
+    return result | {"effects": with_interval(np.concatenate(effects))}
 
 
 def with_interval(units: np.ndarray) -> list[tuple[float, float, float]]:
@@ -195,93 +190,48 @@ def samples_held(order: RunOrder) -> tuple[int, float]:
     return int(held.max()), float(held.mean())
 
 
-def measure_table(tiles: TileSet, batch_size: int, num_epochs: int) -> list[dict[str, Any]]:
+def runs_table(tiles: TileSet, batch_size: int, num_epochs: int) -> str:
     """Design effect and memory of RunOrder over runs, windows and lanes."""
     rows = []
-    print(f"\n| run | window | lanes | {' | '.join(VALUES)} | {VALUES[0]}, batch {LARGE_BATCH} | most MB | mean MB |")
     for run, window, lanes in TABLE:
         order = RunOrder(0, len(tiles.photos), run, lanes, window)
         epochs = [epoch_of(order, epoch) for epoch in range(num_epochs)]
         units = ([design_effects(samples, tiles, size) for samples in epochs] for size in (batch_size, LARGE_BATCH))
         effect, large = (with_interval(np.concatenate(unit)) for unit in units)
-        most, mean = samples_held(order)
-        rows.append(dict(run=run, window=window, lanes=lanes, effect=effect, large=large, most=most, mean=mean))
-        cells = [f"{run}", f"{window:,}", f"{lanes}", *map(interval, [*effect, large[0]])]
-        cells += [f"{held * SAMPLE_BYTES / 1e6:,.0f}" for held in (most, mean)]
-        print("|", " | ".join(cells), "|", flush=True)
-    return rows
+        megabytes = [f"{held * SAMPLE_BYTES / 1e6:,.0f}" for held in samples_held(order)]
+        rows.append([run, f"{window:,}", lanes, *map(interval, [*effect, large[0]]), *megabytes])
+    return table(["run", "window", "lanes", *VALUES, f"{VALUES[0]}, batch {LARGE_BATCH}", "most MB", "mean MB"], rows)
 
 
 def interval(effect: tuple[float, float, float]) -> str:
     return f"{effect[0]:.3f} ± {(effect[2] - effect[1]) / 2:.3f}"
 
 
-def print_orders(tiles: TileSet, results: dict[str, Any], batch_size: int) -> None:
-    at, total = BATCH_SIZES.index(batch_size), len(tiles.photos)
+def orders_table(tiles: TileSet, results: dict[str, Any], batch_size: int) -> str:
+    total, orders = len(tiles.photos), results.values()
     photos, pairs = expected_photos(tiles.photos, batch_size), expected_pairs(total, batch_size)
-    rows = {
-        f"design effect, {value}": [interval(result["effects"][batch_size][number]) for result in results.values()]
-        for number, value in enumerate(VALUES)
-    }
-    rows[f"photos in a batch (expected {photos:.1f})"] = [f"{result['photos'][at]:.1f}" for result in results.values()]
-    rows[f"pairs of neighbours (expected {pairs:.3f})"] = [f"{result['pairs'][at]:.3f}" for result in results.values()]
+    rows = [[f"design effect, {value}", *(interval(order["effects"][number]) for order in orders)]
+            for number, value in enumerate(VALUES)]
+    rows.append([f"photos in a batch (expected {photos:.1f})", *(f"{order['photos']:.1f}" for order in orders)])
+    rows.append([f"pairs of neighbours (expected {pairs:.3f})", *(f"{order['pairs']:.3f}" for order in orders)])
     for key in ("distance_from_law", "correlation_between_epochs", "correlation_with_number", "neighbour_distance"):
         form = ",.0f" if key == "neighbour_distance" else ".4f"
-        rows[key.replace("_", " ")] = [format(result[key], form) for result in results.values()]
-    print(f"\n{tiles.name}: {total:,} tiles of {tiles.photos[-1] + 1:,} photos, batches of {batch_size}")
-    for name, cells in {"": list(results), **rows}.items():
-        print(f"| {name} |", " | ".join(cells), "|", flush=True)
-
-
-def draw(tiles: TileSet, results: dict[str, Any], out: Path) -> None:
-    """Four panels: design effect, displacement, photos and pairs of neighbours in a batch."""
-    figure = Figure(figsize=(11, 8.5), layout="constrained")
-    axes = figure.subplots(2, 2)
-    styles = ("0.6", "-", 6), ("C0", "--", 2), ("C1", "-", 2), ("C2", "--", 1.5), ("C3", ":", 2.5), ("C4", "-.", 2)
-    bins = (np.arange(NUM_BINS) + 0.5) / NUM_BINS
-    ideal_pairs = np.array([expected_pairs(len(tiles.photos), size) for size in BATCH_SIZES])
-    for result, (color, line, width) in zip(results.values(), styles, strict=True):
-        style = dict(color=color, linestyle=line, linewidth=width)
-        luma = np.array([result["effects"][size][0] for size in BATCH_SIZES])
-        axes[0, 0].plot(BATCH_SIZES, luma[:, 0], **style)
-        axes[0, 0].fill_between(BATCH_SIZES, luma[:, 1], luma[:, 2], color=color, alpha=0.2, linewidth=0)
-        axes[0, 1].plot(bins, result["density"], **style)
-        axes[1, 0].plot(BATCH_SIZES, result["photos"], **style)
-        axes[1, 1].plot(BATCH_SIZES, np.array(result["pairs"]) / ideal_pairs, **style)
-    axes[0, 0].axhspan(0.95, 1.05, color="tab:green", alpha=0.2)
-    axes[0, 0].legend(axes[0, 0].lines, LABELS)
-    axes[0, 1].legend(axes[0, 1].plot(bins, 2 * (1 - bins), color="black", linewidth=0.8), ["triangular law"])
-    panels = {
-        (0, 0): ("Design effect of batch means (mean luma; green: 0.95 to 1.05)", "log", (1, 2, 5, 10, 20)),
-        (0, 1): ("Displacement between epochs", "linear", (0, 1, 2, 3)),
-        (1, 0): ("Different photos in a batch", "log", (50, 100, 200, 500, 1000, 2000, 5000)),
-        (1, 1): (f"Pairs out of the same {NEIGHBOURS} neighbours (ideal = 1)", "symlog", (0, 1, 3, 10, 30, 100, 300)),
-    }
-    for place, (title, scale, ticks) in panels.items():
-        axes[place].set_title(title, fontsize=11)
-        axes[place].set_yscale(scale, **({"linthresh": 1} if scale == "symlog" else {}))
-        axes[place].set_yticks(ticks, [str(tick) for tick in ticks])
-        axes[place].grid(alpha=0.3)
-        if place != (0, 1):
-            axes[place].set(xscale="log", xlabel="global batch size")
-            axes[place].set_xticks(BATCH_SIZES, [str(size) for size in BATCH_SIZES])
-        axes[place].minorticks_off()
-    axes[0, 1].set(xlabel="difference of position, share of an epoch", ylabel="density")
-    figure.savefig(out, dpi=100)
+        rows.append([key.replace("_", " "), *(format(order[key], form) for order in orders)])
+    about = f"{tiles.name}: {total:,} tiles of {tiles.photos[-1] + 1:,} photos, batches of {batch_size}"
+    return f"{about}\n\n{table(['', *results], rows)}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shards", type=Path, default=Path("data/shards/train"))
-    parser.add_argument("--batch", type=int, choices=BATCH_SIZES, default=256, help="global batch size of the tables")
+    parser.add_argument("--batch", type=int, default=256, help="global batch size of the tables")
     parser.add_argument("--epochs", type=int, default=8, help="epochs of the simulated set, two at least")
-    parser.add_argument("--out", type=Path, default=Path("docs/shuffle.png"))
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/shuffle.json"))
+    parser.add_argument("--simulated", type=int, default=SIMULATED_SAMPLES, help="tiles of the simulated set")
     args = parser.parse_args()
-    real, report = tiles_of_shards(args.shards), dict[str, Any]()
-    for tiles in (real, simulated_tiles(real)):
-        total = len(tiles.photos)
-        num_epochs = max(2, round(args.epochs * SIMULATED_SAMPLES * NUM_DEALS / tiles.values.shape[1] / total))
+    real = tiles_of_shards(args.shards)
+    for tiles in (real, simulated_tiles(real, args.simulated)):
+        total, num_deals = tiles.values.shape[:2]
+        num_epochs = max(2, round(args.epochs * args.simulated * NUM_DEALS / num_deals / total))
         orders: tuple[Epochs, ...] = (
             lambda epoch: np.random.default_rng(epoch).permutation(total),
             as_streamed(total, is_local=True),
@@ -289,15 +239,11 @@ def main() -> None:
             as_streamed(total, is_local=False, config=StreamConfig(lanes="kept")),
             *(partial(epoch_of_webdataset, total, buffer) for buffer in WEBDATASET_BUFFERS),
         )
-        results = {name: measure(epochs, tiles, num_epochs) for name, epochs in zip(LABELS, orders, strict=True)}
-        print_orders(tiles, results, args.batch)
+        results = {name: measure(epochs, tiles, args.batch, num_epochs)
+                   for name, epochs in zip(LABELS, orders, strict=True)}
         alike = {run: correlation_in_runs(tiles, run) for run in (4, 8, 16, 32, 64)}
-        report[tiles.name] = dict(samples=total, epochs=num_epochs, orders=results, correlation_in_runs=alike)
-    table = measure_table(tiles, args.batch, args.epochs)
-    report |= {"table": table, "batch": args.batch, "stream": str(StreamConfig())}
-    draw(tiles, results, args.out)
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(report, separators=(",", ":")) + "\n")
+        print(f"{orders_table(tiles, results, args.batch)}\n\nHow alike two tiles of a run are: {alike}\n", flush=True)
+    print(runs_table(tiles, args.batch, args.epochs))
 
 
 if __name__ == "__main__":

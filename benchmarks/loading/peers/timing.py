@@ -11,14 +11,15 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 Batches = Iterator[tuple[Any, Any]]  # clean, degraded: (batch, 128, 128), or (batch, 1, 128, 128)
 PIXEL = 64  # of each tile the pixel at (64, 64) is summed, so that no loader can leave the pixels unread
@@ -70,7 +71,6 @@ def measure(batches: Batches, num_pairs: int, epoch_pairs: int) -> dict[str, flo
         "first_batch_seconds": first_batch - began,
         "cpu_seconds": tree_cpu_seconds() - cpu_before - memory.cpu_seconds,
         "peak_mb": memory.peak_mb,
-        "disk_mb": tree_disk_mb(),
         "checksum": checksum if seen >= epoch_pairs else -1,
     }
 
@@ -94,22 +94,18 @@ class Memory:
         self.cpu_seconds += time.thread_time() - cpu_before
 
 
-def process_tree() -> list[int]:
-    """This process and all below it."""
-    parents = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and (fields := _stat(int(entry))):
-            parents[int(entry)] = int(fields[1])
-    tree = [os.getpid()]
-    for pid in tree:
-        tree += [child for child, parent in parents.items() if parent == pid]
-    return tree
+def over_processes(measure: Callable[[psutil.Process], float]) -> float:
+    """The sum over this process and all below it; one that has ended meanwhile counts nothing."""
+    total, process = 0.0, psutil.Process()
+    for one in [process, *process.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess, OSError):
+            total += measure(one)
+    return total
 
 
 def tree_cpu_seconds() -> float:
     """User and system time of the process tree, with the children that have ended."""
-    ticks = sum(sum(map(int, fields[11:15])) for pid in process_tree() if (fields := _stat(pid)))
-    return ticks / os.sysconf("SC_CLK_TCK")
+    return over_processes(lambda process: sum(process.cpu_times()[:4]))
 
 
 def tree_memory_mb() -> float:
@@ -117,30 +113,11 @@ def tree_memory_mb() -> float:
 
     Pages of mapped files are left out: they belong to the page cache, whoever maps them.
     """
-    kilobytes = 0
-    for pid in process_tree():
-        for line in _read(f"/proc/{pid}/smaps_rollup").splitlines():
-            if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
-                kilobytes += int(line.split()[1])
-    return kilobytes / 1024
+    def kilobytes(process: psutil.Process) -> float:
+        lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
 
-
-def tree_disk_mb() -> float:
-    """What the process tree had the disk read for it, as far as its processes are still there."""
-    lines = [line for pid in process_tree() for line in _read(f"/proc/{pid}/io").splitlines()]
-    return sum(int(line.split()[1]) for line in lines if line.startswith("read_bytes:")) / 2**20
-
-
-def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat after the process's name, which may hold blanks."""
-    return _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:  # ended meanwhile
-        return ""
+    return over_processes(kilobytes) / 1024
 
 
 def read_pairs(folder: Path) -> Iterator[np.ndarray]:

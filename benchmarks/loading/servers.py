@@ -9,13 +9,13 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.environments import Failed, last_line
+from benchmarks.measure import Failed, last_error
 
-PATIENCE_SECONDS = 30
+START_SECONDS = 30
 NGINX = """
 {user}
 daemon off; pid {scratch}/pid; error_log stderr; worker_processes auto;
@@ -65,10 +65,12 @@ def running(command: list[str], port: int) -> Iterator[None]:
     with tempfile.TemporaryFile("w+") as log:  # no pipe: nobody would empty it
         process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
-            wait_for(lambda: process.poll() is not None or listens(port))
-            if process.poll() is not None:
-                log.seek(0)
-                raise Failed(f"{Path(command[0]).name} ended: {last_line(log.read())}")
+            deadline = time.monotonic() + START_SECONDS
+            while not listens(port):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    raise Failed(f"{Path(command[0]).name} did not start: {last_error(log.read())}")
+                time.sleep(0.1)
             yield
         finally:
             process.terminate()
@@ -84,11 +86,3 @@ def free_port() -> int:
 def listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        if time.monotonic() > end:
-            raise Failed(f"a server did not start within {PATIENCE_SECONDS} s")
-        time.sleep(0.1)
