@@ -58,5 +58,5 @@ def comparison(cores: int, results: Results) -> str:
         ratios = [f"{rates[one] / rates[other]:.2f} of {title}" for title, (one, other) in pairs.items()
                   if one in rates and other in rates]
         if ratios:
-            lines.append(f"- {cores} cores, {state}: srcnn reaches {', '.join(ratios)}.")
+            lines.append(f"- {cores} core{'s' * (cores > 1)}, {state}: srcnn reaches {', '.join(ratios)}.")
     return "\n".join(lines)
