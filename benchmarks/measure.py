@@ -1,79 +1,79 @@
-"""One loader, run as a process of its own on a given number of cores, from the page cache or from the disk."""
+"""What the benchmarks share: processes on given cores, variants that alternate, medians, Markdown tables."""
 
 from __future__ import annotations
 
 import json
 import os
+import platform
+import re
 import signal
 import subprocess
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from statistics import median
+from typing import Any, TypeVar
 
-from benchmarks.environments import Failed, last_line
-from benchmarks.loaders import Loader
-from benchmarks.material import PEERS
-
-State = Literal["page cache", "disk"]
-TIMEOUT_SECONDS = 600
-READ_BYTES = 1 << 20
+ROOT = Path(__file__).resolve().parents[1]
+WORK = ROOT / "benchmarks" / "built"  # photos, shards and environments, kept between calls
+TIMEOUT_SECONDS = 1800.0
+ResultT = TypeVar("ResultT")
 
 
-@dataclass(frozen=True)
-class Ready:
-    """A loader with all it needs.
-
-    Attributes:
-        location: the folder or address it reads from.
-        files: the folder whose files are cached or dropped before a run.
-        environment: variables its process gets.
-    """
-
-    loader: Loader
-    python: Path
-    location: str
-    files: Path
-    environment: dict[str, str] = field(default_factory=dict)
+class Failed(Exception):
+    """Something could not be installed, prepared or run; the message is the reason in one line."""
 
 
-def run(
-    ready: Ready, cores: int, num_workers: int, num_pairs: int, epoch_pairs: int, batch_size: int
-) -> dict[str, Any]:
-    """Runs the loader's script on the first `cores` cores; what it printed, with `pairs_per_second`.
+def log(text: str) -> None:
+    """Progress, to standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def call(
+    command: Sequence[str | Path], cores: int | Iterable[int] | None = None,
+    environment: Mapping[str, str] | None = None, timeout_seconds: float = TIMEOUT_SECONDS,
+) -> str:
+    """Runs a program in the repository to its end; its standard output. What it leaves running is killed.
+
+    Args:
+        cores: it may use these only; a number: the first so many. OMP_NUM_THREADS is set to as many.
 
     Raises:
-        Failed: it ended otherwise than with its line.
+        Failed: with the last error that it printed, or because it took too long.
     """
-    command = [
-        str(ready.python), str(PEERS / f"{ready.loader.script}.py"), "run", ready.location,
-        "--workers", str(num_workers), "--batch", str(batch_size),
-        "--pairs", str(num_pairs), "--epoch", str(epoch_pairs),
-    ]  # fmt: skip
-    allowed = sorted(os.sched_getaffinity(0))[:cores]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": str(cores)} | ready.environment,
-        preexec_fn=lambda: os.sched_setaffinity(0, allowed),
-        start_new_session=True,
-    )
+    allowed = sorted(os.sched_getaffinity(0))
+    if cores is not None:
+        allowed = allowed[:cores] if isinstance(cores, int) else sorted(cores)
+    threads = {"OMP_NUM_THREADS": str(len(allowed))} if cores is not None else {}
     try:
-        out, complaints = process.communicate(timeout=TIMEOUT_SECONDS)
+        process = subprocess.Popen(
+            list(map(str, command)), cwd=ROOT, env=os.environ | threads | dict(environment or {}), text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+            preexec_fn=lambda: os.sched_setaffinity(0, allowed),
+        )  # fmt: skip
+    except OSError as error:
+        raise Failed(str(error)) from error
+    try:
+        output, errors = process.communicate(timeout=timeout_seconds)
     except subprocess.TimeoutExpired as error:
-        raise Failed(f"took longer than {TIMEOUT_SECONDS} s") from error
+        raise Failed(f"took longer than {timeout_seconds:.0f} s") from error
     finally:
-        _end_group(process)
-    lines = [line for line in out.splitlines() if line.startswith("{")]
+        _kill_session(process)
+    if process.returncode:
+        raise Failed(last_error(errors or output) or f"exit status {process.returncode}")
+    return output
+
+
+def call_json(command: Sequence[str | Path], *arguments: Any, **named: Any) -> dict[str, Any]:
+    """`call` of a program that prints a JSON object in a line: the last one."""
+    lines = [line for line in call(command, *arguments, **named).splitlines() if line.startswith("{")]
     if not lines:
-        raise Failed(last_line(complaints) or f"exit status {process.returncode}")
-    result: dict[str, Any] = json.loads(lines[-1])
-    return result | {"pairs_per_second": result["pairs"] / result["seconds"]}
+        raise Failed(f"{' '.join(map(str, command))}: printed no result")
+    return dict(json.loads(lines[-1]))
 
 
-def _end_group(process: subprocess.Popen[str]) -> None:
-    """Ends what a loader left behind: its session is its own."""
+def _kill_session(process: subprocess.Popen[str]) -> None:
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -81,12 +81,57 @@ def _end_group(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-def set_state(files: Path, state: State) -> None:
-    """Reads every file once, or has the kernel drop its pages; written files must have reached the disk before."""
-    for path in sorted(path for path in files.rglob("*") if path.is_file()):
-        with path.open("rb", buffering=0) as file:
-            if state == "disk":
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            else:
-                while file.read(READ_BYTES):
-                    pass
+def last_error(text: str) -> str:
+    """The last line that names an error, else the last one with a word."""
+    lines = [line.strip() for line in text.splitlines() if re.search(r"\w", line)]
+    errors = [line for line in lines if re.match(r"ERROR:|[\w.]+(Error|Exception|Failed)\b", line)]
+    return (errors or lines or [""])[-1]
+
+
+def alternate(
+    variants: Mapping[str, Callable[[], ResultT]], rounds: int, failed: dict[str, str] | None = None
+) -> dict[str, list[ResultT]]:
+    """The results of each variant, which run in turn, round after round, each round beginning with another one.
+
+    A variant that raises Failed is left out from then on and noted in `failed`; without `failed` the error is raised.
+    """
+    names, results = list(variants), {name: list[ResultT]() for name in variants}
+    for number in range(rounds):
+        turn = number % len(names) if names else 0
+        for name in names[turn:] + names[:turn]:
+            if failed is not None and name in failed:
+                continue
+            log(f"round {number + 1} of {rounds}: {name}")
+            try:
+                results[name].append(variants[name]())
+            except Failed as error:
+                if failed is None:
+                    raise
+                failed[name] = str(error)
+                log(f"{name}: {error}")
+    return {name: found for name, found in results.items() if found}
+
+
+def medians(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The median of each number, over dicts with the same keys."""
+    return {key: median(one[key] for one in results) for key, value in results[0].items()
+            if isinstance(value, (int, float))}
+
+
+def machine() -> str:
+    """What the numbers depend on, and the day: one line."""
+    with open("/proc/cpuinfo") as file:
+        names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    cpu, cores = names[0] if names else platform.machine(), len(os.sched_getaffinity(0))
+    return f"{date.today()}, {cpu}, {cores} cores, Python {platform.python_version()}"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Markdown; all but the first column, which are numbers, to the right."""
+    lines = [f"| {' | '.join(header)} |", "|---" + "|---:" * (len(header) - 1) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows)])
+
+
+def not_measured(failed: Mapping[str, str]) -> str:
+    """A list of what failed and why; empty if nothing did."""
+    return "\n".join(["Not measured:", "", *(f"- {name}: {why}" for name, why in failed.items())]) if failed else ""

@@ -1,0 +1,1 @@
+"""Data loaders side by side: see `__main__`."""
