@@ -16,14 +16,14 @@ import torch
 from torch import nn
 
 from srcnn.benchmark import DTYPES, matrix_peak
+from srcnn.dataset import ShardReader
+from srcnn.loader import Batch
 from srcnn.meter import Meter
 from srcnn.metrics import tile_psnr
 from srcnn.model import SRCNN, initialize
 from srcnn.optimize import OptimizerConfig
-from srcnn.reader import ShardReader
 from srcnn.run import TrainConfig, start_accelerator, start_run
 from srcnn.step import settle, train_step
-from srcnn.stream import Batch
 from srcnn.validate import as_floats
 
 NUM_VAL_PAIRS = 128  # the last ones, never trained on

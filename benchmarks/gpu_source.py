@@ -16,7 +16,7 @@ from benchmarks import material
 from benchmarks.contestant import source_step, source_update
 from benchmarks.gpu_part import Contestant, Part
 from srcnn.benchmark import now
-from srcnn.stream import Batch
+from srcnn.loader import Batch
 
 BATCHES = (32, 256)
 RATE_SECONDS = 1.5

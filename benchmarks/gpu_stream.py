@@ -11,10 +11,10 @@ import torch
 from benchmarks.gpu_part import Part, forget_accelerator, product_settings
 from benchmarks.measure import set_state
 from srcnn.benchmark import ENDLESS, BenchmarkConfig, alternate, stretch
+from srcnn.dataset import ShardReader
+from srcnn.loader import StreamConfig
 from srcnn.meter import Meter
-from srcnn.reader import ShardReader
 from srcnn.run import Run, open_split, start_accelerator, start_run
-from srcnn.stream import StreamConfig
 from srcnn.train import batches
 
 EPOCH_TILES = 13_056  # the source project's training set: 12 batches of 1,088, 3 of 4,352

@@ -20,12 +20,12 @@ from benchmarks.contestant import Step, our_step, source_step
 from benchmarks.gpu_part import Part, convolutions, forget_accelerator, product_settings
 from srcnn.benchmark import now
 from srcnn.cards import sets_for
+from srcnn.dataset import ShardReader
 from srcnn.degrade import Degradation
+from srcnn.device_loader import load_resident
+from srcnn.loader import Batch, StreamConfig
 from srcnn.model import DEFAULT_WEIGHTS, SRCNN, load_model, to_device
-from srcnn.reader import ShardReader
-from srcnn.resident import load_resident
 from srcnn.run import TrainConfig, start_accelerator
-from srcnn.stream import Batch, StreamConfig
 from srcnn.tracking import STEP_KEY, read_metrics
 from srcnn.validate import validate
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks.shuffle_quality import epoch_of
-from srcnn.order import KeptOrder, Order, RunOrder, UniformOrder
+from srcnn.shuffle import KeptOrder, Order, RunOrder, UniformOrder
 
 NUM_SAMPLES, NUM_LANES, RUN_SAMPLES, WINDOW_SAMPLES = 262_144, 512, 16, 32_768
 NUM_EPOCHS, NUM_PAIRS = 16, 1_000_000

@@ -32,11 +32,10 @@ from shards import folder, plan
 from shards.places import place
 from shards.plan import ShardsConfig, ShardTask, Source
 from shards.write import plan_tasks
-from srcnn.index import INDEX, ROW, hash_of_rows, index_entry, index_header
-from srcnn.listing import photos_in
-from srcnn.reader import read_manifest
-from srcnn.rows import Rows
-from srcnn.sample import Manifest, PhotoRecord, Shard
+from srcnn.dataset import read_manifest
+from srcnn.index import INDEX, ROW, Rows, hash_of_rows, index_entry, index_header
+from srcnn.manifest import Manifest, PhotoRecord, Shard
+from srcnn.photo_list import photos_in
 from srcnn.storage import open_storage
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/clusters.md"

@@ -90,7 +90,7 @@ def storages(inputs: Inputs, num_nodes: int) -> dict[str, Storage]:
 
 
 def requests_per_pair(inputs: Inputs) -> float:
-    """A run that lies across the border of two lanes is asked for in two parts, 1 of 32 at most (`srcnn.stream`)."""
+    """A run that lies across the border of two lanes is asked for in two parts, 1 of 32 at most (`srcnn.loader`)."""
     runs = max(1, inputs.num_pairs // inputs.run_samples)
     return (1 + min(inputs.num_lanes, runs // 32) / runs) / inputs.run_samples
 

@@ -1,7 +1,7 @@
 """How well an epoch is shuffled, measured on batches: python -m benchmarks.shuffle_quality --shards data/shards/train
 
 Two sets: the tiles of a shards folder, and a million tiles made of the same photos, 64 neighbouring tiles each.
-Five orders: an ideal shuffle (NumPy's), the three of `srcnn.order`, and webdataset's own shuffle stages. Prints the
+Five orders: an ideal shuffle (NumPy's), the three of `srcnn.shuffle`, and webdataset's own shuffle stages. Prints the
 tables of docs/shuffle.md, draws its picture and writes every number to a JSON file.
 """
 
@@ -21,10 +21,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from webdataset.filters import shuffle
 
-from srcnn.listing import photos_in
-from srcnn.order import Order, RunOrder
-from srcnn.reader import ShardReader
-from srcnn.stream import StreamConfig
+from srcnn.dataset import ShardReader
+from srcnn.loader import StreamConfig
+from srcnn.photo_list import photos_in
+from srcnn.shuffle import Order, RunOrder
 
 VALUES = ("mean luma", "variance", "squared error")
 BATCH_SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)

@@ -23,7 +23,7 @@ from benchmarks.scaling import PAGE, Row, table
 from benchmarks.scaling_model import RESULTS, SHARD_BYTES, Inputs, predict
 from benchmarks.traffic import Job, Requests, layout, missed, requests
 from srcnn.index import ROW
-from srcnn.stream import StreamConfig
+from srcnn.loader import StreamConfig
 
 NUM_NODES, RANKS_PER_NODE = 8, 8
 NUM_RANKS = NUM_NODES * RANKS_PER_NODE

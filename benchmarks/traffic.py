@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from srcnn.order import Order, UniformOrder
-from srcnn.sample import Manifest
-from srcnn.stream import picks
+from srcnn.loader import picks
+from srcnn.manifest import Manifest
+from srcnn.shuffle import Order, UniformOrder
 
 
 class Layout(NamedTuple):

@@ -99,8 +99,8 @@ def make_tiles(photos: Path, shards: Path) -> None:
                 "--val_fraction", "0.25"]
     if shards_command([*settings, "--photos", str(photos), "--out", str(shards), "--allow_refused", "true"]):
         raise DemoFailed
-    from srcnn.reader import ShardReader
-    from srcnn.sample import ShardError
+    from srcnn.dataset import ShardReader
+    from srcnn.manifest import ShardError
 
     try:
         for split in ("train", "val"):

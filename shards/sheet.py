@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image
 
 from shards.places import Place
-from srcnn.reader import ShardReader
-from srcnn.sample import Manifest
+from srcnn.dataset import ShardReader
+from srcnn.manifest import Manifest
 from srcnn.storage import join
 
 COLUMNS = 4

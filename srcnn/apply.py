@@ -13,9 +13,9 @@ from torch.nn import functional
 from srcnn.chroma import REACH, smooth_chroma
 from srcnn.model import SRCNN, prefers_bf16
 from srcnn.network import Network
+from srcnn.parallel import in_order, lone_threads
 from srcnn.products import full_precision, keep_freed_memory
 from srcnn.strips import restore_in_strips, suits
-from srcnn.threads import in_order, lone_threads
 from srcnn.tiles import Window, spans, windows
 from srcnn.ycbcr import LUMA_WEIGHTS, to_luma
 

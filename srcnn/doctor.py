@@ -18,18 +18,18 @@ import torch
 
 from srcnn import checkpoint, machine
 from srcnn.config import parse, without_credentials
+from srcnn.dataset import ShardReader
+from srcnn.device_loader import LARGEST_SHARE, check_fits
 from srcnn.files import LOCK, FolderLock
+from srcnn.loader import BATCHES_IN_USE
 from srcnn.machine import Finding, counted, note, ok, problem
+from srcnn.manifest import SPLITS
 from srcnn.model import device_here, load_model, make_network
-from srcnn.order import UniformOrder
-from srcnn.reader import ShardReader
-from srcnn.resident import LARGEST_SHARE, check_fits
 from srcnn.resume import check_continues, is_same_job, stream_state
 from srcnn.run import TrainConfig
-from srcnn.sample import SPLITS
+from srcnn.shuffle import UniformOrder
 from srcnn.splits import Split, check_splits, look_at
 from srcnn.storage import MAX_OPEN_FILES, is_url
-from srcnn.stream import BATCHES_IN_USE
 
 ANSWER_SECONDS = 5.0  # that a server of shards may take
 FEW_STEPS = 10  # an epoch

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from srcnn import signals
-from srcnn.reader import Allocate, Pairs, ShardReader
+from srcnn.dataset import Allocate, Pairs, ShardReader
 
 WARNING_SECONDS = 0.2  # how soon a warning is heeded that comes while batches are waited for
 

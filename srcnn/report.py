@@ -14,15 +14,15 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torchvision.utils import make_grid
 
+from srcnn.dataset import ShardReader
 from srcnn.files import atomic_file
-from srcnn.listing import photos_in
+from srcnn.manifest import ShardError
 from srcnn.metrics import psnr
 from srcnn.model import load_model
 from srcnn.network import Network
 from srcnn.photo import luma_l
-from srcnn.reader import ShardReader
+from srcnn.photo_list import photos_in
 from srcnn.restore import restore_pixels
-from srcnn.sample import ShardError
 from srcnn.tiles import grid, join, windows
 from srcnn.tracking import STEP_KEY, read_metrics
 

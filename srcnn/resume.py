@@ -14,13 +14,13 @@ import torch
 
 from srcnn import checkpoint, files, signals
 from srcnn.config import flat, plain, to_yaml, without_credentials
+from srcnn.dataset import ShardReader
+from srcnn.loader import StreamState
 from srcnn.meter import Meter
 from srcnn.model import load_model
 from srcnn.optimize import complete_state
 from srcnn.ranks import RankFailed, all_told, together
-from srcnn.reader import ShardReader
 from srcnn.run import Run, TrainConfig, due
-from srcnn.stream import StreamState
 
 FORMAT = 2  # of the training state
 MATTERS = ("model", "unet", "initialization", "centred", "weights", "seed", "overfit_tiles", "degradation",

@@ -6,9 +6,9 @@ import json
 import logging
 from pathlib import Path
 
+from srcnn.dataset import ShardReader
 from srcnn.queued import Queued
 from srcnn.ranks import all_told
-from srcnn.reader import ShardReader
 from srcnn.run import Run, TrainConfig
 
 SKIPPED = "skipped.jsonl"

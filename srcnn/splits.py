@@ -14,12 +14,12 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from srcnn.dataset import CURE, ShardReader, read_manifest
 from srcnn.files import TEMPORARY_PREFIX
-from srcnn.listing import photos_in, refused_in
 from srcnn.machine import Finding, counted, note, ok, problem
-from srcnn.reader import CURE, ShardReader, read_manifest
+from srcnn.manifest import MANIFEST, PLAN, Manifest, Shard, ShardError, check_shard_size
+from srcnn.photo_list import photos_in, refused_in
 from srcnn.run import TrainConfig, check_samples, open_split
-from srcnn.sample import MANIFEST, PLAN, Manifest, Shard, ShardError, check_shard_size
 from srcnn.storage import AccessConfig, Folder, ObjectStore, ReadFailed, is_url, join, open_storage
 from srcnn.verify import verify_shards
 

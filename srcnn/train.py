@@ -15,19 +15,19 @@ import torch
 
 from srcnn import signals
 from srcnn.config import plain
-from srcnn.feed import feed
+from srcnn.dataset import ShardReader
+from srcnn.device_loader import feed
 from srcnn.jpeg_quality import CONDITION_SIZE
+from srcnn.loader import Batch
 from srcnn.meter import Meter
 from srcnn.queued import Queued
 from srcnn.ranks import RankFailed, all_told, together
-from srcnn.reader import ShardReader
 from srcnn.report import pair_rows, write_report
 from srcnn.resume import LAST_SAVE_SECONDS, continue_run, overdue, save_checkpoint, save_due, save_now, saved_config
 from srcnn.run import Run, TrainConfig, due, open_shards, start_accelerator, start_run
 from srcnn.signals import Stopped
 from srcnn.skipped import report_skipped
 from srcnn.step import settle, train_step
-from srcnn.stream import Batch
 from srcnn.tracking import Tracking
 from srcnn.training_pairs import PairMaker
 from srcnn.validate import validate

@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 from srcnn.damages import DAMAGES, check_damage
+from srcnn.dataset import Pairs
 from srcnn.jpeg_quality import CONDITION_SIZE
-from srcnn.order import generator_at
-from srcnn.reader import Pairs
+from srcnn.shuffle import generator_at
 from srcnn.tiles import JPEG_BLOCK_PIXELS
 
 WEIGHT = "weight"  # of a damage, beside its settings

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from srcnn.index import hash_of, row_problem
-from srcnn.listing import photos_in
-from srcnn.reader import read_manifest
-from srcnn.rows import Rows
-from srcnn.sample import PLAN, SPLITS, Manifest, Shard, ShardError
+from srcnn.dataset import read_manifest
+from srcnn.index import Rows, hash_of, row_problem
+from srcnn.manifest import PLAN, SPLITS, Manifest, Shard, ShardError
+from srcnn.photo_list import photos_in
 from srcnn.storage import AccessConfig, Folder, ObjectStore, join, open_storage
 from srcnn.untrusted import read_json
 

@@ -8,10 +8,10 @@ from accelerate.state import AcceleratorState
 from small import small_config
 
 from srcnn import run as runs
-from srcnn.feed import on_device
+from srcnn.dataset import ShardReader
+from srcnn.device_loader import on_device
+from srcnn.loader import StreamConfig, train_batches
 from srcnn.meter import Meter
-from srcnn.reader import ShardReader
-from srcnn.stream import StreamConfig, train_batches
 from srcnn.validate import as_floats
 
 

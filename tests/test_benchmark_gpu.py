@@ -23,8 +23,8 @@ from benchmarks import (
     gpu_training,
 )
 from benchmarks.gpu_part import Part, TooLong, alarm
+from srcnn.loader import Batch
 from srcnn.model import SRCNN, ModelConfig
-from srcnn.stream import Batch
 
 pytestmark = pytest.mark.slow  # of what is measured once, not of the product
 CUDA_ONLY = ("as a CUDA graph", "nvJPEG", "float16")

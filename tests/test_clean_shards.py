@@ -20,17 +20,17 @@ from shards.plan import ShardsConfig
 from shards.pool import ShardsFailed
 from shards.write import Summary, make_shards
 from srcnn.compiled import Scored
+from srcnn.dataset import ShardReader
 from srcnn.degrade import Degradation
 from srcnn.doctor import DoctorConfig, doctor
 from srcnn.files import sha256_of
 from srcnn.index import index_tar
 from srcnn.jpeg_quality import condition_of_image
+from srcnn.loader import val_batches
+from srcnn.manifest import Manifest, ShardError
 from srcnn.metrics import psnr
 from srcnn.model import SRCNN, ModelConfig, initialize
-from srcnn.reader import ShardReader
 from srcnn.run import check_samples
-from srcnn.sample import Manifest, ShardError
-from srcnn.stream import val_batches
 from srcnn.tiles import cut_to_cover, starts_to_cover
 from srcnn.training_pairs import DegradationConfig
 from srcnn.validate import conditions_for, validate

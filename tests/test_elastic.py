@@ -8,8 +8,8 @@ from messages import lines_with
 from servers import FaultyServer
 from small import small_shards
 
-from srcnn.order import RunOrder
-from srcnn.reader import ShardReader
+from srcnn.dataset import ShardReader
+from srcnn.shuffle import RunOrder
 
 pytestmark = pytest.mark.slow
 

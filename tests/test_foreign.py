@@ -14,11 +14,11 @@ from servers import FaultyServer
 from small import draw_photo, small_config
 
 from shards.__main__ import main
-from srcnn import reader as reader_module
-from srcnn.order import crops_at
+from srcnn import dataset as dataset_module
+from srcnn.dataset import ShardReader
+from srcnn.loader import StreamConfig, train_batches, val_batches
 from srcnn.ranks import RankFailed
-from srcnn.reader import ShardReader
-from srcnn.stream import StreamConfig, train_batches, val_batches
+from srcnn.shuffle import crops_at
 from srcnn.train import train
 
 webdataset = pytest.importorskip("webdataset")
@@ -188,13 +188,13 @@ def test_cuts_reach_every_place_of_a_picture(tmp_path):
 
 
 def test_pictures_are_decoded_in_threads(foreign, monkeypatch):
-    names, decode = set(), reader_module.decode_picture
+    names, decode = set(), dataset_module.decode_picture
 
     def noting(*arguments):
         names.add(threading.current_thread().name)
         return decode(*arguments)
 
-    monkeypatch.setattr(reader_module, "decode_picture", noting)
+    monkeypatch.setattr(dataset_module, "decode_picture", noting)
     reader = ShardReader(foreign / "train")
     for config in ORDERS:
         list(train_batches(reader, config, 0, 0, 8 * NUM_PAIRS, 4))

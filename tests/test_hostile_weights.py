@@ -19,8 +19,8 @@ from safetensors.torch import save as safetensors_bytes
 from seeds import weights
 from small import small_shards
 
+from srcnn.dataset import ShardReader
 from srcnn.model import SRCNN, ModelConfig, load_model
-from srcnn.reader import ShardReader
 from srcnn.report import checked_points, html_page, results_table
 from srcnn.storage import AccessConfig, ReadFailed, open_storage
 from srcnn.untrusted import OutOfBounds, check_yaml

@@ -20,10 +20,10 @@ from messages import facts, numbers
 from servers import FaultyServer, nginx, s3
 from small import small_shards
 
-from srcnn.reader import ShardReader
-from srcnn.sample import ShardError
+from srcnn.dataset import ShardReader
+from srcnn.loader import StreamConfig, train_batches, val_batches
+from srcnn.manifest import ShardError
 from srcnn.storage import AccessConfig, ReadFailed
-from srcnn.stream import StreamConfig, train_batches, val_batches
 
 NUM_TRAIN, NUM_VAL, STRIDE = 75, 45, 4096  # what small_shards makes, 30 pairs a shard
 RUN, NUM_RUNS = 5, 15  # a run lies within a shard
@@ -237,7 +237,7 @@ def test_a_cache_that_cannot_be_written_is_warned_of_once(shards, server, tmp_pa
 
 DIGEST = """
 import hashlib, sys
-from srcnn.stream import AccessConfig, ShardReader, StreamConfig, train_batches
+from srcnn.loader import AccessConfig, ShardReader, StreamConfig, train_batches
 config = StreamConfig("runs", 5, 20, num_lanes=2)
 reader = ShardReader(sys.argv[1], access=AccessConfig(cache=sys.argv[2]))
 for batch in train_batches(reader, config, 7, 0, 75, 15):

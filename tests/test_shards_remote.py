@@ -14,7 +14,7 @@ from servers import s3
 
 from shards.places import place
 from shards.write import find_sources
-from srcnn.reader import ShardReader
+from srcnn.dataset import ShardReader
 
 obstore = pytest.importorskip("obstore")
 

@@ -11,10 +11,10 @@ from steps import begun, kept, spoiled
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from srcnn import signals
+from srcnn.dataset import ShardReader
 from srcnn.model import SRCNN
 from srcnn.optimize import OptimizerConfig, build_optimizer, complete_state
 from srcnn.ranks import RankFailed
-from srcnn.reader import ShardReader
 from srcnn.run import start_accelerator
 from srcnn.signals import Stopped
 from srcnn.step import settle, train_step

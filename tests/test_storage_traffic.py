@@ -13,11 +13,11 @@ from benchmarks.scaling import PAGE
 from benchmarks.scaling_model import RESULTS, SHARD_BYTES
 from benchmarks.storage import SCENARIOS, Scenario, page_part, simulate
 from benchmarks.traffic import Job, layout_of, missed, requests
-from srcnn import stream
+from srcnn import loader
+from srcnn.dataset import ShardReader
+from srcnn.loader import StreamConfig, train_batches
 from srcnn.prefetch import Fetcher
-from srcnn.reader import ShardReader
 from srcnn.storage import AccessConfig
-from srcnn.stream import StreamConfig, train_batches
 
 NUM_RANKS, NUM_NODES, NUM_EPOCHS, SEED = 8, 2, 2, 5
 NUM_PAIRS, STRIDE = 1050, 4096  # 70 photos of 15 tiles, 30 pairs a shard: runs of 4 are cut by shards
@@ -47,7 +47,7 @@ def counted(server, configs, batch_size, monkeypatch):
             fetches.append(super().fetch(run))
             return fetches[-1]
 
-    monkeypatch.setattr(stream, "Fetcher", Watched)
+    monkeypatch.setattr(loader, "Fetcher", Watched)
     server.clear()
     readers = [ShardReader(f"{server.url}/train", access=config.access) for config in configs]
     ranks = [train_batches(reader, config, SEED, 0, NUM_EPOCHS * NUM_PAIRS, batch_size, rank, NUM_RANKS)

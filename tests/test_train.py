@@ -11,13 +11,13 @@ from messages import facts, lines_with
 from small import small_config, small_shards
 
 from srcnn import checkpoint
+from srcnn.dataset import ShardReader
+from srcnn.loader import Batch, StreamConfig
 from srcnn.model import SRCNN, ModelConfig, initialize, load_model
 from srcnn.optimize import OptimizerConfig, build_optimizer
-from srcnn.order import symmetries_at
 from srcnn.ranks import RankFailed
-from srcnn.reader import ShardReader
 from srcnn.run import start_accelerator
-from srcnn.stream import Batch, StreamConfig
+from srcnn.shuffle import symmetries_at
 from srcnn.tracking import read_metrics
 from srcnn.train import train
 from srcnn.validate import as_floats, transform, validate

@@ -15,12 +15,12 @@ from small import draw_photo, small_config, small_shards
 
 from srcnn import checkpoint
 from srcnn.config import parse, plain, to_yaml
+from srcnn.dataset import ShardReader
 from srcnn.degrade import Degradation, degrade
 from srcnn.doctor import DoctorConfig, doctor
 from srcnn.metrics import pixel_loss
 from srcnn.model import ModelConfig, load_model, prefers_bf16, save_model
 from srcnn.ranks import RankFailed
-from srcnn.reader import ShardReader
 from srcnn.restore import restore_pixels
 from srcnn.resume import check_continues, stream_state
 from srcnn.run import TrainConfig, open_split

@@ -13,14 +13,14 @@ from small import draw_photo, small_config, small_shards
 
 from srcnn import damages, signals
 from srcnn.damages import DAMAGES, Damaged, check_damage, damage
+from srcnn.dataset import ShardReader
 from srcnn.jpeg_quality import CONDITION_SIZE, condition_of_image
+from srcnn.loader import StreamConfig, train_batches
 from srcnn.model import ModelConfig
-from srcnn.order import generator_at, symmetries_at
 from srcnn.prefetch import Rooms
-from srcnn.reader import ShardReader
 from srcnn.run import TrainConfig, open_shards
+from srcnn.shuffle import generator_at, symmetries_at
 from srcnn.signals import Stopped
-from srcnn.stream import StreamConfig, train_batches
 from srcnn.train import train
 from srcnn.training_pairs import DegradationConfig, PairMaker, training_pair, turned
 from srcnn.validate import transform
@@ -68,7 +68,7 @@ def test_samples_are_the_same_for_any_ranks_and_after_any_stop(shards, stream):
 
 
 def test_a_set_in_memory_gives_the_same_samples(shards):
-    from srcnn.feed import feed
+    from srcnn.device_loader import feed
 
     found = []
     for resident in ("no", "host"):

@@ -13,8 +13,7 @@ from random import Random
 from benchmarks.chaos.job import Job
 from srcnn import checkpoint
 from srcnn.files import TEMPORARY_PREFIX
-from srcnn.members import BLOCK_BYTES
-from srcnn.sample import MANIFEST, Manifest
+from srcnn.manifest import BLOCK_BYTES, MANIFEST, Manifest
 from srcnn.tracking import METRICS
 
 FILLING_BYTES = (1 << 20, 1 << 12, 1)

@@ -13,8 +13,8 @@ import obstore
 from obstore.store import from_url
 from timing import Batches, main
 
+from srcnn.loader import StreamConfig
 from srcnn.storage import AccessConfig
-from srcnn.stream import StreamConfig
 
 
 def stream(location: str, num_workers: int, batch_size: int) -> Batches:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from timing import Batches, main
 
-from srcnn.reader import ShardReader
-from srcnn.stream import StreamConfig, train_batches
+from srcnn.dataset import ShardReader
+from srcnn.loader import StreamConfig, train_batches
 
 ENDLESS = 2**40
 

@@ -13,7 +13,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from srcnn.order import (
+from srcnn.dataset import Allocate, PairReader, Pairs, ShardReader
+from srcnn.prefetch import Fetcher, Rooms, ahead, read_ahead, result_of, with_room
+from srcnn.shuffle import (
     ORDER_VERSION,
     KeptOrder,
     Order,
@@ -23,8 +25,6 @@ from srcnn.order import (
     part_of_batch,
     symmetries_at,
 )
-from srcnn.prefetch import Fetcher, Rooms, ahead, read_ahead, result_of, with_room
-from srcnn.reader import Allocate, PairReader, Pairs, ShardReader
 from srcnn.storage import AccessConfig
 from srcnn.training_pairs import PairMaker
 

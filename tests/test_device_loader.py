@@ -10,13 +10,12 @@ from accelerate import Accelerator
 from messages import facts
 from small import small_shards
 
-from srcnn.feed import feed
+from srcnn.dataset import ShardReader
+from srcnn.device_loader import LARGEST_SHARE, ResidentReader, feed
+from srcnn.loader import StreamConfig
+from srcnn.manifest import ShardError
 from srcnn.model import SRCNN, ModelConfig
 from srcnn.ranks import RankFailed
-from srcnn.reader import ShardReader
-from srcnn.resident import LARGEST_SHARE, ResidentReader
-from srcnn.sample import ShardError
-from srcnn.stream import StreamConfig
 from srcnn.validate import as_floats, validate
 
 CPU = torch.device("cpu")

@@ -18,12 +18,11 @@ from small import draw_photo, small_shards
 
 from shards.__main__ import main as shards_main
 from srcnn import storage
+from srcnn.dataset import Pairs, ShardReader
 from srcnn.index import INDEX, ROW, hash_of, hash_of_rows, index_entry, index_header
-from srcnn.members import npy_stride
-from srcnn.reader import Pairs, ShardReader
-from srcnn.sample import Manifest, Shard, ShardError
+from srcnn.loader import StreamConfig, train_batches, val_batches
+from srcnn.manifest import Manifest, Shard, ShardError, npy_stride
 from srcnn.storage import ReadFailed
-from srcnn.stream import StreamConfig, train_batches, val_batches
 
 KINDS = {"npy": {}, "png": {"encoding": "png"}, "rgb": {"color": "rgb"}}
 NUM_PAIRS = 75

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srcnn.order import (
+from srcnn.shuffle import (
     KeptOrder,
     RunOrder,
     UniformOrder,

@@ -6,9 +6,9 @@ from messages import facts
 from servers import FaultyServer, parse_range
 from small import small_shards
 
+from srcnn.dataset import ShardReader
 from srcnn.index import ROW, encode_index, index_entry
-from srcnn.reader import ShardReader
-from srcnn.sample import ShardError
+from srcnn.manifest import ShardError
 from srcnn.storage import AccessConfig
 
 
@@ -29,8 +29,8 @@ def test_an_index_is_what_numpy_reads(tmp_path):
 
 @pytest.mark.parametrize("most_rows_kept", [10**6, 1])
 def test_a_large_index_is_asked_for_shard_by_shard_and_checked(server, monkeypatch, most_rows_kept):
-    monkeypatch.setattr("srcnn.rows.WHOLE_BYTES", 0)
-    monkeypatch.setattr("srcnn.rows.MOST_ROWS_KEPT", most_rows_kept)
+    monkeypatch.setattr("srcnn.index.WHOLE_BYTES", 0)
+    monkeypatch.setattr("srcnn.index.MOST_ROWS_KEPT", most_rows_kept)
     access = AccessConfig(timeout_seconds=10, give_up_seconds=20)
     reader, local = ShardReader(server.url, access=access), ShardReader(server.folder)
     for samples in (np.arange(75), np.array([70, 3, 40, 4, 71])):

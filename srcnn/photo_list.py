@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from srcnn.sample import Manifest, PhotoRecord, Refused, ShardError
+from srcnn.manifest import Manifest, PhotoRecord, Refused, ShardError
 from srcnn.storage import Folder, ObjectStore
 from srcnn.untrusted import OutOfBounds, check_record
 

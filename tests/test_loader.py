@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small import small_shards
 
-from srcnn.order import KeptOrder, RunOrder, UniformOrder
+from srcnn.dataset import Pairs, ShardReader
+from srcnn.loader import BATCHES_IN_USE, Picks, StreamConfig, picks, picks_in_turn, train_batches, val_batches
+from srcnn.manifest import ShardError
 from srcnn.prefetch import Rooms, ahead, read_ahead, with_room
-from srcnn.reader import Pairs, ShardReader
-from srcnn.sample import ShardError
-from srcnn.stream import BATCHES_IN_USE, Picks, StreamConfig, picks, picks_in_turn, train_batches, val_batches
+from srcnn.shuffle import KeptOrder, RunOrder, UniformOrder
 
 RUNS = StreamConfig(order="runs", run_samples=4, window_samples=24, num_lanes=4, prefetch_batches=2)
 ORDERS = [StreamConfig(order="uniform", prefetch_batches=2), RUNS, replace(RUNS, lanes="kept")]
