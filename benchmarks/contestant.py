@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from srcnn.benchmark import DTYPES, matrix_peak
-from srcnn.dataset import ShardReader
+from srcnn.dataset import ShardDataset
 from srcnn.loader import Batch
 from srcnn.meter import Meter
 from srcnn.metrics import tile_psnr
@@ -107,7 +107,7 @@ class Contestant:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self.reader = ShardReader(options.shards)
+        self.reader = ShardDataset(options.shards)
         clean, degraded = self.reader.read(np.arange(self.reader.num_samples))
         self.tiles = torch.from_numpy(clean), torch.from_numpy(degraded)
         self.step, _ = self.new(seed=0)

@@ -16,7 +16,7 @@ from benchmarks.gpu_part import Part
 from benchmarks.material import ROOT
 from shards.skylines import draw_skyline
 from srcnn.config import read_yaml
-from srcnn.dataset import ShardReader
+from srcnn.dataset import ShardDataset
 
 DRAWN_SIZE, NUM_DRAWN, NUM_DRAWN_VAL = (1280, 1024), 164, 16  # 80 tiles each: 13,120, an epoch of the source's size
 QUICK_SIZE, NUM_QUICK, QUICK_TILE_PIXELS = (128, 96), 2, 32
@@ -29,7 +29,7 @@ def measure(part: Part) -> None:
     if not (part.shards / "val" / "manifest.json").is_file():
         make_shards(part)
     for split in ("train", "val"):
-        reader = ShardReader(part.shards / split)
+        reader = ShardDataset(part.shards / split)
         part.note(**{f"{split}_tiles": reader.num_samples})
         reader.close()
     part.note(photos="real" if part.photos else "drawn")

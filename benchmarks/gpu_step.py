@@ -20,7 +20,7 @@ from benchmarks.contestant import LR, SourceNetwork
 from benchmarks.gpu_part import Contestant, Part, Race, convolutions, forget_accelerator
 from srcnn.benchmark import DTYPES, matrix_peak, now, training_flop
 from srcnn.compiled import CompileMode
-from srcnn.dataset import ShardReader
+from srcnn.dataset import ShardDataset
 from srcnn.loader import Batch
 from srcnn.meter import Meter
 from srcnn.model import SRCNN, ModelConfig, initialize
@@ -158,7 +158,7 @@ def product(batch: Batch, compiled: Any, **settings: Any) -> Contestant:
 def batch_of(part: Part, num_tiles: int) -> Batch:
     """So many pairs on the device, the first of the shards again and again; noise where there are no shards."""
     try:
-        with closing(ShardReader(part.shards / "train")) as reader:
+        with closing(ShardDataset(part.shards / "train")) as reader:
             pairs = reader.read(np.arange(num_tiles) % reader.num_samples)
     except FileNotFoundError:  # a step takes as long on noise
         pairs = tuple(np.random.default_rng(0).integers(0, 256, (2, num_tiles, 128, 128), np.uint8))

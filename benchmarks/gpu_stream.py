@@ -11,7 +11,7 @@ import torch
 from benchmarks.gpu_part import Part, forget_accelerator, product_settings
 from benchmarks.measure import set_state
 from srcnn.benchmark import ENDLESS, BenchmarkConfig, alternate, stretch
-from srcnn.dataset import ShardReader
+from srcnn.dataset import ShardDataset
 from srcnn.loader import StreamConfig
 from srcnn.meter import Meter
 from srcnn.run import Run, open_split, start_accelerator, start_run
@@ -56,7 +56,7 @@ def measure_batch(part: Part, batch_size: int, ways: tuple[tuple[str, int], ...]
                 part.note(rows=rows, compile=config.compile)
 
 
-def measure_way(part: Part, config: BenchmarkConfig, run: Run, reader: ShardReader) -> dict[str, Any]:
+def measure_way(part: Part, config: BenchmarkConfig, run: Run, reader: ShardDataset) -> dict[str, Any]:
     """Tiles/s with this stream and with one of its batches again and again, share of time that it is waited for, and
     the seconds of an epoch of the source's size.
     """

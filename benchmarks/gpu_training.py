@@ -20,7 +20,7 @@ from benchmarks.contestant import Step, our_step, source_step
 from benchmarks.gpu_part import Part, convolutions, forget_accelerator, product_settings
 from srcnn.benchmark import now
 from srcnn.cards import sets_for
-from srcnn.dataset import ShardReader
+from srcnn.dataset import ShardDataset
 from srcnn.degrade import Degradation
 from srcnn.device_loader import load_resident
 from srcnn.loader import Batch, StreamConfig
@@ -42,7 +42,7 @@ NUM_VALIDATIONS = 12
 
 def measure_quality(part: Part) -> None:
     """Every way trains from the same weights on the same batches."""
-    reader = ShardReader(part.shards / "train")
+    reader = ShardDataset(part.shards / "train")
     with closing(reader):
         tiles = load_resident(reader, StreamConfig(), part.device)
     steps, batch_size = (3, 2) if part.quick else (STEPS, BATCH)
@@ -91,7 +91,7 @@ def train_a_while(
 def psnr_of(part: Part, network: SRCNN) -> dict[str, float]:
     """On the validation tiles, in float32, dB."""
     forget_accelerator()
-    reader = ShardReader(part.shards / "val")
+    reader = ShardDataset(part.shards / "val")
     with closing(reader):
         values = validate(network, reader, start_accelerator(TrainConfig(mixed_precision="no")))
     return {"psnr": values["val/psnr"], "psnr_in": values["val/psnr_in"]}

@@ -12,14 +12,15 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks.shuffle_quality import epoch_of
-from srcnn.shuffle import KeptOrder, Order, RunOrder, UniformOrder
+from srcnn.shuffle import BlockShuffle, Shuffle, UniformShuffle
 
 NUM_SAMPLES, NUM_LANES, RUN_SAMPLES, WINDOW_SAMPLES = 262_144, 512, 16, 32_768
 NUM_EPOCHS, NUM_PAIRS = 16, 1_000_000
 BATCH_SIZES = (256, 4096)
 OF_RUNS = 0, NUM_SAMPLES, RUN_SAMPLES, NUM_LANES, WINDOW_SAMPLES
-ORDERS: dict[str, Order] = {
-    "uniform": UniformOrder(0, NUM_SAMPLES), "runs": RunOrder(*OF_RUNS), "runs, lanes kept": KeptOrder(*OF_RUNS),
+ORDERS: dict[str, Shuffle] = {
+    "uniform": UniformShuffle(0, NUM_SAMPLES), "runs": BlockShuffle(*OF_RUNS),
+    "runs, lanes kept": BlockShuffle(*OF_RUNS, redeal=False),
 }
 Draw = Callable[[np.random.Generator, np.ndarray], np.ndarray]  # first samples -> second ones
 
@@ -56,7 +57,7 @@ def drawn_pairs() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return pairs
 
 
-def meetings(order: Order, first: np.ndarray, second: np.ndarray) -> dict[int, np.ndarray]:
+def meetings(order: Shuffle, first: np.ndarray, second: np.ndarray) -> dict[int, np.ndarray]:
     """In how many of the epochs each pair meets in a batch, by batch size."""
     counts = {size: np.zeros(len(first), np.int64) for size in BATCH_SIZES}
     for epoch in range(NUM_EPOCHS):

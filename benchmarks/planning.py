@@ -33,7 +33,7 @@ from shards.places import place
 from shards.plan import ShardsConfig, ShardTask, Source
 from shards.write import plan_tasks
 from srcnn.dataset import read_manifest
-from srcnn.index import INDEX, ROW, Rows, hash_of_rows, index_entry, index_header
+from srcnn.index import INDEX, ROW, IndexReader, hash_of_rows, index_entry, index_header
 from srcnn.manifest import Manifest, PhotoRecord, Shard
 from srcnn.photo_list import photos_in
 from srcnn.storage import open_storage
@@ -115,7 +115,7 @@ def part_read(options: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     manifest = read_manifest(storage)
     read = time.perf_counter()
-    rows = Rows(storage, manifest)
+    rows = IndexReader(storage, manifest)
     chosen = np.random.default_rng(0).choice(len(manifest.shards), min(1000, len(manifest.shards)), replace=False)
     for number in chosen.tolist():
         rows.of_shard(number)

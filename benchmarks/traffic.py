@@ -1,8 +1,9 @@
 """What ranks ask an object store for: every request of their streams, without a byte moved.
 
-The samples come from the stream's own `picks`. How runs are made of them, when they are fetched, where shards cut them
-and what a machine's cache answers follows `srcnn.prefetch.read_ahead`, `ShardReader.fetch` and `SparseCache`, with
-arrays in place of loops; `tests/test_storage_traffic.py` holds it against what a server counts of real ranks.
+The samples come from the stream's own `batch_numbers`. How runs are made of them, when they are fetched, where shards
+cut them and what a machine's cache answers follows `srcnn.prefetch.read_ahead`, `ShardDataset.fetch` and
+`SparseCache`, with arrays in place of loops; `tests/test_storage_traffic.py` holds it against what a server counts
+of real ranks.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from srcnn.loader import picks
+from srcnn.loader import batch_numbers
 from srcnn.manifest import Manifest
-from srcnn.shuffle import Order, UniformOrder
+from srcnn.shuffle import BatchPlan, Shuffle, UniformShuffle
 
 
 class Layout(NamedTuple):
@@ -51,7 +52,7 @@ class Job:
         stop: positions of the stream that are trained on, from its beginning; the last batch may pass it.
     """
 
-    order: Order
+    order: Shuffle
     layout: Layout
     batch_size: int
     num_ranks: int
@@ -93,11 +94,11 @@ def requests(job: Job) -> Requests:
 
 
 def _requests_of_rank(job: Job, rank: int) -> Requests:
-    parts = list(picks(job.order, 0, job.stop, job.batch_size, rank, job.num_ranks))
+    parts = list(batch_numbers(job.order, BatchPlan(job.order.seed, 0, job.stop, job.batch_size, rank, job.num_ranks)))
     samples = np.concatenate([part.samples for part in parts])
     batches = np.repeat(np.arange(len(parts)), [len(part.samples) for part in parts])
     order = job.order
-    run_samples, window = (1, 0) if isinstance(order, UniformOrder) else (order.run_samples, order.window_samples)
+    run_samples, window = (1, 0) if isinstance(order, UniformShuffle) else (order.block_samples, order.window_samples)
     span = window + job.batch_size
     by_run = np.argsort(samples // run_samples, kind="stable")
     begins = _begins(samples[by_run] // run_samples, batches[by_run], -(-span // job.batch_size))

@@ -20,7 +20,7 @@ from shards.pool import ShardsFailed
 from srcnn import files
 from srcnn import manifest as manifest_module
 from srcnn.config import plain
-from srcnn.index import INDEX, Rows, encode_index, index_entry, index_header, index_tar
+from srcnn.index import INDEX, IndexReader, encode_index, index_entry, index_header, index_tar
 from srcnn.manifest import (
     PLAN,
     SPLITS,
@@ -288,8 +288,8 @@ def write_index(
     return index_entry(sum(shard.num_samples for shard in shards))
 
 
-def _rows_there(out: Place, split: str, there: Manifest) -> Rows | None:
+def _rows_there(out: Place, split: str, there: Manifest) -> IndexReader | None:
     try:
-        return Rows(open_storage(join(out.location, split)), there)
+        return IndexReader(open_storage(join(out.location, split)), there)
     except ShardError:
         return None

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from srcnn.files import OpenFile
-from srcnn.index import READ_ATTEMPTS, Rows, hash_of, row_problem
+from srcnn.index import READ_ATTEMPTS, IndexReader, hash_of, row_problem
 from srcnn.jpeg_quality import conditions_of_qualities
 from srcnn.manifest import (
     BLOCK_BYTES,
@@ -29,7 +29,7 @@ from srcnn.manifest import (
     check_shard_size,
     decode_picture,
     decode_tile,
-    npy_header_bytes,
+    npy_header,
 )
 from srcnn.photo_list import qualities_of_samples
 from srcnn.storage import AccessConfig, Folder, ObjectStore, ReadFailed, open_storage
@@ -99,14 +99,13 @@ CURE = "copy it again or make the shards anew"
 Allocate = Callable[[tuple[int, ...]], np.ndarray]  # makes uint8 arrays of a shape
 
 
-class Pairs:
-    """Room for the pairs of a batch, to be filled again and again.
+class PairBuffer:
+    """Arrays for the pairs of a batch, to be filled again and again.
 
     Attributes:
         clean, degraded: uint8 (N, H, W) or (N, H, W, 3); one and the same where `num_members` is 1.
-        rows: for each pair, its two tiles (or the one) as writable arrays (n,).
-        views: the same as memoryviews, which are copied to without giving up Python's lock: for threads that do little
-            else it costs more to get it back.
+        tiles: for each pair, the bytes of its two tiles (or of the one), writable. These are memoryviews, which are
+            copied to without giving up Python's lock: for threads that do little else it costs more to get it back.
     """
 
     def __init__(
@@ -115,8 +114,7 @@ class Pairs:
         shape = (num_pairs, *tile_shape)
         members = [allocate(shape) if allocate else np.empty(shape, np.uint8) for _ in range(num_members)]
         self.clean, self.degraded = members[0], members[-1]
-        self.rows = [tuple(tile.reshape(-1) for tile in tiles) for tiles in zip(*members, strict=True)]
-        self.views = [tuple(memoryview(tile) for tile in tiles) for tiles in self.rows]
+        self.tiles = [tuple(memoryview(tile.reshape(-1)) for tile in pair) for pair in zip(*members, strict=True)]
 
 
 def read_manifest(storage: Folder | ObjectStore) -> Manifest:
@@ -130,8 +128,8 @@ def read_manifest(storage: Folder | ObjectStore) -> Manifest:
         raise FileNotFoundError(f"{error}: no shards here; {cure}") from error
 
 
-class PairReader(Protocol):
-    """What gives pairs by their numbers: `ShardReader`, or a copy of all its pairs in memory."""
+class PairDataset(Protocol):
+    """What gives pairs by their numbers: `ShardDataset`, or a copy of all its pairs in memory."""
 
     num_samples: int
     num_members: int
@@ -141,15 +139,15 @@ class PairReader(Protocol):
     needs_crops: bool
 
     def read(
-        self, samples: np.ndarray, room: Pairs | None = None, crops: np.ndarray | None = None
+        self, samples: np.ndarray, buffer: PairBuffer | None = None, crops: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """See `ShardReader.read`."""
+        """See `ShardDataset.read`."""
 
     def conditions(self, samples: np.ndarray) -> np.ndarray | None:
-        """See `ShardReader.conditions`."""
+        """See `ShardDataset.conditions`."""
 
 
-class ShardReader:
+class ShardDataset:
     """The pairs of one split's folder or URL by their numbers; safe to use from several threads.
 
     Attributes:
@@ -186,34 +184,46 @@ class ShardReader:
         self.is_local = isinstance(self.storage, Folder)
         self.needs_crops = self.manifest.encoding == "any"
         self._qualities: np.ndarray | None = None
-        self._rows: Rows | None = None
-        self._rows_lock = threading.Lock()
+        self._index: IndexReader | None = None
+        self._index_lock = threading.Lock()
         self._cache: SparseCache | None = None
         if access.cache and not self.is_local:
             path = Path(access.cache, f"{self.manifest.hash()[:16]}.shards")
             self._cache = SparseCache(path, round(access.cache_gigabytes * 1e9))
         if self.manifest.stride is not None:
-            start = BLOCK_BYTES + npy_header_bytes(self.tile_shape)
+            start = BLOCK_BYTES + len(npy_header(self.tile_shape))
             tile_bytes = int(np.prod(self.tile_shape))
             starts = range(start, self.manifest.stride, self.manifest.stride // self.num_members)
             self._tile_spans = tuple(slice(first, first + tile_bytes) for first in starts)
-        self._probe()
+        if self.is_local:
+            self._probe()
+
+    def _probe(self) -> None:
+        """Checks the first pair of some shards, so that swapped shards or those of another manifest are found out."""
+        for number in np.unique(np.linspace(0, len(self.manifest.shards) - 1, NUM_PROBES).astype(int)).tolist():
+            if self.manifest.shards[number].num_samples:
+                self.fetch(self._start_list[number], self._start_list[number] + 1)
 
     @property
-    def rows(self) -> Rows:
+    def index(self) -> IndexReader:
         """The split's index, opened when first needed."""
-        if self._rows is None:
-            with self._rows_lock:
-                self._rows = Rows(self.storage, self.manifest) if self._rows is None else self._rows
-        return self._rows
+        with self._index_lock:
+            if self._index is None:
+                self._index = IndexReader(self.storage, self.manifest)
+            return self._index
+
+    def entry(self, sample: int) -> np.ndarray:
+        """The sample's entry of the index, a structured scalar."""
+        number = bisect_right(self._start_list, sample) - 1
+        return self.index.of_shard(number)[sample - self._start_list[number]]
 
     def read_qualities(self) -> None:
         """Reads how the samples' photos were saved, for `conditions`. Raises ShardError where the list is damaged."""
         self._qualities = qualities_of_samples(self.storage, self.manifest)
 
     def conditions(self, samples: np.ndarray) -> np.ndarray | None:
-        """What a conditioned network is told of these samples (N,): float32 (N, CONDITION_SIZE), the tables of their
-        JPEG quality (`jpeg_quality.condition_of`); None where that is not known, or `read_qualities` was not called.
+        """The second input of a conditioned network for samples (N,): float32 (N, CONDITION_SIZE), the tables of
+        their JPEG quality (`jpeg_quality.condition_of`); None where that is not known, or before `read_qualities`.
         """
         if self._qualities is None:
             return None
@@ -221,62 +231,48 @@ class ShardReader:
         subsampling = degradation.get("jpeg_subsampling") if isinstance(degradation, dict) else None
         return conditions_of_qualities(subsampling != "4:4:4", len(self.tile_shape) == 2)[self._qualities[samples]]
 
-    def row(self, sample: int) -> np.ndarray:
-        """The row of the index of one sample, as a structured scalar."""
-        number = bisect_right(self._start_list, sample) - 1
-        return self.rows.of_shard(number)[sample - self._start_list[number]]
-
-    def _probe(self) -> None:
-        """Checks the first pair of some shards, so that swapped shards or those of another manifest are found out."""
-        if self.is_local:
-            for number in np.unique(np.linspace(0, len(self.manifest.shards) - 1, NUM_PROBES).astype(int)).tolist():
-                if self.manifest.shards[number].num_samples:
-                    self.fetch(int(self._starts[number]), int(self._starts[number]) + 1)
-
     def read(
-        self, samples: np.ndarray, room: Pairs | None = None, crops: np.ndarray | None = None
+        self, samples: np.ndarray, buffer: PairBuffer | None = None, crops: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Sample numbers (N,) -> (clean, degraded), uint8 (N, *tile_shape), in that order; of clean tiles alone these
         twice.
 
         Args:
-            room: what to fill and return; a new one where None.
+            buffer: what to fill and return; a new one where None.
             crops: (N, 2) in [0, 1), where to cut tiles out of larger pictures (rows, columns); None: the middle.
         """
-        room = room or Pairs(len(samples), self.tile_shape, num_members=self.num_members)
+        buffer = buffer or PairBuffer(len(samples), self.tile_shape, num_members=self.num_members)
         if self.is_local and self.manifest.stride is not None:
-            self._gather(samples, room)
-            return room.clean, room.degraded
-        if not len(samples):
-            return room.clean, room.degraded
-        breaks = np.flatnonzero(np.diff(samples) != 1) + 1
-        for first_row, stop_row in zip([0, *breaks], [*breaks, len(samples)], strict=True):
-            first = int(samples[first_row])
-            contents = self.fetch(first, first + int(stop_row - first_row))
-            for row, content in enumerate(contents, int(first_row)):
-                self.unpack(int(samples[row]), content, room, row, None if crops is None else crops[row])
-        return room.clean, room.degraded
+            self._read_tiles(samples, buffer)
+        elif len(samples):
+            breaks = np.flatnonzero(np.diff(samples) != 1) + 1
+            for neighbours in np.split(np.arange(len(samples)), breaks):
+                first = int(samples[neighbours[0]])
+                contents = self.fetch(first, first + len(neighbours))
+                for index, content in zip(neighbours.tolist(), contents, strict=True):
+                    self.unpack(int(samples[index]), content, buffer, index, None if crops is None else crops[index])
+        return buffer.clean, buffer.degraded
 
-    def _gather(self, samples: np.ndarray, room: Pairs) -> None:
-        """Both tiles of each pair from their place in the shard into their row, headers and padding into nowhere."""
+    def _read_tiles(self, samples: np.ndarray, buffer: PairBuffer) -> None:
+        """Both tiles of each pair straight from the shard into the buffer; headers and padding are hashed only."""
         assert isinstance(self.storage, Folder) and self.manifest.stride is not None
         numbers = np.searchsorted(self._starts, samples, side="right") - 1
         offsets = (samples - self._starts[numbers]) * self.manifest.stride
         names = [self.manifest.shards[number].name for number in numbers.tolist()]
-        hashes = self.rows.hashes(samples, numbers)
+        hashes = self.index.hashes(samples, numbers)
 
         def check(number: int, parts: list[Any]) -> None:
             if hash_of(*parts) != hashes[number]:
                 raise self._changed(names[number], int(samples[number]))
 
         try:
-            records = list(zip(names, offsets.tolist(), room.rows))
+            records = list(zip(names, offsets.tolist(), buffer.tiles))
             self.storage.read_records(records, self._tile_spans, self.manifest.stride, check)
         except ReadFailed as error:
             raise ShardError(f"{error}; {CURE}") from error
 
     def _changed(self, name: str, sample: int) -> ShardError:
-        start, num_bytes = self.row(sample).item()[:2]
+        start, num_bytes = self.entry(sample).item()[:2]
         pair = f"pair {sample} of the split (bytes {start} to {start + num_bytes})"
         problem = "is not as when it was indexed: damaged, or another shard under its name"
         return ShardError(f"{self.location}/{name}: {pair} {problem}; {CURE}")
@@ -297,44 +293,46 @@ class ShardReader:
         return contents
 
     def _fetch_within(self, number: int, first: int, stop: int) -> list[memoryview]:
-        before = self._start_list[number]
-        found = self.rows.of_shard(number)[first - before : stop - before]
-        shard = self.manifest.shards[number]
+        before, shard = self._start_list[number], self.manifest.shards[number]
+        found = self.index.of_shard(number)[first - before : stop - before]
         if problem := row_problem(found, self.manifest, shard):
-            told = f"of the pairs {first} to {stop - 1} of {shard.name} one {problem}"
-            raise ShardError(f"{self.rows.where}: {told}; {CURE}")
-        rows = found.tolist()
-        start, end = rows[0][0], rows[-1][0] + rows[-1][1]
-        place = int(self._shard_starts[number]) + start
-        content: Any = self._cache.read(place, place + end - start) if self._cache else None
-        if content is not None and not _mismatch(parts := _split(content, rows), rows):
-            return parts
+            which = f"one of the pairs {first} to {stop - 1} of {shard.name} {problem}"
+            raise ShardError(f"{self.index.where}: {which}; {CURE}")
+        entries = found.tolist()
+        start, end = entries[0][0], entries[-1][0] + entries[-1][1]
+        in_cache = int(self._shard_starts[number]) + start
+        content: Any = self._cache.read(in_cache, in_cache + end - start) if self._cache else None
+        if content is not None:
+            parts, num_good = _split(content, entries)
+            if num_good == len(parts):
+                return parts
         for _ in range(READ_ATTEMPTS):
             content = self.storage.read_range(shard.name, start, end, shard.bytes)
-            parts = _split(content, rows)
-            wrong = _mismatch(parts, rows)
-            if not wrong:
+            parts, num_good = _split(content, entries)
+            if num_good == len(parts):
                 if self._cache:
-                    self._cache.write(place, content)
+                    self._cache.write(in_cache, content)
                 return parts
-        raise self._changed(shard.name, first + wrong - 1)
+        raise self._changed(shard.name, first + num_good)
 
-    def unpack(self, sample: int, content: memoryview, room: Pairs, row: int, crop: np.ndarray | None = None) -> None:
-        """A sample's bytes, as they came from `fetch`, into a row of a batch."""
+    def unpack(
+        self, sample: int, content: memoryview, buffer: PairBuffer, index: int, crop: np.ndarray | None = None
+    ) -> None:
+        """A sample's bytes, as they came from `fetch`, into a buffer as its pair `index`."""
         if self.manifest.stride is not None:
-            for view, span in zip(room.views[row], self._tile_spans):
+            for view, span in zip(buffer.tiles[index], self._tile_spans):
                 view[:] = content[span]
             return
-        _, _, clean, clean_bytes, degraded, degraded_bytes, _ = self.row(sample).item()
-        places = [(clean, clean_bytes), (degraded, degraded_bytes)][: self.num_members]
-        members = [content[start : start + num_bytes] for start, num_bytes in places]
+        _, _, clean, clean_bytes, degraded, degraded_bytes, _ = self.entry(sample).item()
+        spans = [(clean, clean_bytes), (degraded, degraded_bytes)][: self.num_members]
+        members = [content[start : start + num_bytes] for start, num_bytes in spans]
         try:
             if self.manifest.encoding == "any":
                 channels = 3 if len(self.tile_shape) == 3 else 1
                 pictures = self._cut([decode_picture(member, channels) for member in members], crop)
             else:
                 pictures = [decode_tile(member, self.manifest.encoding, self.tile_shape) for member in members]
-            room.clean[row], room.degraded[row] = pictures[0], pictures[-1]
+            buffer.clean[index], buffer.degraded[index] = pictures[0], pictures[-1]
         except (ValueError, OSError) as error:
             raise ShardError(f"{self.location}: pair {sample} of the split: {error}") from error
 
@@ -355,13 +353,9 @@ class ShardReader:
         self.storage.close()
 
 
-def _split(content: Any, rows: list[tuple[int, ...]]) -> list[memoryview]:
-    """The samples in a range of a shard."""
-    view = memoryview(content)
-    return [view[row[0] - rows[0][0] : row[0] - rows[0][0] + row[1]] for row in rows]
-
-
-def _mismatch(parts: list[memoryview], rows: list[tuple[int, ...]]) -> int:
-    """The number (from 1) of the first sample that is not as the index says, 0 if all are."""
-    both = enumerate(zip(parts, rows, strict=True), 1)
-    return next((number for number, (part, row) in both if hash_of(part) != row[-1]), 0)
+def _split(content: Any, entries: list[tuple[int, ...]]) -> tuple[list[memoryview], int]:
+    """The samples in a range of a shard, and how many of them come before the first that is not as the index says."""
+    view, begin = memoryview(content), entries[0][0]
+    parts = [view[entry[0] - begin : entry[0] - begin + entry[1]] for entry in entries]
+    wrong = (number for number, part in enumerate(parts) if hash_of(part) != entries[number][-1])
+    return parts, next(wrong, len(parts))

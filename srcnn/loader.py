@@ -1,5 +1,5 @@
-"""Shards -> this rank's batches: which samples (`picks`), their pixels (`prefetch`, `reader`), on what terms; and where
-shards hold clean tiles alone, pairs made of them (`training_pairs`).
+"""Shards -> this rank's batches: which samples (`shuffle`), their pixels (`dataset`, `prefetch`); and where shards hold
+clean tiles alone, pairs made of them (`training_pairs`).
 
 Every stage takes an iterator and gives one, and can be tried alone with a list.
 """
@@ -13,23 +13,23 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from srcnn.dataset import Allocate, PairReader, Pairs, ShardReader
-from srcnn.prefetch import Fetcher, Rooms, ahead, read_ahead, result_of, with_room
+from srcnn.dataset import Allocate, PairBuffer, PairDataset, ShardDataset
+from srcnn.parallel import in_order_until_stopped, result_or_stop
+from srcnn.prefetch import BlockFetcher, BufferRing, read_ahead
 from srcnn.shuffle import (
     ORDER_VERSION,
-    KeptOrder,
-    Order,
-    RunOrder,
-    UniformOrder,
-    crops_at,
-    part_of_batch,
-    symmetries_at,
+    BatchNumbers,
+    BatchPlan,
+    BlockShuffle,
+    Shuffle,
+    UniformShuffle,
+    batch_numbers,
+    sequential_batches,
 )
 from srcnn.storage import AccessConfig
 from srcnn.training_pairs import PairMaker
 
-RUNS_IN_A_LANE = 32  # at least: a run at the border of two lanes is read twice
-POSITIONS_AT_ONCE = 8192  # for which samples are computed together: a call of NumPy costs as much as hundreds of them
+BLOCKS_IN_A_LANE = 32  # at least: a block at the border of two lanes is read twice
 BATCHES_IN_USE = 3  # the ranks agree on one, one is being copied, one is trained on
 
 
@@ -40,8 +40,8 @@ class Batch(NamedTuple):
         clean, degraded: uint8, (N, H, W) or (N, H, W, 3).
         samples: (N,) int64, the numbers of the pairs in their split.
         symmetries: (N,) uint8, 0..7, what `augment` is to do with each pair.
-        conditions: float32 (N, CONDITION_SIZE), what a conditioned network is told of each
-            (`jpeg_quality.condition_of`); None where nothing is known.
+        conditions: float32 (N, CONDITION_SIZE), the input of a conditioned network beside each
+            picture (`jpeg_quality.condition_of`); None where nothing is known.
     """
 
     clean: Any
@@ -72,14 +72,15 @@ class StreamConfig:
     """How samples are ordered and brought to the device.
 
     Args:
-        order: "uniform": any order of an epoch is equally likely, for shards on a local disk; "runs": neighbours are
-            read together and mixed in windows, for object stores and slow disks; "auto": by where the shards lie.
-        run_samples: neighbouring samples read at once ("runs").
+        order: "uniform": a pseudo-random permutation of an epoch's samples, for shards on a local disk; "runs": blocks
+            of neighbours are read together and mixed in windows, for object stores and slow disks; "auto": by where the
+            shards lie.
+        run_samples: neighbouring samples in a block ("runs").
         window_samples: samples mixed with each other ("runs"); all ranks together hold these and `lead_samples`.
         lead_samples: samples fetched before they are needed ("runs"): the rate wanted, times what a request takes.
-        num_lanes: independent streams of runs that are dealt to the ranks ("runs"); a batch takes as many samples of
+        num_lanes: independent streams of blocks that are dealt to the ranks ("runs"); a batch takes as many samples of
             each, so as many lanes as a global batch has samples mix best; fewer are used for small sets.
-        lanes: "anew": each epoch deals the runs to lanes anew; "kept": once for all, so that ranks that keep to their
+        lanes: "anew": each epoch deals the blocks to lanes anew; "kept": once for all, so that ranks that keep to their
             lanes read the same part of the data set in every epoch, out of their machine's cache ("runs").
         resident: "host" or "device": read all samples into its memory once, on every rank; "no": read as needed.
         num_threads: threads that fill batches.
@@ -103,81 +104,27 @@ class StreamConfig:
             if getattr(self, key) < 1:
                 raise ValueError(f"stream.{key} {getattr(self, key)}: expected at least 1")
 
-    def order_of(self, seed: int, reader: PairReader) -> Order:
-        """The order of this reader's samples."""
-        if self.order == "uniform" or (self.order == "auto" and reader.is_local):
-            return UniformOrder(seed, reader.num_samples)
-        most = max(1, reader.num_samples // (RUNS_IN_A_LANE * self.run_samples))
-        if self.lanes == "anew":
-            lanes = min(self.num_lanes, most)
-            return RunOrder(seed, reader.num_samples, self.run_samples, lanes, self.window_samples)
-        lanes = self.num_lanes
+    def order_of(self, seed: int, dataset: PairDataset) -> Shuffle:
+        """The order of this dataset's samples."""
+        if self.order == "uniform" or (self.order == "auto" and dataset.is_local):
+            return UniformShuffle(seed, dataset.num_samples)
+        most = max(1, dataset.num_samples // (BLOCKS_IN_A_LANE * self.run_samples))
+        redeal, lanes = self.lanes == "anew", self.num_lanes
+        if redeal:
+            lanes = min(lanes, most)
         while lanes > most:  # halves: what a multiple of num_lanes is dealt to evenly stays a multiple
             lanes = -(-lanes // 2)
-        return KeptOrder(seed, reader.num_samples, self.run_samples, lanes, self.window_samples)
-
-
-class Picks(NamedTuple):
-    """What a batch is to hold: (N,) samples and symmetries, (N, 2) crops or None, how far the stream is then, and where
-    in it each of the samples stands, (N,).
-    """
-
-    samples: np.ndarray
-    symmetries: np.ndarray
-    crops: np.ndarray | None
-    position: int
-    positions: np.ndarray
-
-
-def picks(
-    order: Order,
-    start: int,
-    stop: int,
-    batch_size: int,
-    rank: int = 0,
-    num_ranks: int = 1,
-    with_crops: bool = False,
-) -> Iterator[Picks]:
-    """This rank's part of each global batch of `batch_size`, from position `start` until `stop` is reached or passed.
-
-    Every rank gives the same number of parts, equal to within one sample. The tail of an epoch is filled up with the
-    beginning of the next one, so that over the stream each sample comes exactly once an epoch.
-    """
-    steps_at_once = max(1, POSITIONS_AT_ONCE * num_ranks // batch_size)
-    starts = range(start, stop, batch_size)
-    for first in range(0, len(starts), steps_at_once):
-        steps = starts[first : first + steps_at_once]
-        parts = [part_of_batch(step, batch_size, rank, num_ranks, order.num_lanes) for step in steps]
-        positions = np.concatenate(parts)
-        chosen = [order.samples_at(positions), symmetries_at(order.seed, positions), positions]
-        if with_crops:
-            chosen.append(crops_at(order.seed, positions))
-        by_step = zip(*(np.split(array, len(steps)) for array in chosen), strict=True)
-        for step, (samples, symmetries, positions, *crops) in zip(steps, by_step, strict=True):
-            yield Picks(samples, symmetries, crops[0] if crops else None, step + batch_size, positions)
-
-
-def picks_in_turn(num_samples: int, batch_size: int, rank: int = 0, num_ranks: int = 1) -> Iterator[Picks]:
-    """This rank's share of every sample exactly once, in turn, as they are; the last part may be short."""
-    first, last = (num_samples * part // num_ranks for part in (rank, rank + 1))
-    for start in range(first, last, batch_size):
-        samples = np.arange(start, min(last, start + batch_size))
-        yield Picks(samples, np.zeros(len(samples), np.uint8), None, int(samples[-1]) + 1, samples)
+        return BlockShuffle(seed, dataset.num_samples, self.run_samples, lanes, self.window_samples, redeal)
 
 
 def train_batches(
-    reader: PairReader,
+    dataset: PairDataset,
     config: StreamConfig,
-    seed: int,
-    start: int,
-    stop: int,
-    batch_size: int,
-    rank: int = 0,
-    num_ranks: int = 1,
+    plan: BatchPlan,
     allocate: Allocate | None = None,
     maker: PairMaker | None = None,
 ) -> Iterator[Batch]:
-    """This rank's part of the global batches, see `picks`, read ahead by threads.
+    """This rank's part of the global batches, see `batch_numbers`, read ahead by threads.
 
     The arrays are used again: a batch is valid until three more have been asked for. `allocate` makes them (uint8 of a
     shape; pinned memory for a GPU). Of clean tiles the `maker` makes pairs, in threads too.
@@ -185,81 +132,91 @@ def train_batches(
     Raises (where the batch in question is due):
         ReadFailed, ShardError: samples that cannot be read, or are not what the manifest says.
     """
-    order = config.order_of(seed, reader)
-    parts = picks(order, start, stop, batch_size, rank, num_ranks, with_crops=reader.needs_crops)
-    if reader.in_memory or reader.is_local and isinstance(order, UniformOrder):
-        return _filled(reader, parts, config.num_threads, config.prefetch_batches, allocate, maker)
-    assert isinstance(reader, ShardReader)
+    order = config.order_of(plan.seed, dataset)
+    batches = batch_numbers(order, plan, with_crops=dataset.needs_crops)
+    if dataset.in_memory or dataset.is_local and isinstance(order, UniformShuffle):
+        return _random_access(dataset, config, batches, allocate, maker)
+    assert isinstance(dataset, ShardDataset)
     if maker is None:
-        filled = _filled_from_runs(reader, parts, batch_size, order, config, allocate, BATCHES_IN_USE)
-        return (_batch(reader, part, room) for part, room in filled)
-    filled = _filled_from_runs(reader, parts, batch_size, order, config, None, config.prefetch_batches)
-    return _made_ahead(filled, maker, config.num_threads, config.prefetch_batches, allocate)
+        filled = _filled_by_blocks(dataset, config, batches, plan.batch_size, order, allocate, BATCHES_IN_USE)
+        return (_read_batch(dataset, numbers, buffer) for numbers, buffer in filled)
+    filled = _filled_by_blocks(dataset, config, batches, plan.batch_size, order, None, 1 + config.prefetch_batches)
+    return _made_ahead(filled, config, maker, allocate)
 
 
 def val_batches(
-    reader: ShardReader, config: StreamConfig, batch_size: int, rank: int = 0, num_ranks: int = 1
+    dataset: ShardDataset, config: StreamConfig, batch_size: int, rank: int = 0, num_ranks: int = 1
 ) -> Iterator[Batch]:
-    """This rank's share of every sample exactly once, see `picks_in_turn`; arrays as those of `train_batches`."""
-    parts = picks_in_turn(reader.num_samples, batch_size, rank, num_ranks)
-    return _filled(reader, parts, config.num_threads, config.prefetch_batches, None)
+    """This rank's share of every sample exactly once, see `sequential_batches`; arrays as those of `train_batches`."""
+    return _random_access(dataset, config, sequential_batches(dataset.num_samples, batch_size, rank, num_ranks))
 
 
-def _filled(
-    reader: PairReader, parts: Iterator[Picks], num_threads: int, depth: int, allocate: Allocate | None,
+def _random_access(
+    dataset: PairDataset, config: StreamConfig, batches: Iterator[BatchNumbers], allocate: Allocate | None = None,
     maker: PairMaker | None = None,
 ) -> Iterator[Batch]:
-    """Batches by random access, several filled at a time."""
+    """Batches of samples read one by one, several batches at a time."""
 
-    def fill(part: Picks, room: Pairs) -> Batch:
+    def fill(item: tuple[BatchNumbers, PairBuffer]) -> Batch:
+        numbers, buffer = item
         if maker is not None:
-            return _made(maker, reader.read(part.samples)[0], part, room)
-        reader.read(part.samples, room, part.crops)
-        return _batch(reader, part, room)
+            return _made_batch(maker, dataset.read(numbers.samples)[0], numbers, buffer)
+        dataset.read(numbers.samples, buffer, numbers.crops)
+        return _read_batch(dataset, numbers, buffer)
 
-    shape, num_members = (maker.pair_shape, 2) if maker else (reader.tile_shape, reader.num_members)
-    rooms = Rooms(shape, depth + BATCHES_IN_USE, allocate, num_members)
-    return ahead(fill, with_room(parts, rooms), num_threads, depth)
-
-
-def _batch(reader: PairReader, part: Picks, room: Pairs) -> Batch:
-    """The batch whose tiles were read into `room`."""
-    return Batch(room.clean, room.degraded, part.samples, part.symmetries, reader.conditions(part.samples))
+    shape, num_members = (maker.pair_shape, 2) if maker else (dataset.tile_shape, dataset.num_members)
+    buffers = BufferRing(shape, config.prefetch_batches + BATCHES_IN_USE, allocate, num_members)
+    items = ((numbers, buffers.take(len(numbers.samples))) for numbers in batches)
+    return in_order_until_stopped(fill, items, config.num_threads, config.prefetch_batches)
 
 
-def _made(maker: PairMaker, tiles: np.ndarray, part: Picks, room: Pairs) -> Batch:
-    """The batch of pairs made of clean tiles, turned already."""
-    conditions = maker.fill(tiles, part.positions, part.symmetries, room)
-    return Batch(room.clean, room.degraded, part.samples, np.zeros_like(part.symmetries), conditions)
+def _read_batch(dataset: PairDataset, numbers: BatchNumbers, buffer: PairBuffer) -> Batch:
+    """The batch whose tiles were read into `buffer`."""
+    conditions = dataset.conditions(numbers.samples)
+    return Batch(buffer.clean, buffer.degraded, numbers.samples, numbers.symmetries, conditions)
+
+
+def _made_batch(maker: PairMaker, tiles: np.ndarray, numbers: BatchNumbers, buffer: PairBuffer) -> Batch:
+    """The batch of pairs made of clean tiles, which are transformed already."""
+    conditions = maker.fill(tiles, numbers.positions, numbers.symmetries, buffer)
+    return Batch(buffer.clean, buffer.degraded, numbers.samples, np.zeros_like(numbers.symmetries), conditions)
 
 
 def _made_ahead(
-    filled: Generator[tuple[Picks, Pairs], None, None], maker: PairMaker, num_threads: int, depth: int,
+    filled: Generator[tuple[BatchNumbers, PairBuffer], None, None], config: StreamConfig, maker: PairMaker,
     allocate: Allocate | None,
 ) -> Iterator[Batch]:
     """The batches of pairs made of clean tiles that were read, several made at a time."""
-    rooms = Rooms(maker.pair_shape, depth + BATCHES_IN_USE, allocate)
+    buffers = BufferRing(maker.pair_shape, config.prefetch_batches + BATCHES_IN_USE, allocate)
+
+    def make(item: tuple[BatchNumbers, PairBuffer, PairBuffer]) -> Batch:
+        numbers, tiles, buffer = item
+        return _made_batch(maker, tiles.clean, numbers, buffer)
+
     with closing(filled):
-        items = ((maker, tiles.clean, part, rooms.take(len(part.samples))) for part, tiles in filled)
-        yield from ahead(_made, items, num_threads, depth)
+        items = ((numbers, tiles, buffers.take(len(numbers.samples))) for numbers, tiles in filled)
+        yield from in_order_until_stopped(make, items, config.num_threads, config.prefetch_batches)
 
 
-def _filled_from_runs(
-    reader: ShardReader, parts: Iterator[Picks], batch_size: int, order: Order, config: StreamConfig,
+def _filled_by_blocks(
+    dataset: ShardDataset, config: StreamConfig, batches: Iterator[BatchNumbers], batch_size: int, order: Shuffle,
     allocate: Allocate | None, num_in_use: int,
-) -> Generator[tuple[Picks, Pairs], None, None]:
-    """What batches are to hold, in rooms filled out of runs that are read ahead, each once; a run's samples go straight
-    to the batches they are for. A room is valid until `num_in_use` more have been asked for.
+) -> Generator[tuple[BatchNumbers, PairBuffer], None, None]:
+    """Batches filled out of blocks that are read ahead, each once; a block's samples go straight to the batches they
+    are for. A buffer is valid until `num_in_use` more have been asked for.
     """
-    run_samples, window = (1, 0) if isinstance(order, UniformOrder) else (order.run_samples, order.window_samples)
+    block_samples, window = 1, 0
+    if isinstance(order, BlockShuffle):
+        block_samples, window = order.block_samples, order.window_samples
     span, lead = window + batch_size, config.lead_samples
-    num_rooms = -(-(span + lead) // batch_size) + 1 + num_in_use
-    fetcher = Fetcher(reader, config.access.num_connections)
-    roomy = with_room(parts, Rooms(reader.tile_shape, num_rooms, allocate, reader.num_members))
+    num_buffers = -(-(span + lead) // batch_size) + 1 + num_in_use
+    buffers = BufferRing(dataset.tile_shape, num_buffers, allocate, dataset.num_members)
+    items = ((numbers, buffers.take(len(numbers.samples))) for numbers in batches)
+    fetcher = BlockFetcher(dataset, config.access.num_connections)
     try:
-        for part, room, runs in read_ahead(roomy, fetcher.fetch, run_samples, span, lead):
-            for run in runs:
-                result_of(run.done)
-            yield part, room
+        for numbers, buffer, blocks in read_ahead(items, fetcher.fetch, block_samples, span, lead):
+            for block in blocks:
+                result_or_stop(block.done)
+            yield numbers, buffer
     finally:
         fetcher.close()

@@ -50,18 +50,20 @@ def key(sample: int) -> str:
 def encode_tile(tile: np.ndarray, encoding: TileEncoding) -> bytes:
     """uint8 tile (H, W) or (H, W, 3) -> the bytes of a member."""
     if encoding == "npy":
-        return _npy_header(tile.shape) + tile.tobytes()
+        return npy_header(tile.shape) + tile.tobytes()
     buffer = io.BytesIO()
     Image.fromarray(tile).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 @lru_cache(maxsize=64)
-def _npy_header(tile_shape: tuple[int, ...]) -> bytes:
-    buffer = io.BytesIO()
-    description = {"descr": "|u1", "fortran_order": False, "shape": tile_shape}
-    np.lib.format.write_array_header_1_0(buffer, description)
-    return buffer.getvalue()
+def npy_header(shape: tuple[int, ...], dtype: str = "'|u1'") -> bytes:
+    """The header of an npy file, format 1.0, as NumPy writes it: by hand, since another version of NumPy may pad it
+    otherwise, and all strides and the bytes of shards hang on it. `dtype` is its description as a Python literal.
+    """
+    text = f"{{'descr': {dtype}, 'fortran_order': False, 'shape': {shape}, }}"
+    length = -(-(len(text) + 11) // 64) * 64 - 10
+    return b"\x93NUMPY\x01\x00" + length.to_bytes(2, "little") + text.ljust(length - 1).encode() + b"\n"
 
 
 def decode_tile(content: bytes | memoryview, encoding: Encoding, tile_shape: tuple[int, ...]) -> np.ndarray:
@@ -98,14 +100,9 @@ def decode_picture(content: bytes | memoryview, channels: int) -> np.ndarray:
         return np.asarray(image.convert("RGB" if channels == 3 else "L"))
 
 
-def npy_header_bytes(tile_shape: tuple[int, ...]) -> int:
-    """Length of the npy header before the pixels of a tile (128 for all tiles of a usual size)."""
-    return len(_npy_header(tuple(tile_shape)))
-
-
 def npy_stride(tile_shape: tuple[int, ...], num_members: int = 2) -> int:
     """Bytes from one npy sample to the next in a shard: header + content padded to 512, for each member."""
-    content = npy_header_bytes(tile_shape) + int(np.prod(tile_shape))
+    content = len(npy_header(tuple(tile_shape))) + int(np.prod(tile_shape))
     return num_members * (BLOCK_BYTES + -(-content // BLOCK_BYTES) * BLOCK_BYTES)
 
 
@@ -272,9 +269,6 @@ def check_shard_size(path: Path, shard: Shard | IndexFile) -> None:
         )
 
 
-LISTS = ("tile_shape", "members", "shards")
-
-
 def _manifest_from_json(path: str, content: Any) -> Manifest:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ShardError(f'{path}: not a shard manifest ("format" is not "{FORMAT}")')
@@ -282,7 +276,7 @@ def _manifest_from_json(path: str, content: Any) -> Manifest:
         cure = "make the shards anew with it"
         raise ShardError(f"{path}: version {content.get('version')}, this program reads version {VERSION}; {cure}")
     try:
-        if odd := [name for name in LISTS if not isinstance(content[name], list)]:
+        if odd := [key for key in ("tile_shape", "members", "shards") if not isinstance(content[key], list)]:
             raise OutOfBounds(f"damaged: {', '.join(odd)}: no list")
         manifest = Manifest(
             split=content["split"],

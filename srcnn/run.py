@@ -17,7 +17,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 
 from srcnn.checkpoint import Writer
 from srcnn.compiled import CompileMode, Scored, for_one_size
-from srcnn.dataset import ShardReader
+from srcnn.dataset import ShardDataset
 from srcnn.loader import Batch, StreamConfig
 from srcnn.manifest import Manifest
 from srcnn.meeting import meet_again, meeting
@@ -264,14 +264,14 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
     return accelerator
 
 
-def open_shards(config: TrainConfig) -> tuple[ShardReader, ShardReader]:
+def open_shards(config: TrainConfig) -> tuple[ShardDataset, ShardDataset]:
     """Readers of the training and the validation split; the same few training tiles twice when overfitting."""
     return open_split(config, "train"), open_split(config, "train" if config.overfit_tiles else "val")
 
 
-def open_split(config: TrainConfig, split: str) -> ShardReader:
+def open_split(config: TrainConfig, split: str) -> ShardDataset:
     """A reader of one split, whose samples fit the training."""
-    reader = ShardReader(join(config.shards, split), config.overfit_tiles, config.stream.access)
+    reader = ShardDataset(join(config.shards, split), config.overfit_tiles, config.stream.access)
     check_samples(config, split, reader.manifest, reader.location)
     return reader
 

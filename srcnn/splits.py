@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from srcnn.dataset import CURE, ShardReader, read_manifest
+from srcnn.dataset import CURE, ShardDataset, read_manifest
 from srcnn.files import TEMPORARY_PREFIX
 from srcnn.machine import Finding, counted, note, ok, problem
 from srcnn.manifest import MANIFEST, PLAN, Manifest, Shard, ShardError, check_shard_size
@@ -32,7 +32,7 @@ class Split(NamedTuple):
     """What there is of a split, and what is wrong with it."""
 
     manifest: Manifest | None
-    reader: ShardReader | None
+    reader: ShardDataset | None
     problems: list[Finding]
 
 

@@ -16,8 +16,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from srcnn.answers import Final, cause, collected, without_secrets
 from srcnn.files import OpenFile
 from srcnn.untrusted import open_regular
@@ -27,8 +25,7 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 10.0
 MAX_OPEN_FILES = 256
 MAX_SMALL_BYTES = 1 << 30  # of a file that is read whole, unless its reader knows better
 _NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # Linux
-Arrays = tuple[np.ndarray, ...]  # uint8 (n,), to be filled
-Record = tuple[str, int, Arrays]  # file, first byte, what to fill
+Record = tuple[str, int, tuple[memoryview, ...]]  # file, first byte, what to fill
 Check = Callable[[int, list[Any]], None]
 ResultT = TypeVar("ResultT")
 logger = logging.getLogger(__name__)
@@ -110,7 +107,7 @@ class Folder:
     def read_records(
         self, records: Sequence[Record], spans: Sequence[slice], num_bytes: int, check: Check
     ) -> None:
-        """Fills each record's arrays with these spans of its `num_bytes`; whatever else it holds is not wanted.
+        """Fills each record's views with these spans of its `num_bytes`; whatever else it holds is not wanted.
 
         What the system has in memory is read first and by one thread at a time: such reads take microseconds, and
         threads would spend more on handing Python's lock to each other. The rest is announced, then waited for.
@@ -122,25 +119,24 @@ class Folder:
         """
         ends = [0, *(span.stop for span in spans)]
         gaps = [bytearray(start - end) for start, end in zip([*(span.start for span in spans), num_bytes], ends)]
-        limits = [(span.start, span.stop) for span in spans]
         missed = []
         with self._reading_cached:
             mapped = {name: self._file(name).checked_content() for name in {record[0] for record in records}}
-            for number, (name, start, arrays) in enumerate(records):
+            for number, (name, start, views) in enumerate(records):
                 content = mapped[name]
                 if content is not None:
                     parts: list[Any] = [content[start : start + num_bytes]]
-                    for array, (first, last) in zip(arrays, limits):
-                        array[...] = parts[0][first:last]
-                elif not self._read_cached(name, start, parts := _interleave(gaps, arrays), num_bytes):
+                    for view, span in zip(views, spans):
+                        view[:] = parts[0][span]
+                elif not self._read_cached(name, start, parts := _interleave(gaps, views), num_bytes):
                     missed.append(number)
                     continue
                 check(number, parts)
         for number in missed:
             self._file(records[number][0]).announce(records[number][1], num_bytes)
         for number in missed:
-            name, start, arrays = records[number]
-            if self._file(name).preadv(parts := _interleave(gaps, arrays), start) != num_bytes:
+            name, start, views = records[number]
+            if self._file(name).preadv(parts := _interleave(gaps, views), start) != num_bytes:
                 raise ReadFailed(f"{self.path / name}: ends before byte {start + num_bytes}")
             check(number, parts)
 
@@ -181,29 +177,29 @@ class _WarmFile(OpenFile):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.path = path
-        self.content: np.ndarray | None = None
+        self.content: memoryview | None = None
         self._num_bytes_found = 0
 
     def count(self, num_bytes: int) -> None:
         """Notes that so many bytes were found in memory; 0: that some were not."""
         self._num_bytes_found = self._num_bytes_found + num_bytes if num_bytes else 0
         if self._num_bytes_found >= (size := os.fstat(self.number).st_size) > 0:
-            self.content = np.frombuffer(mmap.mmap(self.number, size, access=mmap.ACCESS_READ), np.uint8)
+            self.content = memoryview(mmap.mmap(self.number, size, access=mmap.ACCESS_READ))
 
     def announce(self, start: int, num_bytes: int) -> None:
         """Has the system begin to read."""
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self.number, start, num_bytes, os.POSIX_FADV_WILLNEED)
 
-    def checked_content(self) -> np.ndarray | None:
+    def checked_content(self) -> memoryview | None:
         """All its bytes, if it is mapped. Raises ReadFailed where it has become shorter since."""
         if self.content is not None and os.fstat(self.number).st_size < len(self.content):
             raise ReadFailed(f"{self.path}: has become shorter while it was read")
         return self.content
 
 
-def _interleave(gaps: list[bytearray], arrays: Arrays) -> list[Any]:
-    return [*(buffer for both in zip(gaps, arrays) for buffer in both), gaps[-1]]
+def _interleave(gaps: list[bytearray], views: tuple[memoryview, ...]) -> list[Any]:
+    return [*(buffer for both in zip(gaps, views) for buffer in both), gaps[-1]]
 
 
 class ObjectStore:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from srcnn.damages import DAMAGES, check_damage
-from srcnn.dataset import Pairs
+from srcnn.dataset import PairBuffer
 from srcnn.jpeg_quality import CONDITION_SIZE
 from srcnn.shuffle import generator_at
 from srcnn.tiles import JPEG_BLOCK_PIXELS
@@ -138,13 +138,13 @@ class PairMaker:
         self.config, self.seed, self.augment = config, seed, augment
         self.pair_shape = config.pair_shape(tile_shape)
 
-    def fill(self, tiles: np.ndarray, positions: np.ndarray, symmetries: np.ndarray, room: Pairs) -> np.ndarray:
-        """Clean tiles (N, H, W[, 3]) at these positions (N,) of the stream -> their pairs, into `room`; returns their
+    def fill(self, tiles: np.ndarray, positions: np.ndarray, symmetries: np.ndarray, buffer: PairBuffer) -> np.ndarray:
+        """Clean tiles (N, H, W[, 3]) at these positions (N,) of the stream -> their pairs, into `buffer`; returns their
         conditions, float32 (N, CONDITION_SIZE).
         """
         conditions = np.empty((len(tiles), CONDITION_SIZE), np.float32)
         for row, (tile, position, symmetry) in enumerate(zip(tiles, positions.tolist(), symmetries.tolist())):
             generator = generator_at(self.seed, position)
             pair = training_pair(tile, self.config, generator, symmetry if self.augment else 0)
-            room.clean[row], room.degraded[row], conditions[row] = pair
+            buffer.clean[row], buffer.degraded[row], conditions[row] = pair
         return conditions

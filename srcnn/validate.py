@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from srcnn import signals
-from srcnn.dataset import ShardReader
+from srcnn.dataset import ShardDataset
 from srcnn.device_loader import on_device
 from srcnn.loader import Batch, StreamConfig, val_batches
 from srcnn.metrics import luma, ssim, sum_over_ranks, tile_psnr
@@ -72,7 +72,8 @@ def crop(pixels: torch.Tensor, border: int) -> torch.Tensor:
 
 @torch.inference_mode()
 def validate(
-    model: Network, reader: ShardReader, accelerator: Accelerator, stream: StreamConfig | None = None, group: Any = None
+    model: Network, reader: ShardDataset, accelerator: Accelerator, stream: StreamConfig | None = None,
+    group: Any = None,
 ) -> dict[str, float]:
     """Scores the network in float32 on every pair of the split; exact means over the tiles of all ranks.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from srcnn.dataset import read_manifest
-from srcnn.index import Rows, hash_of, row_problem
+from srcnn.index import IndexReader, hash_of, row_problem
 from srcnn.manifest import PLAN, SPLITS, Manifest, Shard, ShardError
 from srcnn.photo_list import photos_in
 from srcnn.storage import AccessConfig, Folder, ObjectStore, join, open_storage
@@ -55,7 +55,7 @@ def _verify_split(place: str, storage: Folder | ObjectStore, manifest: Manifest)
         yield Checked(join(place, manifest.photos.name), _listing_problem(storage, manifest))
     rows, problem = None, ""
     try:
-        rows = Rows(storage, manifest)
+        rows = IndexReader(storage, manifest)
         for number in range(len(manifest.shards)):
             rows.of_shard(number)
     except (OSError, ShardError) as error:

@@ -47,13 +47,13 @@ def open_split(folder: Path, files: dict[str, bytes]) -> None:
     """Reads all pairs of a split whose manifest names its files' own sizes and hashes, as a stranger's would."""
     import numpy as np
 
-    from srcnn.dataset import ShardReader
+    from srcnn.dataset import ShardDataset
 
     manifest = json.loads(files["manifest.json"])
     refit(manifest, files)
     for name, content in (files | {"manifest.json": json.dumps(manifest).encode()}).items():
         (folder / name).write_bytes(content)
-    reader = ShardReader(folder)
+    reader = ShardDataset(folder)
     reader.fetch(0, 5)
     reader.read(np.arange(5))
     reader.close()

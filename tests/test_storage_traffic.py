@@ -14,9 +14,10 @@ from benchmarks.scaling_model import RESULTS, SHARD_BYTES
 from benchmarks.storage import SCENARIOS, Scenario, page_part, simulate
 from benchmarks.traffic import Job, layout_of, missed, requests
 from srcnn import loader
-from srcnn.dataset import ShardReader
+from srcnn.dataset import ShardDataset
 from srcnn.loader import StreamConfig, train_batches
-from srcnn.prefetch import Fetcher
+from srcnn.prefetch import BlockFetcher
+from srcnn.shuffle import BatchPlan
 from srcnn.storage import AccessConfig
 
 NUM_RANKS, NUM_NODES, NUM_EPOCHS, SEED = 8, 2, 2, 5
@@ -42,15 +43,15 @@ def counted(server, configs, batch_size, monkeypatch):
     """What the server is asked for by all ranks in step, [Counter of (path, range)] by step, and besides."""
     fetches = []
 
-    class Watched(Fetcher):
+    class Watched(BlockFetcher):
         def fetch(self, run):
             fetches.append(super().fetch(run))
             return fetches[-1]
 
-    monkeypatch.setattr(loader, "Fetcher", Watched)
+    monkeypatch.setattr(loader, "BlockFetcher", Watched)
     server.clear()
-    readers = [ShardReader(f"{server.url}/train", access=config.access) for config in configs]
-    ranks = [train_batches(reader, config, SEED, 0, NUM_EPOCHS * NUM_PAIRS, batch_size, rank, NUM_RANKS)
+    readers = [ShardDataset(f"{server.url}/train", access=config.access) for config in configs]
+    ranks = [train_batches(reader, config, BatchPlan(SEED, 0, NUM_EPOCHS * NUM_PAIRS, batch_size, rank, NUM_RANKS))
              for rank, (reader, config) in enumerate(zip(readers, configs, strict=True))]
     steps, seen = [], 0
     for _ in range(-(-NUM_EPOCHS * NUM_PAIRS // batch_size)):
@@ -96,7 +97,7 @@ def test_a_server_is_asked_for_what_is_simulated_step_by_step(
     configs = [config_of(order, lanes, num_lanes, node, num_bytes or 1) for node in nodes]
     steps, others = counted(server, configs, batch_size, monkeypatch)
     assert others == {"train/manifest.json": NUM_RANKS, "train/index.npy": NUM_RANKS}
-    assert steps == simulated(ShardReader(f"{server.url}/train"), configs[0], batch_size, num_bytes)
+    assert steps == simulated(ShardDataset(f"{server.url}/train"), configs[0], batch_size, num_bytes)
     second_epoch = sum(steps[NUM_PAIRS // batch_size :], Counter()).total()
     assert (second_epoch < 80) == (lanes == "kept" and num_bytes == WHOLE), "of 262 runs; the rest is in the cache"
 
