@@ -53,15 +53,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from srcnn.dataset import webdataset_pipeline
     from srcnn.metrics import psnr, psnr_b, ssim
     from srcnn.model import SRCNN, ModelConfig, load_model
     from srcnn.restore import restore
     from srcnn.unet import UNet, UNetConfig
 
-__all__ = ["SRCNN", "ModelConfig", "UNet", "UNetConfig", "load_model", "psnr", "psnr_b", "restore", "ssim"]
+__all__ = ["SRCNN", "ModelConfig", "UNet", "UNetConfig", "load_model", "psnr", "psnr_b", "restore", "ssim",
+           "webdataset_pipeline"]
 _HOMES = {
     "SRCNN": "model", "ModelConfig": "model", "load_model": "model", "restore": "restore",
     "UNet": "unet", "UNetConfig": "unet", "psnr": "metrics", "psnr_b": "metrics", "ssim": "metrics",
+    "webdataset_pipeline": "dataset",
 }
 
 

@@ -1,7 +1,7 @@
 """Random access to the pairs of one split, wherever its shards lie.
 
 Shards of npy tiles in a folder are read by arithmetic: one call of the system puts both tiles of a pair straight into
-their rows of the batch. Everything else (object stores, png, foreign shards) is read as ranges of neighbouring samples
+the batch. Everything else (object stores, png, foreign shards) is read as ranges of neighbouring samples
 with the help of the index, checked against its hashes, and unpacked. Where shards hold clean tiles alone, these stand
 for the degraded ones too.
 """
@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ from srcnn.jpeg_quality import conditions_of_qualities
 from srcnn.manifest import (
     BLOCK_BYTES,
     MANIFEST,
+    MEMBERS,
     Manifest,
     ShardError,
     check_shard_size,
@@ -39,11 +40,12 @@ logger = logging.getLogger(__name__)
 
 
 class SparseCache:
-    """What was read of a long sequence of bytes, kept at its place in one sparse file, up to a limit.
+    """A cache on a local disk for ranges of remote files, shared by the processes of a machine without locks.
 
-    The content at a place is always the same, so processes may write it over each other; a place beyond the limit is
-    never kept (over whole passes through everything, no way of evicting keeps more); and whoever reads checks what
-    comes against hashes, so that a hole, a half-written or a damaged place counts as absent.
+    It keeps what was read of a long sequence of bytes at the same offset of one sparse file, up to a limit. The content
+    at an offset is always the same, so processes may write it over each other; what lies beyond the limit is never kept
+    (over whole passes through everything, no way of evicting keeps more); and whoever reads checks what comes against
+    hashes, so that a hole, a half-written or a damaged range counts as absent.
 
     Attributes:
         num_bytes: the limit.
@@ -124,8 +126,8 @@ def read_manifest(storage: Folder | ObjectStore) -> Manifest:
     try:
         return Manifest.parse(storage.read(MANIFEST, MAX_MANIFEST_BYTES), f"{storage.location}/{MANIFEST}")
     except FileNotFoundError as error:
-        cure = "copy the whole folder that was made there, manifest too"
-        raise FileNotFoundError(f"{error}: no shards here; {cure}") from error
+        hint = "copy the whole folder that was made there, manifest too"
+        raise FileNotFoundError(f"{error}: no shards here; {hint}") from error
 
 
 class PairDataset(Protocol):
@@ -158,7 +160,7 @@ class ShardDataset:
 
     Raises:
         FileNotFoundError: no manifest there.
-        ShardError: shards that do not match it; from the constructor as far as can be told cheaply, else from `read`.
+        ShardError: shards that do not match it; from the constructor as far as that is cheap to see, else from `read`.
         ReadFailed: shards that cannot be read.
     """
 
@@ -359,3 +361,29 @@ def _split(content: Any, entries: list[tuple[int, ...]]) -> tuple[list[memoryvie
     parts = [view[entry[0] - begin : entry[0] - begin + entry[1]] for entry in entries]
     wrong = (number for number, part in enumerate(parts) if hash_of(part) != entries[number][-1])
     return parts, next(wrong, len(parts))
+
+
+def webdataset_pipeline(
+    urls: str | list[str], members: Sequence[str] = MEMBERS["npy"], channels: int = 1, **options: Any
+) -> Any:
+    """Pairs of any shards, read in sequence by `webdataset.WebDataset`, without index and manifest; nothing is verified.
+
+    Args:
+        urls: as webdataset takes them, such as `data/train/{000000..000009}.tar`. It runs what follows `pipe:` in a
+            shell: pass it no addresses of strangers.
+        members: names after the key, of the clean and of the degraded picture (npy, PNG, JPEG or WebP of 8 bits).
+        channels: 1 or 3; grey and colour become the other.
+        options: of `WebDataset`, such as `shardshuffle` (False unless given) and `nodesplitter`.
+
+    Returns:
+        A `WebDataset` of (clean, degraded), uint8 (H, W) or (H, W, 3), to go on with as `.shuffle(1000).batched(64)`.
+
+    Raises (while it is read):
+        ValueError: a picture of another kind. KeyError: a sample without one of the members.
+    """
+    import webdataset  # loads torch, which reading by number does without
+
+    def decode(sample: dict[str, Any]) -> tuple[np.ndarray, ...]:
+        return tuple(decode_picture(sample[member], channels) for member in members)
+
+    return webdataset.WebDataset(urls, **({"shardshuffle": False} | options)).map(decode)

@@ -1,8 +1,8 @@
 """The shard contract: what a shard is, and the manifest beside the shards.
 
 A shard is a plain USTAR tar any WebDataset reader opens: members `KEY.clean.npy` and `KEY.degraded.npy` (or
-`.png`), KEY ten digits; `srcnn.manifest` encodes and decodes them. Samples that are degraded while training have the
-clean member only.
+`.png`), KEY ten digits; encoded and decoded here, for the writer and the reader. Samples that are degraded while
+training have the clean member only.
 """
 
 from __future__ import annotations
@@ -114,14 +114,12 @@ SPLITS = ("train", "val")
 
 
 class ShardError(ValueError):
-    """Shards or a manifest that do not hold what they should; the message names the file and the cure."""
+    """Shards or a manifest that do not hold what they should; the message names the file and says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One tar file of a split: `name` inside the split's folder, `num_samples` pairs; the hash of its rows of the
-    index.
-    """
+    """One tar file of a split: `name` inside the split's folder, `num_samples` pairs; the hash of its index rows."""
 
     name: str
     bytes: int
@@ -237,9 +235,9 @@ class Manifest:
         """
         path = folder / MANIFEST
         if not path.is_file():
-            cure = f"make them with: make shards PHOTOS=dir OUT={folder.parent}"
+            hint = f"make them with: make shards PHOTOS=dir OUT={folder.parent}"
             others = ", or for shards made elsewhere: python -m shards index" if any(folder.glob("*.tar")) else ""
-            raise FileNotFoundError(f"{path}: no shards here; {cure}{others}")
+            raise FileNotFoundError(f"{path}: no shards here; {hint}{others}")
         try:
             with open_regular(path, MAX_MANIFEST_BYTES) as file:
                 content = file.read().decode(errors="surrogateescape")
@@ -273,8 +271,8 @@ def _manifest_from_json(path: str, content: Any) -> Manifest:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ShardError(f'{path}: not a shard manifest ("format" is not "{FORMAT}")')
     if content.get("version") != VERSION:
-        cure = "make the shards anew with it"
-        raise ShardError(f"{path}: version {content.get('version')}, this program reads version {VERSION}; {cure}")
+        found = f"version {content.get('version')}, this program reads version {VERSION}"
+        raise ShardError(f"{path}: {found}; make the shards anew with it")
     try:
         if odd := [key for key in ("tile_shape", "members", "shards") if not isinstance(content[key], list)]:
             raise OutOfBounds(f"damaged: {', '.join(odd)}: no list")

@@ -30,7 +30,7 @@ class DegradationConfig:
         scales: up to 1; a crop is taken 1/scale times as large and reduced to its size. Each is as likely as another.
         damages: by name, each with its settings and a `weight` (1), to which its share of the samples is proportional:
             {jpeg: {weight: 3, quality: [5, 95]}, clean: {}}; docs/degradations.md.
-        unknown: share of the samples of which a conditioned network is not told how they were saved.
+        unknown: share of the samples whose condition is withheld from a conditioned network.
     """
 
     crop_pixels: int = 0
@@ -90,7 +90,7 @@ def _without_weight(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 class TrainingPair(NamedTuple):
-    """`clean` and `degraded`, uint8 (S, S) or (S, S, 3), and what a conditioned network is told of it, float32
+    """`clean` and `degraded`, uint8 (S, S) or (S, S, 3), and the condition of a conditioned network, float32
     (CONDITION_SIZE,).
     """
 
@@ -113,16 +113,19 @@ def training_pair(
         size = (config.crop_pixels, config.crop_pixels)
         clean = np.asarray(Image.fromarray(clean).resize(size, Image.Resampling.LANCZOS))
     clean = np.ascontiguousarray(turned(clean, symmetry))
-    is_told, drawn = generator.random() >= config.unknown, generator.random()
+    is_known, drawn = generator.random() >= config.unknown, generator.random()
     name, settings = next((name, settings) for name, settings, bound in config.choices if drawn < bound)
     degraded, condition = DAMAGES[name](clean, generator, **settings)
-    if not is_told or condition is None:
+    if not is_known or condition is None:
         condition = np.zeros(CONDITION_SIZE, np.float32)
     return TrainingPair(clean, degraded, condition)
 
 
 def turned(pixels: np.ndarray, symmetry: int) -> np.ndarray:
-    """(S, S) or (S, S, 3) by its symmetry 0..7, as `validate.transform` does with tensors."""
+    """(S, S) or (S, S, 3) by its symmetry 0..7, as `validate.transform` does with tensors.
+
+    By views of NumPy: torchvision's flips give the same bits, but take 92 against 12 microseconds for 96x96 grey pixels.
+    """
     flipped = pixels[:: -1 if symmetry & 2 else 1, :: -1 if symmetry & 1 else 1]
     return flipped.swapaxes(0, 1) if symmetry & 4 else flipped
 
@@ -143,8 +146,8 @@ class PairMaker:
         conditions, float32 (N, CONDITION_SIZE).
         """
         conditions = np.empty((len(tiles), CONDITION_SIZE), np.float32)
-        for row, (tile, position, symmetry) in enumerate(zip(tiles, positions.tolist(), symmetries.tolist())):
+        for index, (tile, position, symmetry) in enumerate(zip(tiles, positions.tolist(), symmetries.tolist())):
             generator = generator_at(self.seed, position)
             pair = training_pair(tile, self.config, generator, symmetry if self.augment else 0)
-            buffer.clean[row], buffer.degraded[row], conditions[row] = pair
+            buffer.clean[index], buffer.degraded[index], conditions[index] = pair
         return conditions
