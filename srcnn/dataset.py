@@ -366,7 +366,7 @@ def _split(content: Any, entries: list[tuple[int, ...]]) -> tuple[list[memoryvie
 def webdataset_pipeline(
     urls: str | list[str], members: Sequence[str] = MEMBERS["npy"], channels: int = 1, **options: Any
 ) -> Any:
-    """Pairs of any shards, read in sequence by `webdataset.WebDataset`, without index and manifest; nothing is verified.
+    """Pairs of any shards, read in sequence by `webdataset.WebDataset`: no index, no manifest, nothing verified.
 
     Args:
         urls: as webdataset takes them, such as `data/train/{000000..000009}.tar`. It runs what follows `pipe:` in a

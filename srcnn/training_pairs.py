@@ -124,7 +124,7 @@ def training_pair(
 def turned(pixels: np.ndarray, symmetry: int) -> np.ndarray:
     """(S, S) or (S, S, 3) by its symmetry 0..7, as `validate.transform` does with tensors.
 
-    By views of NumPy: torchvision's flips give the same bits, but take 92 against 12 microseconds for 96x96 grey pixels.
+    Views of NumPy: torchvision's flips give the same bits in 92 instead of 12 microseconds (96x96 pixels, grey).
     """
     flipped = pixels[:: -1 if symmetry & 2 else 1, :: -1 if symmetry & 1 else 1]
     return flipped.swapaxes(0, 1) if symmetry & 4 else flipped
