@@ -8,7 +8,7 @@
                           photo_list.py  which photos went where
                           index.py      where each pair lies, and its hash
                           verify.py     every byte against manifest and index
-      -> pairs            storage.py    folders and object stores (answers.py: what these send)
+      -> pairs            storage.py    a folder or a URL; object_store.py: http, s3 and the like
                           dataset.py    pairs by their numbers
       -> batches          shuffle.py    which sample stands where
                           prefetch.py   reading ahead

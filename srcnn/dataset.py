@@ -32,8 +32,9 @@ from srcnn.manifest import (
     decode_tile,
     npy_header,
 )
+from srcnn.object_store import AccessConfig, ObjectStore, ReadFailed
 from srcnn.photo_list import qualities_of_samples
-from srcnn.storage import AccessConfig, Folder, ObjectStore, ReadFailed, open_storage
+from srcnn.storage import Folder, open_storage
 from srcnn.untrusted import MAX_MANIFEST_BYTES
 
 logger = logging.getLogger(__name__)

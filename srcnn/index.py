@@ -18,7 +18,8 @@ import numpy as np
 import xxhash
 
 from srcnn.manifest import BLOCK_BYTES, IndexFile, Manifest, Shard, ShardError, check_shard_size, npy_header
-from srcnn.storage import Folder, ObjectStore
+from srcnn.object_store import ObjectStore
+from srcnn.storage import Folder
 from srcnn.untrusted import open_regular
 
 INDEX = "index.npy"

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from srcnn.dataset import Allocate, PairBuffer, PairDataset, ShardDataset
+from srcnn.object_store import AccessConfig
 from srcnn.parallel import in_order_until_stopped, result_or_stop
 from srcnn.prefetch import BlockFetcher, BufferRing, read_ahead
 from srcnn.shuffle import (
@@ -26,7 +27,6 @@ from srcnn.shuffle import (
     batch_numbers,
     sequential_batches,
 )
-from srcnn.storage import AccessConfig
 from srcnn.training_pairs import PairMaker
 
 BLOCKS_IN_A_LANE = 32  # at least: a block at the border of two lanes is read twice

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from srcnn.manifest import Manifest, PhotoRecord, Refused, ShardError
-from srcnn.storage import Folder, ObjectStore
+from srcnn.object_store import ObjectStore
+from srcnn.storage import Folder
 from srcnn.untrusted import OutOfBounds, check_record
 
 PHOTOS = "photos.jsonl"

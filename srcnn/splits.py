@@ -18,9 +18,10 @@ from srcnn.dataset import CURE, ShardDataset, read_manifest
 from srcnn.files import TEMPORARY_PREFIX
 from srcnn.machine import Finding, counted, note, ok, problem
 from srcnn.manifest import MANIFEST, PLAN, Manifest, Shard, ShardError, check_shard_size
+from srcnn.object_store import AccessConfig, ObjectStore, ReadFailed
 from srcnn.photo_list import photos_in, refused_in
 from srcnn.run import TrainConfig, check_samples, open_split
-from srcnn.storage import AccessConfig, Folder, ObjectStore, ReadFailed, is_url, join, open_storage
+from srcnn.storage import Folder, is_url, join, open_storage
 from srcnn.verify import verify_shards
 
 MOST_ASKED_FOR = 1024  # shards of a split on a server

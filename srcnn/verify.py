@@ -12,8 +12,9 @@ import numpy as np
 from srcnn.dataset import read_manifest
 from srcnn.index import IndexReader, hash_of, row_problem
 from srcnn.manifest import MANIFEST, PLAN, SPLITS, Manifest, Shard, ShardError
+from srcnn.object_store import AccessConfig, ObjectStore
 from srcnn.photo_list import photos_in
-from srcnn.storage import AccessConfig, Folder, ObjectStore, join, open_storage
+from srcnn.storage import Folder, join, open_storage
 from srcnn.untrusted import read_json
 
 CHUNK_BYTES = 16 << 20

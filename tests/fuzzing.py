@@ -190,8 +190,8 @@ def read_report(data: bytes, folder: Path) -> None:
 def targets() -> dict[str, Target]:
     """By name."""
     from srcnn.manifest import ShardError
+    from srcnn.object_store import ReadFailed
     from srcnn.photo import PhotoRefused
-    from srcnn.storage import ReadFailed
 
     validation = b'"val/psnr": 30.1, "val/psnr_in": 29.0, "val/gain": 1.1, "val/gain_percent": 3, "val/ssim_in": 0.8'
     points = b'{"samples": 9, "train/loss": 0.1}\n{"samples": 9, ' + validation + b', "val/ssim": 0.9}\n'

@@ -22,8 +22,8 @@ from srcnn.dataset import PairBuffer, ShardDataset
 from srcnn.index import INDEX, ROW, hash_of, hash_of_rows, index_entry, index_header
 from srcnn.loader import StreamConfig, train_batches, val_batches
 from srcnn.manifest import Manifest, Shard, ShardError, npy_stride
+from srcnn.object_store import ReadFailed
 from srcnn.shuffle import BatchPlan
-from srcnn.storage import ReadFailed
 
 KINDS = {"npy": {}, "png": {"encoding": "png"}, "rgb": {"color": "rgb"}}
 NUM_PAIRS = 75

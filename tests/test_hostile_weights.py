@@ -21,8 +21,9 @@ from small import small_shards
 
 from srcnn.dataset import ShardDataset
 from srcnn.model import SRCNN, ModelConfig, load_model
+from srcnn.object_store import AccessConfig, ReadFailed
 from srcnn.report import checked_points, html_page, results_table
-from srcnn.storage import AccessConfig, ReadFailed, open_storage
+from srcnn.storage import open_storage
 from srcnn.untrusted import OutOfBounds, check_yaml
 from srcnn.verify import verify_shards
 from srcnn.weight_files import MAX_WEIGHTS_BYTES

@@ -9,7 +9,7 @@ from small import small_shards
 from srcnn.dataset import ShardDataset
 from srcnn.index import ROW, encode_index, index_entry
 from srcnn.manifest import ShardError
-from srcnn.storage import AccessConfig
+from srcnn.object_store import AccessConfig
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ from small import small_shards
 from srcnn.dataset import ShardDataset
 from srcnn.loader import StreamConfig, train_batches, val_batches
 from srcnn.manifest import ShardError
+from srcnn.object_store import AccessConfig, ReadFailed
 from srcnn.shuffle import BatchPlan
-from srcnn.storage import AccessConfig, ReadFailed
 
 NUM_TRAIN, NUM_VAL, STRIDE = 75, 45, 4096  # what small_shards makes, 30 pairs a shard
 RUN, NUM_RUNS = 5, 15  # a run lies within a shard

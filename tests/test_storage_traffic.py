@@ -16,9 +16,9 @@ from benchmarks.traffic import Job, layout_of, missed, requests
 from srcnn import loader
 from srcnn.dataset import ShardDataset
 from srcnn.loader import StreamConfig, train_batches
+from srcnn.object_store import AccessConfig
 from srcnn.prefetch import BlockFetcher
 from srcnn.shuffle import BatchPlan
-from srcnn.storage import AccessConfig
 
 NUM_RANKS, NUM_NODES, NUM_EPOCHS, SEED = 8, 2, 2, 5
 NUM_PAIRS, STRIDE = 1050, 4096  # 70 photos of 15 tiles, 30 pairs a shard: runs of 4 are cut by shards

@@ -17,7 +17,7 @@ from shards.__main__ import main as shards_main
 from srcnn.__main__ import main
 from srcnn.degrade import Degradation
 from srcnn.manifest import ShardError
-from srcnn.storage import AccessConfig
+from srcnn.object_store import AccessConfig
 from srcnn.verify import verify_shards
 
 KINDS = ("npy", "png", "rgb", "foreign")

@@ -14,7 +14,7 @@ from obstore.store import from_url
 from timing import Batches, main
 
 from srcnn.loader import StreamConfig
-from srcnn.storage import AccessConfig
+from srcnn.object_store import AccessConfig
 
 
 def stream(location: str, num_workers: int, batch_size: int) -> Batches:
