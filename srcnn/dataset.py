@@ -30,7 +30,7 @@ from srcnn.manifest import (
     check_shard_size,
     decode_picture,
     decode_tile,
-    npy_header,
+    encode_npy_header,
 )
 from srcnn.object_store import AccessConfig, ObjectStore, ReadFailed
 from srcnn.photo_list import qualities_of_samples
@@ -96,7 +96,7 @@ class SparseCache:
 
 
 NUM_PROBES = 64
-CURE = "copy it again or make the shards anew"
+REPAIR_HINT = "copy it again or make the shards anew"
 
 
 Allocate = Callable[[tuple[int, ...]], np.ndarray]  # makes uint8 arrays of a shape
@@ -194,7 +194,7 @@ class ShardDataset:
             path = Path(access.cache, f"{self.manifest.hash()[:16]}.shards")
             self._cache = SparseCache(path, round(access.cache_gigabytes * 1e9))
         if self.manifest.stride is not None:
-            start = BLOCK_BYTES + len(npy_header(self.tile_shape))
+            start = BLOCK_BYTES + len(encode_npy_header(self.tile_shape))
             tile_bytes = int(np.prod(self.tile_shape))
             starts = range(start, self.manifest.stride, self.manifest.stride // self.num_members)
             self._tile_spans = tuple(slice(first, first + tile_bytes) for first in starts)
@@ -272,13 +272,13 @@ class ShardDataset:
             records = list(zip(names, offsets.tolist(), buffer.tiles))
             self.storage.read_records(records, self._tile_spans, self.manifest.stride, check)
         except ReadFailed as error:
-            raise ShardError(f"{error}; {CURE}") from error
+            raise ShardError(f"{error}; {REPAIR_HINT}") from error
 
     def _changed(self, name: str, sample: int) -> ShardError:
         start, num_bytes = self.entry(sample).item()[:2]
         pair = f"pair {sample} of the split (bytes {start} to {start + num_bytes})"
         problem = "is not as when it was indexed: damaged, or another shard under its name"
-        return ShardError(f"{self.location}/{name}: {pair} {problem}; {CURE}")
+        return ShardError(f"{self.location}/{name}: {pair} {problem}; {REPAIR_HINT}")
 
     def fetch(self, first: int, stop: int) -> list[memoryview]:
         """The bytes of neighbouring samples, each checked against its hash.
@@ -300,7 +300,7 @@ class ShardDataset:
         found = self.index.of_shard(number)[first - before : stop - before]
         if problem := row_problem(found, self.manifest, shard):
             which = f"one of the pairs {first} to {stop - 1} of {shard.name} {problem}"
-            raise ShardError(f"{self.index.where}: {which}; {CURE}")
+            raise ShardError(f"{self.index.where}: {which}; {REPAIR_HINT}")
         entries = found.tolist()
         start, end = entries[0][0], entries[-1][0] + entries[-1][1]
         in_cache = int(self._shard_starts[number]) + start

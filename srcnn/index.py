@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from srcnn.manifest import BLOCK_BYTES, IndexFile, Manifest, Shard, ShardError, check_shard_size, npy_header
+from srcnn.manifest import BLOCK_BYTES, IndexFile, Manifest, Shard, ShardError, check_shard_size, encode_npy_header
 from srcnn.object_store import ObjectStore
 from srcnn.storage import Folder
 from srcnn.untrusted import open_regular
@@ -182,7 +182,7 @@ def _padded(num_bytes: int) -> int:
 
 def index_header(num_samples: int) -> bytes:
     """The start of an index file; the rows follow."""
-    return npy_header((num_samples,), repr(np.lib.format.dtype_to_descr(ROW)))
+    return encode_npy_header((num_samples,), repr(np.lib.format.dtype_to_descr(ROW)))
 
 
 def encode_index(rows: np.ndarray) -> bytes:

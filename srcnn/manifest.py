@@ -50,14 +50,14 @@ def key(sample: int) -> str:
 def encode_tile(tile: np.ndarray, encoding: TileEncoding) -> bytes:
     """uint8 tile (H, W) or (H, W, 3) -> the bytes of a member."""
     if encoding == "npy":
-        return npy_header(tile.shape) + tile.tobytes()
+        return encode_npy_header(tile.shape) + tile.tobytes()
     buffer = io.BytesIO()
     Image.fromarray(tile).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 @lru_cache(maxsize=64)
-def npy_header(shape: tuple[int, ...], dtype: str = "'|u1'") -> bytes:
+def encode_npy_header(shape: tuple[int, ...], dtype: str = "'|u1'") -> bytes:
     """The header of an npy file, format 1.0, as NumPy writes it: by hand, since another version of NumPy may pad it
     otherwise, and all strides and the bytes of shards hang on it. `dtype` is its description as a Python literal.
     """
@@ -102,7 +102,7 @@ def decode_picture(content: bytes | memoryview, channels: int) -> np.ndarray:
 
 def npy_stride(tile_shape: tuple[int, ...], num_members: int = 2) -> int:
     """Bytes from one npy sample to the next in a shard: header + content padded to 512, for each member."""
-    content = len(npy_header(tuple(tile_shape))) + int(np.prod(tile_shape))
+    content = len(encode_npy_header(tuple(tile_shape))) + int(np.prod(tile_shape))
     return num_members * (BLOCK_BYTES + -(-content // BLOCK_BYTES) * BLOCK_BYTES)
 
 
@@ -252,9 +252,11 @@ class Manifest:
     def parse(content: str | bytes, where: str) -> Manifest:
         """The manifest in a JSON text. Raises ShardError where it is none of this version."""
         try:
-            return _manifest_from_json(where, parse_json(content))
-        except ValueError as error:
-            raise error if isinstance(error, ShardError) else ShardError(f"{where}: damaged: {error}") from error
+            return _manifest_from_json(parse_json(content))
+        except OutOfBounds as error:
+            raise ShardError(f"{where}: {error}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise ShardError(f"{where}: damaged: {str(error)[:99]}") from error
 
 
 def check_shard_size(path: Path, shard: Shard | IndexFile) -> None:
@@ -267,34 +269,29 @@ def check_shard_size(path: Path, shard: Shard | IndexFile) -> None:
         )
 
 
-def _manifest_from_json(path: str, content: Any) -> Manifest:
+def _manifest_from_json(content: Any) -> Manifest:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ShardError(f'{path}: not a shard manifest ("format" is not "{FORMAT}")')
+        raise OutOfBounds(f'not a shard manifest ("format" is not "{FORMAT}")')
     if content.get("version") != VERSION:
         found = f"version {content.get('version')}, this program reads version {VERSION}"
-        raise ShardError(f"{path}: {found}; make the shards anew with it")
-    try:
-        if odd := [key for key in ("tile_shape", "members", "shards") if not isinstance(content[key], list)]:
-            raise OutOfBounds(f"damaged: {', '.join(odd)}: no list")
-        manifest = Manifest(
-            split=content["split"],
-            tile_shape=tuple(content["tile_shape"]),
-            encoding=content["encoding"],
-            members=tuple(content["members"]),
-            stride=content["stride"],
-            config=content["config"],
-            index=record(IndexFile, content["index"]),
-            shards=tuple(record(Shard, shard) for shard in content["shards"]),
-            photos=None if content["photos"] is None else record(PhotosFile, content["photos"]),
-            degraded_psnr=content["degraded_psnr"],
-            versions=content["versions"],
-        )
-        _check_layout(manifest)
-        _check_contents(manifest)
-    except (KeyError, TypeError) as error:
-        raise ShardError(f"{path}: damaged: {str(error)[:99]}") from error
-    except OutOfBounds as error:
-        raise ShardError(f"{path}: {error}") from error
+        raise OutOfBounds(f"{found}; make the shards anew with it")
+    if odd := [key for key in ("tile_shape", "members", "shards") if not isinstance(content[key], list)]:
+        raise OutOfBounds(f"damaged: {', '.join(odd)}: no list")
+    manifest = Manifest(
+        split=content["split"],
+        tile_shape=tuple(content["tile_shape"]),
+        encoding=content["encoding"],
+        members=tuple(content["members"]),
+        stride=content["stride"],
+        config=content["config"],
+        index=record(IndexFile, content["index"]),
+        shards=tuple(record(Shard, shard) for shard in content["shards"]),
+        photos=None if content["photos"] is None else record(PhotosFile, content["photos"]),
+        degraded_psnr=content["degraded_psnr"],
+        versions=content["versions"],
+    )
+    _check_layout(manifest)
+    _check_contents(manifest)
     return manifest
 
 

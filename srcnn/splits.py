@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from srcnn.dataset import CURE, ShardDataset, read_manifest
+from srcnn.dataset import REPAIR_HINT, ShardDataset, read_manifest
 from srcnn.files import TEMPORARY_PREFIX
 from srcnn.machine import Finding, counted, note, ok, problem
 from srcnn.manifest import MANIFEST, PLAN, Manifest, Shard, ShardError, check_shard_size
@@ -49,7 +49,7 @@ def look_at(config: TrainConfig, split: str, verify: bool) -> Split:
             bar = tqdm(checked, f"{split}: files read", disable=None, leave=False)
             problems = [problem(f"{file.name}: {file.problem}") for file in bar if file.problem]
         else:
-            problems = [problem(text, "" if CURE in text else CURE) for text in _sizes(storage, manifest)]
+            problems = [problem(text, "" if REPAIR_HINT in text else REPAIR_HINT) for text in _sizes(storage, manifest)]
         check_samples(config, split, manifest, storage.location)  # which `open_split` does last
         return Split(manifest, open_split(config, split), problems)
     except (OSError, ValueError) as error:

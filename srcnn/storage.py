@@ -119,7 +119,9 @@ class Folder:
         if file is None:
             file = _WarmFile(self.path / name)
             with self._lock:
-                if len(self._open) >= MAX_OPEN_FILES:  # closed when the last thread that reads from it is done
+                # The one opened first goes, and is closed when the last thread that reads from it is done. In a uniform
+                # order of more shards than that, the one used least recently would be needed as soon as any other.
+                if len(self._open) >= MAX_OPEN_FILES:
                     self._open.pop(next(iter(self._open)))
                 self._open[name] = file
         return file

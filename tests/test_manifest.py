@@ -95,7 +95,7 @@ def test_sample_i_lies_at_i_strides(tmp_path: Path, shape: tuple[int, ...]) -> N
     num_pixels = int(np.prod(shape))
     for number, pair in enumerate(pairs):
         for part, tile in enumerate(pair):
-            start = number * stride + part * stride // 2 + 512 + len(manifest_module.npy_header(shape))
+            start = number * stride + part * stride // 2 + 512 + len(manifest_module.encode_npy_header(shape))
             np.testing.assert_array_equal(
                 np.frombuffer(content, np.uint8, num_pixels, start).reshape(shape), tile
             )
