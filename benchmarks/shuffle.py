@@ -1,8 +1,8 @@
 """How well an epoch is shuffled, measured on batches: `python -m benchmarks.shuffle --shards data/shards/train`.
 
 Two sets: the tiles of a shards folder, and a million tiles made of the same photos, 64 neighbouring tiles each.
-Six orders: an ideal shuffle (NumPy's), the three of `srcnn.order`, and webdataset's own shuffle stages with a small and
-a large buffer. Prints the tables of docs/shuffle.md.
+Six orders: an ideal shuffle (NumPy's), the three of `srcnn.shuffle`, and webdataset's own shuffle stages with a small
+and a large buffer. Prints the tables of docs/shuffle.md.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import numpy as np
 from webdataset.filters import shuffle
 
 from benchmarks.measure import table
-from srcnn.listing import photos_in
-from srcnn.order import Order, RunOrder
-from srcnn.reader import ShardReader
-from srcnn.stream import StreamConfig
+from srcnn.dataset import ShardDataset
+from srcnn.loader import StreamConfig
+from srcnn.photo_list import photos_in
+from srcnn.shuffle import BlockShuffle, Shuffle
 
 VALUES = ("mean luma", "variance", "squared error")
 SIMULATED_SAMPLES = 1_000_000
@@ -53,7 +53,7 @@ class TileSet(NamedTuple):
 
 def tiles_of_shards(folder: Path) -> TileSet:
     """The values of every tile of a split."""
-    reader = ShardReader(folder)
+    reader = ShardDataset(folder)
     parts = []
     for start in range(0, reader.num_samples, BLOCK):
         pixels = reader.read(np.arange(start, min(start + BLOCK, reader.num_samples)))
@@ -94,7 +94,7 @@ def as_streamed(num_samples: int, is_local: bool, config: StreamConfig = StreamC
     return partial(epoch_of, config.order_of(0, reader))
 
 
-def epoch_of(order: Order, epoch: int) -> np.ndarray:
+def epoch_of(order: Shuffle, epoch: int) -> np.ndarray:
     start, stop = epoch * order.num_samples, (epoch + 1) * order.num_samples
     blocks = (np.arange(first, min(first + BLOCK, stop)) for first in range(start, stop, BLOCK))
     return np.concatenate([order.samples_at(block) for block in blocks])
@@ -177,13 +177,14 @@ def with_interval(units: np.ndarray) -> list[tuple[float, float, float]]:
     return list(zip(units.mean(0).tolist(), low.tolist(), high.tolist(), strict=True))
 
 
-def samples_held(order: RunOrder) -> tuple[int, float]:
+def samples_held(order: BlockShuffle) -> tuple[int, float]:
     """Most and mean samples held over an epoch's turn by a reader that keeps a run from its first to its last use.
 
     Runs that two lanes share are used twice, an epoch apart; they are let go after two windows.
     """
     total = 2 * order.num_samples
-    runs = np.concatenate([epoch_of(order, epoch) // order.run_samples + epoch * order.num_samples for epoch in (0, 1)])
+    epochs = [epoch_of(order, epoch) // order.block_samples + epoch * order.num_samples for epoch in (0, 1)]
+    runs = np.concatenate(epochs)
     _, first, sizes = np.unique(runs, return_index=True, return_counts=True)
     last = np.minimum(total - 1 - np.unique(runs[::-1], return_index=True)[1], first + 2 * order.window_samples)
     held = np.cumsum(np.bincount(first, sizes, total + 1) - np.bincount(last + 1, sizes, total + 1))[:total]
@@ -191,10 +192,10 @@ def samples_held(order: RunOrder) -> tuple[int, float]:
 
 
 def runs_table(tiles: TileSet, batch_size: int, num_epochs: int) -> str:
-    """Design effect and memory of RunOrder over runs, windows and lanes."""
+    """Design effect and memory of BlockShuffle over runs, windows and lanes."""
     rows = []
     for run, window, lanes in TABLE:
-        order = RunOrder(0, len(tiles.photos), run, lanes, window)
+        order = BlockShuffle(0, len(tiles.photos), run, lanes, window)
         epochs = [epoch_of(order, epoch) for epoch in range(num_epochs)]
         units = ([design_effects(samples, tiles, size) for samples in epochs] for size in (batch_size, LARGE_BATCH))
         effect, large = (with_interval(np.concatenate(unit)) for unit in units)

@@ -35,14 +35,14 @@ from torch import nn
 from benchmarks.dataset import TILE_PIXELS, make_shards
 from benchmarks.measure import WORK, Failed, alternate, call, log, machine, not_measured, table
 from srcnn.benchmark import DTYPES, PEAK_SIDES, matrix_peak, now, training_flop
+from srcnn.dataset import ShardDataset
+from srcnn.loader import Batch
 from srcnn.meter import Meter
 from srcnn.metrics import tile_psnr
 from srcnn.model import SRCNN, ModelConfig, initialize
 from srcnn.optimize import OptimizerConfig
-from srcnn.reader import ShardReader
 from srcnn.run import TrainConfig, start_accelerator, start_run
 from srcnn.step import settle, train_step
-from srcnn.stream import Batch
 from srcnn.validate import as_floats
 
 PARTS = ("step", "curves", "ranks")
@@ -136,7 +136,7 @@ class Trainer:
     @cache
     def tiles(self) -> tuple[torch.Tensor, ...]:
         """Clean and degraded, uint8 (N, H, W), on the device."""
-        reader = ShardReader(self.shards)
+        reader = ShardDataset(self.shards)
         return tuple(torch.from_numpy(tiles).to(self.device) for tiles in reader.read(np.arange(reader.num_samples)))
 
     def pairs(self, samples: torch.Tensor) -> Batch:

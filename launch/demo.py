@@ -99,12 +99,12 @@ def make_tiles(photos: Path, shards: Path) -> None:
                 "--val_fraction", "0.25"]
     if shards_command([*settings, "--photos", str(photos), "--out", str(shards), "--allow_refused", "true"]):
         raise DemoFailed
-    from srcnn.reader import ShardReader
-    from srcnn.sample import ShardError
+    from srcnn.dataset import ShardDataset
+    from srcnn.manifest import ShardError
 
     try:
         for split in ("train", "val"):
-            ShardReader(str(shards / split)).close()
+            ShardDataset(str(shards / split)).close()
     except ShardError as error:
         raise DemoFailed(f"{photos}: no photo is left to {'train' if split == 'train' else 'validate'} on; add photos, "
                          f"or take away those refused, remove {shards}, and start again") from error

@@ -14,7 +14,7 @@ from shards.pool import ShardsFailed
 from shards.sheet import sheet_name, write_sheet
 from shards.write import Summary, make_shards
 from srcnn.config import parse
-from srcnn.listing import refused_in
+from srcnn.photo_list import refused_in
 from srcnn.storage import join, open_storage
 
 

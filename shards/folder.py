@@ -17,13 +17,23 @@ from shards import plan, pool
 from shards.places import Place, place
 from shards.plan import ShardsConfig, ShardTask
 from shards.pool import ShardsFailed
-from srcnn import files, sample
+from srcnn import files
+from srcnn import manifest as manifest_module
 from srcnn.config import plain
-from srcnn.index import INDEX, encode_index, index_entry, index_header, index_tar
-from srcnn.listing import PHOTOS, encode, read_listing, refused_in
-from srcnn.members import npy_stride
-from srcnn.rows import Rows
-from srcnn.sample import PLAN, SPLITS, IndexFile, Manifest, PhotoRecord, PhotosFile, Refused, Shard, ShardError
+from srcnn.index import INDEX, IndexReader, encode_index, index_entry, index_header, index_tar
+from srcnn.manifest import (
+    PLAN,
+    SPLITS,
+    IndexFile,
+    Manifest,
+    PhotoRecord,
+    PhotosFile,
+    Refused,
+    Shard,
+    ShardError,
+    npy_stride,
+)
+from srcnn.photo_list import PHOTOS, encode, read_listing, refused_in
 from srcnn.storage import join, open_storage
 from srcnn.untrusted import parse_json, record
 
@@ -49,7 +59,7 @@ def claim(out: Place, config: ShardsConfig, tasks: list[ShardTask]) -> None:
     """
     identity = plain(config.identity())
     content = {"config": identity, "plan_sha256": plan.plan_hash(tasks), "num_shards": len(tasks)}
-    versions = {"versions": sample.writer_versions()}
+    versions = {"versions": manifest_module.writer_versions()}
     cure = "choose another OUT, or remove this folder to make them anew"
     there = out.names()
     if PLAN in there:
@@ -73,7 +83,7 @@ def claim(out: Place, config: ShardsConfig, tasks: list[ShardTask]) -> None:
 
 def check_versions(out: Place) -> None:
     """Raises ShardsFailed where the shards there were made by another Pillow or JPEG library: pixels would differ."""
-    begun, now = _read_json(out, PLAN).get("versions"), sample.writer_versions()
+    begun, now = _read_json(out, PLAN).get("versions"), manifest_module.writer_versions()
     if begun != now:
         cure = "install those again, or remove this folder to make all shards anew"
         raise ShardsFailed(f"{out.location}: its finished shards were made with {begun}, here is {now}; {cure}")
@@ -125,8 +135,8 @@ def finished_shards(out: Place, tasks: Iterable[ShardTask]) -> dict[ShardTask, S
 
 
 def manifest_there(out: Place, split: str) -> Manifest | None:
-    name = f"{split}/{sample.MANIFEST}"
-    if sample.MANIFEST not in out.sizes(split):
+    name = f"{split}/{manifest_module.MANIFEST}"
+    if manifest_module.MANIFEST not in out.sizes(split):
         return None
     return Manifest.parse(out.read(name).decode(errors="surrogateescape"), join(out.location, name))
 
@@ -179,12 +189,12 @@ def finish_split(config: ShardsConfig, split: str, tasks: list[ShardTask], refus
         shards=shards,
         photos=photos,
         degraded_psnr=degraded_psnr,
-        versions=sample.writer_versions(),
+        versions=manifest_module.writer_versions(),
     )
     if there and replace(manifest, versions=there.versions) == there:
         manifest = there
     else:
-        _write_json(out, f"{split}/{sample.MANIFEST}", manifest.to_json())
+        _write_json(out, f"{split}/{manifest_module.MANIFEST}", manifest.to_json())
     out.remove(f"{split}/{name}" for name in sorted(beside))
     return manifest
 
@@ -278,8 +288,8 @@ def write_index(
     return index_entry(sum(shard.num_samples for shard in shards))
 
 
-def _rows_there(out: Place, split: str, there: Manifest) -> Rows | None:
+def _rows_there(out: Place, split: str, there: Manifest) -> IndexReader | None:
     try:
-        return Rows(open_storage(join(out.location, split)), there)
+        return IndexReader(open_storage(join(out.location, split)), there)
     except ShardError:
         return None

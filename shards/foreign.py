@@ -13,8 +13,7 @@ from shards import pool
 from shards.pool import ShardsFailed
 from srcnn.files import atomic_file, sha256_of
 from srcnn.index import INDEX, encode_index, hash_of_rows, index_entry, names_in, scan_tar
-from srcnn.members import decode_picture
-from srcnn.sample import MANIFEST, Manifest, Shard, ShardError, writer_versions
+from srcnn.manifest import MANIFEST, Manifest, Shard, ShardError, decode_picture, writer_versions
 from srcnn.untrusted import MAX_TILE_SIDE, OutOfBounds, check_name
 
 GUESSES = ("png", "jpg", "jpeg", "webp", "npy")

@@ -17,8 +17,9 @@ from typing import IO, Any
 
 from shards.pool import ShardsFailed
 from srcnn import files
+from srcnn.object_store import AccessConfig, ObjectStore
 from srcnn.photo import SUFFIXES, find_photos
-from srcnn.storage import AccessConfig, ObjectStore, is_url
+from srcnn.storage import is_url
 
 WRITTEN_SCHEMES = ("s3", "gs", "az")
 

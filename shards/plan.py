@@ -13,9 +13,8 @@ from pathlib import PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 from srcnn.degrade import Degradation
-from srcnn.members import MEMBERS, TileEncoding
+from srcnn.manifest import MEMBERS, SPLITS, Refused, TileEncoding
 from srcnn.photo import MAX_MEGAPIXELS, Resize
-from srcnn.sample import SPLITS, Refused
 from srcnn.tiles import JPEG_BLOCK_PIXELS, grid, starts_to_cover
 from srcnn.untrusted import MAX_TILE_SIDE
 

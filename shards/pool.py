@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from srcnn import sample
+from srcnn import manifest
 
 MOST_IN_FLIGHT = 4096  # tasks that are with the workers: enough for a cluster, little memory for its scheduler
 LARGEST_CHUNK = 256
@@ -73,7 +73,7 @@ class Workers:
         if executor is None:
             return map(work, tasks)
         chunks = (tasks[first : first + chunk] for first in range(0, len(tasks), chunk))
-        each = partial(_each, work, sample.writer_versions())
+        each = partial(_each, work, manifest.writer_versions())
         waiting = deque(executor.submit(each, part) for part in islice(chunks, MOST_IN_FLIGHT))
         return chain.from_iterable(_results(executor, each, chunks, waiting))
 
@@ -104,7 +104,7 @@ def _each(
     work: Callable[[TaskT], ResultT], versions: dict[str, str], tasks: Sequence[TaskT]
 ) -> list[ResultT]:
     """What a worker does. Raises ShardsFailed where it would make other pixels than the one who asked."""
-    if (here := sample.writer_versions()) != versions:
+    if (here := manifest.writer_versions()) != versions:
         told = f"the worker on {socket.gethostname()} has {here}, the machine that asks {versions}"
         raise ShardsFailed(f"{told}: the pixels would differ; install the same on all machines")
     return [work(task) for task in tasks]

@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image
 
 from shards.places import Place
-from srcnn.reader import ShardReader
-from srcnn.sample import Manifest
+from srcnn.dataset import ShardDataset
+from srcnn.manifest import Manifest
 from srcnn.storage import join
 
 COLUMNS = 4
@@ -23,7 +23,7 @@ def write_sheet(out: Place, split: str, manifest: Manifest, num_pairs: int, seed
     if not num_pairs:
         return
     chosen = np.sort(np.random.default_rng(seed).choice(manifest.num_samples, num_pairs, replace=False))
-    reader = ShardReader(join(out.location, split))
+    reader = ShardDataset(join(out.location, split))
     pictures = reader.read(chosen)[: len(manifest.members)]
     cells = [_pad(np.concatenate(pair, axis=1)) for pair in zip(*pictures, strict=True)]
     cells += [np.full_like(cells[0], 255)] * (-num_pairs % COLUMNS)

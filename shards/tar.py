@@ -10,7 +10,7 @@ from typing import IO
 import numpy as np
 
 from srcnn.index import ROW, hash_of, index_row
-from srcnn.members import BLOCK_BYTES, MEMBERS, TileEncoding, encode_tile, key
+from srcnn.manifest import BLOCK_BYTES, MEMBERS, TileEncoding, encode_tile, key
 
 CHECKSUM = slice(148, 156)  # of a header; itself counted as spaces
 

@@ -21,9 +21,9 @@ from shards.tar import TarShard
 from srcnn import files, tiles
 from srcnn.degrade import crop_to_multiple, degrade
 from srcnn.index import hash_of_rows
+from srcnn.manifest import SPLITS, Manifest, PhotoRecord, Refused, Shard
 from srcnn.metrics import psnr
 from srcnn.photo import PhotoRefused, luma_l, open_image, over_white, read_photo, upright_size
-from srcnn.sample import SPLITS, Manifest, PhotoRecord, Refused, Shard
 from srcnn.storage import join
 
 MOST_WORKERS_SERVED = 16  # writing a photo's pairs takes a sixteenth of the time of making them

@@ -4,19 +4,17 @@
       -> degraded         degrade.py    JPEG, bicubic
                           damages.py    these and others by name, drawn at random
       -> tile pairs       tiles.py      cut, windows with a halo, join
-      -> shards           members.py    tiles and pictures in a tar
-                          sample.py     the contract of shards and manifest
+      -> shards           manifest.py   the contract of shards and manifest, tiles and pictures in a tar
+                          photo_list.py  which photos went where
                           index.py      where each pair lies, and its hash
                           verify.py     every byte against manifest and index
-      -> pairs            storage.py    folders and object stores (answers.py: what these send)
-                          cache.py      what was read of these, on a local disk
-                          reader.py     pairs by their numbers
-      -> batches          order.py      which sample stands where
+      -> pairs            storage.py    a folder or a URL; object_store.py: http, s3 and the like
+                          dataset.py    pairs by their numbers
+      -> batches          shuffle.py    which sample stands where
                           prefetch.py   reading ahead
                           training_pairs.py  pairs made of clean tiles while training
-                          stream.py     this rank's batches
-                          resident.py   a whole split in memory
-                          feed.py       ranks in step, to the device
+                          loader.py     this rank's batches
+                          device_loader.py  to the device; a whole split in memory
       -> network          network.py    what a network is to the rest
                           model.py      SRCNN; load and save of any (weight_files.py)
                           unet.py       a larger one
@@ -36,7 +34,7 @@
                           tracking.py   metrics.jsonl; trackers.py, wandb_files.py, sync.py: wandb, TensorBoard
       -> restored photo   apply.py      a network over the tiles of a photo; chroma.py: colour smoothed by the luma
                           strips.py     9-1-5 in bfloat16 on a CPU
-                          threads.py    tiles or photos side by side
+                          parallel.py   tiles or photos side by side
                           canvas.py     a photo file changed in place; metadata.py, deep.py: EXIF and the like, 16 bits
                           fitting.py    the weights for a JPEG's quality (jpeg_quality.py)
                           restore.py    arrays, tensors, images; upscale.py: enlarged
@@ -55,15 +53,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from srcnn.dataset import webdataset_pipeline
     from srcnn.metrics import psnr, psnr_b, ssim
     from srcnn.model import SRCNN, ModelConfig, load_model
     from srcnn.restore import restore
     from srcnn.unet import UNet, UNetConfig
 
-__all__ = ["SRCNN", "ModelConfig", "UNet", "UNetConfig", "load_model", "psnr", "psnr_b", "restore", "ssim"]
+__all__ = ["SRCNN", "ModelConfig", "UNet", "UNetConfig", "load_model", "psnr", "psnr_b", "restore", "ssim",
+           "webdataset_pipeline"]
 _HOMES = {
     "SRCNN": "model", "ModelConfig": "model", "load_model": "model", "restore": "restore",
     "UNet": "unet", "UNetConfig": "unet", "psnr": "metrics", "psnr_b": "metrics", "ssim": "metrics",
+    "webdataset_pipeline": "dataset",
 }
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from tqdm import tqdm
 
 from srcnn.config import read_yaml, without_credentials
+from srcnn.dataset import ShardDataset
 from srcnn.photo_commands import add_photo_commands
-from srcnn.reader import ShardReader
 from srcnn.storage import join
 from srcnn.verify import verify_shards
 from srcnn.weight_commands import add_weight_commands
@@ -109,7 +109,7 @@ def report_command(options: argparse.Namespace) -> int:
     if not {"shards", "overfit_tiles"} <= config.keys():
         raise ValueError(f"{settings}: not the settings of a training run")
     split = "train" if config["overfit_tiles"] else "val"
-    print(write_report(options.run, ShardReader(join(config["shards"], split), config["overfit_tiles"])))
+    print(write_report(options.run, ShardDataset(join(config["shards"], split), config["overfit_tiles"])))
     return 0
 
 

@@ -13,9 +13,9 @@ from torch.nn import functional
 from srcnn.chroma import REACH, smooth_chroma
 from srcnn.model import SRCNN, prefers_bf16
 from srcnn.network import Network
+from srcnn.parallel import in_order, single_threaded_pool
 from srcnn.products import full_precision, keep_freed_memory
 from srcnn.strips import restore_in_strips, suits
-from srcnn.threads import in_order, lone_threads
 from srcnn.tiles import Window, spans, windows
 from srcnn.ycbcr import LUMA_WEIGHTS, to_luma
 
@@ -95,7 +95,7 @@ def restore_tiles(
             yield part, pixels.read(part.source)
 
     keep_freed_memory()
-    with full_precision(), lone_threads(num_threads) as pool:
+    with full_precision(), single_threaded_pool(num_threads) as pool:
         results = in_order(pool, tiles.restore, cut(), max(ahead, 2 * num_threads))
         for number, (part, restored) in enumerate(zip(parts, results, strict=True), 1):
             pixels.write(part.target, restored)

@@ -20,12 +20,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from srcnn.config import plain
 from srcnn.files import write_json
+from srcnn.loader import Batch
 from srcnn.meter import Meter, memory_gib
 from srcnn.metrics import sum_over_ranks
 from srcnn.model import ModelConfig, make_network
 from srcnn.run import Run, TrainConfig, open_split, start_accelerator, start_run
 from srcnn.step import settle, train_step
-from srcnn.stream import Batch
 from srcnn.train import batches
 from srcnn.unet import UNetConfig
 

@@ -21,8 +21,8 @@ MCU_PIXELS = 16  # what a 4:2:0 JPEG is coded in: four blocks of luma over one o
 
 
 class Damaged(NamedTuple):
-    """What a damage gives: pixels as it got them, uint8 (H, W) or (H, W, 3); and what the file would tell a conditioned
-    network of itself, `jpeg_quality.condition_of`, None where it would be no JPEG.
+    """What a damage gives: pixels as it got them, uint8 (H, W) or (H, W, 3); and the condition that its
+    file would have, `jpeg_quality.condition_of`, None where it would be no JPEG.
     """
 
     pixels: np.ndarray
@@ -49,7 +49,7 @@ def damage(function: Damage) -> Damage:
 
 @damage
 def clean(pixels: np.ndarray, _: np.random.Generator) -> Damaged:
-    """None at all; a network is told that nothing was quantized."""
+    """None at all; the condition says that nothing was quantized."""
     return Damaged(pixels, _condition(pixels, 100, "4:4:4"))
 
 
@@ -72,8 +72,8 @@ def jpeg_twice(
     pixels: np.ndarray, generator: np.random.Generator, quality: Sequence[int] = (5, 95), share_444: float = 0.2,
     share_shifted: float = 0.5,
 ) -> Damaged:
-    """Saved as a JPEG, perhaps cropped, and saved again. Half of the time a network is told of the last time, as the
-    file's own tables would tell it; else of the coarser steps of both.
+    """Saved as a JPEG, perhaps cropped, and saved again. Half of the time the condition is the last one's, as in the
+    file's own tables; else the coarser steps of both.
 
     Args:
         quality, share_444: as of `jpeg`, drawn for each time.
@@ -86,8 +86,8 @@ def jpeg_twice(
     between = degrade.jpeg(larger, *first, optimize=False)[rows:, columns:]
     # libjpeg's steps never grow with the quality: the coarser of both are those of the lower one. "4:2:0" < "4:4:4".
     coarser = min(first[0], last[0]), min(first[1], last[1])
-    told = last if generator.random() < 0.5 else coarser
-    return Damaged(degrade.jpeg(between, *last, optimize=False), _condition(pixels, *told))
+    condition = last if generator.random() < 0.5 else coarser
+    return Damaged(degrade.jpeg(between, *last, optimize=False), _condition(pixels, *condition))
 
 
 def _draw_saving(generator: np.random.Generator, quality: Sequence[int], share_444: float) -> tuple[int, str]:

@@ -18,18 +18,18 @@ import torch
 
 from srcnn import checkpoint, machine
 from srcnn.config import parse, without_credentials
+from srcnn.dataset import ShardDataset
+from srcnn.device_loader import LARGEST_SHARE, check_fits
 from srcnn.files import LOCK, FolderLock
+from srcnn.loader import BATCHES_IN_USE
 from srcnn.machine import Finding, counted, note, ok, problem
+from srcnn.manifest import SPLITS
 from srcnn.model import device_here, load_model, make_network
-from srcnn.order import UniformOrder
-from srcnn.reader import ShardReader
-from srcnn.resident import LARGEST_SHARE, check_fits
 from srcnn.resume import check_continues, is_same_job, stream_state
 from srcnn.run import TrainConfig
-from srcnn.sample import SPLITS
+from srcnn.shuffle import UniformShuffle
 from srcnn.splits import Split, check_splits, look_at
 from srcnn.storage import MAX_OPEN_FILES, is_url
-from srcnn.stream import BATCHES_IN_USE
 
 ANSWER_SECONDS = 5.0  # that a server of shards may take
 FEW_STEPS = 10  # an epoch
@@ -75,7 +75,7 @@ class Job:
         return -(-self.ranks // self.machines)
 
     @property
-    def train(self) -> ShardReader | None:
+    def train(self) -> ShardDataset | None:
         return self.splits["train"].reader
 
 
@@ -194,7 +194,7 @@ def check_memory(job: Job) -> Iterator[Finding]:
         return
     size = job.config.batch_size or job.config.batch_size_per_process * job.ranks
     num_pairs = size * (stream.prefetch_batches + BATCHES_IN_USE)
-    if not isinstance(stream.order_of(job.config.seed, reader), UniformOrder):
+    if not isinstance(stream.order_of(job.config.seed, reader), UniformShuffle):
         num_pairs += stream.window_samples + stream.lead_samples + size
     pair_bytes = reader.num_members * torch.Size(reader.tile_shape).numel()
     needed, free = num_pairs * pair_bytes / job.machines, psutil.virtual_memory().available

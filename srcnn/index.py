@@ -10,14 +10,16 @@ import mmap
 import re
 import tarfile
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
 
-from srcnn.members import BLOCK_BYTES
-from srcnn.sample import IndexFile, Manifest, Shard, ShardError
+from srcnn.manifest import BLOCK_BYTES, IndexFile, Manifest, Shard, ShardError, check_shard_size, encode_npy_header
+from srcnn.object_store import ObjectStore
+from srcnn.storage import Folder
 from srcnn.untrusted import open_regular
 
 INDEX = "index.npy"
@@ -179,11 +181,8 @@ def _padded(num_bytes: int) -> int:
 
 
 def index_header(num_samples: int) -> bytes:
-    """The start of an index file, npy format 1.0; the rows follow."""
-    description = {"descr": np.lib.format.dtype_to_descr(ROW), "fortran_order": False, "shape": (num_samples,)}
-    text = "{" + "".join(f"'{key}': {value!r}, " for key, value in description.items()) + "}"
-    length = -(-(len(text) + 11) // 64) * 64 - 10
-    return b"\x93NUMPY\x01\x00" + length.to_bytes(2, "little") + text.ljust(length - 1).encode() + b"\n"
+    """The start of an index file; the rows follow."""
+    return encode_npy_header((num_samples,), repr(np.lib.format.dtype_to_descr(ROW)))
 
 
 def encode_index(rows: np.ndarray) -> bytes:
@@ -214,3 +213,99 @@ def row_problem(rows: np.ndarray, manifest: Manifest, shard: Shard) -> str:
     if any(np.any(end > num_bytes) for end in ends) or np.any(num_bytes > MAX_SAMPLE_BYTES):
         return f"has members that lie outside of it, or more than {MAX_SAMPLE_BYTES} bytes"
     return ""
+
+
+WHOLE_BYTES = 512 << 20  # of an index that comes from an object store in one piece: 15 million samples
+MAX_CACHED_ROWS = 16 << 20  # of one that comes shard by shard, 600 MB
+READ_ATTEMPTS = 3  # of what arrives but does not match its hash
+
+
+class IndexReader:
+    """The index of a split's shards, each shard's checked against the manifest when it is first needed; safe to use
+    from several threads. No process needs it all: that of ten million photos has 23 GB.
+
+    In a folder it stays in its file, mapped. From an object store a small one comes whole, of a large one the rows of
+    each shard when they are needed.
+
+    Raises:
+        ShardError: no index of these shards; damage within it shows when the rows are read.
+    """
+
+    def __init__(self, storage: Folder | ObjectStore, manifest: Manifest) -> None:
+        self._storage, self._manifest = storage, manifest
+        self._starts = np.cumsum([0, *(shard.num_samples for shard in manifest.shards)])
+        self._is_checked = np.zeros(len(manifest.shards), bool)
+        self._all: np.ndarray | None = None
+        self.where = f"{storage.location}/{manifest.index.name}"
+        self._header = index_header(manifest.num_samples)
+        largest = max((shard.num_samples for shard in manifest.shards), default=1)
+        self._cached = lru_cache(max(1, MAX_CACHED_ROWS // max(1, largest)))(self._read_shard)
+        if manifest.index != index_entry(manifest.num_samples):
+            raise ShardError(f"{self.where}: no index of {manifest.num_samples} samples; copy both again")
+        try:
+            self._open()
+        except FileNotFoundError as error:
+            raise ShardError(f"{self.where}: is missing; copy it again") from error
+
+    def _open(self) -> None:
+        entry, is_empty = self._manifest.index, not self._manifest.num_samples
+        if isinstance(self._storage, Folder):
+            path = self._storage.path / entry.name
+            check_shard_size(path, entry)
+            self._check_header(self._storage.read_range(entry.name, 0, len(self._header)))
+            # Slices of a plain array cost half of those of a memmap, and are still mapped.
+            self._all = np.empty(0, ROW) if is_empty else np.asarray(np.memmap(path, ROW, "r", len(self._header)))
+        elif entry.bytes <= WHOLE_BYTES:
+            self._all = self._read_whole()
+            self._is_checked[:] = True
+        else:
+            self._check_header(self._storage.read_range(entry.name, 0, len(self._header), entry.bytes))
+
+    def _read_whole(self) -> np.ndarray:
+        """All rows from an object store; read again where some do not match, which may be the network's fault."""
+        for _ in range(READ_ATTEMPTS):
+            content = self._storage.read(self._manifest.index.name, self._manifest.index.bytes)
+            if len(content) == self._manifest.index.bytes and content.startswith(self._header):
+                rows = np.frombuffer(content, ROW, offset=len(self._header))
+                if all(self._fits(number, part) for number, part in enumerate(np.split(rows, self._starts[1:-1]))):
+                    return rows
+        self._check_header(content)
+        raise self._mismatch("")
+
+    def _check_header(self, content: Any) -> None:
+        if bytes(content[: len(self._header)]) != self._header:
+            raise ShardError(f"{self.where}: no index of {self._manifest.num_samples} samples; copy it again")
+
+    def _fits(self, number: int, rows: np.ndarray) -> bool:
+        return hash_of_rows(rows) == self._manifest.shards[number].index_sha256
+
+    def _mismatch(self, of: str) -> ShardError:
+        return ShardError(f"{self.where}: not the index{of} that the manifest names; copy both again")
+
+    def of_shard(self, number: int) -> np.ndarray:
+        """The rows of a shard, checked. Raises ShardError where they are not those, ReadFailed where not to be read."""
+        if self._all is None:
+            return self._cached(number)
+        rows = self._all[self._starts[number] : self._starts[number + 1]]
+        if not self._is_checked[number]:
+            if not self._fits(number, rows):
+                raise self._mismatch(f" of {self._manifest.shards[number].name}")
+            self._is_checked[number] = True
+        return rows
+
+    def _read_shard(self, number: int) -> np.ndarray:
+        entry = self._manifest.index
+        start, stop = (len(self._header) + self._starts[number : number + 2] * ROW.itemsize).tolist()
+        for _ in range(READ_ATTEMPTS):
+            rows = np.frombuffer(self._storage.read_range(entry.name, start, stop, entry.bytes), ROW)
+            if self._fits(number, rows):
+                return rows
+        raise self._mismatch(f" of {self._manifest.shards[number].name}")
+
+    def hashes(self, samples: np.ndarray, numbers: np.ndarray) -> list[int]:
+        """The hashes of samples (N,) that lie in the shards of these numbers (N,), of an index in a folder."""
+        assert self._all is not None
+        for number in np.unique(numbers[~self._is_checked[numbers]]).tolist():
+            self.of_shard(number)
+        found: list[int] = self._all["hash"][samples].tolist()
+        return found

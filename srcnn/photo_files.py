@@ -17,9 +17,9 @@ from srcnn.canvas import read_canvas, save_canvas
 from srcnn.files import atomic_file
 from srcnn.fitting import Networks
 from srcnn.network import Network
+from srcnn.parallel import in_order, single_threaded_pool
 from srcnn.photo import KINDS, PhotoRefused, open_image
 from srcnn.restore import restore_canvas
-from srcnn.threads import in_order, lone_threads
 from srcnn.untrusted import MAX_PHOTO_BYTES, open_regular
 from srcnn.upscale import upscale_canvas
 
@@ -149,7 +149,7 @@ def work_on_files(
         progress = partial(on_progress, item[0]) if on_progress and alone else None
         return attempt(work, *item, overwrite=overwrite, on_progress=progress)
 
-    with lone_threads(num_threads) as pool:
+    with single_threaded_pool(num_threads) as pool:
         for small, group in groupby(targets.items(), lambda item: megapixels(item[0]) <= most):
             if small:
                 yield from in_order(pool, work_on_one, group, ahead=num_threads)

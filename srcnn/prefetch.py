@@ -1,163 +1,119 @@
-"""Reading ahead by threads: whole batches, or runs of neighbouring samples for many batches. Stages are iterators."""
+"""Reading ahead: blocks of neighbouring samples, each once for all the batches that hold some of them."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
 from srcnn import signals
-from srcnn.reader import Allocate, Pairs, ShardReader
+from srcnn.dataset import Allocate, PairBuffer, ShardDataset
+from srcnn.shuffle import BatchNumbers
 
-WARNING_SECONDS = 0.2  # how soon a warning is heeded that comes while batches are waited for
-
-
-class Part(Protocol):
-    """What a batch is to hold: samples (N,) int64, crops (N, 2) or None, and how far the stream is after it."""
-
-    @property
-    def samples(self) -> np.ndarray: ...
-
-    @property
-    def crops(self) -> np.ndarray | None: ...
-
-    @property
-    def position(self) -> int: ...
+SampleUse = tuple[int, PairBuffer, int, np.ndarray | None]  # sample, buffer, index in it, crop
 
 
-PartT = TypeVar("PartT", bound=Part)
-ResultT = TypeVar("ResultT")
-
-
-def ahead(
-    function: Callable[..., ResultT], items: Iterable[tuple[Any, ...]], num_threads: int, depth: int
-) -> Generator[ResultT, None, None]:
-    """`function(*item)` for each item, in order, `depth` of them computed ahead by threads.
-
-    An error is raised in its place. Closing the generator ends the threads.
-    """
-    remaining = iter(items)
-    pool = ThreadPoolExecutor(num_threads, "ahead")
-    try:
-        coming = deque(pool.submit(function, *item) for item in islice(remaining, depth))
-        while coming:
-            result = result_of(coming.popleft())
-            coming.extend(pool.submit(function, *item) for item in islice(remaining, 1))
-            yield result
-    finally:
-        pool.shutdown(wait=signals.warned() is None, cancel_futures=True)
-
-
-def result_of(future: Future[ResultT]) -> ResultT:
-    """Its result. Raises Stopped where it is not there yet and the process is told to stop: a read may take minutes."""
-    while not (future.done() or wait([future], WARNING_SECONDS).done):
-        if warning := signals.warned():
-            raise warning
-    return future.result()
-
-
-class Rooms:
-    """Room for one batch after the other: the same `num_rooms` rooms in turn."""
+class BufferRing:
+    """The same `num_buffers` buffers in turn, for one batch after the other."""
 
     def __init__(
-        self, tile_shape: tuple[int, ...], num_rooms: int, allocate: Allocate | None = None, num_members: int = 2
+        self, tile_shape: tuple[int, ...], num_buffers: int, allocate: Allocate | None = None, num_members: int = 2
     ) -> None:
         self._tile_shape, self._allocate, self._num_members = tile_shape, allocate, num_members
-        self._rooms: deque[Pairs] = deque(maxlen=num_rooms)
+        self._buffers: deque[PairBuffer] = deque(maxlen=num_buffers)
 
-    def take(self, size: int) -> Pairs:
-        """The next room, for a batch of this size."""
-        if len(self._rooms) < (self._rooms.maxlen or 0):
-            self._rooms.append(Pairs(size, self._tile_shape, self._allocate, self._num_members))
+    def take(self, num_pairs: int) -> PairBuffer:
+        """The next buffer, for a batch of this size."""
+        if len(self._buffers) < (self._buffers.maxlen or 0):
+            self._buffers.append(PairBuffer(num_pairs, self._tile_shape, self._allocate, self._num_members))
         else:
-            self._rooms.rotate(-1)
-        room = self._rooms[-1]
-        return room if len(room.rows) == size else Pairs(size, self._tile_shape, num_members=self._num_members)
-
-
-def with_room(parts: Iterable[PartT], rooms: Rooms) -> Iterator[tuple[PartT, Pairs]]:
-    """Each part with room for its batch."""
-    return ((part, rooms.take(len(part.samples))) for part in parts)
-
-
-class Planned(NamedTuple):
-    """A batch to come: what it is to hold, its room, and the runs that are being read into it."""
-
-    part: Any
-    room: Pairs
-    runs: list[Run]
+            self._buffers.rotate(-1)
+        buffer = self._buffers[-1]
+        if len(buffer.tiles) != num_pairs:
+            return PairBuffer(num_pairs, self._tile_shape, num_members=self._num_members)
+        return buffer
 
 
 @dataclass
-class Run:
-    """Neighbouring samples that are read at once, each into the row of the batch that wants it."""
+class ReadBlock:
+    """A block of neighbouring samples that is read once, at the position of the batch that needs it first."""
 
     first_position: int
-    places: list[tuple[int, Pairs, int, np.ndarray | None]]  # sample, room, row, crop
+    uses: list[SampleUse]
     done: Future[None] = field(init=False)  # from the fetch on
 
 
+class PlannedBatch(NamedTuple):
+    """A batch to come: what it is to hold, its buffer, and the blocks that are being read into it."""
+
+    numbers: BatchNumbers
+    buffer: PairBuffer
+    blocks: list[ReadBlock]
+
+
 def read_ahead(
-    parts: Iterable[tuple[PartT, Pairs]], fetch: Callable[[Run], Future[None]], run_samples: int, span: int, lead: int
-) -> Iterator[Planned]:
-    """Batches whose runs are under way: `fetch(run)` was called at least `lead` positions of the stream before.
+    batches: Iterable[tuple[BatchNumbers, PairBuffer]], fetch: Callable[[ReadBlock], Future[None]], block_samples: int,
+    span: int, lead: int,
+) -> Iterator[PlannedBatch]:
+    """Batches whose blocks are under way: `fetch(block)` was called at least `lead` positions of the stream before.
 
-    A run is fetched once for all its uses within `span` positions, which are known by then.
+    A block is fetched once for all its uses within `span` positions, which are known by then.
     """
-    coming: deque[Planned] = deque()
-    open_runs: dict[int, Run] = {}  # whose uses are still being found, in the order of their first use
-    for part, room in parts:
-        runs: dict[int, Run] = {}
-        numbers = (part.samples // run_samples).tolist()
-        for row, (sample, number) in enumerate(zip(part.samples.tolist(), numbers, strict=True)):
-            run = open_runs.get(number)
-            if run is None:
-                run = open_runs[number] = Run(part.position, [])
-            run.places.append((sample, room, row, None if part.crops is None else part.crops[row]))
-            runs[number] = run
-        coming.append(Planned(part, room, list(runs.values())))
-        _fetch_known(open_runs, fetch, part.position - span)
-        while part.position - coming[0].part.position >= span + lead:
-            yield coming.popleft()
-    _fetch_known(open_runs, fetch, None)
-    yield from coming
+    planned: deque[PlannedBatch] = deque()
+    open_blocks: dict[int, ReadBlock] = {}  # whose uses are still being found, in the order of their first use
+    for numbers, buffer in batches:
+        blocks: dict[int, ReadBlock] = {}
+        block_numbers = (numbers.samples // block_samples).tolist()
+        for index, (sample, number) in enumerate(zip(numbers.samples.tolist(), block_numbers, strict=True)):
+            block = open_blocks.get(number)
+            if block is None:
+                block = open_blocks[number] = ReadBlock(numbers.position, [])
+            block.uses.append((sample, buffer, index, None if numbers.crops is None else numbers.crops[index]))
+            blocks[number] = block
+        planned.append(PlannedBatch(numbers, buffer, list(blocks.values())))
+        _fetch_known(open_blocks, fetch, numbers.position - span)
+        while numbers.position - planned[0].numbers.position >= span + lead:
+            yield planned.popleft()
+    _fetch_known(open_blocks, fetch, None)
+    yield from planned
 
 
-def _fetch_known(open_runs: dict[int, Run], fetch: Callable[[Run], Future[None]], until: int | None) -> None:
-    """Begins to fetch the runs whose first use is not after `until`; None: all."""
-    while open_runs:
-        number, run = next(iter(open_runs.items()))
-        if until is not None and run.first_position > until:
+def _fetch_known(
+    open_blocks: dict[int, ReadBlock], fetch: Callable[[ReadBlock], Future[None]], until: int | None
+) -> None:
+    """Begins to fetch the blocks whose first use is not after `until`; None: all."""
+    while open_blocks:
+        number, block = next(iter(open_blocks.items()))
+        if until is not None and block.first_position > until:
             return
-        run.done = fetch(open_runs.pop(number))
+        block.done = fetch(open_blocks.pop(number))
 
 
-class Fetcher:
-    """Reads runs in threads, straight into the batches that want them."""
+class BlockFetcher:
+    """Reads blocks in threads, straight into the batches that hold their samples."""
 
-    def __init__(self, reader: ShardReader, num_threads: int) -> None:
-        self.reader = reader
+    def __init__(self, dataset: ShardDataset, num_threads: int) -> None:
+        self.dataset = dataset
         self._pool = ThreadPoolExecutor(num_threads, "fetch")
 
-    def fetch(self, run: Run) -> Future[None]:
-        """Begins to read a run."""
-        return self._pool.submit(self._fetch, run.places)
+    def fetch(self, block: ReadBlock) -> Future[None]:
+        """Begins to read a block."""
+        return self._pool.submit(self._fetch, block.uses)
 
-    def _fetch(self, places: list[tuple[int, Pairs, int, np.ndarray | None]]) -> None:
-        samples = [place[0] for place in places]
+    def _fetch(self, uses: list[SampleUse]) -> None:
+        samples = [use[0] for use in uses]
         first = min(samples)
-        contents = self.reader.fetch(first, max(samples) + 1)
-        for sample, room, row, crop in places:
-            self.reader.unpack(sample, contents[sample - first], room, row, crop)
+        contents = self.dataset.fetch(first, max(samples) + 1)
+        for sample, buffer, index, crop in uses:
+            self.dataset.unpack(sample, contents[sample - first], buffer, index, crop)
 
     def close(self) -> None:
         """Calls off what has not begun and waits for the rest, which does not try again what fails."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-        self.reader.close()
+        self.dataset.close()
         self._pool.shutdown(wait=signals.warned() is None)
-        self.reader.close()  # what the last ones have opened
+        self.dataset.close()  # what the last ones have opened

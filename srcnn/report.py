@@ -14,15 +14,15 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torchvision.utils import make_grid
 
+from srcnn.dataset import ShardDataset
 from srcnn.files import atomic_file
-from srcnn.listing import photos_in
+from srcnn.manifest import ShardError
 from srcnn.metrics import psnr
 from srcnn.model import load_model
 from srcnn.network import Network
 from srcnn.photo import luma_l
-from srcnn.reader import ShardReader
+from srcnn.photo_list import photos_in
 from srcnn.restore import restore_pixels
-from srcnn.sample import ShardError
 from srcnn.tiles import grid, join, windows
 from srcnn.tracking import STEP_KEY, read_metrics
 
@@ -41,7 +41,7 @@ FIGURES = {
 }
 
 
-def write_report(run: Path, reader: ShardReader) -> Path:
+def write_report(run: Path, reader: ShardDataset) -> Path:
     """Writes `run`/report/ from metrics.jsonl, the best checkpoint and the validation shards; returns index.html.
 
     Raises:
@@ -99,7 +99,7 @@ def draw_curves(points: list[dict[str, float]], folder: Path) -> None:
         figure.savefig(folder / name, dpi=120)
 
 
-def pair_rows(reader: ShardReader, model: Network, num_pairs: int) -> np.ndarray:
+def pair_rows(reader: ShardDataset, model: Network, num_pairs: int) -> np.ndarray:
     """The pairs spread evenly over a split, a row each: degraded, restored, clean; uint8 (rows, columns, 3)."""
     chosen = np.linspace(0, reader.num_samples - 1, min(num_pairs, reader.num_samples)).astype(np.int64)
     folded = _ready(model)
@@ -124,7 +124,7 @@ def _with_gap(picture: np.ndarray) -> np.ndarray:
     return np.pad(picture, [(0, GAP_PIXELS), (0, GAP_PIXELS), (0, 0)][: picture.ndim], constant_values=255)
 
 
-def photo_before_after(reader: ShardReader, model: Network) -> np.ndarray:
+def photo_before_after(reader: ShardDataset, model: Network) -> np.ndarray:
     """The validation photo of middling input PSNR (of the first thousand), put together from its tiles, degraded,
     restored whole, and clean; below, its busiest detail magnified.
     """

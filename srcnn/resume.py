@@ -14,13 +14,13 @@ import torch
 
 from srcnn import checkpoint, files, signals
 from srcnn.config import flat, plain, to_yaml, without_credentials
+from srcnn.dataset import ShardDataset
+from srcnn.loader import StreamState
 from srcnn.meter import Meter
 from srcnn.model import load_model
 from srcnn.optimize import complete_state
 from srcnn.ranks import RankFailed, all_told, together
-from srcnn.reader import ShardReader
 from srcnn.run import Run, TrainConfig, due
-from srcnn.stream import StreamState
 
 FORMAT = 2  # of the training state
 MATTERS = ("model", "unet", "initialization", "centred", "weights", "seed", "overfit_tiles", "degradation",
@@ -34,7 +34,7 @@ COUNTERS = ("step", "samples", "skipped_steps", "skipped_in_a_row", "logged_samp
 logger = logging.getLogger(__name__)
 
 
-def continue_run(config: TrainConfig, run: Run, meter: Meter, reader: ShardReader) -> None:
+def continue_run(config: TrainConfig, run: Run, meter: Meter, reader: ShardDataset) -> None:
     """Takes hold of the run folder and of its latest checkpoint, if there is one; all ranks call it together.
 
     Raises (on all ranks):
@@ -93,7 +93,7 @@ def _job() -> str:
     return next((name for name in names if name not in ("", "none")), "")
 
 
-def load_latest(config: TrainConfig, run: Run, meter: Meter, reader: ShardReader) -> None:
+def load_latest(config: TrainConfig, run: Run, meter: Meter, reader: ShardDataset) -> None:
     """Puts the latest whole checkpoint into the run and the meter, and notes what is set otherwise now.
 
     Raises:
@@ -221,7 +221,7 @@ def _check_tensor(name: str, tensor: torch.Tensor, shape: torch.Size) -> None:
         raise ValueError(f"{name} holds values that are not finite")
 
 
-def stream_state(config: TrainConfig, samples: int, reader: ShardReader) -> StreamState:
+def stream_state(config: TrainConfig, samples: int, reader: ShardDataset) -> StreamState:
     """Where the stream stands after so many samples."""
     order = str(config.stream.order_of(config.seed, reader))
     return StreamState(config.seed, samples // reader.num_samples, samples, reader.manifest.hash(), order)
@@ -244,7 +244,7 @@ def overdue(config: TrainConfig, run: Run) -> bool:
     return run.writer is not None and 0 < config.save_every_minutes < minutes
 
 
-def save_now(config: TrainConfig, run: Run, meter: Meter, reader: ShardReader, patience: float = 0.0) -> None:
+def save_now(config: TrainConfig, run: Run, meter: Meter, reader: ShardDataset, patience: float = 0.0) -> None:
     """A checkpoint of where the run stands is on the disk when this returns; all ranks call it together.
 
     Raises:
@@ -272,7 +272,7 @@ def save_now(config: TrainConfig, run: Run, meter: Meter, reader: ShardReader, p
         is_saved = True
 
 
-def save_checkpoint(config: TrainConfig, run: Run, meter: Meter, reader: ShardReader) -> None:
+def save_checkpoint(config: TrainConfig, run: Run, meter: Meter, reader: ShardDataset) -> None:
     """Begins to write where the run stands; all ranks call it together."""
     assert run.queued is None, "a step that may yet be taken back"
     sums = all_told(meter.state(), run.group)
@@ -281,7 +281,7 @@ def save_checkpoint(config: TrainConfig, run: Run, meter: Meter, reader: ShardRe
         run.writer.submit(snapshot(config, run, sums, reader))
 
 
-def snapshot(config: TrainConfig, run: Run, sums: list[dict[str, Any]], reader: ShardReader) -> checkpoint.Snapshot:
+def snapshot(config: TrainConfig, run: Run, sums: list[dict[str, Any]], reader: ShardDataset) -> checkpoint.Snapshot:
     """All that continuing needs, copied; randomness comes from (seed, position) and needs nothing."""
     scaler = run.accelerator.scaler
     training = {

@@ -17,6 +17,9 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 
 from srcnn.checkpoint import Writer
 from srcnn.compiled import CompileMode, Scored, for_one_size
+from srcnn.dataset import ShardDataset
+from srcnn.loader import Batch, StreamConfig
+from srcnn.manifest import Manifest
 from srcnn.meeting import meet_again, meeting
 from srcnn.metrics import LossName
 from srcnn.model import (
@@ -34,10 +37,7 @@ from srcnn.optimize import OptimizerConfig, build_optimizer
 from srcnn.products import keep_freed_memory
 from srcnn.queued import Queued
 from srcnn.ranks import process_group
-from srcnn.reader import ShardReader
-from srcnn.sample import Manifest
 from srcnn.storage import join
-from srcnn.stream import Batch, StreamConfig
 from srcnn.training_pairs import DegradationConfig
 from srcnn.unet import UNetConfig
 from srcnn.validate import as_floats
@@ -264,14 +264,14 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
     return accelerator
 
 
-def open_shards(config: TrainConfig) -> tuple[ShardReader, ShardReader]:
+def open_shards(config: TrainConfig) -> tuple[ShardDataset, ShardDataset]:
     """Readers of the training and the validation split; the same few training tiles twice when overfitting."""
     return open_split(config, "train"), open_split(config, "train" if config.overfit_tiles else "val")
 
 
-def open_split(config: TrainConfig, split: str) -> ShardReader:
+def open_split(config: TrainConfig, split: str) -> ShardDataset:
     """A reader of one split, whose samples fit the training."""
-    reader = ShardReader(join(config.shards, split), config.overfit_tiles, config.stream.access)
+    reader = ShardDataset(join(config.shards, split), config.overfit_tiles, config.stream.access)
     check_samples(config, split, reader.manifest, reader.location)
     return reader
 

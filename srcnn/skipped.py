@@ -6,9 +6,9 @@ import json
 import logging
 from pathlib import Path
 
+from srcnn.dataset import ShardDataset
 from srcnn.queued import Queued
 from srcnn.ranks import all_told
-from srcnn.reader import ShardReader
 from srcnn.run import Run, TrainConfig
 
 SKIPPED = "skipped.jsonl"
@@ -16,7 +16,7 @@ NAME_BYTES = 100  # of a tar header: where the name of a member stands
 logger = logging.getLogger(__name__)
 
 
-def report_skipped(config: TrainConfig, run: Run, skipped: Queued, reader: ShardReader) -> bool:
+def report_skipped(config: TrainConfig, run: Run, skipped: Queued, reader: ShardDataset) -> bool:
     """Writes down which tiles a skipped step was to see; returns whether it did: fp16 skips some while it looks for its
     scale.
 
@@ -42,7 +42,7 @@ def report_skipped(config: TrainConfig, run: Run, skipped: Queued, reader: Shard
     return True
 
 
-def keys_of(reader: ShardReader, samples: list[int]) -> list[str]:
+def keys_of(reader: ShardDataset, samples: list[int]) -> list[str]:
     """Where to look at samples: the names of their first members in the shards; numbers, where these cannot be read."""
     try:
         headers = [bytes(reader.fetch(sample, sample + 1)[0][:NAME_BYTES]) for sample in samples]

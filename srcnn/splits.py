@@ -14,13 +14,14 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from srcnn.dataset import REPAIR_HINT, ShardDataset, read_manifest
 from srcnn.files import TEMPORARY_PREFIX
-from srcnn.listing import photos_in, refused_in
 from srcnn.machine import Finding, counted, note, ok, problem
-from srcnn.reader import CURE, ShardReader, read_manifest
+from srcnn.manifest import MANIFEST, PLAN, Manifest, Shard, ShardError, check_shard_size
+from srcnn.object_store import AccessConfig, ObjectStore, ReadFailed
+from srcnn.photo_list import photos_in, refused_in
 from srcnn.run import TrainConfig, check_samples, open_split
-from srcnn.sample import MANIFEST, PLAN, Manifest, Shard, ShardError, check_shard_size
-from srcnn.storage import AccessConfig, Folder, ObjectStore, ReadFailed, is_url, join, open_storage
+from srcnn.storage import Folder, is_url, join, open_storage
 from srcnn.verify import verify_shards
 
 MOST_ASKED_FOR = 1024  # shards of a split on a server
@@ -32,7 +33,7 @@ class Split(NamedTuple):
     """What there is of a split, and what is wrong with it."""
 
     manifest: Manifest | None
-    reader: ShardReader | None
+    reader: ShardDataset | None
     problems: list[Finding]
 
 
@@ -48,7 +49,7 @@ def look_at(config: TrainConfig, split: str, verify: bool) -> Split:
             bar = tqdm(checked, f"{split}: files read", disable=None, leave=False)
             problems = [problem(f"{file.name}: {file.problem}") for file in bar if file.problem]
         else:
-            problems = [problem(text, "" if CURE in text else CURE) for text in _sizes(storage, manifest)]
+            problems = [problem(text, "" if REPAIR_HINT in text else REPAIR_HINT) for text in _sizes(storage, manifest)]
         check_samples(config, split, manifest, storage.location)  # which `open_split` does last
         return Split(manifest, open_split(config, split), problems)
     except (OSError, ValueError) as error:

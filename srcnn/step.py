@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
+from srcnn.loader import Batch
 from srcnn.meter import Meter
 from srcnn.optimize import rate, set_rate, update_average
 from srcnn.queued import Queued, on_its_way
 from srcnn.ranks import RankFailed, raise_together
 from srcnn.run import Run, TrainConfig
 from srcnn.signals import Stopped
-from srcnn.stream import Batch
 from srcnn.validate import conditions_for
 
 

@@ -15,19 +15,20 @@ import torch
 
 from srcnn import signals
 from srcnn.config import plain
-from srcnn.feed import feed
+from srcnn.dataset import ShardDataset
+from srcnn.device_loader import device_batches
 from srcnn.jpeg_quality import CONDITION_SIZE
+from srcnn.loader import Batch
 from srcnn.meter import Meter
 from srcnn.queued import Queued
 from srcnn.ranks import RankFailed, all_told, together
-from srcnn.reader import ShardReader
 from srcnn.report import pair_rows, write_report
 from srcnn.resume import LAST_SAVE_SECONDS, continue_run, overdue, save_checkpoint, save_due, save_now, saved_config
 from srcnn.run import Run, TrainConfig, due, open_shards, start_accelerator, start_run
+from srcnn.shuffle import BatchPlan
 from srcnn.signals import Stopped
 from srcnn.skipped import report_skipped
 from srcnn.step import settle, train_step
-from srcnn.stream import Batch
 from srcnn.tracking import Tracking
 from srcnn.training_pairs import PairMaker
 from srcnn.validate import validate
@@ -80,7 +81,8 @@ def train(config: TrainConfig) -> dict[str, float]:
 
 
 def loop(
-    config: TrainConfig, run: Run, meter: Meter, train_reader: ShardReader, val_reader: ShardReader, tracking: Tracking
+    config: TrainConfig, run: Run, meter: Meter, train_reader: ShardDataset, val_reader: ShardDataset,
+    tracking: Tracking,
 ) -> None:
     """Measure, save, step, until all samples are seen and all is written."""
 
@@ -104,7 +106,7 @@ def loop(
         tracking.advance(run.samples)
 
 
-def announce(config: TrainConfig, run: Run, train_reader: ShardReader, val_reader: ShardReader) -> None:
+def announce(config: TrainConfig, run: Run, train_reader: ShardDataset, val_reader: ShardDataset) -> None:
     """Says once what is about to happen."""
     accelerator = run.accelerator
     if accelerator.is_main_process:
@@ -142,7 +144,7 @@ def measures_due(config: TrainConfig, run: Run) -> tuple[bool, bool]:
     return log_due, due(config, run, config.validate_every_samples, run.validated_samples)
 
 
-def measure(config: TrainConfig, run: Run, meter: Meter, reader: ShardReader, tracking: Tracking) -> bool:
+def measure(config: TrainConfig, run: Run, meter: Meter, reader: ShardDataset, tracking: Tracking) -> bool:
     """Logs and validates where that is due, as one point; returns whether a checkpoint should follow.
 
     Nothing counts as done until all of it is: told to stop in between, the run begins here when it continues.
@@ -168,7 +170,7 @@ def measure(config: TrainConfig, run: Run, meter: Meter, reader: ShardReader, tr
     return validation_due or save_wished
 
 
-def validate_run(config: TrainConfig, run: Run, reader: ShardReader) -> dict[str, float]:
+def validate_run(config: TrainConfig, run: Run, reader: ShardDataset) -> dict[str, float]:
     """The scores of the weights that are saved, and where these are averaged, the PSNR of the last ones too."""
     score = partial(validate, reader=reader, accelerator=run.accelerator, stream=config.stream, group=run.group)
     values = score(run.result)
@@ -177,12 +179,13 @@ def validate_run(config: TrainConfig, run: Run, reader: ShardReader) -> dict[str
     return values
 
 
-def batches(config: TrainConfig, run: Run, reader: ShardReader, meter: Meter) -> Iterator[Batch]:
+def batches(config: TrainConfig, run: Run, reader: ShardDataset, meter: Meter) -> Iterator[Batch]:
     """The rest of the stream for this rank, read ahead; the time spent waiting for it goes to the meter."""
     ranks = run.accelerator.num_processes
     maker = PairMaker(config.degradation, config.seed, config.augment, reader.tile_shape) if config.degrades else None
-    ahead = feed(reader, config.stream, config.seed, run.samples, config.total_samples, config.global_batch_size(ranks),
-                 run.accelerator.process_index, ranks, run.accelerator.device, run.group, maker)
+    plan = BatchPlan(config.seed, run.samples, config.total_samples, config.global_batch_size(ranks),
+                     run.accelerator.process_index, ranks)
+    ahead = device_batches(reader, config.stream, plan, run.accelerator.device, run.group, maker)
     while True:
         begin = time.perf_counter()
         batch = next(ahead, None)
@@ -193,7 +196,7 @@ def batches(config: TrainConfig, run: Run, reader: ShardReader, meter: Meter) ->
 
 
 def next_batch(
-    config: TrainConfig, run: Run, reader: ShardReader, parts: Iterator[Batch]
+    config: TrainConfig, run: Run, reader: ShardDataset, parts: Iterator[Batch]
 ) -> tuple[Batch, Exception | None]:
     """The next batch, and why this rank wants the run to stop, None as a rule.
 
@@ -219,14 +222,14 @@ def next_batch(
         return Batch(black, black, none, none, unknown), error
 
 
-def show_pictures(config: TrainConfig, run: Run, reader: ShardReader) -> dict[str, np.ndarray]:
+def show_pictures(config: TrainConfig, run: Run, reader: ShardDataset) -> dict[str, np.ndarray]:
     """The first validation pairs for the trackers: degraded, restored, clean side by side."""
     if run.accelerator.is_main_process and config.num_pictures and config.trackers:
         return {"degraded, restored, clean": pair_rows(reader, run.result, config.num_pictures)}
     return {}
 
 
-def write_results(config: TrainConfig, run: Run, tracking: Tracking, reader: ShardReader) -> None:
+def write_results(config: TrainConfig, run: Run, tracking: Tracking, reader: ShardDataset) -> None:
     """The report and the last words, on the main process."""
     if run.accelerator.is_main_process:
         gain = run.values.get("val/gain", 0.0)

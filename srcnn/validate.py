@@ -9,14 +9,14 @@ import torch
 from accelerate import Accelerator
 
 from srcnn import signals
-from srcnn.feed import on_device
+from srcnn.dataset import ShardDataset
+from srcnn.device_loader import on_device
+from srcnn.loader import Batch, StreamConfig, val_batches
 from srcnn.metrics import luma, ssim, sum_over_ranks, tile_psnr
 from srcnn.model import to_device
 from srcnn.network import Network
 from srcnn.products import full_precision
 from srcnn.ranks import together
-from srcnn.reader import ShardReader
-from srcnn.stream import Batch, StreamConfig, val_batches
 
 BATCH_SIZE = {"cpu": 8, "cuda": 128}
 SCORES = ("psnr_in", "psnr", "ssim_in", "ssim", "loss")
@@ -72,7 +72,8 @@ def crop(pixels: torch.Tensor, border: int) -> torch.Tensor:
 
 @torch.inference_mode()
 def validate(
-    model: Network, reader: ShardReader, accelerator: Accelerator, stream: StreamConfig | None = None, group: Any = None
+    model: Network, reader: ShardDataset, accelerator: Accelerator, stream: StreamConfig | None = None,
+    group: Any = None,
 ) -> dict[str, float]:
     """Scores the network in float32 on every pair of the split; exact means over the tiles of all ranks.
 

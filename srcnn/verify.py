@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from srcnn.index import hash_of, row_problem
-from srcnn.listing import photos_in
-from srcnn.reader import read_manifest
-from srcnn.rows import Rows
-from srcnn.sample import PLAN, SPLITS, Manifest, Shard, ShardError
-from srcnn.storage import AccessConfig, Folder, ObjectStore, join, open_storage
+from srcnn.dataset import read_manifest
+from srcnn.index import IndexReader, hash_of, row_problem
+from srcnn.manifest import MANIFEST, PLAN, SPLITS, Manifest, Shard, ShardError
+from srcnn.object_store import AccessConfig, ObjectStore
+from srcnn.photo_list import photos_in
+from srcnn.storage import Folder, join, open_storage
 from srcnn.untrusted import read_json
 
 CHUNK_BYTES = 16 << 20
@@ -35,37 +35,37 @@ def verify_shards(location: str | Path, access: AccessConfig | None = None) -> I
         FileNotFoundError: no manifest there.
         ShardError: a manifest that cannot be read.
     """
-    found: list[tuple[str, Folder | ObjectStore, Manifest]] = []
-    for place in (str(location), *(join(location, split) for split in SPLITS)):
-        storage = open_storage(place, access)
+    found: list[tuple[Folder | ObjectStore, Manifest]] = []
+    for folder in (str(location), *(join(location, split) for split in SPLITS)):
+        storage = open_storage(folder, access)
         try:
-            found.append((storage.location, storage, read_manifest(storage)))
+            found.append((storage, read_manifest(storage)))
         except FileNotFoundError as error:
-            if not found and place == join(location, SPLITS[-1]):
+            if not found and folder == join(location, SPLITS[-1]):
                 raise FileNotFoundError(f"{open_storage(location, access).location}: {error}") from None
-    for place, storage, manifest in found:
+    for storage, manifest in found:
         try:
-            yield from _verify_split(place, storage, manifest)
+            yield from _verify_split(storage, manifest)
         finally:
             storage.close()
 
 
-def _verify_split(place: str, storage: Folder | ObjectStore, manifest: Manifest) -> Iterator[Checked]:
-    yield Checked(join(place, "manifest.json"), _manifest_problem(storage, manifest))
+def _verify_split(storage: Folder | ObjectStore, manifest: Manifest) -> Iterator[Checked]:
+    yield Checked(join(storage.location, MANIFEST), _manifest_problem(storage, manifest))
     if manifest.photos:
-        yield Checked(join(place, manifest.photos.name), _listing_problem(storage, manifest))
-    rows, problem = None, ""
+        yield Checked(join(storage.location, manifest.photos.name), _photo_list_problem(storage, manifest))
+    index, problem = None, ""
     try:
-        rows = Rows(storage, manifest)
+        index = IndexReader(storage, manifest)
         for number in range(len(manifest.shards)):
-            rows.of_shard(number)
+            index.of_shard(number)
     except (OSError, ShardError) as error:
-        problem = str(error)
-    yield Checked(join(place, manifest.index.name), problem)
+        index, problem = None, str(error)
+    yield Checked(join(storage.location, manifest.index.name), problem)
     first = 0
     for number, shard in enumerate(manifest.shards):
-        own_rows = None if rows is None or problem else rows.of_shard(number)
-        yield Checked(join(place, shard.name), _shard_problem(storage, manifest, shard, own_rows, first))
+        rows = index.of_shard(number) if index else None
+        yield Checked(join(storage.location, shard.name), _shard_problem(storage, manifest, shard, rows, first))
         first += shard.num_samples
     if isinstance(storage, Folder):
         known = {shard.name for shard in manifest.shards}
@@ -78,18 +78,18 @@ def _manifest_problem(storage: Folder | ObjectStore, manifest: Manifest) -> str:
     """What in a manifest contradicts itself, or the plan that its shards were made by."""
     plan = storage.path.parent / PLAN if isinstance(storage, Folder) else None
     if plan is not None and plan.is_file():
-        begun, here = read_json(plan), manifest.config
-        planned = begun.get("config") if isinstance(begun, dict) else None
+        content, here = read_json(plan), manifest.config
+        planned = content.get("config") if isinstance(content, dict) else None
         if not isinstance(planned, dict):
             return f"cannot be compared with {plan}, which is damaged; make the shards anew"
         changed = [key for key in planned | here if planned.get(key) != here.get(key)]
         if changed:
-            told = ", ".join(f"{key}: {planned.get(key)} there, {here.get(key)} here" for key in changed)
-            return f"is of another config than {plan} ({told}); make the shards anew"
+            values = ", ".join(f"{key}: {planned.get(key)} there, {here.get(key)} here" for key in changed)
+            return f"is of another config than {plan} ({values}); make the shards anew"
     return ""
 
 
-def _listing_problem(storage: Folder | ObjectStore, manifest: Manifest) -> str:
+def _photo_list_problem(storage: Folder | ObjectStore, manifest: Manifest) -> str:
     pairs = {shard.name: shard.num_samples for shard in manifest.shards}
     try:
         for photo in photos_in(storage, manifest):
@@ -98,8 +98,8 @@ def _listing_problem(storage: Folder | ObjectStore, manifest: Manifest) -> str:
         return str(error)
     for name, difference in pairs.items():
         if difference:
-            told = f"the manifest says that {name} has {difference:+d} pairs more than its photos gave"
-            return f"{told}; make the shards anew"
+            counts = f"the manifest says that {name} has {difference:+d} pairs more than its photos gave"
+            return f"{counts}; make the shards anew"
     return ""
 
 
@@ -136,14 +136,11 @@ def _size_problem(path: Path, shard: Shard, rows: np.ndarray | None, first: int)
     if size == shard.bytes:
         return ""
     lost = np.empty(0, int) if rows is None else np.flatnonzero(rows["start"].astype(float) + rows["bytes"] > size)
-    told = f" and lacks what follows from pair {first + lost[0]} of the split on" if len(lost) else ""
-    return f"has {size} bytes{told}, the manifest says {shard.bytes} bytes; copy it again"
+    lacks = f" and lacks what follows from pair {first + lost[0]} of the split on" if len(lost) else ""
+    return f"has {size} bytes{lacks}, the manifest says {shard.bytes} bytes; copy it again"
 
 
 def _damaged(storage: Folder | ObjectStore, shard: Shard, rows: np.ndarray) -> list[int]:
     """The samples of a shard whose bytes are not as the index says."""
-    damaged = []
-    for number, (start, num_bytes, *_, expected) in enumerate(rows.tolist()):
-        if hash_of(storage.read_range(shard.name, start, start + num_bytes, shard.bytes)) != expected:
-            damaged.append(number)
-    return damaged
+    contents = (storage.read_range(shard.name, row[0], row[0] + row[1], shard.bytes) for row in rows.tolist())
+    return [number for number, content in enumerate(contents) if hash_of(content) != rows["hash"][number]]

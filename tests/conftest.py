@@ -19,9 +19,9 @@ from hypothesis import settings
 from PIL import Image
 
 from shards.__main__ import main
-from srcnn.listing import photos_in, refused_in
-from srcnn.reader import read_manifest
-from srcnn.sample import Manifest, PhotoRecord, Refused
+from srcnn.dataset import read_manifest
+from srcnn.manifest import Manifest, PhotoRecord, Refused
+from srcnn.photo_list import photos_in, refused_in
 from srcnn.storage import open_storage
 
 REPOSITORY = Path(__file__).resolve().parents[1]

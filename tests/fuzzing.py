@@ -47,20 +47,20 @@ def open_split(folder: Path, files: dict[str, bytes]) -> None:
     """Reads all pairs of a split whose manifest names its files' own sizes and hashes, as a stranger's would."""
     import numpy as np
 
-    from srcnn.reader import ShardReader
+    from srcnn.dataset import ShardDataset
 
     manifest = json.loads(files["manifest.json"])
     refit(manifest, files)
     for name, content in (files | {"manifest.json": json.dumps(manifest).encode()}).items():
         (folder / name).write_bytes(content)
-    reader = ShardReader(folder)
+    reader = ShardDataset(folder)
     reader.fetch(0, 5)
     reader.read(np.arange(5))
     reader.close()
 
 
 def read_manifest(data: bytes, folder: Path) -> None:
-    from srcnn.sample import Manifest
+    from srcnn.manifest import Manifest
 
     Manifest.parse(data, "manifest.json")
     (folder / "manifest.json").write_bytes(data)
@@ -99,7 +99,7 @@ def read_foreign_tar(data: bytes, folder: Path) -> None:
 
 
 def read_member(data: bytes, folder: Path) -> None:
-    from srcnn.members import decode_picture, decode_tile
+    from srcnn.manifest import decode_picture, decode_tile
 
     for read in (lambda: decode_picture(mend_png(data), 3), lambda: decode_tile(data, "npy", (16, 16)),
                  lambda: decode_tile(mend_png(data), "png", (16, 16))):
@@ -189,9 +189,9 @@ def read_report(data: bytes, folder: Path) -> None:
 
 def targets() -> dict[str, Target]:
     """By name."""
+    from srcnn.manifest import ShardError
+    from srcnn.object_store import ReadFailed
     from srcnn.photo import PhotoRefused
-    from srcnn.sample import ShardError
-    from srcnn.storage import ReadFailed
 
     validation = b'"val/psnr": 30.1, "val/psnr_in": 29.0, "val/gain": 1.1, "val/gain_percent": 3, "val/ssim_in": 0.8'
     points = b'{"samples": 9, "train/loss": 0.1}\n{"samples": 9, ' + validation + b', "val/ssim": 0.9}\n'

@@ -20,9 +20,8 @@ def shard_files(encoding: str) -> dict[str, bytes]:
 
     from shards.tar import TarShard
     from srcnn.index import INDEX, encode_index, hash_of_rows, index_entry
-    from srcnn.listing import PHOTOS, encode
-    from srcnn.members import MEMBERS, npy_stride
-    from srcnn.sample import Manifest, PhotoRecord, PhotosFile, Refused, Shard
+    from srcnn.manifest import MEMBERS, Manifest, PhotoRecord, PhotosFile, Refused, Shard, npy_stride
+    from srcnn.photo_list import PHOTOS, encode
 
     tiles = np.random.default_rng(0).integers(0, 256, (5, 2, 16, 16), np.uint8) // 32
     with tempfile.TemporaryDirectory() as name:

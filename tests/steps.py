@@ -8,10 +8,11 @@ from accelerate.state import AcceleratorState
 from small import small_config
 
 from srcnn import run as runs
-from srcnn.feed import on_device
+from srcnn.dataset import ShardDataset
+from srcnn.device_loader import on_device
+from srcnn.loader import StreamConfig, train_batches
 from srcnn.meter import Meter
-from srcnn.reader import ShardReader
-from srcnn.stream import StreamConfig, train_batches
+from srcnn.shuffle import BatchPlan
 from srcnn.validate import as_floats
 
 
@@ -27,7 +28,7 @@ def begun(folder, shards, start_accelerator=runs.start_accelerator, **changes):
     """A config, a run of its own at its start, its meter and its batches."""
     config = small_config(folder, shards, **changes)
     run = runs.start_run(config, start_accelerator(config))
-    batches = train_batches(ShardReader(shards / "train"), StreamConfig(), 0, 0, 10_000, 8)
+    batches = train_batches(ShardDataset(shards / "train"), StreamConfig(), BatchPlan(0, 0, 10_000, 8))
     return config, run, Meter(run.accelerator.device), on_device(batches, run.accelerator.device)
 
 

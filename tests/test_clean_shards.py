@@ -20,17 +20,17 @@ from shards.plan import ShardsConfig
 from shards.pool import ShardsFailed
 from shards.write import Summary, make_shards
 from srcnn.compiled import Scored
+from srcnn.dataset import ShardDataset
 from srcnn.degrade import Degradation
 from srcnn.doctor import DoctorConfig, doctor
 from srcnn.files import sha256_of
 from srcnn.index import index_tar
 from srcnn.jpeg_quality import condition_of_image
+from srcnn.loader import val_batches
+from srcnn.manifest import Manifest, ShardError
 from srcnn.metrics import psnr
 from srcnn.model import SRCNN, ModelConfig, initialize
-from srcnn.reader import ShardReader
 from srcnn.run import check_samples
-from srcnn.sample import Manifest, ShardError
-from srcnn.stream import val_batches
 from srcnn.tiles import cut_to_cover, starts_to_cover
 from srcnn.training_pairs import DegradationConfig
 from srcnn.validate import conditions_for, validate
@@ -65,7 +65,7 @@ def test_clean_tiles_cover_the_photos_as_webdataset_reads_them(both):
                 for top in (0, 26, 53) for left in (0, 39, 79, 119)]
     assert len(expected) == len(found) == 60
     assert all(np.array_equal(found[f"{number:010d}"][name], tile) for number, tile in enumerate(expected))
-    reader, chosen = ShardReader(folder), np.array([59, 0, 13, 12, 11])
+    reader, chosen = ShardDataset(folder), np.array([59, 0, 13, 12, 11])
     tiles, same = reader.read(chosen)
     assert tiles is same and np.array_equal(tiles, np.stack(expected)[chosen]) and reader.num_members == 1
 
@@ -91,7 +91,7 @@ def test_a_sample_has_half_the_bytes_and_its_row_tells_where_its_tile_lies(both)
     assert clean.stride is None or clean.stride == pairs.stride / 2
     assert clean.members == pairs.members[:1] and clean.degraded_psnr == 0
     rows, keys = index_tar(both[1] / "train" / clean.shards[1].name, clean.members)
-    assert np.array_equal(rows, ShardReader(both[1] / "train").rows.of_shard(1)) and keys[0] == "0000000012"
+    assert np.array_equal(rows, ShardDataset(both[1] / "train").index.of_shard(1)) and keys[0] == "0000000012"
     assert not rows["degraded"].any() and not rows["degraded_bytes"].any() and rows["clean_bytes"].all()
 
 
@@ -119,7 +119,7 @@ def test_damage_is_found_and_named(both, tmp_path):
     path.write_bytes(content)
     assert [file.name for file in verify_shards(out) if file.problem] == [str(path)]
     with pytest.raises(ShardError, match="000001.tar.*pair 12"):
-        ShardReader(out / "train").read(np.array([3, 12]))
+        ShardDataset(out / "train").read(np.array([3, 12]))
 
 
 @pytest.mark.parametrize("members", [[], ["a", "b", "c"], ["clean.npy", 3]])
@@ -128,7 +128,7 @@ def test_a_manifest_of_other_members_is_refused(both, tmp_path, members):
     content = json.loads((out / "manifest.json").read_text())
     (out / "manifest.json").write_text(json.dumps(content | {"members": members}))
     with pytest.raises(ShardError, match="manifest.json"):
-        ShardReader(out)
+        ShardDataset(out)
 
 
 def test_pairs_made_already_cannot_be_clean():
@@ -174,7 +174,7 @@ QUALITIES = {"jpeg_quality": [5, 95]}
 def test_pairs_are_told_by_the_tables_of_their_photos_quality(tmp_path, color, subsampling):
     made = Degradation(**QUALITIES, jpeg_subsampling=subsampling)
     out = small_shards(tmp_path, tile_pixels=48, color=color, degradation=made, samples_per_shard=12)
-    reader = ShardReader(out / "train")
+    reader = ShardDataset(out / "train")
     assert reader.conditions(np.arange(3)) is None, "not asked for"
     reader.read_qualities()
     told = reader.conditions(np.arange(30))
@@ -189,7 +189,7 @@ def test_pairs_are_told_by_the_tables_of_their_photos_quality(tmp_path, color, s
 
 
 def test_pairs_without_a_jpeg_tell_nothing(tmp_path):
-    reader = ShardReader(small_shards(tmp_path, degradation=Degradation(jpeg_quality=[], scale=2)) / "train")
+    reader = ShardDataset(small_shards(tmp_path, degradation=Degradation(jpeg_quality=[], scale=2)) / "train")
     reader.read_qualities()
     assert reader.conditions(np.arange(3)) is None
 
@@ -202,7 +202,7 @@ def test_a_list_with_an_impossible_quality_is_refused(both, tmp_path):
     manifest["photos"] |= {"bytes": (out / "photos.jsonl").stat().st_size, "sha256": sha256_of(out / "photos.jsonl")}
     (out / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ShardError, match="photo 0.png.*99999"):
-        ShardReader(out).read_qualities()
+        ShardDataset(out).read_qualities()
 
 
 class Told(SRCNN):
@@ -222,7 +222,7 @@ def told_network():
 
 
 def test_a_conditioned_network_is_validated_with_what_is_known(both):
-    reader = ShardReader(both[0] / "val")
+    reader = ShardDataset(both[0] / "val")
     plain = validate(told_network(), reader, Accelerator(cpu=True))
     reader.read_qualities()
     told = validate(told_network(), reader, Accelerator(cpu=True))
@@ -238,7 +238,7 @@ def test_a_conditioned_network_is_validated_with_what_is_known(both):
 
 
 def test_conditions_are_for_networks_that_take_them(both):
-    reader = ShardReader(both[0] / "val")
+    reader = ShardDataset(both[0] / "val")
     batch = next(val_batches(reader, small_config("run", "shards").stream, 5))
     assert batch.conditions is None and conditions_for(told_network(), batch) == []
     reader.read_qualities()

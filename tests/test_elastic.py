@@ -8,8 +8,8 @@ from messages import lines_with
 from servers import FaultyServer
 from small import small_shards
 
-from srcnn.order import RunOrder
-from srcnn.reader import ShardReader
+from srcnn.dataset import ShardDataset
+from srcnn.shuffle import BlockShuffle
 
 pytestmark = pytest.mark.slow
 
@@ -19,9 +19,9 @@ def test_a_read_that_fails_for_good_stops_all_ranks_after_the_same_step_and_the_
     stream = {"run_samples": 1, "window_samples": 8, "lead_samples": 4, "num_lanes": 2, "prefetch_batches": 1,
               "access": {"give_up_seconds": 1, "timeout_seconds": 5}}
     common = {"total_samples": 144, "log_every_samples": 72, "validate_every_samples": 144, "stream": stream}
-    reader = ShardReader(shards / "train")
-    sample = int(RunOrder(0, 75, 1, 2, 8).samples_at(np.array([65]))[0])
-    missing = int(reader.row(sample)["start"]), f"train/00000{sample // 30}.tar"
+    reader = ShardDataset(shards / "train")
+    sample = int(BlockShuffle(0, 75, 1, 2, 8).samples_at(np.array([65]))[0])
+    missing = int(reader.entry(sample)["start"]), f"train/00000{sample // 30}.tar"
     run = tmp_path / "run"
     with FaultyServer(shards) as server:
         server.fault = lambda path, start, stop, number: "404" if (start, path) == missing and stop else None

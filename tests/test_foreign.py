@@ -14,11 +14,11 @@ from servers import FaultyServer
 from small import draw_photo, small_config
 
 from shards.__main__ import main
-from srcnn import reader as reader_module
-from srcnn.order import crops_at
+from srcnn import dataset as dataset_module
+from srcnn.dataset import ShardDataset
+from srcnn.loader import StreamConfig, train_batches, val_batches
 from srcnn.ranks import RankFailed
-from srcnn.reader import ShardReader
-from srcnn.stream import StreamConfig, train_batches, val_batches
+from srcnn.shuffle import BatchPlan, crops_at
 from srcnn.train import train
 
 webdataset = pytest.importorskip("webdataset")
@@ -106,7 +106,7 @@ def test_pairs_are_those_that_webdataset_and_pillow_find_cut_in_the_middle(tmp_p
     assert index(folder, *names, "--color", color) == 0
     keys, pairs = pictures_of(folder, clean, degraded, "L" if color == "luma" else "RGB")
     assert keys == [key.format(number) for number in range(NUM_PAIRS)]
-    reader = ShardReader(folder)
+    reader = ShardDataset(folder)
     assert reader.num_samples == NUM_PAIRS and len(reader.manifest.shards) == 4
     chosen = np.array([5, 30, 0, 1, 2, 8, 9, 10, 29, 5])
     for part, tiles in enumerate(reader.read(chosen)):
@@ -139,7 +139,7 @@ def test_keys_and_headers_of_all_kinds_are_read(tmp_path, tar_format, key):
             tar.addfile(tarfile.TarInfo(name))
     assert index(tmp_path, "--clean", "hq.png", "--degraded", "lq.npy") == 0
     expected = pictures_of(tmp_path, "hq.png", "lq.npy")[1]
-    clean, degraded = ShardReader(tmp_path).read(np.arange(5))
+    clean, degraded = ShardDataset(tmp_path).read(np.arange(5))
     assert np.array_equal(clean, [cut(pair[0]) for pair in expected])
     assert np.array_equal(degraded, [cut(pair[1]) for pair in expected])
 
@@ -158,11 +158,12 @@ def foreign(tmp_path_factory):
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
 def test_training_batches_hold_tiles_cut_where_the_position_says(foreign, config, num_ranks):
     pairs = pictures_of(foreign / "train", "hq.png", "lq.jpg")[1]
-    reader = ShardReader(foreign / "train")
+    reader = ShardDataset(foreign / "train")
     order = config.order_of(11, reader)
     begin, stop, size = NUM_PAIRS, 4 * NUM_PAIRS, 6
     seen = collections.Counter()
-    ranks = [train_batches(reader, config, 11, begin, stop, size, rank, num_ranks) for rank in range(num_ranks)]
+    plans = [BatchPlan(11, begin, stop, size, rank, num_ranks) for rank in range(num_ranks)]
+    ranks = [train_batches(reader, config, plan) for plan in plans]
     for start, batches in zip(range(begin, stop, size), zip(*ranks, strict=True), strict=True):
         positions = np.arange(start, start + size)
         crops = zip(order.samples_at(positions).tolist(), crops_at(11, positions).tolist(), strict=True)
@@ -181,23 +182,23 @@ def test_cuts_reach_every_place_of_a_picture(tmp_path):
     ramp = np.add.outer(16 * np.arange(34), np.arange(36)).astype(np.uint8)  # the corner's value tells row and column
     write(tmp_path, [{"__key__": "0", "clean.png": encoded(ramp, "png"), "degraded.png": encoded(ramp, "png")}])
     assert index(tmp_path) == 0
-    batches = train_batches(ShardReader(tmp_path), ORDERS[0], 0, 0, 600, 60)
+    batches = train_batches(ShardDataset(tmp_path), ORDERS[0], BatchPlan(0, 0, 600, 60))
     corners = collections.Counter(corner for batch in batches for corner in batch.clean[:, 0, 0].tolist())
     assert set(corners) == {16 * row + column for row in range(3) for column in range(5)}
     assert min(corners.values()) > 20, "all about equally often: 40 times each"
 
 
 def test_pictures_are_decoded_in_threads(foreign, monkeypatch):
-    names, decode = set(), reader_module.decode_picture
+    names, decode = set(), dataset_module.decode_picture
 
     def noting(*arguments):
         names.add(threading.current_thread().name)
         return decode(*arguments)
 
-    monkeypatch.setattr(reader_module, "decode_picture", noting)
-    reader = ShardReader(foreign / "train")
+    monkeypatch.setattr(dataset_module, "decode_picture", noting)
+    reader = ShardDataset(foreign / "train")
     for config in ORDERS:
-        list(train_batches(reader, config, 0, 0, 8 * NUM_PAIRS, 4))
+        list(train_batches(reader, config, BatchPlan(0, 0, 8 * NUM_PAIRS, 4)))
     assert len(names) > 1 and threading.main_thread().name not in names
 
 
@@ -205,8 +206,9 @@ def test_a_web_server_gives_the_same_batches(foreign):
     pytest.importorskip("obstore")
     with FaultyServer(foreign) as server:
         server.fault = lambda path, start, stop, number: "flip" if number == 1 and path.endswith("tar") else None
-        readers = [ShardReader(f"{place}/train") for place in (foreign, server.url)]
-        for local, remote in zip(*(train_batches(reader, RUNS, 3, 0, 90, 8) for reader in readers), strict=True):
+        readers = [ShardDataset(f"{place}/train") for place in (foreign, server.url)]
+        both = (train_batches(reader, RUNS, BatchPlan(3, 0, 90, 8)) for reader in readers)
+        for local, remote in zip(*both, strict=True):
             assert all(np.array_equal(*arrays) for arrays in zip(local, remote, strict=True))
 
 

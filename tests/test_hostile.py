@@ -14,10 +14,9 @@ from seeds import edit_manifest as edit
 from small import draw_photo, small_shards
 
 from shards.foreign import index_folder
-from srcnn.cache import SparseCache
+from srcnn.dataset import ShardDataset, SparseCache
 from srcnn.index import MAX_SAMPLE_BYTES, ROW, encode_index, scan_tar
-from srcnn.reader import ShardReader
-from srcnn.sample import Manifest, ShardError
+from srcnn.manifest import Manifest, ShardError
 from srcnn.verify import verify_shards
 
 
@@ -46,7 +45,7 @@ NAMES = ["../000000.tar", "/etc/passwd", "a/../../b.tar", "..", ".", "", "a\0.ta
 def test_a_shard_under_a_name_that_leads_elsewhere_or_comes_twice_is_refused(shards, name):
     edit(shards, lambda it: put(it, ("shards", 0, "name"), name))
     with pytest.raises(ShardError, match="manifest.json") as caught:
-        ShardReader(shards)
+        ShardDataset(shards)
     assert len(str(caught.value)) < 600 + len(str(shards)) and "\x1b" not in str(caught.value)
 
 
@@ -77,7 +76,7 @@ def test_a_manifest_with_a_value_of_another_type_or_size_is_refused(originals, t
     shards = shutil.copytree(originals["npy"], tmp_path / "train")
     edit(shards, lambda it: put(it, where, value))
     with pytest.raises(ShardError, match="manifest.json"):
-        ShardReader(shards)
+        ShardDataset(shards)
 
 
 @pytest.mark.parametrize("content", ["[" * 10**6, '{"a":' * 10**6, "[]," * 10**6, "9" * 10**6, "\ufeff{}", "\x80"])
@@ -102,21 +101,21 @@ def test_files_that_would_wait_for_ever_are_refused(shards):
         for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
             make(shards / name)
             with pytest.raises((ShardError, FileNotFoundError), match=name):
-                ShardReader(shards).fetch(0, 1)
+                ShardDataset(shards).fetch(0, 1)
             (shards / name).unlink()
         (shards / name).write_bytes(kept)
-    assert ShardReader(shards).num_samples == 75 and first.is_file()
+    assert ShardDataset(shards).num_samples == 75 and first.is_file()
 
 
 def test_a_shard_that_links_elsewhere_is_read_only_if_it_is_the_one_meant(shards, tmp_path):
     first = shards / "000000.tar"
     first.rename(tmp_path / "elsewhere.tar")
     first.symlink_to(tmp_path / "elsewhere.tar")
-    assert ShardReader(shards).num_samples == 75
+    assert ShardDataset(shards).num_samples == 75
     first.unlink()
     first.symlink_to("/etc/passwd")
     with pytest.raises(ShardError, match="000000.tar"):
-        ShardReader(shards)
+        ShardDataset(shards)
 
 
 ROWS = [("start", 2**64 - 1), ("start", 2**40), ("bytes", 2**32 - 1), ("bytes", 0), ("clean", 2**32 - 1),
@@ -130,7 +129,7 @@ def test_an_index_that_points_outside_is_refused(originals, tmp_path, part, valu
     rows[part][3] = value
     (shards / "index.npy").write_bytes(encode_index(rows))
     edit(shards, lambda it: None)
-    reader = ShardReader(shards)
+    reader = ShardDataset(shards)
     with pytest.raises(ShardError, match=facts("index.npy", 0, 4, "000000.tar")):
         reader.fetch(0, 5)
     assert any("000000.tar" in checked.name and checked.problem for checked in verify_shards(shards))
@@ -146,7 +145,7 @@ def test_an_index_with_another_header_is_refused_and_never_evaluated(shards, tex
     (shards / "index.npy").write_bytes(start + text.encode() + bytes(75 * 36))
     edit(shards, lambda it: None)
     with pytest.raises(ShardError, match=facts("index.npy", 75)):
-        ShardReader(shards).fetch(0, 1)
+        ShardDataset(shards).fetch(0, 1)
 
 
 def test_a_zip_in_place_of_an_index_is_refused(shards):
@@ -154,7 +153,7 @@ def test_a_zip_in_place_of_an_index_is_refused(shards):
     (shards / "index.npz").rename(shards / "index.npy")
     edit(shards, lambda it: None)
     with pytest.raises(ShardError, match=facts("index.npy", 75)):
-        ShardReader(shards).fetch(0, 1)
+        ShardDataset(shards).fetch(0, 1)
 
 
 def header(name, size, kind=b"0", raw_size=b""):
@@ -225,7 +224,7 @@ def test_members_that_lead_elsewhere_or_would_run_are_left_alone(tmp_path):
            member("0.pickle", pickled), member("0.pyd", pickled), member("0.url", f"pipe:mkdir {made}".encode())]
     folder = foreign(tmp_path / "set", odd)
     assert index_folder(folder, tile_pixels=32, num_workers=1).num_samples == 1
-    assert ShardReader(folder).read(np.array([0]))[0].shape == (1, 32, 32)
+    assert ShardDataset(folder).read(np.array([0]))[0].shape == (1, 32, 32)
     assert not made.exists() and sorted(os.listdir(folder)) == ["a.tar", "index.npy", "manifest.json"]
 
 

@@ -13,7 +13,7 @@ from PIL import Image, PngImagePlugin
 from small import draw_photo
 
 from srcnn.canvas import read_canvas, save_canvas
-from srcnn.members import decode_picture, decode_tile
+from srcnn.manifest import decode_picture, decode_tile
 from srcnn.metadata import Metadata
 from srcnn.model import SRCNN, ModelConfig
 from srcnn.photo import PhotoRefused, open_image, read_photo

@@ -19,10 +19,11 @@ from safetensors.torch import save as safetensors_bytes
 from seeds import weights
 from small import small_shards
 
+from srcnn.dataset import ShardDataset
 from srcnn.model import SRCNN, ModelConfig, load_model
-from srcnn.reader import ShardReader
+from srcnn.object_store import AccessConfig, ReadFailed
 from srcnn.report import checked_points, html_page, results_table
-from srcnn.storage import AccessConfig, ReadFailed, open_storage
+from srcnn.storage import open_storage
 from srcnn.untrusted import OutOfBounds, check_yaml
 from srcnn.verify import verify_shards
 from srcnn.weight_files import MAX_WEIGHTS_BYTES
@@ -278,7 +279,7 @@ SECRET = [f"http://user:hid@den@{HOST}/x", f"http://user:hidden@{HOST}/x", f"htt
 def test_no_error_of_reading_or_checking_tells_a_secret(serve, url, caplog, tmp_path):
     caplog.set_level(logging.DEBUG)
     url = url.format(port=serve(body=b"{}").server_port)
-    for read in (lambda: ShardReader(url, access=HASTY), lambda: list(verify_shards(url, HASTY)),
+    for read in (lambda: ShardDataset(url, access=HASTY), lambda: list(verify_shards(url, HASTY)),
                  lambda: open_storage(url, HASTY).read_range("a.tar", 0, 5)):
         with pytest.raises((ValueError, OSError)) as caught:
             read()
@@ -294,7 +295,7 @@ def test_an_empty_split_behind_an_address_tells_no_secret(tmp_path):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), lambda *it: handler(*it, directory=str(tmp_path)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with pytest.raises(ValueError, match="--val") as caught:
-        ShardReader(f"http://user:hidden@127.0.0.1:{server.server_port}", access=HASTY)
+        ShardDataset(f"http://user:hidden@127.0.0.1:{server.server_port}", access=HASTY)
     assert "hidden" not in str(caught.value)
     server.shutdown()
     server.server_close()

@@ -20,10 +20,11 @@ from messages import facts, numbers
 from servers import FaultyServer, nginx, s3
 from small import small_shards
 
-from srcnn.reader import ShardReader
-from srcnn.sample import ShardError
-from srcnn.storage import AccessConfig, ReadFailed
-from srcnn.stream import StreamConfig, train_batches, val_batches
+from srcnn.dataset import ShardDataset
+from srcnn.loader import StreamConfig, train_batches, val_batches
+from srcnn.manifest import ShardError
+from srcnn.object_store import AccessConfig, ReadFailed
+from srcnn.shuffle import BatchPlan
 
 NUM_TRAIN, NUM_VAL, STRIDE = 75, 45, 4096  # what small_shards makes, 30 pairs a shard
 RUN, NUM_RUNS = 5, 15  # a run lies within a shard
@@ -35,7 +36,7 @@ def runs(order="runs", window_samples=20, **access):
 
 
 def train(reader, config, num_epochs=1, batch_size=15, rank=0, num_ranks=1):
-    return train_batches(reader, config, 7, 0, num_epochs * NUM_TRAIN, batch_size, rank, num_ranks)
+    return train_batches(reader, config, BatchPlan(7, 0, num_epochs * NUM_TRAIN, batch_size, rank, num_ranks))
 
 
 def copied(batches):
@@ -49,7 +50,7 @@ def assert_same(batches, expected):
 
 
 def open_train(location, config):
-    return ShardReader(f"{location}/train", access=config.access)
+    return ShardDataset(f"{location}/train", access=config.access)
 
 
 @pytest.fixture(scope="module", params=["npy over http", "png over http", "npy over s3"])
@@ -97,8 +98,8 @@ def test_validation_gives_every_pair_of_the_folder_once(remote, num_ranks):
     folder, url = remote
     seen = []
     for rank in range(num_ranks):
-        expected = list(copied(val_batches(ShardReader(f"{folder}/val"), runs(), 8, rank, num_ranks)))
-        assert_same(val_batches(ShardReader(f"{url}/val"), runs(), 8, rank, num_ranks), expected)
+        expected = list(copied(val_batches(ShardDataset(f"{folder}/val"), runs(), 8, rank, num_ranks)))
+        assert_same(val_batches(ShardDataset(f"{url}/val"), runs(), 8, rank, num_ranks), expected)
         seen += [sample for batch in expected for sample in batch.samples.tolist()]
     assert seen == list(range(NUM_VAL))
 
@@ -237,10 +238,10 @@ def test_a_cache_that_cannot_be_written_is_warned_of_once(shards, server, tmp_pa
 
 DIGEST = """
 import hashlib, sys
-from srcnn.stream import AccessConfig, ShardReader, StreamConfig, train_batches
+from srcnn.loader import AccessConfig, BatchPlan, ShardDataset, StreamConfig, train_batches
 config = StreamConfig("runs", 5, 20, num_lanes=2)
-reader = ShardReader(sys.argv[1], access=AccessConfig(cache=sys.argv[2]))
-for batch in train_batches(reader, config, 7, 0, 75, 15):
+reader = ShardDataset(sys.argv[1], access=AccessConfig(cache=sys.argv[2]))
+for batch in train_batches(reader, config, BatchPlan(7, 0, 75, 15)):
     print(hashlib.sha256(batch.clean.tobytes() + batch.degraded.tobytes()).hexdigest())
 """
 
@@ -266,7 +267,7 @@ def test_twenty_epochs_hold_no_more_than_one(shards, tmp_path):
     with nginx(shards, tmp_path / "work") as server:
         gc.collect()
         before, after = held(), []
-        reader, val = open_train(server.url, config), ShardReader(f"{server.url}/val", access=config.access)
+        reader, val = open_train(server.url, config), ShardDataset(f"{server.url}/val", access=config.access)
         for _ in range(20):
             assert len(list(train(reader, config))) + len(list(val_batches(val, config, 8))) == 5 + 6
             with contextlib.closing(train(reader, config)) as batches:

@@ -16,9 +16,9 @@ from PIL import Image
 
 from shards.__main__ import main
 from srcnn.degrade import jpeg
+from srcnn.manifest import Manifest
 from srcnn.metrics import psnr
 from srcnn.photo import luma_l
-from srcnn.sample import Manifest
 
 
 def test_every_pair_is_a_tile_of_the_photo_and_of_its_jpeg(
@@ -200,7 +200,7 @@ def test_the_sheet_shows_clean_beside_degraded_tiles(tmp_path: Path, photos_fold
 
 
 def test_preprocessing_does_not_import_torch() -> None:
-    modules = "shards.__main__, shards.skylines, srcnn.photo, srcnn.degrade, srcnn.tiles, srcnn.sample, srcnn.metrics"
+    modules = "shards.__main__, shards.skylines, srcnn.photo, srcnn.degrade, srcnn.tiles, srcnn.manifest, srcnn.metrics"
     heavy = "{'torch', 'torchvision', 'accelerate', 'wandb', 'matplotlib'}"
     program = f"import sys, {modules}; print(sorted({heavy} & sys.modules.keys()))"
     command = [sys.executable, "-c", program]

@@ -30,7 +30,7 @@ from PIL import Image
 from shards import folder, places
 from shards.__main__ import main
 from shards.places import Place
-from srcnn.sample import Manifest
+from srcnn.manifest import Manifest
 
 
 @pytest.fixture
@@ -228,7 +228,7 @@ def test_another_pillow_does_not_complete_what_one_began(
     out = tmp_path / "out"
     arguments = ["--photos", photos_folder(6), "--out", out, *SMALL]
     assert make(*arguments) == 0
-    monkeypatch.setattr("srcnn.sample.writer_versions", lambda: {"pillow": "1", "libjpeg": "2"})
+    monkeypatch.setattr("srcnn.manifest.writer_versions", lambda: {"pillow": "1", "libjpeg": "2"})
     assert make(*arguments) == 0, "a finished folder stays as it is"
     (out / "train" / "000000.tar").unlink()
     assert make(*arguments) == 1

@@ -14,7 +14,7 @@ from servers import s3
 
 from shards.places import place
 from shards.write import find_sources
-from srcnn.reader import ShardReader
+from srcnn.dataset import ShardDataset
 
 obstore = pytest.importorskip("obstore")
 
@@ -55,7 +55,7 @@ def test_a_bucket_gets_the_bytes_that_a_folder_gets(bucket: Bucket, tmp_path: Pa
         assert content == (tmp_path / "out" / name).read_bytes(), name
     assert make(*remote) == 0
     assert f"{bucket.url}/out" in capsys.readouterr().out
-    ours, theirs = ShardReader(tmp_path / "out/train"), ShardReader(f"{bucket.url}/out/train")
+    ours, theirs = ShardDataset(tmp_path / "out/train"), ShardDataset(f"{bucket.url}/out/train")
     samples = np.arange(ours.num_samples)
     for mine, its in zip(ours.read(samples), theirs.read(samples), strict=True):
         np.testing.assert_array_equal(mine, its)

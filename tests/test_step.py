@@ -11,10 +11,10 @@ from steps import begun, kept, spoiled
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from srcnn import signals
+from srcnn.dataset import ShardDataset
 from srcnn.model import SRCNN
 from srcnn.optimize import OptimizerConfig, build_optimizer, complete_state
 from srcnn.ranks import RankFailed
-from srcnn.reader import ShardReader
 from srcnn.run import start_accelerator
 from srcnn.signals import Stopped
 from srcnn.step import settle, train_step
@@ -148,7 +148,7 @@ def test_skipped_steps_are_written_down_with_their_own_tiles(tmp_path, shards, m
     train(config)
     entries = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
     assert [(entry["step"], entry["samples"]) for entry in entries] == [(4, 32), (5, 40)]
-    reader = ShardReader(shards / "train")
+    reader = ShardDataset(shards / "train")
     for entry, samples in zip(entries, batches[3:5], strict=True):
         assert len(entry["keys_of_ranks"][0]) == 8
         first = bytes(reader.fetch(samples[0], samples[0] + 1)[0][:100]).rstrip(b"\0").decode()

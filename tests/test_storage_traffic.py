@@ -6,11 +6,12 @@ import pytest
 from servers import FaultyServer
 from small import small_shards
 
-from srcnn import stream
-from srcnn.prefetch import Fetcher
-from srcnn.reader import ShardReader
-from srcnn.storage import AccessConfig
-from srcnn.stream import StreamConfig, train_batches
+from srcnn import loader
+from srcnn.dataset import ShardDataset
+from srcnn.loader import StreamConfig, train_batches
+from srcnn.object_store import AccessConfig
+from srcnn.prefetch import BlockFetcher
+from srcnn.shuffle import BatchPlan
 
 NUM_RANKS, NUM_NODES, NUM_EPOCHS, SEED, BATCH_SIZE = 8, 2, 2, 5, 16
 NUM_PAIRS, RUN = 1050, 4  # 70 photos of 15 tiles, 30 pairs a shard: runs are cut by shards
@@ -30,20 +31,21 @@ def requests_by_epoch(server, folder, monkeypatch, lanes, with_cache):
     """Requests for shards in each epoch, all ranks reading the same step at a time."""
     fetches = []
 
-    class Watched(Fetcher):
+    class Watched(BlockFetcher):
         def fetch(self, run):
             fetches.append(super().fetch(run))
             return fetches[-1]
 
-    monkeypatch.setattr(stream, "Fetcher", Watched)
+    monkeypatch.setattr(loader, "BlockFetcher", Watched)
     server.clear()
     readers, ranks = [], []
     for rank in range(NUM_RANKS):
         cache = str(folder / f"node {rank * NUM_NODES // NUM_RANKS}") if with_cache else ""
         config = StreamConfig("runs", RUN, window_samples=64, lead_samples=40, num_lanes=8, lanes=lanes,
                               access=AccessConfig(num_connections=1, cache=cache, cache_gigabytes=1))
-        readers.append(ShardReader(f"{server.url}/train", access=config.access))
-        ranks.append(train_batches(readers[-1], config, SEED, 0, NUM_EPOCHS * NUM_PAIRS, BATCH_SIZE, rank, NUM_RANKS))
+        readers.append(ShardDataset(f"{server.url}/train", access=config.access))
+        plan = BatchPlan(SEED, 0, NUM_EPOCHS * NUM_PAIRS, BATCH_SIZE, rank, NUM_RANKS)
+        ranks.append(train_batches(readers[-1], config, plan))
     totals = []
     for step in range(1, -(-NUM_EPOCHS * NUM_PAIRS // BATCH_SIZE) + 1):
         for batches in ranks:

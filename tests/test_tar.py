@@ -12,7 +12,7 @@ import pytest
 
 from shards.tar import TarShard
 from srcnn.index import index_tar
-from srcnn.members import MEMBERS, TileEncoding, encode_tile
+from srcnn.manifest import MEMBERS, TileEncoding, encode_tile
 
 
 @pytest.mark.parametrize("num_pairs", [0, 1, 5, 40])

@@ -11,13 +11,13 @@ from messages import facts, lines_with
 from small import small_config, small_shards
 
 from srcnn import checkpoint
+from srcnn.dataset import ShardDataset
+from srcnn.loader import Batch, StreamConfig
 from srcnn.model import SRCNN, ModelConfig, initialize, load_model
 from srcnn.optimize import OptimizerConfig, build_optimizer
-from srcnn.order import symmetries_at
 from srcnn.ranks import RankFailed
-from srcnn.reader import ShardReader
 from srcnn.run import start_accelerator
-from srcnn.stream import Batch, StreamConfig
+from srcnn.shuffle import symmetries_at
 from srcnn.tracking import read_metrics
 from srcnn.train import train
 from srcnn.validate import as_floats, transform, validate
@@ -48,7 +48,7 @@ def test_a_run_leaves_what_the_design_promises(tmp_path, shards):
     assert [point["samples"] for point in points] == [32, 64]
     assert points[-1]["val/psnr"] == values["val/psnr"]
     assert values["val/gain"] == pytest.approx(values["val/psnr"] - values["val/psnr_in"])
-    assert values["val/psnr_in"] == pytest.approx(ShardReader(shards / "val").manifest.degraded_psnr, abs=1e-3)
+    assert values["val/psnr_in"] == pytest.approx(ShardDataset(shards / "val").manifest.degraded_psnr, abs=1e-3)
     keys = ("loss", "psnr", "psnr_in")
     for key in (*(f"train/{key}" for key in keys), "learning_rate", "tiles_per_second", "data_wait", "memory_gib"):
         assert np.isfinite(points[0][key])
@@ -184,7 +184,7 @@ def test_averaged_weights_are_validated_and_saved(tmp_path, shards):
     average = SRCNN(config.model, centred=True)
     average.load_state_dict(state["average"])
     assert not torch.equal(state["average"]["conv1.weight"], state["network"]["conv1.weight"])
-    scored = validate(average, ShardReader(shards / "val"), Accelerator(cpu=True))
+    scored = validate(average, ShardDataset(shards / "val"), Accelerator(cpu=True))
     point = read_metrics(tmp_path / "run")[-1]
     assert point["val/psnr"] == pytest.approx(scored["val/psnr"], abs=1e-9)
     assert point["val/psnr_last_weights"] != point["val/psnr"]
@@ -254,7 +254,7 @@ def test_compiled_the_symmetries_are_the_same():
 def test_validation_does_not_depend_on_the_batch_size(shards, monkeypatch):
     model = SRCNN(ModelConfig(residual=True))
     initialize(model, "pytorch", 0)
-    reader, accelerator = ShardReader(shards / "val"), Accelerator(cpu=True)
+    reader, accelerator = ShardDataset(shards / "val"), Accelerator(cpu=True)
     scores = []
     for size in (1, 7, 64):
         monkeypatch.setitem(__import__("srcnn.validate").validate.BATCH_SIZE, "cpu", size)

@@ -15,12 +15,12 @@ from small import draw_photo, small_config, small_shards
 
 from srcnn import checkpoint
 from srcnn.config import parse, plain, to_yaml
+from srcnn.dataset import ShardDataset
 from srcnn.degrade import Degradation, degrade
 from srcnn.doctor import DoctorConfig, doctor
 from srcnn.metrics import pixel_loss
 from srcnn.model import ModelConfig, load_model, prefers_bf16, save_model
 from srcnn.ranks import RankFailed
-from srcnn.reader import ShardReader
 from srcnn.restore import restore_pixels
 from srcnn.resume import check_continues, stream_state
 from srcnn.run import TrainConfig, open_split
@@ -75,7 +75,7 @@ def test_tiles_with_the_halo_are_the_whole_photo_within_half_a_level(trained):
 
 def test_half_precision_in_files_costs_less_than_five_thousandths_of_a_decibel(tmp_path, trained, shards):
     save_model(trained, tmp_path / "half.safetensors", half=True)
-    reader = ShardReader(shards / "val")
+    reader = ShardDataset(shards / "val")
     scores = [validate(model, reader, Accelerator(cpu=True))["val/psnr"]
               for model in (trained, load_model(tmp_path / "half.safetensors"))]
     assert scores[0] != scores[1] and abs(scores[0] - scores[1]) < 0.005

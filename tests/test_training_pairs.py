@@ -13,14 +13,14 @@ from small import draw_photo, small_config, small_shards
 
 from srcnn import damages, signals
 from srcnn.damages import DAMAGES, Damaged, check_damage, damage
+from srcnn.dataset import ShardDataset
 from srcnn.jpeg_quality import CONDITION_SIZE, condition_of_image
+from srcnn.loader import StreamConfig, train_batches
 from srcnn.model import ModelConfig
-from srcnn.order import generator_at, symmetries_at
-from srcnn.prefetch import Rooms
-from srcnn.reader import ShardReader
+from srcnn.prefetch import BufferRing
 from srcnn.run import TrainConfig, open_shards
+from srcnn.shuffle import BatchPlan, generator_at, symmetries_at
 from srcnn.signals import Stopped
-from srcnn.stream import StreamConfig, train_batches
 from srcnn.train import train
 from srcnn.training_pairs import DegradationConfig, PairMaker, training_pair, turned
 from srcnn.validate import transform
@@ -47,9 +47,9 @@ def by_position(shards, stream, start, stop, batch_size, num_ranks, config=MIXED
     """Every sample of the batches of all ranks, by its step: sorted, as bytes."""
     steps = {}
     for rank in range(num_ranks):
-        reader = ShardReader(shards / "train")
+        reader = ShardDataset(shards / "train")
         maker = PairMaker(config, 3, True, reader.tile_shape)
-        batches = train_batches(reader, stream, 3, start, stop, batch_size, rank, num_ranks, maker=maker)
+        batches = train_batches(reader, stream, BatchPlan(3, start, stop, batch_size, rank, num_ranks), maker=maker)
         for step, batch in enumerate(batches):
             assert not batch.symmetries.any(), "turned already"
             rows = zip(batch.samples.tolist(), batch.clean, batch.degraded, batch.conditions, strict=True)
@@ -68,23 +68,23 @@ def test_samples_are_the_same_for_any_ranks_and_after_any_stop(shards, stream):
 
 
 def test_a_set_in_memory_gives_the_same_samples(shards):
-    from srcnn.feed import feed
+    from srcnn.device_loader import device_batches
 
     found = []
     for resident in ("no", "host"):
-        reader = ShardReader(shards / "train")
+        reader = ShardDataset(shards / "train")
         maker, stream = PairMaker(MIXED, 3, True, reader.tile_shape), StreamConfig(resident=resident)
-        batches = feed(reader, stream, 3, 10, 40, 5, 0, 1, torch.device("cpu"), None, maker)
+        batches = device_batches(reader, stream, BatchPlan(3, 10, 40, 5, 0, 1), torch.device("cpu"), None, maker)
         found.append([[tensor.clone() for tensor in batch] for batch in batches])
     assert len(found[0]) == 6
     assert all(torch.equal(*both) for pair in zip(*found, strict=True) for both in zip(*pair, strict=True))
 
 
 def test_pairs_are_those_of_the_function_at_their_position(shards):
-    reader = ShardReader(shards / "train")
+    reader = ShardDataset(shards / "train")
     tiles, _ = reader.read(np.arange(reader.num_samples))
     maker, order = PairMaker(MIXED, 3, True, reader.tile_shape), StreamConfig().order_of(3, reader)
-    batch = next(train_batches(reader, StreamConfig(), 3, 14, 21, 7, maker=maker))
+    batch = next(train_batches(reader, StreamConfig(), BatchPlan(3, 14, 21, 7), maker=maker))
     for row, position in enumerate(range(14, 21)):
         at = np.array([position])
         tile, symmetry = tiles[order.samples_at(at)[0]], int(symmetries_at(3, at)[0])
@@ -327,9 +327,9 @@ def test_a_training_that_was_stopped_continues_to_the_same_bits(shards, tmp_path
             train(colour_config(tmp_path / "stopped", shards, degradation=other))
 
 
-def test_rooms_come_again_in_turn():
-    rooms = Rooms((3, 5), 3, num_members=1)
-    taken = [rooms.take(size) for size in (4, 4, 4, 4, 2, 4)]
-    assert taken[3] is taken[0] and taken[5] is taken[2] and len({id(room) for room in taken[:3]}) == 3
+def test_buffers_come_again_in_turn():
+    ring = BufferRing((3, 5), 3, num_members=1)
+    taken = [ring.take(size) for size in (4, 4, 4, 4, 2, 4)]
+    assert taken[3] is taken[0] and taken[5] is taken[2] and len({id(buffer) for buffer in taken[:3]}) == 3
     assert taken[4].clean.shape == (2, 3, 5) and taken[0].degraded is taken[0].clean
     assert damages.MCU_PIXELS == 16 and CONDITION_SIZE == 22

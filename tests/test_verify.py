@@ -16,8 +16,8 @@ from small import draw_photo, small_shards, write_photos
 from shards.__main__ import main as shards_main
 from srcnn.__main__ import main
 from srcnn.degrade import Degradation
-from srcnn.sample import ShardError
-from srcnn.storage import AccessConfig
+from srcnn.manifest import ShardError
+from srcnn.object_store import AccessConfig
 from srcnn.verify import verify_shards
 
 KINDS = ("npy", "png", "rgb", "foreign")

@@ -12,8 +12,7 @@ from random import Random
 
 from srcnn import checkpoint
 from srcnn.files import TEMPORARY_PREFIX
-from srcnn.members import BLOCK_BYTES
-from srcnn.sample import MANIFEST, Manifest
+from srcnn.manifest import BLOCK_BYTES, MANIFEST, Manifest
 from srcnn.tracking import METRICS
 
 from .job import Job

@@ -6,18 +6,17 @@ from pathlib import Path
 
 from timing import Batches, main
 
-from srcnn.reader import ShardReader
-from srcnn.stream import StreamConfig, train_batches
+from srcnn.dataset import ShardDataset
+from srcnn.loader import StreamConfig, train_batches
+from srcnn.shuffle import BatchPlan
 
 ENDLESS = 2**40
 
 
 def stream(location: str, num_workers: int, batch_size: int) -> Batches:
-    reader = ShardReader(location if "://" in location else Path(location))
+    reader = ShardDataset(location if "://" in location else Path(location))
     config = StreamConfig(num_threads=num_workers)
-    for batch in train_batches(
-        reader, config, seed=0, start=0, stop=ENDLESS, batch_size=batch_size, rank=0, num_ranks=1
-    ):
+    for batch in train_batches(reader, config, BatchPlan(0, 0, ENDLESS, batch_size)):
         yield batch.clean, batch.degraded
 
 

@@ -18,12 +18,12 @@ from small import draw_photo, small_shards
 
 from shards.__main__ import main as shards_main
 from srcnn import storage
+from srcnn.dataset import PairBuffer, ShardDataset
 from srcnn.index import INDEX, ROW, hash_of, hash_of_rows, index_entry, index_header
-from srcnn.members import npy_stride
-from srcnn.reader import Pairs, ShardReader
-from srcnn.sample import Manifest, Shard, ShardError
-from srcnn.storage import ReadFailed
-from srcnn.stream import StreamConfig, train_batches, val_batches
+from srcnn.loader import StreamConfig, train_batches, val_batches
+from srcnn.manifest import Manifest, Shard, ShardError, npy_stride
+from srcnn.object_store import ReadFailed
+from srcnn.shuffle import BatchPlan
 
 KINDS = {"npy": {}, "png": {"encoding": "png"}, "rgb": {"color": "rgb"}}
 NUM_PAIRS = 75
@@ -68,7 +68,7 @@ def npy_copy(originals, tmp_path):
 
 def test_pairs_are_those_that_stock_webdataset_reads(shards):
     expected = list(stock_pairs(shards))
-    reader = ShardReader(shards)
+    reader = ShardDataset(shards)
     assert reader.num_samples == len(expected) == NUM_PAIRS and reader.tile_shape == expected[0][0].shape
     chosen = np.concatenate([np.random.default_rng(0).permutation(NUM_PAIRS), [29, 30, 31, 59, 60, 61, 5, 5]])
     for tiles, part in zip(reader.read(chosen), (0, 1), strict=True):
@@ -77,12 +77,12 @@ def test_pairs_are_those_that_stock_webdataset_reads(shards):
 
 
 def test_no_samples_are_an_empty_batch(shards):
-    assert [len(tiles) for tiles in ShardReader(shards).read(np.empty(0, np.int64))] == [0, 0]
+    assert [len(tiles) for tiles in ShardDataset(shards).read(np.empty(0, np.int64))] == [0, 0]
 
 
 def test_the_same_room_is_filled_again_and_again(shards):
-    reader = ShardReader(shards)
-    room = Pairs(7, reader.tile_shape)
+    reader = ShardDataset(shards)
+    room = PairBuffer(7, reader.tile_shape)
     for start in (0, 26, 50, 68):
         samples = np.arange(start, start + 7)
         clean, degraded = reader.read(samples, room)
@@ -99,7 +99,7 @@ def test_more_shards_than_may_be_open_are_read_right_by_many_threads(shards, mon
     monkeypatch.setattr(storage, "MAX_OPEN_FILES", 1)
     if where == "on a disk":
         monkeypatch.setattr(storage.Folder, "_read_cached", lambda *_: False)
-    reader = ShardReader(shards)
+    reader = ShardDataset(shards)
     num_open = len(os.listdir("/proc/self/fd"))
 
     def read(seed):
@@ -118,19 +118,19 @@ def test_more_shards_than_may_be_open_are_read_right_by_many_threads(shards, mon
 
 @pytest.mark.parametrize("stop", [0, 1, 700, 5000, -20_000])
 def test_a_shard_cut_while_it_is_read_is_named(copy, stop):
-    reader = ShardReader(copy)
+    reader = ShardDataset(copy)
     size = (copy / SECOND).stat().st_size
     os.truncate(copy / SECOND, stop % size)
     with pytest.raises((ShardError, ReadFailed), match=facts(copy / SECOND)):
         reader.read(np.array([59]))
     with pytest.raises((ShardError, ReadFailed), match=SECOND):
-        for _ in train_batches(reader, StreamConfig(), 0, 0, NUM_PAIRS, 5):
+        for _ in train_batches(reader, StreamConfig(), BatchPlan(0, 0, NUM_PAIRS, 5)):
             pass
     assert reader.read(np.array([29, 60]))[0].shape == (2, 32, 32)
 
 
 def test_a_shard_lost_before_it_was_opened_is_named(copy):
-    reader = ShardReader(copy)
+    reader = ShardDataset(copy)
     reader.close()
     (copy / SECOND).unlink()
     with pytest.raises(FileNotFoundError, match=SECOND):
@@ -143,7 +143,7 @@ def test_swapped_shards_are_named_when_opened(copy):
         (copy / source).rename(copy / target)
     first_pair_or_size = 0 if same_size else (copy / "000000.tar").stat().st_size
     with pytest.raises(ShardError, match=facts("000000.tar", first_pair_or_size)):
-        ShardReader(copy)
+        ShardDataset(copy)
 
 
 def test_a_shard_of_another_config_is_named_when_opened(npy_copy, tmp_path):
@@ -153,7 +153,7 @@ def test_a_shard_of_another_config_is_named_when_opened(npy_copy, tmp_path):
     content = (other / "train" / "000000.tar").read_bytes()
     (npy_copy / SECOND).write_bytes(content[:size].ljust(size, b"\0"))
     with pytest.raises(ShardError, match=facts(SECOND, 30)):
-        ShardReader(npy_copy)
+        ShardDataset(npy_copy)
 
 
 def test_a_flipped_byte_in_a_png_shard_is_named_with_its_pair(originals, tmp_path):
@@ -163,7 +163,7 @@ def test_a_flipped_byte_in_a_png_shard_is_named_with_its_pair(originals, tmp_pat
     content = bytearray((folder / SECOND).read_bytes())
     content[member.offset_data + member.size // 2] ^= 4
     (folder / SECOND).write_bytes(content)
-    reader = ShardReader(folder)
+    reader = ShardDataset(folder)
     for samples in ([47], [45, 46, 47, 48], [3, 47, 1]):
         with pytest.raises(ShardError, match=facts(SECOND, 47)):
             reader.read(np.array(samples))
@@ -185,7 +185,7 @@ def test_a_flipped_byte_of_a_foreign_shard_is_named_with_its_pair(tmp_path):
     content[place] ^= 1
     (tmp_path / "a.tar").write_bytes(content)
     with pytest.raises(ShardError, match=facts("a.tar", 6)):
-        list(train_batches(ShardReader(tmp_path), StreamConfig(), 0, 0, 9, 3))
+        list(train_batches(ShardDataset(tmp_path), StreamConfig(), BatchPlan(0, 0, 9, 3)))
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "flipped", "of val", "of others"])
@@ -204,7 +204,7 @@ def test_an_index_that_is_not_the_shards_is_named_when_opened(copy, originals, d
         contents = [(folder / INDEX).read_bytes() for folder in folders]
         index.write_bytes(next(content for content in contents if content != index.read_bytes()))
     with pytest.raises(ShardError, match=re.escape(str(index))):
-        ShardReader(copy)
+        ShardDataset(copy)
 
 
 def test_shards_missing_or_of_another_size_are_named_when_opened(copy):
@@ -212,20 +212,20 @@ def test_shards_missing_or_of_another_size_are_named_when_opened(copy):
         file.write(b"\0")
     size = (copy / SECOND).stat().st_size
     with pytest.raises(ShardError, match=facts(SECOND, size, size - 1)):
-        ShardReader(copy)
+        ShardDataset(copy)
     (copy / SECOND).unlink()
     with pytest.raises(ShardError, match=SECOND):
-        ShardReader(copy)
+        ShardDataset(copy)
 
 
 def test_a_manifest_of_the_version_before_says_what_to_do(copy):
     content = json.loads((copy / "manifest.json").read_text())
     (copy / "manifest.json").write_text(json.dumps(content | {"version": 2}))
     with pytest.raises(ShardError, match=facts("manifest.json", 2, 3)):
-        ShardReader(copy)
+        ShardDataset(copy)
     (copy / "manifest.json").unlink()
     with pytest.raises(FileNotFoundError, match=facts("make shards PHOTOS=", "python -m shards index")):
-        ShardReader(copy)
+        ShardDataset(copy)
 
 
 def large_set(folder, num_shards=10_000, pairs_a_shard=1000, tile_shape=(8, 8)):
@@ -252,7 +252,7 @@ def large_set(folder, num_shards=10_000, pairs_a_shard=1000, tile_shape=(8, 8)):
 @pytest.mark.slow
 def test_ten_million_pairs_in_ten_thousand_shards_are_read(tmp_path):
     folder = large_set(tmp_path / "train")
-    reader = ShardReader(folder)
+    reader = ShardDataset(folder)
     assert reader.num_samples == 10_000_000 and len(reader.manifest.shards) == 10_000
     chosen = np.random.default_rng(3).choice(reader.num_samples, 400, replace=False)
     chosen[:2] = 0, reader.num_samples - 1
@@ -270,13 +270,13 @@ def test_ten_million_pairs_in_ten_thousand_shards_are_read(tmp_path):
     shards = [replace(shard, index_sha256=hash_of_rows(rows[1000 * number : 1000 * number + 1000]))
               if number in touched else shard for number, shard in enumerate(manifest.shards)]
     replace(manifest, shards=tuple(shards)).write(folder)
-    reader = ShardReader(folder)
+    reader = ShardDataset(folder)
     clean, degraded = reader.read(chosen)
     assert not clean.reshape(400, -1)[:, :-1].any()
     assert np.array_equal(clean[:, 7, 7], np.arange(400) % 97)
     assert np.array_equal(degraded[:, 7, 7], np.arange(400) % 97 + 100)
     assert len(reader.storage._open) <= storage.MAX_OPEN_FILES
-    batches = train_batches(reader, StreamConfig(), 0, 3 * 10**7, 3 * 10**7 + 600, 200)
+    batches = train_batches(reader, StreamConfig(), BatchPlan(0, 3 * 10**7, 3 * 10**7 + 600, 200))
     assert len(np.unique(np.concatenate([batch.samples for batch in batches]))) == 600
 
 
@@ -284,7 +284,7 @@ def test_ten_million_pairs_in_ten_thousand_shards_are_read(tmp_path):
 @pytest.mark.parametrize("times_read_before", [0, 3])  # by calls of the system, then out of a mapping
 def test_a_flipped_bit_of_a_local_tile_is_found_when_its_pair_is_read(tmp_path, where, times_read_before):
     folder = small_shards(tmp_path) / "train"
-    reader = ShardReader(folder)
+    reader = ShardDataset(folder)
     everything = np.arange(reader.num_samples)
     for _ in range(times_read_before):
         reader.read(everything)

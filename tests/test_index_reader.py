@@ -6,10 +6,10 @@ from messages import facts
 from servers import FaultyServer, parse_range
 from small import small_shards
 
+from srcnn.dataset import ShardDataset
 from srcnn.index import ROW, encode_index, index_entry
-from srcnn.reader import ShardReader
-from srcnn.sample import ShardError
-from srcnn.storage import AccessConfig
+from srcnn.manifest import ShardError
+from srcnn.object_store import AccessConfig
 
 
 @pytest.fixture
@@ -29,10 +29,10 @@ def test_an_index_is_what_numpy_reads(tmp_path):
 
 @pytest.mark.parametrize("most_rows_kept", [10**6, 1])
 def test_a_large_index_is_asked_for_shard_by_shard_and_checked(server, monkeypatch, most_rows_kept):
-    monkeypatch.setattr("srcnn.rows.WHOLE_BYTES", 0)
-    monkeypatch.setattr("srcnn.rows.MOST_ROWS_KEPT", most_rows_kept)
+    monkeypatch.setattr("srcnn.index.WHOLE_BYTES", 0)
+    monkeypatch.setattr("srcnn.index.MAX_CACHED_ROWS", most_rows_kept)
     access = AccessConfig(timeout_seconds=10, give_up_seconds=20)
-    reader, local = ShardReader(server.url, access=access), ShardReader(server.folder)
+    reader, local = ShardDataset(server.url, access=access), ShardDataset(server.folder)
     for samples in (np.arange(75), np.array([70, 3, 40, 4, 71])):
         for ours, expected in zip(reader.read(samples), local.read(samples), strict=True):
             assert np.array_equal(ours, expected)
@@ -44,7 +44,7 @@ def test_a_large_index_is_asked_for_shard_by_shard_and_checked(server, monkeypat
     content = bytearray(index.read_bytes())
     content[-20] ^= 1
     index.write_bytes(content)
-    reader = ShardReader(server.url, access=access)
+    reader = ShardDataset(server.url, access=access)
     reader.read(np.arange(60))
     with pytest.raises(ShardError, match=facts("index.npy", "000002.tar")):
         reader.read(np.arange(60, 62))

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from srcnn.sample import Manifest, PhotoRecord, Refused, ShardError
-from srcnn.storage import Folder, ObjectStore
+from srcnn.manifest import Manifest, PhotoRecord, Refused, ShardError
+from srcnn.object_store import ObjectStore
+from srcnn.storage import Folder
 from srcnn.untrusted import OutOfBounds, check_record
 
 PHOTOS = "photos.jsonl"

@@ -7,23 +7,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srcnn.order import (
-    KeptOrder,
-    RunOrder,
-    UniformOrder,
+from srcnn.shuffle import (
+    BatchPlan,
+    BlockShuffle,
+    UniformShuffle,
     crops_at,
     derive_key,
-    part_of_batch,
     permute,
     permute_each,
     symmetries_at,
 )
 
 SEEDS = st.integers(0, 2**63)
-OF_RUNS = SEEDS, st.integers(1, 3000), st.integers(1, 70), st.integers(1, 90), st.integers(1, 5000)
-KEPT_ORDERS = st.builds(KeptOrder, *OF_RUNS)
-RUN_ORDERS = st.builds(RunOrder, *OF_RUNS) | KEPT_ORDERS
-ORDERS = st.builds(UniformOrder, SEEDS, st.integers(1, 3000)) | RUN_ORDERS
+BLOCKS = SEEDS, st.integers(1, 3000), st.integers(1, 70), st.integers(1, 90), st.integers(1, 5000)
+KEPT_ORDERS = st.builds(BlockShuffle, *BLOCKS, st.just(False))
+BLOCK_ORDERS = st.builds(BlockShuffle, *BLOCKS) | KEPT_ORDERS
+ORDERS = st.builds(UniformShuffle, SEEDS, st.integers(1, 3000)) | BLOCK_ORDERS
 
 
 @given(ORDERS, st.integers(0, 10**6))
@@ -47,15 +46,16 @@ def test_permuting_in_sets_of_many_sizes_is_permuting_in_each(sets):
     assert (together < sizes.astype(np.int64)).all()
 
 
-@pytest.mark.parametrize("order", [UniformOrder(7, 10**12), RunOrder(7, 10**12, 8, 64, 16_384),
-                                   KeptOrder(7, 10**12, 8, 64, 16_384)], ids=str)
+@pytest.mark.parametrize("order", [UniformShuffle(7, 10**12), BlockShuffle(7, 10**12, 8, 64, 16_384),
+                                   BlockShuffle(7, 10**12, 8, 64, 16_384, redeal=False)], ids=str)
 def test_large_sets_need_no_list_of_all_samples(order):
     samples = order.samples_at(np.arange(1000))
     assert len(set(samples.tolist())) == 1000 and samples.max() > 9 * 10**11 and samples.min() < 10**11
 
 
-@pytest.mark.parametrize("make", [UniformOrder, lambda seed, n: RunOrder(seed, n, 8, 4, 256),
-                                  lambda seed, n: KeptOrder(seed, n, 8, 4, 256)], ids=["uniform", "runs", "kept"])
+@pytest.mark.parametrize("make", [UniformShuffle, lambda seed, n: BlockShuffle(seed, n, 8, 4, 256),
+                                  lambda seed, n: BlockShuffle(seed, n, 8, 4, 256, redeal=False)],
+                         ids=["uniform", "runs", "kept"])
 def test_seeds_and_epochs_give_unrelated_orders(make):
     order, other_seed = make(0, 2000), make(1, 2000)
     first = order.samples_at(np.arange(2000))
@@ -64,15 +64,15 @@ def test_seeds_and_epochs_give_unrelated_orders(make):
         assert abs(np.corrcoef(first, other)[0, 1]) < 0.15
 
 
-@given(RUN_ORDERS, st.data())
+@given(BLOCK_ORDERS, st.data())
 def test_neighbours_of_a_run_come_within_a_window_of_each_other(order, data):
-    run = data.draw(st.integers(0, (order.num_samples - 1) // order.run_samples))
+    run = data.draw(st.integers(0, (order.num_samples - 1) // order.block_samples))
     samples = order.samples_at(np.arange(order.num_samples))
-    positions = np.flatnonzero(samples // order.run_samples == run)
+    positions = np.flatnonzero(samples // order.block_samples == run)
     places, lanes = np.divmod(positions, order.num_lanes)
     for lane_places in (places[lanes == lane] for lane in lanes):
-        assert np.ptp(lane_places) < max(1, order.window_samples // order.num_lanes) + 2 * order.run_samples
-    assert len(set(lanes.tolist())) <= -(-order.run_samples // max(1, order.num_samples // order.num_lanes)) + 1
+        assert np.ptp(lane_places) < max(1, order.window_samples // order.num_lanes) + 2 * order.block_samples
+    assert len(set(lanes.tolist())) <= -(-order.block_samples // max(1, order.num_samples // order.num_lanes)) + 1
 
 
 def samples_of_lanes(order, epoch):
@@ -94,15 +94,20 @@ def test_kept_lanes_keep_their_samples_but_for_less_than_one_of_each_lane(order,
 
 
 def test_in_kept_lanes_every_sample_comes_anywhere_in_the_epoch():
-    order = KeptOrder(0, 1000, 8, 4, 64)
+    order = BlockShuffle(0, 1000, 8, 4, 64, redeal=False)
     places = np.argsort([order.samples_of_epoch(epoch, np.arange(1000)) for epoch in range(400)], axis=1)
     assert np.abs(places.mean(0) - 499.5).max() < 75, "five standard deviations"
     assert (places.min(0) < 40).all() and (places.max(0) > 960).all()
 
 
+def positions(start, batch_size, rank, num_ranks, num_lanes):
+    """A rank's positions of the global batch from `start` on."""
+    return BatchPlan(0, start, start + batch_size, batch_size, rank, num_ranks).positions(start, num_lanes)
+
+
 @given(st.integers(0, 10**9), st.integers(1, 300), st.integers(1, 9), st.integers(1, 90))
 def test_ranks_part_a_global_batch_evenly(start, batch_size, num_ranks, num_lanes):
-    parts = [part_of_batch(start, batch_size, rank, num_ranks, num_lanes) for rank in range(num_ranks)]
+    parts = [positions(start, batch_size, rank, num_ranks, num_lanes) for rank in range(num_ranks)]
     assert sorted(np.concatenate(parts).tolist()) == list(range(start, start + batch_size))
     sizes = [len(part) for part in parts]
     assert max(sizes) - min(sizes) <= 1
@@ -111,7 +116,7 @@ def test_ranks_part_a_global_batch_evenly(start, batch_size, num_ranks, num_lane
 @given(st.integers(0, 100), st.sampled_from([(16, 64), (64, 64), (256, 64), (512, 16)]), st.sampled_from([1, 2, 4, 8]))
 def test_a_rank_keeps_to_its_lanes(number, sizes, num_ranks):
     batch_size, num_lanes = sizes
-    lanes = [set((part_of_batch(number * batch_size, batch_size, rank, num_ranks, num_lanes) % num_lanes).tolist())
+    lanes = [set((positions(number * batch_size, batch_size, rank, num_ranks, num_lanes) % num_lanes).tolist())
              for rank in range(num_ranks)]
     assert sum(map(len, lanes)) == len(set().union(*lanes)) == min(batch_size, num_lanes)
 
@@ -143,8 +148,9 @@ GOLDEN = {
 
 @pytest.mark.parametrize("kind,seed,epoch", GOLDEN, ids=str)
 def test_the_order_never_changes_by_accident(kind, seed, epoch):
-    of_runs = {"runs": RunOrder, "kept": KeptOrder}
-    order = of_runs[kind](seed, 13_056, 8, 64, 4096) if kind in of_runs else UniformOrder(seed, 13_056)
+    order = UniformShuffle(seed, 13_056)
+    if kind != "uniform":
+        order = BlockShuffle(seed, 13_056, 8, 64, 4096, redeal=kind == "runs")
     positions = epoch * 13_056 + np.arange(10_000)
     content = order.samples_at(positions).tobytes() + symmetries_at(seed, positions).tobytes()
     assert hashlib.sha256(content).hexdigest() == GOLDEN[kind, seed, epoch], "raise ORDER_VERSION if it has to change"

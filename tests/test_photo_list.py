@@ -8,8 +8,8 @@ from messages import facts
 from seeds import edit_manifest, edit_split
 from small import small_shards
 
-from srcnn.listing import decode, encode
-from srcnn.sample import PhotoRecord, Refused, ShardError
+from srcnn.manifest import PhotoRecord, Refused, ShardError
+from srcnn.photo_list import decode, encode
 from srcnn.verify import verify_shards
 
 

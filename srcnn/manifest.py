@@ -1,34 +1,110 @@
 """The shard contract: what a shard is, and the manifest beside the shards.
 
 A shard is a plain USTAR tar any WebDataset reader opens: members `KEY.clean.npy` and `KEY.degraded.npy` (or
-`.png`), KEY ten digits; `srcnn.members` encodes and decodes them. Samples that are degraded while training have the
-clean member only.
+`.png`), KEY ten digits; encoded and decoded here, for the writer and the reader. Samples that are degraded while
+training have the clean member only.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from PIL import features
+import numpy as np
+from PIL import Image, features
 
 from srcnn.files import write_json
-from srcnn.members import BLOCK_BYTES, Encoding, npy_stride
 from srcnn.untrusted import (
     MAX_COUNT,
     MAX_MANIFEST_BYTES,
+    MAX_PICTURE_PIXELS,
     MAX_TILE_SIDE,
     OutOfBounds,
     check_name,
+    npy_pixels,
+    open_picture,
     open_regular,
     parse_json,
     record,
 )
+
+BLOCK_BYTES = 512  # tar's unit: one header, and what a member's bytes are padded to
+MEMBERS = {encoding: (f"clean.{encoding}", f"degraded.{encoding}") for encoding in ("npy", "png")}
+FOREIGN_FORMATS = ("PNG", "JPEG", "WEBP")
+TileEncoding = Literal["npy", "png"]
+Encoding = Literal["npy", "png", "any"]  # any: pictures made elsewhere, of any size, to be cut to tiles
+
+
+def key(sample: int) -> str:
+    """Ten digits: the number of the sample in its split. No dot, whatever the photo is called."""
+    return f"{sample:010d}"
+
+
+def encode_tile(tile: np.ndarray, encoding: TileEncoding) -> bytes:
+    """uint8 tile (H, W) or (H, W, 3) -> the bytes of a member."""
+    if encoding == "npy":
+        return encode_npy_header(tile.shape) + tile.tobytes()
+    buffer = io.BytesIO()
+    Image.fromarray(tile).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@lru_cache(maxsize=64)
+def encode_npy_header(shape: tuple[int, ...], dtype: str = "'|u1'") -> bytes:
+    """The header of an npy file, format 1.0, as NumPy writes it: by hand, since another version of NumPy may pad it
+    otherwise, and all strides and the bytes of shards hang on it. `dtype` is its description as a Python literal.
+    """
+    text = f"{{'descr': {dtype}, 'fortran_order': False, 'shape': {shape}, }}"
+    length = -(-(len(text) + 11) // 64) * 64 - 10
+    return b"\x93NUMPY\x01\x00" + length.to_bytes(2, "little") + text.ljust(length - 1).encode() + b"\n"
+
+
+def decode_tile(content: bytes | memoryview, encoding: Encoding, tile_shape: tuple[int, ...]) -> np.ndarray:
+    """The bytes of a member -> uint8 tile. Raises ValueError at any other shape or kind, before it is decoded."""
+    if encoding == "npy":
+        tile = npy_pixels(content)
+        if tile.shape != tile_shape:
+            raise ValueError(f"a tile of shape {tile.shape}, the manifest says {tile_shape}")
+        return tile
+    with open_picture(content, ("PNG",), MAX_TILE_SIDE**2) as image:
+        if (*image.size[::-1], *tile_shape[2:]) != tile_shape or image.mode != ("RGB" if tile_shape[2:] else "L"):
+            raise ValueError(f"a tile of {image.size} pixels, {image.mode}; the manifest says {tile_shape}")
+        return np.asarray(image)
+
+
+def decode_picture(content: bytes | memoryview, channels: int) -> np.ndarray:
+    """The bytes of a foreign member (npy, PNG, JPEG or WebP, 8 bits) -> uint8 (H, W), or (H, W, 3) for 3 channels.
+
+    Colour becomes grey as Pillow's "L" does it (ITU-R BT.601); grey becomes three equal channels.
+
+    Raises:
+        ValueError: another format, another type of number, a shape that is no picture.
+    """
+    if content[:6] == b"\x93NUMPY":
+        pixels = npy_pixels(content)
+        if pixels.ndim == 3 and pixels.shape[2] == 1:
+            pixels = pixels[..., 0]
+        if not pixels.size or not (pixels.ndim == 2 or pixels.ndim == 3 and pixels.shape[2] == 3):
+            raise ValueError(f"an array of {pixels.dtype}, {pixels.shape}; expected uint8 (H, W) or (H, W, 3)")
+        return np.asarray(Image.fromarray(pixels).convert("RGB" if channels == 3 else "L"))
+    with open_picture(content, FOREIGN_FORMATS, MAX_PICTURE_PIXELS) as image:
+        if image.mode not in ("L", "RGB"):
+            raise ValueError(f"a picture of mode {image.mode}; expected 8-bit grey or RGB")
+        return np.asarray(image.convert("RGB" if channels == 3 else "L"))
+
+
+def npy_stride(tile_shape: tuple[int, ...], num_members: int = 2) -> int:
+    """Bytes from one npy sample to the next in a shard: header + content padded to 512, for each member."""
+    content = len(encode_npy_header(tuple(tile_shape))) + int(np.prod(tile_shape))
+    return num_members * (BLOCK_BYTES + -(-content // BLOCK_BYTES) * BLOCK_BYTES)
+
 
 FORMAT = "srcnn-shards"
 VERSION = 3  # 2: with an index; 3: photos in a file of their own, the index checked shard by shard
@@ -38,14 +114,12 @@ SPLITS = ("train", "val")
 
 
 class ShardError(ValueError):
-    """Shards or a manifest that do not hold what they should; the message names the file and the cure."""
+    """Shards or a manifest that do not hold what they should; the message names the file and says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One tar file of a split: `name` inside the split's folder, `num_samples` pairs; the hash of its rows of the
-    index.
-    """
+    """One tar file of a split: `name` inside the split's folder, `num_samples` pairs; the hash of its index rows."""
 
     name: str
     bytes: int
@@ -64,7 +138,7 @@ class IndexFile:
 
 @dataclass(frozen=True)
 class PhotosFile:
-    """The list of the split's photos beside its manifest, see `srcnn.listing`."""
+    """The list of the split's photos beside its manifest, see `srcnn.photo_list`."""
 
     name: str
     bytes: int
@@ -161,9 +235,9 @@ class Manifest:
         """
         path = folder / MANIFEST
         if not path.is_file():
-            cure = f"make them with: make shards PHOTOS=dir OUT={folder.parent}"
+            hint = f"make them with: make shards PHOTOS=dir OUT={folder.parent}"
             others = ", or for shards made elsewhere: python -m shards index" if any(folder.glob("*.tar")) else ""
-            raise FileNotFoundError(f"{path}: no shards here; {cure}{others}")
+            raise FileNotFoundError(f"{path}: no shards here; {hint}{others}")
         try:
             with open_regular(path, MAX_MANIFEST_BYTES) as file:
                 content = file.read().decode(errors="surrogateescape")
@@ -178,9 +252,11 @@ class Manifest:
     def parse(content: str | bytes, where: str) -> Manifest:
         """The manifest in a JSON text. Raises ShardError where it is none of this version."""
         try:
-            return _manifest_from_json(where, parse_json(content))
-        except ValueError as error:
-            raise error if isinstance(error, ShardError) else ShardError(f"{where}: damaged: {error}") from error
+            return _manifest_from_json(parse_json(content))
+        except OutOfBounds as error:
+            raise ShardError(f"{where}: {error}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise ShardError(f"{where}: damaged: {str(error)[:99]}") from error
 
 
 def check_shard_size(path: Path, shard: Shard | IndexFile) -> None:
@@ -193,37 +269,29 @@ def check_shard_size(path: Path, shard: Shard | IndexFile) -> None:
         )
 
 
-LISTS = ("tile_shape", "members", "shards")
-
-
-def _manifest_from_json(path: str, content: Any) -> Manifest:
+def _manifest_from_json(content: Any) -> Manifest:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ShardError(f'{path}: not a shard manifest ("format" is not "{FORMAT}")')
+        raise OutOfBounds(f'not a shard manifest ("format" is not "{FORMAT}")')
     if content.get("version") != VERSION:
-        cure = "make the shards anew with it"
-        raise ShardError(f"{path}: version {content.get('version')}, this program reads version {VERSION}; {cure}")
-    try:
-        if odd := [name for name in LISTS if not isinstance(content[name], list)]:
-            raise OutOfBounds(f"damaged: {', '.join(odd)}: no list")
-        manifest = Manifest(
-            split=content["split"],
-            tile_shape=tuple(content["tile_shape"]),
-            encoding=content["encoding"],
-            members=tuple(content["members"]),
-            stride=content["stride"],
-            config=content["config"],
-            index=record(IndexFile, content["index"]),
-            shards=tuple(record(Shard, shard) for shard in content["shards"]),
-            photos=None if content["photos"] is None else record(PhotosFile, content["photos"]),
-            degraded_psnr=content["degraded_psnr"],
-            versions=content["versions"],
-        )
-        _check_layout(manifest)
-        _check_contents(manifest)
-    except (KeyError, TypeError) as error:
-        raise ShardError(f"{path}: damaged: {str(error)[:99]}") from error
-    except OutOfBounds as error:
-        raise ShardError(f"{path}: {error}") from error
+        found = f"version {content.get('version')}, this program reads version {VERSION}"
+        raise OutOfBounds(f"{found}; make the shards anew with it")
+    if odd := [key for key in ("tile_shape", "members", "shards") if not isinstance(content[key], list)]:
+        raise OutOfBounds(f"damaged: {', '.join(odd)}: no list")
+    manifest = Manifest(
+        split=content["split"],
+        tile_shape=tuple(content["tile_shape"]),
+        encoding=content["encoding"],
+        members=tuple(content["members"]),
+        stride=content["stride"],
+        config=content["config"],
+        index=record(IndexFile, content["index"]),
+        shards=tuple(record(Shard, shard) for shard in content["shards"]),
+        photos=None if content["photos"] is None else record(PhotosFile, content["photos"]),
+        degraded_psnr=content["degraded_psnr"],
+        versions=content["versions"],
+    )
+    _check_layout(manifest)
+    _check_contents(manifest)
     return manifest
 
 

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from messages import facts
 
 from shards.tar import TarShard
-from srcnn import members, sample
-from srcnn.members import TileEncoding
-from srcnn.sample import IndexFile, Manifest, PhotosFile, Shard, ShardError
+from srcnn import manifest as manifest_module
+from srcnn.manifest import IndexFile, Manifest, PhotosFile, Shard, ShardError, TileEncoding
 
 SHAPES: list[tuple[int, ...]] = [(128, 128), (128, 128, 3), (8, 8), (72, 72), (256, 256, 3)]
 
@@ -40,13 +39,13 @@ def manifest(**changes: Any) -> Manifest:
         tile_shape=(16, 16),
         encoding="npy",
         members=("clean.npy", "degraded.npy"),
-        stride=members.npy_stride((16, 16)),
+        stride=manifest_module.npy_stride((16, 16)),
         config={"resize": "none", "degradation": {"jpeg_quality": [10, 40]}},
         index=IndexFile("index.npy", 3),
         shards=(Shard("000000.tar", 6200, "ab", 3, "12"), Shard("000001.tar", 2100, "cd", 1, "34")),
         photos=PhotosFile("photos.jsonl", 9, "ef", 2, 1),
         degraded_psnr=31.0,
-        versions=sample.writer_versions(),
+        versions=manifest_module.writer_versions(),
     )
     return dataclasses.replace(whole, **changes)
 
@@ -59,7 +58,7 @@ def write_with_shards(folder: Path, written: Manifest) -> None:
 
 @given(number=st.integers(0, 10**10 - 1))
 def test_a_key_is_ten_digits_in_the_order_of_the_numbers(number: int) -> None:
-    assert len(members.key(number)) == 10 and int(members.key(number)) == number
+    assert len(manifest_module.key(number)) == 10 and int(manifest_module.key(number)) == number
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -67,36 +66,36 @@ def test_a_key_is_ten_digits_in_the_order_of_the_numbers(number: int) -> None:
 def test_a_tile_comes_back_as_it_was(shape: tuple[int, ...], encoding: TileEncoding) -> None:
     tile = tiles(1, shape)[0]
     for array in (tile, tile[::-1].swapaxes(0, 1)):  # the second is not contiguous
-        found = members.decode_tile(members.encode_tile(array, encoding), encoding, shape)
+        found = manifest_module.decode_tile(manifest_module.encode_tile(array, encoding), encoding, shape)
         np.testing.assert_array_equal(found, array)
         assert found.dtype == np.uint8
 
 
 def test_npy_members_are_what_numpy_reads() -> None:
     tile = tiles(1, (24, 40))[0]
-    np.testing.assert_array_equal(np.load(io.BytesIO(members.encode_tile(tile, "npy"))), tile)
+    np.testing.assert_array_equal(np.load(io.BytesIO(manifest_module.encode_tile(tile, "npy"))), tile)
 
 
 def test_pickled_arrays_are_refused() -> None:
     buffer = io.BytesIO()
     np.save(buffer, np.array([{"a": 1}], dtype=object))
     with pytest.raises(ValueError, match="object"):
-        members.decode_tile(buffer.getvalue(), "npy", (1,))
+        manifest_module.decode_tile(buffer.getvalue(), "npy", (1,))
 
 
 def test_a_grey_tile_of_128_takes_34816_bytes() -> None:
-    assert members.npy_stride((128, 128)) == 34816
+    assert manifest_module.npy_stride((128, 128)) == 34816
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_sample_i_lies_at_i_strides(tmp_path: Path, shape: tuple[int, ...]) -> None:
     pairs = tiles(10, shape).reshape(5, 2, *shape)
     write_tar(tmp_path / "a.tar", pairs)
-    content, stride = (tmp_path / "a.tar").read_bytes(), members.npy_stride(shape)
+    content, stride = (tmp_path / "a.tar").read_bytes(), manifest_module.npy_stride(shape)
     num_pixels = int(np.prod(shape))
     for number, pair in enumerate(pairs):
         for part, tile in enumerate(pair):
-            start = number * stride + part * stride // 2 + 512 + members.npy_header_bytes(shape)
+            start = number * stride + part * stride // 2 + 512 + len(manifest_module.encode_npy_header(shape))
             np.testing.assert_array_equal(
                 np.frombuffer(content, np.uint8, num_pixels, start).reshape(shape), tile
             )
@@ -138,11 +137,11 @@ def test_any_aligned_range_of_a_shard_is_a_stream_of_its_own(tmp_path: Path) -> 
     webdataset = pytest.importorskip("webdataset")
     pairs = tiles(14, (16, 16)).reshape(7, 2, 16, 16)
     write_tar(tmp_path / "a.tar", pairs)
-    stride = members.npy_stride((16, 16))
+    stride = manifest_module.npy_stride((16, 16))
     part = io.BytesIO((tmp_path / "a.tar").read_bytes()[2 * stride : 5 * stride])
     found = list(webdataset.tariterators.tar_file_iterator(part))
-    assert [member["fname"][:10] for member in found[::2]] == [members.key(number) for number in (2, 3, 4)]
-    np.testing.assert_array_equal(members.decode_tile(found[0]["data"], "npy", (16, 16)), pairs[2, 0])
+    assert [member["fname"][:10] for member in found[::2]] == [manifest_module.key(number) for number in (2, 3, 4)]
+    np.testing.assert_array_equal(manifest_module.decode_tile(found[0]["data"], "npy", (16, 16)), pairs[2, 0])
 
 
 def test_a_manifest_comes_back_as_it_was(tmp_path: Path) -> None:

@@ -10,13 +10,13 @@ from accelerate import Accelerator
 from messages import facts
 from small import small_shards
 
-from srcnn.feed import feed
+from srcnn.dataset import ShardDataset
+from srcnn.device_loader import LARGEST_SHARE, ResidentDataset, device_batches
+from srcnn.loader import StreamConfig
+from srcnn.manifest import ShardError
 from srcnn.model import SRCNN, ModelConfig
 from srcnn.ranks import RankFailed
-from srcnn.reader import ShardReader
-from srcnn.resident import LARGEST_SHARE, ResidentReader
-from srcnn.sample import ShardError
-from srcnn.stream import StreamConfig
+from srcnn.shuffle import BatchPlan
 from srcnn.validate import as_floats, validate
 
 CPU = torch.device("cpu")
@@ -24,11 +24,11 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory):
-    return ShardReader(small_shards(tmp_path_factory.mktemp("shards")) / "train")
+    return ShardDataset(small_shards(tmp_path_factory.mktemp("shards")) / "train")
 
 
 def everything(reader, config, rank=0, num_ranks=1):
-    batches = feed(reader, config, 5, 30, 180, 12, rank, num_ranks, CPU, None)
+    batches = device_batches(reader, config, BatchPlan(5, 30, 180, 12, rank, num_ranks), CPU, None)
     return [batch.map(torch.clone)[:4] for batch in batches]
 
 
@@ -36,7 +36,7 @@ def everything(reader, config, rank=0, num_ranks=1):
 @pytest.mark.parametrize("resident", ["host", "device"])
 @pytest.mark.parametrize("encoding", ["npy", "png"])
 def test_resident_sets_give_the_batches_of_the_stream(tmp_path, order, resident, encoding):
-    reader = ShardReader(small_shards(tmp_path, encoding=encoding) / "train")
+    reader = ShardDataset(small_shards(tmp_path, encoding=encoding) / "train")
     for rank in range(2):
         streamed = everything(reader, StreamConfig(order=order, num_lanes=3), rank, 2)
         held = everything(reader, StreamConfig(order=order, num_lanes=3, resident=resident), rank, 2)
@@ -46,7 +46,7 @@ def test_resident_sets_give_the_batches_of_the_stream(tmp_path, order, resident,
 
 
 def test_a_resident_reader_fills_the_room_it_is_given(reader):
-    held = ResidentReader(reader, StreamConfig())
+    held = ResidentDataset(reader, StreamConfig())
     samples = np.array([74, 0, 3, 3])
     for ours, theirs in zip(held.read(samples), reader.read(samples), strict=True):
         assert np.array_equal(ours, theirs)
@@ -57,14 +57,14 @@ def test_a_set_that_does_not_fit_is_refused_with_both_sizes(reader, monkeypatch)
     free = type("Memory", (), {"available": int(needed / LARGEST_SHARE) - 10})
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
     with pytest.raises(RankFailed, match=facts(reader.location, "0.0 GB", "cpu", "--stream.resident no")):
-        next(feed(reader, StreamConfig(resident="host"), 0, 0, 10, 1, 0, 1, CPU, None))
+        next(device_batches(reader, StreamConfig(resident="host"), BatchPlan(0, 0, 10, 1, 0, 1), CPU, None))
     free.available += 20
-    next(feed(reader, StreamConfig(resident="host"), 0, 0, 10, 1, 0, 1, CPU, None))
+    next(device_batches(reader, StreamConfig(resident="host"), BatchPlan(0, 0, 10, 1, 0, 1), CPU, None))
 
 
 def test_an_error_of_the_stream_comes_in_the_place_of_its_batch(reader, monkeypatch):
     monkeypatch.setattr(reader, "read", failing_at(reader.read, 3))
-    batches = feed(reader, StreamConfig(num_threads=1), 0, 0, 120, 12, 0, 1, CPU, None)
+    batches = device_batches(reader, StreamConfig(num_threads=1), BatchPlan(0, 0, 120, 12, 0, 1), CPU, None)
     assert [len(next(batches).samples) for _ in range(3)] == [12] * 3
     with pytest.raises(ShardError, match="000007.tar: damaged"):
         next(batches)
@@ -91,7 +91,7 @@ def test_pairs_that_validation_cannot_read_fail_it_on_all_ranks(reader, monkeypa
 
 
 def test_floats_are_levels_over_255_channels_first(reader):
-    batch = next(feed(reader, StreamConfig(), 0, 0, 10, 7, 0, 1, CPU, None))
+    batch = next(device_batches(reader, StreamConfig(), BatchPlan(0, 0, 10, 7, 0, 1), CPU, None))
     clean, degraded = as_floats(batch)
     assert clean.shape == degraded.shape == (7, 1, 32, 32) and clean.dtype == torch.float32
     np.testing.assert_array_equal((clean * 255).round().byte()[:, 0].numpy(), batch.clean.numpy())
