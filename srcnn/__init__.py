@@ -17,7 +17,7 @@
                           stream.py     this rank's batches
                           resident.py   a whole split in memory
                           feed.py       ranks in step, to the device
-      -> network          network.py    what a network is to the rest
+      -> network          base.py    what a network is to the rest
                           model.py      SRCNN; load and save of any (weight_files.py)
                           unet.py       a larger one
                           products.py   its layers as matrix products, on a CPU

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from srcnn.base import Network
 from srcnn.degrade import Degradation
 from srcnn.listing import photos_in
 from srcnn.model import WEIGHTS, load_model
-from srcnn.network import Network
 from srcnn.photo import LumaKind
 from srcnn.reader import read_manifest
 from srcnn.score import LUMA_NAMES, score_folder, to_json

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from srcnn import files
+from srcnn.base import Network
 from srcnn.model import save_model, save_state_dict, save_tensors
-from srcnn.network import Network
 from srcnn.untrusted import read_json
 from srcnn.weight_files import load_plain
 

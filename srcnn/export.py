@@ -15,10 +15,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from srcnn.base import Network
 from srcnn.files import atomic_file
 from srcnn.jpeg_quality import CONDITION_SIZE
 from srcnn.model import SRCNN
-from srcnn.network import Network
 
 TOLERANCE = 1e-5  # of pixels in [0, 1]; of results beyond 1, the same part of them
 CHANNELS = {1: "luma, BT.601, full range: 0.299 R + 0.587 G + 0.114 B", 3: "RGB"}

@@ -7,8 +7,8 @@ import threading
 
 import torch
 
+from srcnn.base import Network
 from srcnn.model import WEIGHTS, find_weights, load_model, to_device
-from srcnn.network import Network
 
 FAMILY = "srcnn-915"
 BLIND = "blind"  # weights trained over qualities 5 to 95, for photos that do not tell theirs

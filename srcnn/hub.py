@@ -23,11 +23,11 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from srcnn.base import Network
 from srcnn.config import plain
 from srcnn.files import atomic_file, write_json
 from srcnn.hub_card import make_card, with_header
 from srcnn.model import WEIGHTS, load_model, save_model
-from srcnn.network import Network
 from srcnn.untrusted import open_regular, parse_json
 from srcnn.weight_files import MAX_WEIGHTS_BYTES, config_differs
 

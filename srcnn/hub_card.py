@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from srcnn.base import Network
 from srcnn.config import read_yaml
 from srcnn.model import load_model
-from srcnn.network import Network
 
 HEADER_KEYS = {"license": "apache-2.0", "library_name": "srcnn", "pipeline_tag": "image-to-image"}
 TAGS = ("srcnn", "image-restoration")

@@ -10,9 +10,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from srcnn.base import Network
 from srcnn.jpeg_quality import CONDITION_SIZE
 from srcnn.model import SRCNN
-from srcnn.network import Network
 from srcnn.unet import Block, UNet
 
 OPSET = 13  # of 2020; the operators used have gained nothing since that is of use here

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import torch
 
 from srcnn.apply import Progress, Treatment, out_of_memory
+from srcnn.base import Network
 from srcnn.canvas import read_canvas, save_canvas
 from srcnn.files import atomic_file
 from srcnn.fitting import Networks
-from srcnn.network import Network
 from srcnn.photo import KINDS, PhotoRefused, open_image
 from srcnn.restore import restore_canvas
 from srcnn.threads import in_order, lone_threads

@@ -14,11 +14,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torchvision.utils import make_grid
 
+from srcnn.base import Network
 from srcnn.files import atomic_file
 from srcnn.listing import photos_in
 from srcnn.metrics import psnr
 from srcnn.model import load_model
-from srcnn.network import Network
 from srcnn.photo import luma_l
 from srcnn.reader import ShardReader
 from srcnn.restore import restore_pixels

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from srcnn.apply import LEVELS, Pixels, Progress, Treatment, restore_tiles
+from srcnn.base import Network
 from srcnn.canvas import Canvas, canvas_of
 from srcnn.fitting import FAMILY, Networks
 from srcnn.jpeg_quality import condition_of_image, condition_of_quality, quality_of
 from srcnn.model import device_here
-from srcnn.network import Network
 
 PhotoT = TypeVar("PhotoT", np.ndarray, torch.Tensor, Image.Image)
 

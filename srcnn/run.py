@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
+from srcnn.base import Network
 from srcnn.checkpoint import Writer
 from srcnn.compiled import CompileMode, Scored, for_one_size
 from srcnn.meeting import meet_again, meeting
@@ -29,7 +30,6 @@ from srcnn.model import (
     prefers_bf16,
     to_device,
 )
-from srcnn.network import Network
 from srcnn.optimize import OptimizerConfig, build_optimizer
 from srcnn.products import keep_freed_memory
 from srcnn.queued import Queued

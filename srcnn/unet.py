@@ -23,8 +23,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from srcnn.base import CENTRE, Network
 from srcnn.jpeg_quality import CONDITION_SIZE
-from srcnn.network import CENTRE, Network
 from srcnn.ycbcr import to_rgb, to_ycbcr
 
 HALO_PIXELS = 48

@@ -9,10 +9,10 @@ import torch
 from accelerate import Accelerator
 
 from srcnn import signals
+from srcnn.base import Network
 from srcnn.feed import on_device
 from srcnn.metrics import luma, ssim, sum_over_ranks, tile_psnr
 from srcnn.model import to_device
-from srcnn.network import Network
 from srcnn.products import full_precision
 from srcnn.ranks import together
 from srcnn.reader import ShardReader

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from srcnn.base import Network
 from srcnn.degrade import Degradation
 from srcnn.files import write_json
 from srcnn.jpeg_quality import condition_of_quality
 from srcnn.model import DEFAULT_WEIGHTS, device_here, load_model, to_device
-from srcnn.network import Network
 from srcnn.score import LUMA_NAMES, score_folder, to_json, to_markdown
 from srcnn.upscale import SCALES, weights_for_scale
 
