@@ -14,7 +14,7 @@ is one more tap. The second takes the first's result from registers. The last gi
 which live in other threads; instead of moving 25 planes, or adding them up with atomics in memory, the channels of 4
 pixels side by side become one row of 128 by a reshape, and a matrix that holds the 5x5 weights 4 times gives 5 rows of
 4 + 4 columns: only those that belong to the next group of 4 move. A program walks down the rows of a strip with the 5
-unfinished rows in registers, in the manner of `srcnn.products.sum_shifted`.
+unfinished rows in registers, in the manner of `srcnn.layers.sum_shifted`.
 
 Backward, every pixel computes its maps again, and the products of their gradients stay in the registers of as many
 programs as run at once, each with its own pixels; PyTorch adds up what these leave. So nothing depends on timing. The

@@ -12,8 +12,8 @@ from torch import nn
 
 from benchmarks.gpu_part import Contestant, Part, Race, is_installed
 from benchmarks.gpu_step import BATCH, BEST_EAGER, COMPILE_SECONDS, batch_of, build
+from srcnn.layers import full_precision
 from srcnn.model import SRCNN, initialize, to_device
-from srcnn.products import full_precision
 from srcnn.validate import as_floats
 
 MODULE = "benchmarks.fused_kernel"

@@ -20,10 +20,10 @@ from benchmarks.restoring_runs import Network, plain_model, with_colour
 from srcnn.apply import Treatment, run_network
 from srcnn.benchmark import now
 from srcnn.export import export_onnx
+from srcnn.layers import full_precision
 from srcnn.model import DEFAULT_WEIGHTS, SRCNN, computes_bf16, load_model, to_device
 from srcnn.onnx_graph import INPUT
 from srcnn.photo_files import Restoring, work_on_files
-from srcnn.products import full_precision
 from srcnn.restore import restore_pixels
 
 WHOLE = 1 << 20  # pixels: a tile as large as any photo

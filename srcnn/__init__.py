@@ -20,7 +20,7 @@
       -> network          base.py    what a network is to the rest
                           model.py      SRCNN; load and save of any (weight_files.py)
                           unet.py       a larger one
-                          products.py   its layers as matrix products, on a CPU
+                          layers.py   its layers as matrix products, on a CPU
       -> training         optimize.py   optimizer, schedule, averaged weights
                           run.py        settings and state of a run
                           train.py      the loop; skipped.py: steps that are not finite

@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from srcnn.base import Network
 from srcnn.chroma import REACH, smooth_chroma
+from srcnn.layers import full_precision, keep_freed_memory
 from srcnn.model import SRCNN, prefers_bf16
-from srcnn.products import full_precision, keep_freed_memory
 from srcnn.strips import restore_in_strips, suits
 from srcnn.threads import in_order, lone_threads
 from srcnn.tiles import Window, spans, windows

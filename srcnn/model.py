@@ -21,7 +21,7 @@ from torch import nn
 from srcnn.base import CENTRE, Network, NetworkT
 from srcnn.config import plain
 from srcnn.files import atomic_file
-from srcnn.products import Conv, pad, relu
+from srcnn.layers import Conv, pad, relu
 from srcnn.unet import UNet, UNetConfig, config_of
 from srcnn.weight_files import config_differs, read_weights
 

@@ -18,6 +18,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from srcnn.base import Network
 from srcnn.checkpoint import Writer
 from srcnn.compiled import CompileMode, Scored, for_one_size
+from srcnn.layers import keep_freed_memory
 from srcnn.meeting import meet_again, meeting
 from srcnn.metrics import LossName
 from srcnn.model import (
@@ -31,7 +32,6 @@ from srcnn.model import (
     to_device,
 )
 from srcnn.optimize import OptimizerConfig, build_optimizer
-from srcnn.products import keep_freed_memory
 from srcnn.queued import Queued
 from srcnn.ranks import process_group
 from srcnn.reader import ShardReader

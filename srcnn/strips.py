@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from srcnn.layers import columns, relu, sum_shifted
 from srcnn.model import SRCNN
-from srcnn.products import columns, relu, sum_shifted
 
 STRIP_PIXELS = 8000  # 64 maps of these are 1 MB
 

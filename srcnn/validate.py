@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from srcnn import signals
 from srcnn.base import Network
 from srcnn.feed import on_device
+from srcnn.layers import full_precision
 from srcnn.metrics import luma, ssim, sum_over_ranks, tile_psnr
 from srcnn.model import to_device
-from srcnn.products import full_precision
 from srcnn.ranks import together
 from srcnn.reader import ShardReader
 from srcnn.stream import Batch, StreamConfig, val_batches

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from srcnn.layers import Conv, Gather, Relu, Scatter, columns, full_precision, pad, relu, sum_shifted
 from srcnn.model import SRCNN, ModelConfig
-from srcnn.products import Conv, Gather, Relu, Scatter, columns, full_precision, pad, relu, sum_shifted
 
 SHAPES = [(1, 1, 13, 17), (3, 1, 9, 30), (2, 3, 19, 11)]
 
@@ -55,7 +55,7 @@ def test_sum_shifted_of_a_hand_made_case():
 @pytest.mark.parametrize("width", [1, 2, 4])
 @pytest.mark.parametrize("size", [(1, 1), (1, 6), (5, 2), (9, 12)])
 def test_padding_is_replicate_padding_with_its_gradient(monkeypatch, size, width, on_cpu):
-    monkeypatch.setattr("srcnn.products.is_plain_cpu", lambda maps: on_cpu)
+    monkeypatch.setattr("srcnn.layers.is_plain_cpu", lambda maps: on_cpu)
     maps = torch.randn(2, 3, *size, dtype=torch.float64)
     ours = gradients(lambda maps: pad(maps, width), maps)
     theirs = gradients(lambda maps: functional.pad(maps, (width,) * 4, mode="replicate"), maps)
