@@ -38,7 +38,7 @@
                           strips.py     9-1-5 in bfloat16 on a CPU
                           threads.py    tiles or photos side by side
                           canvas.py     a photo file changed in place; metadata.py, deep.py: EXIF and the like, 16 bits
-                          fitting.py    the weights for a JPEG's quality (jpeg_quality.py)
+                          pretrained.py    the weights for a JPEG's quality (jpeg_quality.py)
                           restore.py    arrays, tensors, images; upscale.py: enlarged
                           photo_files.py, targets.py: files and where they go
                           score.py, report.py; cards.py: what is known of weights, and measured again

@@ -14,12 +14,12 @@ from PIL import Image, ImageDraw
 
 from srcnn.apply import Progress, Treatment
 from srcnn.canvas import Canvas, read_canvas, save_canvas
-from srcnn.fitting import FAMILY, Networks
 from srcnn.jpeg_quality import quality_of
 from srcnn.metrics import psnr, ssim
 from srcnn.model import WEIGHTS, device_here
 from srcnn.photo import Photo, eight_bits, luma_l, open_image, over_white, suffix_of
 from srcnn.photo_files import Restoring
+from srcnn.pretrained import FAMILY, Networks
 from srcnn.tiles import cut, grid
 
 MAX_MEGAPIXELS = 50.0

@@ -15,10 +15,10 @@ from tqdm import tqdm
 from srcnn.apply import Progress, Treatment
 from srcnn.canvas import Canvas, read_canvas, save_canvas
 from srcnn.degrade import Degradation, degrade
-from srcnn.fitting import FAMILY, Networks
 from srcnn.model import device_here, load_model, to_device
 from srcnn.photo import over_white, read_photo, suffix_of
 from srcnn.photo_files import Enlarging, Outcome, Restoring, Work, work_on_files
+from srcnn.pretrained import FAMILY, Networks
 from srcnn.targets import output_paths
 from srcnn.untrusted import MAX_PHOTO_BYTES
 from srcnn.upscale import SCALES, weights_for_scale

@@ -16,8 +16,8 @@ from srcnn.apply import Progress, Treatment, out_of_memory
 from srcnn.base import Network
 from srcnn.canvas import read_canvas, save_canvas
 from srcnn.files import atomic_file
-from srcnn.fitting import Networks
 from srcnn.photo import KINDS, PhotoRefused, open_image
+from srcnn.pretrained import Networks
 from srcnn.restore import restore_canvas
 from srcnn.threads import in_order, lone_threads
 from srcnn.untrusted import MAX_PHOTO_BYTES, open_regular

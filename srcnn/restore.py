@@ -15,9 +15,9 @@ from PIL import Image
 from srcnn.apply import LEVELS, Pixels, Progress, Treatment, restore_tiles
 from srcnn.base import Network
 from srcnn.canvas import Canvas, canvas_of
-from srcnn.fitting import FAMILY, Networks
 from srcnn.jpeg_quality import condition_of_image, condition_of_quality, quality_of
 from srcnn.model import device_here
+from srcnn.pretrained import FAMILY, Networks
 
 PhotoT = TypeVar("PhotoT", np.ndarray, torch.Tensor, Image.Image)
 

@@ -13,11 +13,11 @@ from uploads import BAD, MAKER, MODEL, write_jpeg
 
 from srcnn.apply import Treatment
 from srcnn.compare import DETAIL_PIXELS
-from srcnn.fitting import FAMILY, Networks
 from srcnn.metrics import psnr
 from srcnn.model import device_here
 from srcnn.photo import luma_l
 from srcnn.photo_files import Restoring
+from srcnn.pretrained import FAMILY, Networks
 
 
 def test_without_gradio_the_cure_is_named(monkeypatch):

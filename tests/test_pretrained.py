@@ -14,8 +14,8 @@ from PIL import Image
 from small import draw_photo
 
 from srcnn.__main__ import main
-from srcnn.fitting import FAMILY, GOOD_QUALITY, Networks
 from srcnn.model import load_model
+from srcnn.pretrained import FAMILY, GOOD_QUALITY, Networks
 from srcnn.restore import restore
 
 CPU = torch.device("cpu")
