@@ -19,9 +19,9 @@ from benchmarks import material
 from benchmarks.contestant import Step, our_step, source_step
 from benchmarks.gpu_part import Part, convolutions, forget_accelerator, product_settings
 from srcnn.benchmark import now
-from srcnn.cards import sets_for
 from srcnn.degrade import Degradation
 from srcnn.model import DEFAULT_WEIGHTS, SRCNN, load_model, to_device
+from srcnn.model_cards import sets_for
 from srcnn.reader import ShardReader
 from srcnn.resident import load_resident
 from srcnn.run import TrainConfig, start_accelerator

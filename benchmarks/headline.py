@@ -22,11 +22,11 @@ import numpy as np
 from benchmarks.material import PHOTOS, ROOT, TILE_PIXELS
 from benchmarks.report import machine
 from srcnn.base import Network
-from srcnn.cards import ScoredSet
 from srcnn.config import read_yaml
 from srcnn.degrade import Degradation, degrade
 from srcnn.files import write_json
 from srcnn.model import device_here, load_model, to_device
+from srcnn.model_cards import ScoredSet
 from srcnn.photo import LUMA, LumaKind, over_white, photos_below, read_photo
 from srcnn.restore import restore_pixels
 from srcnn.signals import STOPPED

@@ -41,7 +41,7 @@
                           pretrained.py    the weights for a JPEG's quality (jpeg_quality.py)
                           restore.py    arrays, tensors, images; upscale.py: enlarged
                           photo_files.py, targets.py: files and where they go
-                          score.py, report.py; cards.py: what is known of weights, and measured again
+                          score.py, report.py; model_cards.py: what is known of weights, and measured again
                           compare.py, demo.py: in the browser
       -> other programs   export.py     ONNX (onnx_graph.py), torch.export; hub.py, hub_card.py: the Hugging Face hub
 

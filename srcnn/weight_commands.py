@@ -70,7 +70,7 @@ def score_command(options: argparse.Namespace) -> int:
 
 
 def verify_weights_command(options: argparse.Namespace) -> int:
-    from srcnn.cards import verify_weights
+    from srcnn.model_cards import verify_weights
 
     num_checked = num_wrong = num_absent = 0
     print("| weights | photos | card dB | measured dB | |\n|---|---|---:|---:|---|")
