@@ -28,7 +28,7 @@ from srcnn.files import write_json
 from srcnn.model import device_here, load_model, to_device
 from srcnn.model_cards import ScoredSet
 from srcnn.photo import LUMA, LumaKind, over_white, photos_below, read_photo
-from srcnn.restore import restore_pixels
+from srcnn.restore_image import restore_pixels
 from srcnn.signals import STOPPED
 from srcnn.tracking import STEP_KEY, read_metrics
 

@@ -90,7 +90,7 @@ def with_colour(network: Network) -> Callable[[Path, Path], None]:
 def ours(job: dict[str, Any], exact: bool = False) -> tuple[Network, Callable[[Path, Path], object]]:
     torch = importlib.import_module("torch")
     torch.set_num_threads(job["cores"])
-    srcnn = importlib.import_module("srcnn.restore")
+    srcnn = importlib.import_module("srcnn.restore_image")
     model = importlib.import_module("srcnn.model").load_model(job["weights"])
 
     def network(luma: np.ndarray) -> np.ndarray:

@@ -208,7 +208,7 @@ def compare_photo(
     from PIL import Image
 
     from srcnn.report import before_after, psnr_luma  # brings torchvision, whose installation `doctor` is to look at
-    from srcnn.restore import restore
+    from srcnn.restore_image import restore
 
     degradation = Degradation(jpeg_quality=quality)
     clean = over_white(read_photo(source))

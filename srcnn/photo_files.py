@@ -18,7 +18,7 @@ from srcnn.canvas import read_canvas, save_canvas
 from srcnn.files import atomic_file
 from srcnn.photo import KINDS, PhotoRefused, open_image
 from srcnn.pretrained import Networks
-from srcnn.restore import restore_canvas
+from srcnn.restore_image import restore_canvas
 from srcnn.threads import in_order, lone_threads
 from srcnn.untrusted import MAX_PHOTO_BYTES, open_regular
 from srcnn.upscale import upscale_canvas

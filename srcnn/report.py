@@ -21,7 +21,7 @@ from srcnn.metrics import psnr
 from srcnn.model import load_model
 from srcnn.photo import luma_l
 from srcnn.reader import ShardReader
-from srcnn.restore import restore_pixels
+from srcnn.restore_image import restore_pixels
 from srcnn.sample import ShardError
 from srcnn.tiles import grid, join, windows
 from srcnn.tracking import STEP_KEY, read_metrics

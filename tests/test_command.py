@@ -10,7 +10,7 @@ from small import draw_photo, small_config, small_shards
 
 from srcnn.__main__ import main
 from srcnn.model import load_model
-from srcnn.restore import restore
+from srcnn.restore_image import restore
 from srcnn.train import train
 
 

@@ -15,7 +15,7 @@ from steps import any_device, begun, kept, spoiled  # noqa: F401  # a fixture
 from srcnn.layers import full_precision
 from srcnn.model import to_device
 from srcnn.optimize import OptimizerConfig
-from srcnn.restore import restore
+from srcnn.restore_image import restore
 from srcnn.step import settle, train_step
 from srcnn.stream import StreamConfig
 from srcnn.tracking import read_metrics

@@ -18,7 +18,7 @@ from PIL import Image, JpegImagePlugin
 
 from srcnn.__main__ import main
 from srcnn.model import SRCNN, ModelConfig, initialize, load_model, save_model, to_device
-from srcnn.restore import restore
+from srcnn.restore_image import restore
 
 imagecodecs = pytest.importorskip("imagecodecs")
 tifffile = pytest.importorskip("tifffile")

@@ -35,7 +35,7 @@ from PIL import ExifTags, Image
 from test_matrix import call, check_lossy, check_upright, only_file, run, weights  # noqa: F401  (fixtures)
 
 from srcnn.model import load_model, to_device
-from srcnn.restore import restore
+from srcnn.restore_image import restore
 
 PIXELS_PER_METRE = 11811  # 300 dpi
 UNCOMPARED = {"Orientation", "ExifImageWidth", "ExifImageHeight", "JpgFromRawStart", "PreviewImageStart",

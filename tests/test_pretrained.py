@@ -16,7 +16,7 @@ from small import draw_photo
 from srcnn.__main__ import main
 from srcnn.model import load_model
 from srcnn.pretrained import FAMILY, GOOD_QUALITY, Networks
-from srcnn.restore import restore
+from srcnn.restore_image import restore
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]

@@ -1,6 +1,8 @@
 """Restored photos: as in one piece at any tile size, colours and metadata kept, nothing overwritten."""
 
+import inspect
 import io
+import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +19,7 @@ from srcnn.degrade import Degradation, degrade
 from srcnn.metrics import psnr
 from srcnn.model import SRCNN, ModelConfig, computes_bf16, initialize, load_model
 from srcnn.photo_files import Restoring
-from srcnn.restore import restore, restore_pixels
+from srcnn.restore_image import restore, restore_pixels
 from srcnn.strips import restore_in_strips, suits
 from srcnn.targets import output_paths
 
@@ -115,9 +117,20 @@ def test_images_are_restored_in_place_and_keep_their_transparency(model, mode):
         assert np.array_equal(np.asarray(image.getchannel(band)), expected[..., band])
 
 
-@pytest.mark.parametrize("first", ["import srcnn", "import srcnn.restore", "from srcnn import restore"])
-def test_restore_is_callable_however_it_was_imported(first):
-    lines = f"{first}\nfrom srcnn import SRCNN, restore\nimport numpy\nrestore(numpy.zeros((5, 7), 'u1'), SRCNN())"
+def test_restore_is_a_plain_function_however_it_was_imported():
+    import srcnn
+    import srcnn.restore_image
+
+    assert inspect.isfunction(srcnn.restore) and srcnn.restore is srcnn.restore_image.restore
+    assert pickle.loads(pickle.dumps(srcnn.restore)) is srcnn.restore
+
+
+def test_every_public_name_is_there_and_importing_the_package_imports_no_torch():
+    lines = """
+import sys, types, srcnn
+assert not {"torch", "numpy", "PIL"} & set(sys.modules)
+assert not any(isinstance(getattr(srcnn, name), types.ModuleType) for name in srcnn.__all__)
+"""
     done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stderr
 

@@ -21,7 +21,7 @@ from srcnn.metrics import pixel_loss
 from srcnn.model import ModelConfig, load_model, prefers_bf16, save_model
 from srcnn.ranks import RankFailed
 from srcnn.reader import ShardReader
-from srcnn.restore import restore_pixels
+from srcnn.restore_image import restore_pixels
 from srcnn.resume import check_continues, stream_state
 from srcnn.run import TrainConfig, open_split
 from srcnn.train import train

@@ -19,7 +19,7 @@ from srcnn.benchmark import training_flop
 from srcnn.hub import from_pretrained
 from srcnn.jpeg_quality import CONDITION_SIZE, condition_of_quality
 from srcnn.model import SRCNN, initialize, load_model, make_network, save_model
-from srcnn.restore import restore_pixels
+from srcnn.restore_image import restore_pixels
 from srcnn.unet import UNet, UNetConfig
 from srcnn.ycbcr import to_rgb, to_ycbcr
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from types import ModuleType
 from typing import TypeVar
 
 import numpy as np
@@ -152,12 +150,3 @@ def check_pixels(pixels: np.ndarray) -> None:
     """Raises ValueError at an array that is no photo."""
     if pixels.dtype not in LEVELS or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
         raise ValueError(f"expected uint8, uint16 or float32, (H, W) or (H, W, 3), found {pixels.dtype} {pixels.shape}")
-
-
-class CallableModule(ModuleType):
-    """`srcnn.restore` is this module as soon as anything has imported it, also where the function was meant."""
-
-    __call__ = staticmethod(restore)
-
-
-sys.modules[__name__].__class__ = CallableModule
