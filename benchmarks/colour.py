@@ -24,10 +24,13 @@ from benchmarks.report import machine
 from srcnn.apply import run_network
 from srcnn.chroma import smooth_chroma
 from srcnn.degrade import jpeg
+from srcnn.device import computes_bf16
 from srcnn.metrics import psnr
-from srcnn.model import SRCNN, WEIGHTS, computes_bf16, load_model
 from srcnn.photo import luma_l, over_white, photos_below, read_photo
-from srcnn.ycbcr import LUMA_WEIGHTS
+from srcnn.srcnn_model import SRCNN
+from srcnn.unet import LUMA_WEIGHTS
+from srcnn.weight_files import WEIGHTS
+from srcnn.weights_io import load_model
 
 QUALITIES = (10, 20, 40, 80)
 SUBSAMPLINGS = ("4:2:0", "4:4:4")

@@ -18,13 +18,14 @@ from torch import nn
 from srcnn.benchmark import DTYPES, matrix_peak
 from srcnn.meter import Meter
 from srcnn.metrics import tile_psnr
-from srcnn.model import SRCNN, initialize
 from srcnn.optimize import OptimizerConfig
 from srcnn.reader import ShardReader
 from srcnn.run import TrainConfig, start_accelerator, start_run
+from srcnn.srcnn_model import SRCNN
 from srcnn.step import settle, train_step
 from srcnn.stream import Batch
 from srcnn.validate import as_floats
+from srcnn.weights_io import initialize
 
 NUM_VAL_PAIRS = 128  # the last ones, never trained on
 LR = 1e-4  # at 1e-3 Adam blows up rounding: within 100 steps float32 parts from float32 added in another order

@@ -14,7 +14,7 @@ is one more tap. The second takes the first's result from registers. The last gi
 which live in other threads; instead of moving 25 planes, or adding them up with atomics in memory, the channels of 4
 pixels side by side become one row of 128 by a reshape, and a matrix that holds the 5x5 weights 4 times gives 5 rows of
 4 + 4 columns: only those that belong to the next group of 4 move. A program walks down the rows of a strip with the 5
-unfinished rows in registers, in the manner of `srcnn.layers.sum_shifted`.
+unfinished rows in registers, in the manner of `srcnn.layers.shift_and_add`.
 
 Backward, every pixel computes its maps again, and the products of their gradients stay in the registers of as many
 programs as run at once, each with its own pixels; PyTorch adds up what these leave. So nothing depends on timing. The
@@ -30,7 +30,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from srcnn.model import CENTRE, SRCNN, ModelConfig
+from srcnn.base import CENTRE
+from srcnn.srcnn_model import SRCNN, ModelConfig
 
 Precision = Literal["bf16", "fp32"]
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}

@@ -12,9 +12,10 @@ from torch import nn
 
 from benchmarks.gpu_part import Contestant, Part, Race, is_installed
 from benchmarks.gpu_step import BATCH, BEST_EAGER, COMPILE_SECONDS, batch_of, build
-from srcnn.layers import full_precision
-from srcnn.model import SRCNN, initialize, to_device
+from srcnn.device import full_precision, to_device
+from srcnn.srcnn_model import SRCNN
 from srcnn.validate import as_floats
+from srcnn.weights_io import initialize
 
 MODULE = "benchmarks.fused_kernel"
 NUM_COMPARED = 8  # tiles

@@ -18,8 +18,8 @@ import torch
 from accelerate.state import AcceleratorState
 
 from srcnn.benchmark import now
+from srcnn.device import device_here
 from srcnn.files import write_json
-from srcnn.model import device_here
 
 STRETCH_SECONDS = 0.25  # at least as long a stretch is timed
 WARM_STEPS = 3

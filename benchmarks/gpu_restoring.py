@@ -19,12 +19,14 @@ from benchmarks.gpu_part import Part, free_and_reset, is_installed
 from benchmarks.restoring_runs import Network, plain_model, with_colour
 from srcnn.apply import Treatment, run_network
 from srcnn.benchmark import now
+from srcnn.device import computes_bf16, full_precision, to_device
 from srcnn.export import export_onnx
-from srcnn.layers import full_precision
-from srcnn.model import DEFAULT_WEIGHTS, SRCNN, computes_bf16, load_model, to_device
 from srcnn.onnx_graph import INPUT
 from srcnn.photo_files import Restoring, work_on_files
 from srcnn.restore_image import restore_pixels
+from srcnn.srcnn_model import SRCNN
+from srcnn.weight_files import DEFAULT_WEIGHTS
+from srcnn.weights_io import load_model
 
 WHOLE = 1 << 20  # pixels: a tile as large as any photo
 TILES = (0, 512, 2048, WHOLE)

@@ -21,12 +21,13 @@ from benchmarks.gpu_part import Contestant, Part, Race, convolutions, forget_acc
 from srcnn.benchmark import DTYPES, matrix_peak, now, training_flop
 from srcnn.compiled import CompileMode
 from srcnn.meter import Meter
-from srcnn.model import SRCNN, ModelConfig, initialize
 from srcnn.optimize import OptimizerConfig
 from srcnn.reader import ShardReader
 from srcnn.run import TrainConfig, start_accelerator, start_run
+from srcnn.srcnn_model import SRCNN, ModelConfig
 from srcnn.step import train_step
 from srcnn.stream import Batch
+from srcnn.weights_io import initialize
 
 BATCH = 1024  # of the ladder: enough that the card is busy, not so much that float32 does not fit
 MORE_BATCHES = (256, 4096, 16384)

@@ -20,14 +20,17 @@ from benchmarks.contestant import Step, our_step, source_step
 from benchmarks.gpu_part import Part, convolutions, forget_accelerator, product_settings
 from srcnn.benchmark import now
 from srcnn.degrade import Degradation
-from srcnn.model import DEFAULT_WEIGHTS, SRCNN, load_model, to_device
+from srcnn.device import to_device
 from srcnn.model_cards import sets_for
 from srcnn.reader import ShardReader
 from srcnn.resident import load_resident
 from srcnn.run import TrainConfig, start_accelerator
+from srcnn.srcnn_model import SRCNN
 from srcnn.stream import Batch, StreamConfig
 from srcnn.tracking import STEP_KEY, read_metrics
 from srcnn.validate import validate
+from srcnn.weight_files import DEFAULT_WEIGHTS
+from srcnn.weights_io import load_model
 
 BATCH, STEPS = 32, 2000  # the source's batch
 WAY_SECONDS = 25.0

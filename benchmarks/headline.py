@@ -24,13 +24,14 @@ from benchmarks.report import machine
 from srcnn.base import Network
 from srcnn.config import read_yaml
 from srcnn.degrade import Degradation, degrade
+from srcnn.device import device_here, to_device
 from srcnn.files import write_json
-from srcnn.model import device_here, load_model, to_device
 from srcnn.model_cards import ScoredSet
 from srcnn.photo import LUMA, LumaKind, over_white, photos_below, read_photo
 from srcnn.restore_image import restore_pixels
 from srcnn.signals import STOPPED
 from srcnn.tracking import STEP_KEY, read_metrics
+from srcnn.weights_io import load_model
 
 MARGIN = 0.93  # of the tiles that the measured rate promises; the rest is validations, checkpoints, the report
 FEWEST_STEPS = 10

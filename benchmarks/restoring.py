@@ -26,8 +26,9 @@ from benchmarks import material
 from benchmarks.environments import Failed, last_line, python_of, versions
 from shards.skylines import draw_skyline
 from srcnn.metrics import psnr
-from srcnn.model import DEFAULT_WEIGHTS, find_weights, load_model, save_state_dict
 from srcnn.photo import find_photos, luma_l
+from srcnn.weight_files import DEFAULT_WEIGHTS, find_weights
+from srcnn.weights_io import load_model, save_state_dict
 
 HERE = Path(__file__).resolve().parent
 PHOTOS = material.PHOTOS and material.PHOTOS / "train"

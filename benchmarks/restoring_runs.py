@@ -91,7 +91,7 @@ def ours(job: dict[str, Any], exact: bool = False) -> tuple[Network, Callable[[P
     torch = importlib.import_module("torch")
     torch.set_num_threads(job["cores"])
     srcnn = importlib.import_module("srcnn.restore_image")
-    model = importlib.import_module("srcnn.model").load_model(job["weights"])
+    model = importlib.import_module("srcnn.weights_io").load_model(job["weights"])
 
     def network(luma: np.ndarray) -> np.ndarray:
         return srcnn.restore_pixels(luma, model, exact=exact)
@@ -167,7 +167,7 @@ def folder(job: dict[str, Any]) -> None:
     torch.set_num_threads(job["cores"])
     restore, files, paths, canvas = (importlib.import_module(f"srcnn.{name}")
                                      for name in ("restore", "photo_files", "targets", "canvas"))
-    model = importlib.import_module("srcnn.model").load_model(job["weights"])
+    model = importlib.import_module("srcnn.weights_io").load_model(job["weights"])
     targets, _ = paths.output_paths(job["folder"], Path(job["out"]))
     work = files.Restoring(model, smooth_chroma=False)
 

@@ -24,7 +24,7 @@ import numpy as np
 from benchmarks import material
 from benchmarks.report import machine
 from srcnn.benchmark import training_flop
-from srcnn.model import ModelConfig
+from srcnn.srcnn_model import ModelConfig
 
 HERE = Path(__file__).resolve().parent
 CONTESTANTS = ("source", "fp32", "bf16")

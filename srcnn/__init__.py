@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from srcnn.metrics import psnr, psnr_b, ssim
-    from srcnn.model import SRCNN, ModelConfig, load_model, save_model
     from srcnn.restore_image import restore
     from srcnn.run import TrainConfig
+    from srcnn.srcnn_model import SRCNN, ModelConfig
     from srcnn.unet import UNet, UNetConfig
+    from srcnn.weights_io import load_model, save_model
 
 __all__ = ["SRCNN", "ModelConfig", "TrainConfig", "UNet", "UNetConfig", "load_model", "psnr", "psnr_b", "restore",
            "save_model", "ssim"]
 _MODULES = {
-    "SRCNN": "model", "ModelConfig": "model", "load_model": "model", "save_model": "model", "TrainConfig": "run",
+    "SRCNN": "srcnn_model", "ModelConfig": "srcnn_model", "load_model": "weights_io", "save_model": "weights_io",
     "UNet": "unet", "UNetConfig": "unet", "psnr": "metrics", "psnr_b": "metrics", "ssim": "metrics",
-    "restore": "restore_image",
+    "TrainConfig": "run", "restore": "restore_image",
 }
 
 

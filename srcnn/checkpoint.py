@@ -21,9 +21,9 @@ import torch
 
 from srcnn import files
 from srcnn.base import Network
-from srcnn.model import save_model, save_state_dict, save_tensors
 from srcnn.untrusted import read_json
-from srcnn.weight_files import load_plain
+from srcnn.weight_files import load_plain, save_tensors
+from srcnn.weights_io import save_model, save_state_dict
 
 FILES = "files.json"
 MODEL, TRAINING = "model.safetensors", "training.pt"

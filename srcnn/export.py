@@ -18,7 +18,7 @@ from torch.nn import functional
 from srcnn.base import Network
 from srcnn.files import atomic_file
 from srcnn.jpeg_quality import CONDITION_SIZE
-from srcnn.model import SRCNN
+from srcnn.srcnn_model import SRCNN
 
 TOLERANCE = 1e-5  # of pixels in [0, 1]; of results beyond 1, the same part of them
 CHANNELS = {1: "luma, BT.601, full range: 0.299 R + 0.587 G + 0.114 B", 3: "RGB"}
@@ -113,7 +113,7 @@ def _ready(model: Network, path: Path) -> Network:
     """A copy to be written: float32 weights for pixels as they are, on the CPU."""
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder")
-    return model.folded().requires_grad_(False).eval()
+    return model.without_centering().requires_grad_(False).eval()
 
 
 def _in_onnxruntime(content: bytes) -> Function | None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from srcnn.base import Network
 from srcnn.jpeg_quality import CONDITION_SIZE
-from srcnn.model import SRCNN
+from srcnn.srcnn_model import SRCNN
 from srcnn.unet import Block, UNet
 
 OPSET = 13  # of 2020; the operators used have gained nothing since that is of use here

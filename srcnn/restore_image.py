@@ -13,9 +13,9 @@ from PIL import Image
 from srcnn.apply import LEVELS, Pixels, Progress, Treatment, restore_tiles
 from srcnn.base import Network
 from srcnn.canvas import Canvas, canvas_of
+from srcnn.device import device_here
 from srcnn.jpeg_quality import condition_of_image, condition_of_quality, quality_of
-from srcnn.model import device_here
-from srcnn.pretrained import FAMILY, Networks
+from srcnn.pretrained import FAMILY, WeightSelector
 
 PhotoT = TypeVar("PhotoT", np.ndarray, torch.Tensor, Image.Image)
 
@@ -57,8 +57,8 @@ def restore(
     if quality is not None and condition is None:
         treatment = replace(treatment, condition=condition_of_quality(quality, grey=_is_grey(photo)))
     if not isinstance(model, Network):
-        networks = Networks(model or FAMILY, device_here())
-        name = networks.name_for(quality)
+        networks = WeightSelector(model or FAMILY, device_here())
+        name = networks.weights_for_quality(quality)
         if name is None:
             return photo if in_place else photo.clone() if isinstance(photo, torch.Tensor) else photo.copy()
         model = networks.load(name)

@@ -10,10 +10,9 @@ from accelerate import Accelerator
 
 from srcnn import signals
 from srcnn.base import Network
+from srcnn.device import full_precision, to_device
 from srcnn.feed import on_device
-from srcnn.layers import full_precision
 from srcnn.metrics import luma, ssim, sum_over_ranks, tile_psnr
-from srcnn.model import to_device
 from srcnn.ranks import together
 from srcnn.reader import ShardReader
 from srcnn.stream import Batch, StreamConfig, val_batches
@@ -86,7 +85,7 @@ def validate(
         RankFailed: a rank cannot read its pairs; on all ranks, where `group` is that of `process_group`.
         Stopped: a rank was told to stop; likewise.
     """
-    model = to_device(model.folded(), accelerator.device).eval()  # free of autocast
+    model = to_device(model.without_centering(), accelerator.device).eval()  # free of autocast
     size = BATCH_SIZE.get(accelerator.device.type, 64)
     batches = val_batches(
         reader, stream or StreamConfig(), size, accelerator.process_index, accelerator.num_processes

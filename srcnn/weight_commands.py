@@ -9,11 +9,13 @@ from typing import Any
 
 from srcnn.base import Network
 from srcnn.degrade import Degradation
+from srcnn.device import device_here, to_device
 from srcnn.files import write_json
 from srcnn.jpeg_quality import condition_of_quality
-from srcnn.model import DEFAULT_WEIGHTS, device_here, load_model, to_device
 from srcnn.score import LUMA_NAMES, score_folder, to_json, to_markdown
 from srcnn.upscale import SCALES, weights_for_scale
+from srcnn.weight_files import DEFAULT_WEIGHTS
+from srcnn.weights_io import load_model
 
 
 def add_weight_commands(commands: Any) -> None:

@@ -23,7 +23,7 @@ import resource, sys
 import numpy, torch
 torch.set_num_threads(1)
 from srcnn.apply import Treatment
-from srcnn.model import load_model
+from srcnn.weights_io import load_model
 from srcnn.restore_image import restore_pixels
 model = load_model("srcnn-955-q20")
 photo = numpy.load(sys.argv[1])

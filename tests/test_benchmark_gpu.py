@@ -23,7 +23,7 @@ from benchmarks import (
     gpu_training,
 )
 from benchmarks.gpu_part import Part, TooLong, alarm
-from srcnn.model import SRCNN, ModelConfig
+from srcnn.srcnn_model import SRCNN, ModelConfig
 from srcnn.stream import Batch
 
 pytestmark = pytest.mark.slow  # of what is measured once, not of the product

@@ -13,8 +13,9 @@ from torch import nn
 from srcnn.__main__ import main
 from srcnn.export import export_onnx, export_torch
 from srcnn.jpeg_quality import CONDITION_SIZE, condition_of_quality
-from srcnn.model import SRCNN, ModelConfig, initialize, save_model
+from srcnn.srcnn_model import SRCNN, ModelConfig
 from srcnn.unet import UNet, UNetConfig
+from srcnn.weights_io import initialize, save_model
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -68,7 +69,7 @@ def test_the_onnx_graph_is_the_source_projects_network(tmp_path):
     source = nn.Sequential(nn.Conv2d(1, 64, 9, **pads), nn.ReLU(), nn.Conv2d(64, 32, 1, **pads), nn.ReLU(),
                            nn.Conv2d(32, 1, 5, **pads))
     with torch.no_grad():
-        for theirs, ours in zip(source.parameters(), model.folded().parameters(), strict=True):
+        for theirs, ours in zip(source.parameters(), model.without_centering().parameters(), strict=True):
             theirs.copy_(ours)
         degraded = noise(1, 1, 19, 26)
         expected = source(degraded).numpy()

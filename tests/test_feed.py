@@ -11,11 +11,11 @@ from messages import facts
 from small import small_shards
 
 from srcnn.feed import feed
-from srcnn.model import SRCNN, ModelConfig
 from srcnn.ranks import RankFailed
 from srcnn.reader import ShardReader
 from srcnn.resident import LARGEST_SHARE, ResidentReader
 from srcnn.sample import ShardError
+from srcnn.srcnn_model import SRCNN, ModelConfig
 from srcnn.stream import StreamConfig
 from srcnn.validate import as_floats, validate
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from benchmarks.fused_kernel import FusedSRCNN, fused_available, group_matrices
-from srcnn.model import SRCNN, ModelConfig, initialize
+from srcnn.srcnn_model import SRCNN, ModelConfig
+from srcnn.weights_io import initialize
 
 pytestmark = pytest.mark.slow  # of what is measured once, not of the product
 pytest.importorskip("triton")

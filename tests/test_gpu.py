@@ -12,8 +12,7 @@ from jobs import assert_same_bits, state
 from small import changing_network, draw_photo, small_config, small_shards
 from steps import any_device, begun, kept, spoiled  # noqa: F401  # a fixture
 
-from srcnn.layers import full_precision
-from srcnn.model import to_device
+from srcnn.device import full_precision, to_device
 from srcnn.optimize import OptimizerConfig
 from srcnn.restore_image import restore
 from srcnn.step import settle, train_step

@@ -16,12 +16,13 @@ from PIL import Image
 from small import changing_network, draw_photo, random_photo
 
 from srcnn.degrade import Degradation, degrade
+from srcnn.device import computes_bf16
 from srcnn.metrics import psnr
-from srcnn.model import SRCNN, ModelConfig, computes_bf16, initialize, load_model
 from srcnn.photo_files import Restoring
 from srcnn.restore_image import restore, restore_pixels
-from srcnn.strips import restore_in_strips, suits
+from srcnn.srcnn_model import SRCNN, ModelConfig, fused_bf16, supports_fused_bf16
 from srcnn.targets import output_paths
+from srcnn.weights_io import initialize, load_model
 
 
 @pytest.fixture(scope="module")
@@ -173,14 +174,14 @@ def test_the_fast_path_is_within_a_hundredth_of_a_decibel(weights):
 @pytest.mark.parametrize("channels", [1, 3])
 @torch.inference_mode()
 def test_strips_give_what_the_network_gives_in_bfloat16(monkeypatch, kernels, size, channels):
-    monkeypatch.setattr("srcnn.strips.STRIP_PIXELS", 1000)
+    monkeypatch.setattr("srcnn.srcnn_model.STRIP_PIXELS", 1000)
     network = SRCNN(ModelConfig(kernels, (16, 8), channels, residual=True))
     initialize(network, "pytorch", 0)
     pixels = torch.rand(channels, *size, generator=torch.Generator().manual_seed(1))
     with torch.autocast("cpu", torch.bfloat16):
         expected = network(pixels[None])[0]
-    assert suits(network)
-    torch.testing.assert_close(restore_in_strips(pixels, network), expected, rtol=0, atol=2e-3)
+    assert supports_fused_bf16(network)
+    torch.testing.assert_close(fused_bf16(pixels, network), expected, rtol=0, atol=2e-3)
     assert (expected - pixels).abs().max() > 0.05
 
 

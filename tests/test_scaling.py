@@ -20,7 +20,7 @@ from benchmarks.scaling_model import (
     strong,
     weak,
 )
-from srcnn.model import SRCNN, ModelConfig
+from srcnn.srcnn_model import SRCNN, ModelConfig
 
 pytestmark = pytest.mark.slow  # of what is measured once, not of the product
 DEVICE = "resident: device"

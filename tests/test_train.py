@@ -11,16 +11,17 @@ from messages import facts, lines_with
 from small import small_config, small_shards
 
 from srcnn import checkpoint
-from srcnn.model import SRCNN, ModelConfig, initialize, load_model
 from srcnn.optimize import OptimizerConfig, build_optimizer
 from srcnn.order import symmetries_at
 from srcnn.ranks import RankFailed
 from srcnn.reader import ShardReader
 from srcnn.run import start_accelerator
+from srcnn.srcnn_model import SRCNN, ModelConfig
 from srcnn.stream import Batch, StreamConfig
 from srcnn.tracking import read_metrics
 from srcnn.train import train
 from srcnn.validate import as_floats, transform, validate
+from srcnn.weights_io import initialize, load_model
 
 
 @pytest.fixture(scope="module")

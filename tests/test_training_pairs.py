@@ -14,12 +14,12 @@ from small import draw_photo, small_config, small_shards
 from srcnn import damages, signals
 from srcnn.damages import DAMAGES, Damaged, check_damage, damage
 from srcnn.jpeg_quality import CONDITION_SIZE, condition_of_image
-from srcnn.model import ModelConfig
 from srcnn.order import generator_at, symmetries_at
 from srcnn.prefetch import Rooms
 from srcnn.reader import ShardReader
 from srcnn.run import TrainConfig, open_shards
 from srcnn.signals import Stopped
+from srcnn.srcnn_model import ModelConfig
 from srcnn.stream import StreamConfig, train_batches
 from srcnn.train import train
 from srcnn.training_pairs import DegradationConfig, PairMaker, training_pair, turned
