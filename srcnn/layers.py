@@ -173,7 +173,7 @@ def pad(maps: torch.Tensor, width: int) -> torch.Tensor:
     """Repeats the edge pixels `width` times on every side."""
     if use_cpu_kernels(maps):
         return Replicate.apply(maps, width)
-    if not (torch.compiler.is_compiling() or maps.requires_grad):
+    if torch.compiler.is_exporting() or not (torch.compiler.is_compiling() or maps.requires_grad):
         return functional.pad(maps, (width,) * 4, mode="replicate")
     # Its gradient is added up in another order each time on CUDA (torch.use_deterministic_algorithms names it), and
     # torch.compile on the CPU fails on it where gradients are channels_last (2.13 to 2.15).

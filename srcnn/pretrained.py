@@ -32,8 +32,12 @@ class WeightSelector:
 
     def __init__(self, source: str, device: torch.device) -> None:
         self.device = device
-        self.family = {} if source_exists(source) else family(source)
         self.source = source
+        try:
+            find_weights(source)
+            self.family = {}
+        except FileNotFoundError:
+            self.family = family(source)
         self._loaded: dict[str, Network] = {}
         self.load(self.weights_for_quality(None) or source)
 
@@ -60,14 +64,6 @@ class WeightSelector:
 def _load(path: Path, modified_ns: int, device: torch.device) -> Network:
     """The network on the device; read again when its file has changed."""
     return to_device(load_model(path), device)
-
-
-def source_exists(source: str) -> bool:
-    try:
-        find_weights(source)
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def family(name: str) -> dict[int | None, str]:

@@ -38,10 +38,11 @@ def restore(
             3 channels. uint8, uint16 (NumPy), or float32 in [0, 1]; any size from 1x1.
         model: on the device that is to do the work; or its name or file; or a family of shipped weights, of which the
             one for the photo's `quality` is taken, as without a model. With one channel it restores the luma (BT.601,
-            full range), with three RGB, and greyscale as R = G = B.
+            full range), with three RGB, and greyscale as R = G = B. Weights by name are read once, and again when their
+            file changes.
         tile_pixels: side of the tiles that go through the network; 0 chooses by the device.
-        quality: of the JPEG the photo comes from, 1..100. It picks the weights, or is told to a network that wants to
-            know, and smooths the chroma beside a network for the luma; a photo that is good already comes back as it
+        quality: of the JPEG the photo comes from, 1..100. It picks the weights, or is an input of a conditioned
+            network, and smooths the chroma beside a network for the luma; a photo that is good already comes back as it
             is. An image that `Image.open` has just read from a JPEG knows it itself; without one the chroma stays as
             it is.
         strength: share of the network's change that is made, 0..1.
@@ -117,7 +118,7 @@ def restore_pixels(
 ) -> np.ndarray:
     """(H, W) or (H, W, 3), uint8, uint16 or float32 in [0, 1] -> the same shape, restored; see `restore`.
 
-    `condition` is what a conditioned network is told in place of `quality`.
+    `condition` is the input of a conditioned network, in place of that of `quality`.
     """
     treatment = Treatment(tile_pixels, exact, chroma_quality=quality, condition=condition)
     if quality is not None and condition is None:

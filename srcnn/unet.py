@@ -46,7 +46,7 @@ class UNetConfig:
         num_blocks: residual blocks of two convolutions at each scale, on the way down and again on the way up.
         channels: channels of a photo: 1 luma, 3 RGB.
         unshuffle: 1, the first scale has whole pixels; 2 or 4: squares of so many pixels a side become channels of one
-            place, which is many times cheaper.
+            pixel, which is many times cheaper.
         ycbcr: of RGB (channels 3): restore its luma and chroma, as a JPEG holds them; what goes in and out stays RGB.
         condition: tell the network of the JPEG's quantization tables, so that it suits all qualities.
     """
@@ -79,8 +79,7 @@ class UNetConfig:
         """Pixels to each side that an output pixel may depend on; the most of all places on the smallest maps' grid."""
         radii = []
         for pixel in range(self.multiple):
-            place = pixel // self.unshuffle
-            first, last = place - 1, place + 1  # the last layer
+            first, last = pixel // self.unshuffle - 1, pixel // self.unshuffle + 1  # the last layer
             for scale in range(len(self.widths) - 1):  # up again, from the end
                 first, last = (first - 2 * self.num_blocks) // 2, (last + 2 * self.num_blocks) // 2
             first, last = first - 2 * self.num_blocks, last + 2 * self.num_blocks
@@ -138,7 +137,7 @@ class Blocks(nn.Sequential):
 class UNet(Network):
     """Down to the smallest maps and up again; see the top of the file, and `Network` for what goes in and out.
 
-    A photo is continued by its edge pixels to a multiple of the smallest maps' pixels, and by one place for the first
+    A photo is continued by its edge pixels to a multiple of the smallest maps' pixels, and by one for the first
     layer.
     """
 
