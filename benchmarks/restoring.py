@@ -30,12 +30,14 @@ from benchmarks.measure import WORK, Failed, alternate, call_json, log, machine,
 from shards.skylines import draw_skyline
 from srcnn.apply import Treatment
 from srcnn.canvas import read_canvas, save_canvas
+from srcnn.device import to_device
 from srcnn.metrics import psnr
-from srcnn.model import DEFAULT_WEIGHTS, load_model, save_state_dict, to_device
 from srcnn.photo import luma_l
 from srcnn.photo_files import Restoring, work_on_files
-from srcnn.restore import restore_pixels
+from srcnn.restore_image import restore_pixels
 from srcnn.targets import output_paths
+from srcnn.weight_files import DEFAULT_WEIGHTS
+from srcnn.weights_io import load_model, save_state_dict
 
 CELL = (800, 600)  # width, height of the pictures that the photo is put together from
 VARIANTS = ("whole", "256", "512", "1024")

@@ -39,11 +39,12 @@ from srcnn.dataset import ShardDataset
 from srcnn.loader import Batch
 from srcnn.meter import Meter
 from srcnn.metrics import tile_psnr
-from srcnn.model import SRCNN, ModelConfig, initialize
 from srcnn.optimize import OptimizerConfig
 from srcnn.run import TrainConfig, start_accelerator, start_run
+from srcnn.srcnn_model import SRCNN, ModelConfig
 from srcnn.step import settle, train_step
 from srcnn.validate import as_floats
+from srcnn.weights_io import initialize
 
 PARTS = ("step", "curves", "ranks")
 # Name -> the precision of srcnn's step, and whether it is compiled; None: the source's loop.

@@ -13,10 +13,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from srcnn.cards import make_card, to_markdown
 from srcnn.config import read_yaml
 from srcnn.files import write_json
-from srcnn.model import WEIGHTS, load_model, save_model
+from srcnn.model_cards import make_card, to_markdown
+from srcnn.weight_files import WEIGHTS
+from srcnn.weights_io import load_model, save_model
 
 
 def main() -> int:

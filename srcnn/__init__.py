@@ -1,50 +1,6 @@
-"""Training and using SRCNN on photographs. The way of the data, and the module of each step:
+"""Training and using networks that restore photographs.
 
-    photo -> resized      photo.py      file <-> array
-      -> degraded         degrade.py    JPEG, bicubic
-                          damages.py    these and others by name, drawn at random
-      -> tile pairs       tiles.py      cut, windows with a halo, join
-      -> shards           manifest.py   the contract of shards and manifest, tiles and pictures in a tar
-                          photo_list.py  which photos went where
-                          index.py      where each pair lies, and its hash
-                          verify.py     every byte against manifest and index
-      -> pairs            storage.py    a folder or a URL; object_store.py: http, s3 and the like
-                          dataset.py    pairs by their numbers
-      -> batches          shuffle.py    which sample stands where
-                          prefetch.py   reading ahead
-                          training_pairs.py  pairs made of clean tiles while training
-                          loader.py     this rank's batches
-                          device_loader.py  to the device; a whole split in memory
-      -> network          network.py    what a network is to the rest
-                          model.py      SRCNN; load and save of any (weight_files.py)
-                          unet.py       a larger one
-                          products.py   its layers as matrix products, on a CPU
-      -> training         optimize.py   optimizer, schedule, averaged weights
-                          run.py        settings and state of a run
-                          train.py      the loop; skipped.py: steps that are not finite
-                          meeting.py    how ranks find each other; ranks.py: what they tell each other
-                          signals.py    warnings from outside
-                          validate.py   exact PSNR over all ranks
-                          launch.py     what the scripts of launch/ share
-                          benchmark.py  where the time of a step goes
-                          doctor.py     what would stop it: splits.py of the data, machine.py of the machine
-      -> checkpoint       checkpoint.py on the disk, whole or not there
-                          resume.py     the state of a run, saved and taken up
-      -> numbers          meter.py      what steps cost and give
-                          tracking.py   metrics.jsonl; trackers.py, wandb_files.py, sync.py: wandb, TensorBoard
-      -> restored photo   apply.py      a network over the tiles of a photo; chroma.py: colour smoothed by the luma
-                          strips.py     9-1-5 in bfloat16 on a CPU
-                          parallel.py   tiles or photos side by side
-                          canvas.py     a photo file changed in place; metadata.py, deep.py: EXIF and the like, 16 bits
-                          fitting.py    the weights for a JPEG's quality (jpeg_quality.py)
-                          restore.py    arrays, tensors, images; upscale.py: enlarged
-                          photo_files.py, targets.py: files and where they go
-                          score.py, report.py; cards.py: what is known of weights, and measured again
-                          compare.py, demo.py: in the browser
-      -> other programs   export.py     ONNX (onnx_graph.py), torch.export; hub.py, hub_card.py: the Hugging Face hub
-
-Commands: `photo_commands.py`, `weight_commands.py`, `__main__.py`. `files.py` writes files whole, `config.py` reads
-settings, `untrusted.py` bounds what strangers made, `metrics.py` measures photos and tiles.
+The names below are the public interface; each is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -55,21 +11,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from srcnn.dataset import webdataset_pipeline
     from srcnn.metrics import psnr, psnr_b, ssim
-    from srcnn.model import SRCNN, ModelConfig, load_model
-    from srcnn.restore import restore
+    from srcnn.restore_image import restore
+    from srcnn.run import TrainConfig
+    from srcnn.srcnn_model import SRCNN, ModelConfig
     from srcnn.unet import UNet, UNetConfig
+    from srcnn.weights_io import load_model, save_model
 
-__all__ = ["SRCNN", "ModelConfig", "UNet", "UNetConfig", "load_model", "psnr", "psnr_b", "restore", "ssim",
-           "webdataset_pipeline"]
-_HOMES = {
-    "SRCNN": "model", "ModelConfig": "model", "load_model": "model", "restore": "restore",
+__all__ = ["SRCNN", "ModelConfig", "TrainConfig", "UNet", "UNetConfig", "load_model", "psnr", "psnr_b", "restore",
+           "save_model", "ssim", "webdataset_pipeline"]
+_MODULES = {
+    "SRCNN": "srcnn_model", "ModelConfig": "srcnn_model", "load_model": "weights_io", "save_model": "weights_io",
     "UNet": "unet", "UNetConfig": "unet", "psnr": "metrics", "psnr_b": "metrics", "ssim": "metrics",
     "webdataset_pipeline": "dataset",
+    "TrainConfig": "run", "restore": "restore_image",
 }
 
 
 def __getattr__(name: str) -> Any:
     """Imports the public names when first used: torch takes seconds, preprocessing does without it."""
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'srcnn' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"srcnn.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"srcnn.{_MODULES[name]}"), name)

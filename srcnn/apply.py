@@ -10,14 +10,13 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from srcnn.base import Network
 from srcnn.chroma import REACH, smooth_chroma
-from srcnn.model import SRCNN, prefers_bf16
-from srcnn.network import Network
+from srcnn.device import full_precision, prefers_bf16, raise_malloc_threshold
 from srcnn.parallel import in_order, single_threaded_pool
-from srcnn.products import full_precision, keep_freed_memory
-from srcnn.strips import restore_in_strips, suits
+from srcnn.srcnn_model import SRCNN, fused_bf16, supports_fused_bf16
 from srcnn.tiles import Window, spans, windows
-from srcnn.ycbcr import LUMA_WEIGHTS, to_luma
+from srcnn.unet import LUMA_WEIGHTS, to_luma
 
 TILE_PIXELS = {"cpu": 256, "cuda": 1024}  # a CPU: the fastest of 96 to 384 in both precisions
 TILE_HALOS = 8  # a tile is as wide as so many of its halos at least: they make its work 1.6 times as much, not more
@@ -94,7 +93,7 @@ def restore_tiles(
         for part in parts:
             yield part, pixels.read(part.source)
 
-    keep_freed_memory()
+    raise_malloc_threshold()
     with full_precision(), single_threaded_pool(num_threads) as pool:
         results = in_order(pool, tiles.restore, cut(), max(ahead, 2 * num_threads))
         for number, (part, restored) in enumerate(zip(parts, results, strict=True), 1):
@@ -206,8 +205,8 @@ def run_network(pixels: torch.Tensor, model: Network, bf16: bool = False) -> tor
     missing = max(0, model.min_pixels - width), max(0, model.min_pixels - height)
     if any(missing):
         pixels = functional.pad(pixels, (0, missing[0], 0, missing[1]), mode="replicate")
-    if bf16 and pixels.device.type == "cpu" and isinstance(model, SRCNN) and suits(model):
-        restored = restore_in_strips(pixels, model)
+    if bf16 and pixels.device.type == "cpu" and isinstance(model, SRCNN) and supports_fused_bf16(model):
+        restored = fused_bf16(pixels, model)
     else:
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bf16):
             restored = model(pixels[None])[0]

@@ -23,11 +23,12 @@ from srcnn.files import write_json
 from srcnn.loader import Batch
 from srcnn.meter import Meter, memory_gib
 from srcnn.metrics import sum_over_ranks
-from srcnn.model import ModelConfig, make_network
 from srcnn.run import Run, TrainConfig, open_split, start_accelerator, start_run
+from srcnn.srcnn_model import ModelConfig
 from srcnn.step import settle, train_step
 from srcnn.train import batches
 from srcnn.unet import UNetConfig
+from srcnn.weights_io import make_network
 
 ENDLESS = 10**12  # tiles
 NUM_TRACED_STEPS = 3

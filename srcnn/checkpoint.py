@@ -20,10 +20,10 @@ from typing import Any
 import torch
 
 from srcnn import files
-from srcnn.model import save_model, save_state_dict, save_tensors
-from srcnn.network import Network
+from srcnn.base import Network
 from srcnn.untrusted import read_json
-from srcnn.weight_files import load_plain
+from srcnn.weight_files import load_plain, save_tensors
+from srcnn.weights_io import save_model, save_state_dict
 
 FILES = "files.json"
 MODEL, TRAINING = "model.safetensors", "training.pt"

@@ -14,13 +14,14 @@ from PIL import Image, ImageDraw
 
 from srcnn.apply import Progress, Treatment
 from srcnn.canvas import Canvas, read_canvas, save_canvas
-from srcnn.fitting import FAMILY, Networks
+from srcnn.device import device_here
 from srcnn.jpeg_quality import quality_of
 from srcnn.metrics import psnr, ssim
-from srcnn.model import WEIGHTS, device_here
 from srcnn.photo import Photo, eight_bits, luma_l, open_image, over_white, suffix_of
 from srcnn.photo_files import Restoring
+from srcnn.pretrained import FAMILY, WeightSelector
 from srcnn.tiles import cut, grid
+from srcnn.weight_files import WEIGHTS
 
 MAX_MEGAPIXELS = 50.0
 PREVIEW_SIDE = 1600  # pixels of the longer side that the browser is sent at most
@@ -62,7 +63,7 @@ def shipped_weights() -> list[str]:
 
 def restore_into(given: Path, target: Path, wanted: Wanted, on_progress: Progress | None) -> tuple[str, ...]:
     """Restores a file into another with its metadata; returns notes: what was done, what was not kept."""
-    networks = Networks(wanted.weights, device_here())
+    networks = WeightSelector(wanted.weights, device_here())
     return Restoring(networks, Treatment(strength=wanted.strength))(given, target, on_progress)
 
 

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from srcnn.compare import DETAIL_ZOOM, MAX_MEGAPIXELS, Shown, Wanted, describe, process, shipped_weights
-from srcnn.fitting import FAMILY
+from srcnn.pretrained import FAMILY
 
 MAX_UPLOAD_BYTES = 100 << 20
 FORGET_SECONDS = 3600  # what a visitor left is kept no longer

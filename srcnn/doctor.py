@@ -19,17 +19,18 @@ import torch
 from srcnn import checkpoint, machine
 from srcnn.config import parse, without_credentials
 from srcnn.dataset import ShardDataset
+from srcnn.device import device_here
 from srcnn.device_loader import LARGEST_SHARE, check_fits
 from srcnn.files import LOCK, FolderLock
 from srcnn.loader import BATCHES_IN_USE
 from srcnn.machine import Finding, counted, note, ok, problem
 from srcnn.manifest import SPLITS
-from srcnn.model import device_here, load_model, make_network
 from srcnn.resume import check_continues, is_same_job, stream_state
 from srcnn.run import TrainConfig
 from srcnn.shuffle import UniformShuffle
 from srcnn.splits import Split, check_splits, look_at
 from srcnn.storage import MAX_OPEN_FILES, is_url
+from srcnn.weights_io import load_model, make_network
 
 ANSWER_SECONDS = 5.0  # that a server of shards may take
 FEW_STEPS = 10  # an epoch
@@ -129,7 +130,7 @@ def check_network(job: Job) -> Iterator[Finding]:
     yield ok(f"{network.name}, {num_parameters:,} parameters; a pixel depends on {radius} to each side")
     if config.weights:
         try:
-            network.load_folded(load_model(config.weights))
+            network.load_without_centering(load_model(config.weights))
             yield ok(f"starts from {config.weights}")
         except (OSError, ValueError) as error:
             yield problem(f"weights {config.weights}: {error}", "take others, or set model or unet to their network")

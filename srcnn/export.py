@@ -12,13 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
-from torch.nn import functional
 
+from srcnn.base import Network
 from srcnn.files import atomic_file
 from srcnn.jpeg_quality import CONDITION_SIZE
-from srcnn.model import SRCNN
-from srcnn.network import Network
 
 TOLERANCE = 1e-5  # of pixels in [0, 1]; of results beyond 1, the same part of them
 CHANNELS = {1: "luma, BT.601, full range: 0.299 R + 0.587 G + 0.114 B", 3: "RGB"}
@@ -50,15 +47,15 @@ def export_onnx(model: Network, path: Path, about: Mapping[str, str] | None = No
         from srcnn.onnx_graph import onnx_model
     except ImportError as error:
         raise ValueError(f"{path}: an ONNX file needs the package onnx: pip install 'srcnn[export]'") from error
-    folded = _ready(model, path)
-    built = onnx_model(folded, metadata(folded, about))
+    plain = _ready(model, path)
+    built = onnx_model(plain, metadata(plain, about))
     content = built.SerializeToString()
     try:
         onnx.checker.check_model(content, full_check=True)
     except onnx.checker.ValidationError as error:
         raise ValueError(f"{path}: not written, the checker of ONNX refuses it: {error}") from error
     network = _in_onnxruntime(content)
-    difference = None if network is None else _largest_difference(folded, network, folded.min_pixels, path)
+    difference = None if network is None else _largest_difference(plain, network, plain.min_pixels, path)
     with atomic_file(path) as file:
         file.write(content)
     return difference
@@ -79,13 +76,13 @@ def export_torch(model: Network, path: Path, about: Mapping[str, str] | None = N
         FileNotFoundError: no such folder.
         ValueError: the check failed; no file is left behind.
     """
-    folded = _ready(model, path)
+    plain = _ready(model, path)
     buffer = io.BytesIO()
-    side = max(2, folded.min_pixels)  # a single pixel is a special case to the tracer
-    notes = json.dumps(metadata(folded, {"min_pixels": str(side), **(about or {})}), indent=1)
-    torch.export.save(_program(folded, side), buffer, extra_files={EXTRA_FILE: notes})
+    side = max(2, plain.min_pixels)  # a single pixel is a special case to the tracer
+    notes = json.dumps(metadata(plain, {"min_pixels": str(side), **(about or {})}), indent=1)
+    torch.export.save(_program(plain, side), buffer, extra_files={EXTRA_FILE: notes})
     buffer.seek(0)
-    difference = _largest_difference(folded, torch.export.load(buffer).module(), side, path)
+    difference = _largest_difference(plain, torch.export.load(buffer).module(), side, path)
     with atomic_file(path) as file:
         file.write(buffer.getbuffer())
     return difference
@@ -113,7 +110,7 @@ def _ready(model: Network, path: Path) -> Network:
     """A copy to be written: float32 weights for pixels as they are, on the CPU."""
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder")
-    return model.folded().requires_grad_(False).eval()
+    return model.without_centering().requires_grad_(False).eval()
 
 
 def _in_onnxruntime(content: bytes) -> Function | None:
@@ -136,44 +133,22 @@ def _in_onnxruntime(content: bytes) -> Function | None:
     return network
 
 
-class Plain(nn.Module):
-    """The same network in the words of PyTorch alone: SRCNN's own layers are other ones on a CPU, for speed."""
-
-    def __init__(self, model: SRCNN) -> None:
-        super().__init__()
-        self.pads, self.residual = model.pads, model.config.residual
-        for name, layer in model.named_children():
-            weight = layer.get_parameter("weight")
-            conv = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[-1])
-            conv.load_state_dict(layer.state_dict())
-            self.add_module(name, conv)
-
-    def forward(self, degraded: torch.Tensor) -> torch.Tensor:
-        maps = degraded
-        for number, (width, layer) in enumerate(zip(self.pads, self.children(), strict=True)):
-            maps = functional.relu(maps) if number else maps
-            maps = layer(functional.pad(maps, (width,) * 4, mode="replicate") if width else maps)
-        return degraded + maps if self.residual else maps
-
-
 def _program(model: Network, side: int) -> torch.export.ExportedProgram:
     """The network traced for any size from `side` pixels."""
-    from torch.fx.experimental import _config  # there is no public way
+    from torch.fx.experimental import _config  # no public way: Dim.DYNAMIC refuses maps of a single pixel
 
     batch = torch.export.Dim("batch", min=1)
     sizes = {0: batch, 2: torch.export.Dim("height", min=side), 3: torch.export.Dim("width", min=side)}
     example = _inputs(model, torch.zeros(2, model.config.channels, side + 12, side + 14))
-    plain = (Plain(model) if isinstance(model, SRCNN) else model).requires_grad_(False).eval()
-    # Else maps of a single pixel are taken for a special case, and refused.
     with _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
-        program = torch.export.export(plain, example, dynamic_shapes=(sizes, {0: batch})[: len(example)])
+        program = torch.export.export(model, example, dynamic_shapes=(sizes, {0: batch})[: len(example)])
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # the paths of this machine
     return program
 
 
 def _inputs(model: Network, degraded: torch.Tensor) -> Inputs:
-    """With conditions, where the network heeds them: unknown, and others."""
+    """With conditions, where the network takes them: unknown, and others."""
     conditions = torch.linspace(0, 1, CONDITION_SIZE) * torch.arange(len(degraded))[:, None]
     return (degraded, conditions) if model.conditioned else (degraded,)
 

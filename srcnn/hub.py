@@ -1,4 +1,4 @@
-"""A network in a folder or a repository of the Hugging Face hub: model.safetensors, config.json, README.md (its card).
+"""Networks in folders and repositories of the Hugging Face hub: model.safetensors, config.json, README.md (the card).
 
 Only model.safetensors and config.json are fetched, within bounds; nothing in them is executed, and no pickle is read.
 """
@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import logging
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_download
 from huggingface_hub.errors import (
@@ -24,17 +23,19 @@ from huggingface_hub.errors import (
 )
 
 from srcnn.config import plain
-from srcnn.files import atomic_file, write_json
-from srcnn.hub_card import make_card, with_header
-from srcnn.model import WEIGHTS, load_model, save_model
-from srcnn.network import Network
 from srcnn.untrusted import open_regular, parse_json
-from srcnn.weight_files import MAX_WEIGHTS_BYTES, config_differs
+from srcnn.weight_files import MAX_WEIGHTS_BYTES, WEIGHTS, config_differs
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 MODEL, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 MAX_BYTES = {CONFIG: 1 << 20, MODEL: MAX_WEIGHTS_BYTES}
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 MODEL_TYPE = "srcnn"
+HEADER_KEYS = {"license": "apache-2.0", "library_name": "srcnn", "pipeline_tag": "image-to-image"}
+TAGS = ("srcnn", "image-restoration")
+METRICS = {"PSNR": "psnr", "SSIM": "ssim"}  # what a card speaks of, and the hub's name of it
 HUB_SECONDS = 10.0  # until the hub counts as out of reach; its client by itself goes on trying for minutes
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # The bases: what the library below raises, httpx or httpx2. RuntimeError: an upload that failed.
@@ -42,27 +43,15 @@ _OUT_OF_REACH = cast(tuple[type[Exception], ...], (OSError, RuntimeError, *HfHub
 logger = logging.getLogger(__name__)
 
 
-def from_pretrained(
+def find(
     source: str | Path,
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
-) -> Network:
-    """A network ready to restore with (eval mode, CPU), from a folder of `save_pretrained`, whatever `load_model`
-    takes, or a repository of the hub, "owner/name". What is on the disk goes before the hub.
-
-    Args:
-        revision: branch, tag or commit of the repository.
-        token: of the hub; by default the one that is logged in with.
-        cache_dir: where what is fetched is kept; by default the folder of the hub's client.
-        local_files_only: take it from there, and do not ask the hub.
-
-    Raises:
-        FileNotFoundError: no such path or shipped name, and no such repository, revision or weights on the hub.
-        ConnectionError: the hub is out of reach, and there is no copy in the cache.
-        PermissionError: the repository is not for everybody.
-        ValueError: not weights of such a network, or of another than config.json says.
+) -> Path:
+    """What `find_weights` takes for a source of `Network.from_pretrained`, which says what the arguments are and what
+    is raised; for a repository of the hub, the folder of the cache.
     """
     path = Path(source)
     is_local = path.exists() or (WEIGHTS / f"{source}.safetensors").is_file()
@@ -70,89 +59,48 @@ def from_pretrained(
         path = _fetch(str(source), revision, token, cache_dir, local_files_only)
     elif revision is not None:
         raise ValueError(f"{source}: a revision ({revision}) is for a repository of the hub, owner/name")
-    if not path.is_dir():
-        return load_model(source)
-    try:
-        model = load_model(path)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path}: {_without_weights([file.name for file in path.iterdir()])}") from error
-    if (path / CONFIG).exists():
-        _check_config(path / CONFIG, model)
-    return model
+    if path.is_dir() and not (path / MODEL).is_file() and not (path / "best" / MODEL).is_file():
+        raise FileNotFoundError(f"{path}: {_without_weights([file.name for file in path.iterdir()])}")
+    return path
 
 
-def save_pretrained(
-    model: Network, folder: str | Path, card: str | Path | None = None, run: str | Path | None = None
-) -> None:
-    """Writes model.safetensors, config.json and README.md, the model card, into a folder.
-
-    Args:
-        card: Markdown of the card, or a file of it as a Path; a YAML header is added where it has none.
-        run: the run folder whose best checkpoint this is, to make the card from. With neither, the card says what the
-            network is, and that no more is known.
-
-    Raises:
-        FileNotFoundError: no such card, or no training in the run folder.
-        ValueError: the weights are not those of the run's best checkpoint, or both a card and a run are given.
-    """
-    folder = Path(folder)
-    text = with_header(_card_text(model, card, run))
-    folder.mkdir(parents=True, exist_ok=True)
-    save_model(model, folder / MODEL)
-    write_json(folder / CONFIG, {"model_type": MODEL_TYPE, **asdict(model.config)})
-    with atomic_file(folder / CARD) as file:
-        file.write(text.encode())
-
-
-def _card_text(model: Network, card: str | Path | None, run: str | Path | None) -> str:
-    if card is not None and run is not None:
-        raise ValueError("a card is given or made from a run; not both")
-    if isinstance(card, str) and card.endswith(".md"):
-        raise ValueError(f"the card is the text {card!r:.99}; for a file give Path({card!r:.99})")
-    if card is None:
-        return make_card(model, None if run is None else Path(run))
-    return card.read_text(encoding="utf-8") if isinstance(card, Path) else card
-
-
-def push_to_hub(
-    model: Network,
-    repo_id: str,
-    private: bool = False,
-    token: str | bool | None = None,
-    commit_message: str = "Upload SRCNN",
-    revision: str | None = None,
-    card: str | Path | None = None,
-    run: str | Path | None = None,
+def upload(
+    folder: Path, repo_id: str, private: bool, token: str | bool | None, commit_message: str, revision: str | None
 ) -> str:
-    """Uploads what `save_pretrained` writes to "owner/name" of the hub, in one commit; returns the commit's address.
-
-    A repository or branch (`revision`) that is missing is made, the repository private where `private` is set.
-
-    Raises:
-        PermissionError: no right to write there.
-        ConnectionError: the hub is out of reach, or out of order.
-        Else as `save_pretrained`.
-    """
+    """Uploads weights, config and card of a folder in one commit, and returns its address; see `push_to_hub`."""
     api = HfApi(token=token)
-    with tempfile.TemporaryDirectory() as folder:
-        save_pretrained(model, folder, card=card, run=run)
-        with _hub_errors(repo_id, revision):
-            found = api.create_repo(repo_id, private=private, exist_ok=True).repo_id  # with the owner, if left out
-            if revision is not None:
-                api.create_branch(found, branch=revision, exist_ok=True)
-            files = [CommitOperationAdd(name, Path(folder, name)) for name in (MODEL, CONFIG, CARD)]
-            commit = api.create_commit(found, files, commit_message=commit_message, revision=revision)
-            return str(commit.commit_url)
+    with _hub_errors(repo_id, revision):
+        found = api.create_repo(repo_id, private=private, exist_ok=True).repo_id  # with the owner, if left out
+        if revision is not None:
+            api.create_branch(found, branch=revision, exist_ok=True)
+        files = [CommitOperationAdd(name, folder / name) for name in (MODEL, CONFIG, CARD)]
+        commit = api.create_commit(found, files, commit_message=commit_message, revision=revision)
+        return str(commit.commit_url)
 
 
-def _check_config(path: Path, model: Network) -> None:
-    """Raises ValueError where config.json is damaged, of another kind, or of another network than its weights."""
+def with_header(card: str) -> str:
+    """The card with the YAML header that the hub reads; one that has such a header stays as it is."""
+    if card.startswith("---\n"):
+        return card
+    lists = {"tags": TAGS, "metrics": [name for word, name in METRICS.items() if word in card]}
+    lines = [f"{key}: {value}" for key, value in HEADER_KEYS.items()]
+    for key, values in lists.items():
+        lines += [f"{key}:", *(f"- {value}" for value in values)] if values else []
+    return "\n".join(["---", *lines, "---", "", card])
+
+
+def check_config(path: Path, config: DataclassInstance) -> None:
+    """Raises ValueError where config.json is damaged, of another kind, or of another network than this config; a file
+    that is missing is none of these.
+    """
+    if not path.exists():
+        return
     try:
         with open_regular(path, MAX_BYTES[CONFIG]) as file:
-            told = parse_json(file.read())
-        if not isinstance(told, dict) or told.get("model_type", MODEL_TYPE) != MODEL_TYPE:
+            written = parse_json(file.read())
+        if not isinstance(written, dict) or written.get("model_type", MODEL_TYPE) != MODEL_TYPE:
             raise ValueError("not the config of an SRCNN")
-        if differs := config_differs(told, plain(asdict(model.config))):
+        if differs := config_differs(written, plain(asdict(config))):
             raise ValueError(differs)
     except ValueError as error:
         raise ValueError(f"{path}: damaged: {error}") from error
@@ -210,7 +158,7 @@ def _without_weights(names: list[str]) -> str:
 
 @contextmanager
 def _hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
-    """What the hub's client raises, as Python's own errors that name the cure."""
+    """What the hub's client raises, as Python's own errors that say what to do."""
     hub = constants.ENDPOINT
     try:
         yield
@@ -231,5 +179,5 @@ def _hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
         if getattr(getattr(reason, "response", None), "status_code", 0) in (401, 403):
             raise PermissionError(f"{repo_id}: {hub} refuses: log in with a token that has the right "
                                   "(`hf auth login`, or token=)") from error
-        told = " ".join(str(reason).split())[:200] or type(reason).__name__
-        raise ConnectionError(f"{hub} is out of reach or out of order ({told})") from error
+        detail = " ".join(str(reason).split())[:200] or type(reason).__name__
+        raise ConnectionError(f"{hub} is out of reach or out of order ({detail})") from error

@@ -1,4 +1,4 @@
-"""The quality that a JPEG was saved with, and what a network is told of it, from its own quantization tables.
+"""The quality that a JPEG was saved with, and the input of a conditioned network, from its own quantization tables.
 
 Does not import torch.
 """
@@ -55,7 +55,7 @@ def quality_of(image: Image.Image) -> int | None:
 
 
 def condition_of(luma: np.ndarray, chroma: np.ndarray | None, subsampled: bool) -> np.ndarray:
-    """What a conditioned network is told of a JPEG: float32 (CONDITION_SIZE,) in [0, 1].
+    """The input of a conditioned network for a JPEG: float32 (CONDITION_SIZE,) in [0, 1].
 
     1 for "known"; 1 where the chroma has half the resolution; log2(step) / 8 of the first ten frequencies (zigzag) of
     the luma table and of the chroma table. All zeros means "unknown"; steps of 1, zeros after the first number, mean

@@ -23,9 +23,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from srcnn import files
+from srcnn.device import prefers_bf16
 from srcnn.meeting import INTERFACE, addresses_of, gloo_address, interface_to, is_here, is_loopback
 from srcnn.mlflow_run import mlflow_problem
-from srcnn.model import ModelConfig, prefers_bf16
+from srcnn.srcnn_model import ModelConfig
 from srcnn.unet import UNetConfig
 from srcnn.wandb_run import can_be_shared, wandb_mode
 

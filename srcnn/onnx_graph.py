@@ -10,9 +10,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from srcnn.base import Network
 from srcnn.jpeg_quality import CONDITION_SIZE
-from srcnn.model import SRCNN
-from srcnn.network import Network
+from srcnn.srcnn_model import SRCNN
 from srcnn.unet import Block, UNet
 
 OPSET = 13  # of 2020; the operators used have gained nothing since that is of use here
@@ -60,12 +60,13 @@ def onnx_model(model: Network, notes: dict[str, str]) -> onnx.ModelProto:
     graph = Graph(model)
     kind = _unet(graph, model) if isinstance(model, UNet) else _srcnn(graph, model)
     shape = [model.config.channels if side == "channels" else side for side in SIDES]
-    ends = {INPUT: shape, OUTPUT: shape} | ({CONDITION: [SIDES[0], CONDITION_SIZE]} if model.conditioned else {})
-    told = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in ends.items()}
-    end = told.pop(OUTPUT)
+    inputs = [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, shape)]
+    if model.conditioned:
+        inputs.append(helper.make_tensor_value_info(CONDITION, TensorProto.FLOAT, [SIDES[0], CONDITION_SIZE]))
+    output = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, shape)
     opsets = [helper.make_opsetid("", OPSET)]
     version = helper.find_min_ir_version_for(opsets)
-    whole = helper.make_graph(graph.nodes, kind, list(told.values()), [end], initializer=graph.values)
+    whole = helper.make_graph(graph.nodes, kind, inputs, [output], initializer=graph.values)
     built = helper.make_model(whole, producer_name="srcnn", opset_imports=opsets, ir_version=version)
     helper.set_model_props(built, notes)
     return built
@@ -131,10 +132,10 @@ def _modulations(graph: Graph, model: UNet) -> dict[nn.Module, tuple[str, str]]:
     if not model.conditioned:
         return {}
     hidden = graph.add("Relu", graph.add("Gemm", CONDITION, "modulation.0.weight", "modulation.0.bias", transB=1))
-    told = graph.add("Gemm", hidden, "modulation.2.weight", "modulation.2.bias", transB=1)
-    told = graph.add("Unsqueeze", told, graph.whole_numbers("after the channels", 2, 3))
+    both = graph.add("Gemm", hidden, "modulation.2.weight", "modulation.2.bias", transB=1)
+    both = graph.add("Unsqueeze", both, graph.whole_numbers("after the channels", 2, 3))
     inner = [block for blocks in model.stages for block in blocks if isinstance(block, Block)]
-    parts = graph.split(told, [block.conv1.out_channels for block in inner for _ in range(2)])
+    parts = graph.split(both, [block.conv1.out_channels for block in inner for _ in range(2)])
     return {block: (next(parts), next(parts)) for block in inner}
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from srcnn.network import Network
+from srcnn.base import Network
 
 
 @dataclass(frozen=True)

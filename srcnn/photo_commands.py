@@ -15,13 +15,14 @@ from tqdm import tqdm
 from srcnn.apply import Progress, Treatment
 from srcnn.canvas import Canvas, read_canvas, save_canvas
 from srcnn.degrade import Degradation, degrade
-from srcnn.fitting import FAMILY, Networks
-from srcnn.model import device_here, load_model, to_device
+from srcnn.device import device_here, to_device
 from srcnn.photo import over_white, read_photo, suffix_of
 from srcnn.photo_files import Enlarging, Outcome, Restoring, Work, work_on_files
+from srcnn.pretrained import FAMILY, WeightSelector
 from srcnn.targets import output_paths
 from srcnn.untrusted import MAX_PHOTO_BYTES
 from srcnn.upscale import SCALES, weights_for_scale
+from srcnn.weights_io import load_model
 
 STANDARD = "-"
 CHUNK_BYTES = 1 << 20
@@ -86,7 +87,8 @@ def restore_command(options: argparse.Namespace) -> int:
     treatment = Treatment(options.tile, options.exact, options.strength)
 
     def prepare() -> Work:
-        return Restoring(Networks(options.model, device_here()), treatment, not options.keep_chroma, options.quality)
+        weights = WeightSelector(options.model, device_here())
+        return Restoring(weights, treatment, not options.keep_chroma, options.quality)
 
     return run_on_files(options, prepare, "photos restored", "_restored")
 
@@ -208,7 +210,7 @@ def compare_photo(
     from PIL import Image
 
     from srcnn.report import before_after, psnr_luma  # brings torchvision, whose installation `doctor` is to look at
-    from srcnn.restore import restore
+    from srcnn.restore_image import restore
 
     degradation = Degradation(jpeg_quality=quality)
     clean = over_white(read_photo(source))

@@ -13,13 +13,13 @@ from typing import NamedTuple
 import torch
 
 from srcnn.apply import Progress, Treatment, out_of_memory
+from srcnn.base import Network
 from srcnn.canvas import read_canvas, save_canvas
 from srcnn.files import atomic_file
-from srcnn.fitting import Networks
-from srcnn.network import Network
 from srcnn.parallel import in_order, single_threaded_pool
 from srcnn.photo import KINDS, PhotoRefused, open_image
-from srcnn.restore import restore_canvas
+from srcnn.pretrained import WeightSelector
+from srcnn.restore_image import restore_canvas
 from srcnn.untrusted import MAX_PHOTO_BYTES, open_regular
 from srcnn.upscale import upscale_canvas
 
@@ -40,7 +40,7 @@ class Restoring:
         quality: of JPEG and WebP written, 1..100.
     """
 
-    networks: Networks | Network
+    networks: WeightSelector | Network
     treatment: Treatment = Treatment()
     smooth_chroma: bool = True
     quality: int = 95
@@ -57,7 +57,7 @@ class Restoring:
         told = () if canvas.quality is None else (f"JPEG quality {canvas.quality}",)
         if isinstance(self.networks, Network):
             model = self.networks
-        elif (name := self.networks.name_for(canvas.quality)) is None:
+        elif (name := self.networks.weights_for_quality(canvas.quality)) is None:
             return (*told, "good already", *keep(path, target, partial(save_canvas, target, canvas, self.quality)))
         else:
             model = self.networks.load(name)

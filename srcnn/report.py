@@ -14,17 +14,18 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torchvision.utils import make_grid
 
+from srcnn.base import Network
+from srcnn.config import read_yaml
 from srcnn.dataset import ShardDataset
 from srcnn.files import atomic_file
 from srcnn.manifest import ShardError
 from srcnn.metrics import psnr
-from srcnn.model import load_model
-from srcnn.network import Network
 from srcnn.photo import luma_l
 from srcnn.photo_list import photos_in
-from srcnn.restore import restore_pixels
+from srcnn.restore_image import restore_pixels
 from srcnn.tiles import grid, join, windows
 from srcnn.tracking import STEP_KEY, read_metrics
+from srcnn.weights_io import load_model
 
 GAP_PIXELS = 8
 MAX_VALUE = 1e30  # of a number in metrics.jsonl; float64 axes cannot do with much larger ones
@@ -57,7 +58,8 @@ def write_report(run: Path, reader: ShardDataset) -> Path:
     if reader.manifest.photos:  # of shards made elsewhere nothing is known but the pairs
         save_picture(photo_before_after(reader, model), folder / "photo.png")
     table = results_table(points)
-    for name, content in (("table.md", table), ("index.html", html_page(run.name, table, folder))):
+    for name, content in (("table.md", table), ("card.md", training_card(run, points)),
+                          ("index.html", html_page(run.name, table, folder))):
         with atomic_file(folder / name) as file:
             file.write(content.encode(errors="backslashreplace"))
     return folder / "index.html"
@@ -102,17 +104,17 @@ def draw_curves(points: list[dict[str, float]], folder: Path) -> None:
 def pair_rows(reader: ShardDataset, model: Network, num_pairs: int) -> np.ndarray:
     """The pairs spread evenly over a split, a row each: degraded, restored, clean; uint8 (rows, columns, 3)."""
     chosen = np.linspace(0, reader.num_samples - 1, min(num_pairs, reader.num_samples)).astype(np.int64)
-    folded = _ready(model)
+    plain = _ready(model)
     tiles = []
     for clean, degraded in zip(*reader.read(chosen), strict=True):
-        tiles += [degraded, restore_pixels(degraded, folded), clean]
+        tiles += [degraded, restore_pixels(degraded, plain), clean]
     stacked = torch.from_numpy(np.stack(tiles).reshape(len(tiles), *tiles[0].shape[:2], -1)).permute(0, 3, 1, 2)
     return make_grid(stacked, nrow=len(COLUMNS), padding=GAP_PIXELS, pad_value=255).permute(1, 2, 0).numpy()
 
 
 def _ready(model: Network) -> Network:
-    """A folded copy where the model is: not wrapped by Accelerate's autocast."""
-    return model.folded().to(next(model.parameters()).device).eval()
+    """A copy without centering where the model is: not wrapped by Accelerate's autocast."""
+    return model.without_centering().to(next(model.parameters()).device).eval()
 
 
 def side_by_side(*pictures: np.ndarray) -> np.ndarray:
@@ -218,6 +220,24 @@ def results_table(points: list[dict[str, float]]) -> str:
             cells = [f"{point.get(key, math.nan):.{places}f}" for key, places in zip(keys, decimals, strict=True)]
             lines.append(f"| {point[STEP_KEY]:,.0f} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def training_card(run: Path, points: list[dict[str, float]]) -> str:
+    """The training for a model card, Markdown: its settings, and the best validation; "" where it never validated."""
+    validations = [point for point in points if "val/psnr" in point]
+    if not validations:
+        return ""
+    settings, best = read_yaml(run / "config.yaml"), max(validations, key=lambda point: point["val/psnr"])
+    optimizer, total = settings.get("optimizer"), settings.get("total_samples")
+    shown = {"batch size of a process": settings.get("batch_size_per_process"), "seed": settings.get("seed"),
+             "optimizer": optimizer.get("name") if isinstance(optimizer, dict) else None}
+    return f"""**Training**: best validation PSNR after {best[STEP_KEY]:,.0f} of \
+{f"{total:,}" if type(total) is int else "an unknown number of"} tiles
+({", ".join(f"{key} {str(value)[:40]}" for key, value in shown.items() if value is not None)}).
+
+**Validation**, mean over the tiles held back, PSNR in dB and SSIM, before (in) and after (out):
+
+{results_table([best])}"""
 
 
 def html_page(title: str, table: str, folder: Path) -> str:

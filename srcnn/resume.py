@@ -17,10 +17,10 @@ from srcnn.config import flat, plain, to_yaml, without_credentials
 from srcnn.dataset import ShardDataset
 from srcnn.loader import StreamState
 from srcnn.meter import Meter
-from srcnn.model import load_model
 from srcnn.optimize import complete_state
 from srcnn.ranks import RankFailed, all_told, together
 from srcnn.run import Run, TrainConfig, due
+from srcnn.weights_io import load_model
 
 FORMAT = 2  # of the training state
 MATTERS = ("model", "unet", "initialization", "centred", "weights", "seed", "overfit_tiles", "degradation",
@@ -300,4 +300,4 @@ def snapshot(config: TrainConfig, run: Run, sums: list[dict[str, Any]], reader: 
     }
     about = {key: f"{value:.4f}" for key, value in run.values.items()} | {"samples": str(run.samples)}
     is_best = bool(run.values) and run.validated_samples == run.samples and run.best_step == run.step
-    return checkpoint.Snapshot(run.step, run.result.folded().cpu(), training, about, is_best)
+    return checkpoint.Snapshot(run.step, run.result.without_centering().cpu(), training, about, is_best)

@@ -15,32 +15,24 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
+from srcnn.base import Network
 from srcnn.checkpoint import Writer
 from srcnn.compiled import CompileMode, Scored, for_one_size
 from srcnn.dataset import ShardDataset
+from srcnn.device import device_here, prefers_bf16, raise_malloc_threshold, to_device
 from srcnn.loader import Batch, StreamConfig
 from srcnn.manifest import Manifest
 from srcnn.meeting import meet_again, meeting
 from srcnn.metrics import LossName
-from srcnn.model import (
-    Initialization,
-    ModelConfig,
-    device_here,
-    initialize,
-    load_model,
-    make_network,
-    prefers_bf16,
-    to_device,
-)
-from srcnn.network import Network
 from srcnn.optimize import OptimizerConfig, build_optimizer
-from srcnn.products import keep_freed_memory
 from srcnn.queued import Queued
 from srcnn.ranks import process_group
+from srcnn.srcnn_model import ModelConfig
 from srcnn.storage import join
 from srcnn.training_pairs import DegradationConfig
 from srcnn.unet import UNetConfig
 from srcnn.validate import as_floats
+from srcnn.weights_io import Initialization, initialize, load_model, make_network
 
 LAGGING = ("cuda",)  # devices of which the host hears how a step ended while the next one is computed
 # Tiles at once on a CPU: the activations of one stay in its cache; a U-Net, which reorders its weights for every call,
@@ -240,7 +232,7 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
     """Accelerate's view of the processes. The network is tiny: its gradients are one bucket, all-reduced in place."""
     device = device_here()
     if device.type == "cpu":
-        keep_freed_memory()
+        raise_malloc_threshold()
     precision = config.mixed_precision
     if precision == "auto":
         precision = "bf16" if prefers_bf16(config.network, device) else "no"
@@ -308,10 +300,9 @@ def check_tiles(config: TrainConfig, tile_shape: tuple[int, ...], location: str)
 def start_run(config: TrainConfig, accelerator: Accelerator) -> Run:
     """Network, average and optimizer at their start; every rank draws the same weights."""
     network = make_network(config.network, config.centred)
+    initialize(network, config.initialization, config.seed)
     if config.weights:
-        network.load_folded(load_model(config.weights))
-    else:
-        initialize(network, config.initialization, config.seed)
+        network.load_without_centering(load_model(config.weights))
     to_device(network, accelerator.device)
     average = copy.deepcopy(network) if config.optimizer.average_halflife_samples else None
     optimizer = build_optimizer(network, config.optimizer)

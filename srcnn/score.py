@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from srcnn.base import Network
 from srcnn.degrade import Degradation, bicubic_levels, crop_to_multiple, degrade, to_uint8
 from srcnn.jpeg_quality import condition_of_quality
 from srcnn.metrics import psnr, psnr_b, ssim
-from srcnn.network import Network
 from srcnn.photo import LUMA, LumaKind, over_white, photos_below, read_photo
-from srcnn.restore import restore_pixels
+from srcnn.restore_image import restore_pixels
 
 LUMA_NAMES = {"l": "L (full range, Pillow)", "y": "Y (limited range, BT.601, as the papers)"}
 SSIM_PIXELS = 11  # of its window, which has to fit

@@ -23,13 +23,17 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from srcnn.base import CENTRE, Network
 from srcnn.jpeg_quality import CONDITION_SIZE
-from srcnn.network import CENTRE, Network
-from srcnn.ycbcr import to_rgb, to_ycbcr
 
 HALO_PIXELS = 48
 UNSHUFFLES = (1, 2, 4)
 CONDITION_FEATURES = 64  # of the hidden layer between the condition and the scales and shifts
+# RGB and the YCbCr of a JPEG: ITU-R BT.601 luma and chroma, full range (JFIF; ITU-T T.871, section 7). Chroma lies
+# around 0, not around 128 / 255.
+LUMA_WEIGHTS = (0.299, 0.587, 0.114)  # of R, G, B in Y; as in Pillow's L
+RED_RANGE, BLUE_RANGE = 2 * (1 - LUMA_WEIGHTS[0]), 2 * (1 - LUMA_WEIGHTS[2])  # 1.402, 1.772
+
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class UNetConfig:
         num_blocks: residual blocks of two convolutions at each scale, on the way down and again on the way up.
         channels: channels of a photo: 1 luma, 3 RGB.
         unshuffle: 1, the first scale has whole pixels; 2 or 4: squares of so many pixels a side become channels of one
-            place, which is many times cheaper.
+            pixel, which is many times cheaper.
         ycbcr: of RGB (channels 3): restore its luma and chroma, as a JPEG holds them; what goes in and out stays RGB.
         condition: tell the network of the JPEG's quantization tables, so that it suits all qualities.
     """
@@ -75,8 +79,7 @@ class UNetConfig:
         """Pixels to each side that an output pixel may depend on; the most of all places on the smallest maps' grid."""
         radii = []
         for pixel in range(self.multiple):
-            place = pixel // self.unshuffle
-            first, last = place - 1, place + 1  # the last layer
+            first, last = pixel // self.unshuffle - 1, pixel // self.unshuffle + 1  # the last layer
             for scale in range(len(self.widths) - 1):  # up again, from the end
                 first, last = (first - 2 * self.num_blocks) // 2, (last + 2 * self.num_blocks) // 2
             first, last = first - 2 * self.num_blocks, last + 2 * self.num_blocks
@@ -134,9 +137,12 @@ class Blocks(nn.Sequential):
 class UNet(Network):
     """Down to the smallest maps and up again; see the top of the file, and `Network` for what goes in and out.
 
-    A photo is continued by its edge pixels to a multiple of the smallest maps' pixels, and by one place for the first
+    A photo is continued by its edge pixels to a multiple of the smallest maps' pixels, and by one for the first
     layer.
     """
+
+    description = "Residual blocks of convolutions at several scales"
+    source = 'Zhang et al., "Plug-and-Play Image Restoration with Deep Denoiser Prior", IEEE TPAMI 44(10), 2022.'
 
     def __init__(self, config: UNetConfig, centred: bool = False) -> None:
         super().__init__()
@@ -168,12 +174,16 @@ class UNet(Network):
         return f"U-Net {'-'.join(map(str, self.config.widths))}"
 
     @property
-    def sizes(self) -> str:
+    def summary(self) -> str:
         config = self.config
-        parts = [f"{config.num_blocks} blocks at each scale on either way",
-                 f"from 1/{config.unshuffle} of the resolution" if config.unshuffle > 1 else "",
-                 "in YCbCr" if config.ycbcr else "", "told of the JPEG's quantization" if config.condition else ""]
-        return ", ".join(filter(None, parts))
+        parts = [f"{config.num_blocks} blocks at each scale on either way"]
+        if config.unshuffle > 1:
+            parts.append(f"from 1/{config.unshuffle} of the resolution")
+        if config.ycbcr:
+            parts.append("in YCbCr")
+        if config.condition:
+            parts.append("conditioned on the JPEG's quantization")
+        return ", ".join(parts)
 
     @property
     def halo(self) -> int:
@@ -193,7 +203,7 @@ class UNet(Network):
         """The blocks of each scale down, at the bottom, and of each scale up, the largest first both times."""
         return [*self.before, self.bottom, *self.after]
 
-    def start(self, layer: str) -> float:
+    def init_gain(self, layer: str) -> float:
         """Blocks, and the whole, begin as nearly the identity; layers without a ReLU after them keep the variance.
         The condition changes nothing yet.
         """
@@ -231,7 +241,7 @@ class UNet(Network):
         return to_rgb(pixels.to(self.tail.weight.dtype)) if self.config.ycbcr else pixels
 
     def _modulations(self, condition: torch.Tensor | None, num_tiles: int) -> Sequence[torch.Tensor | None]:
-        """What each of `stages` is told, (num_tiles, its num_modulations); None where it is told nothing."""
+        """The modulation of each of `stages`, (num_tiles, its num_modulations); None where it has none."""
         if not self.conditioned:
             return [None] * len(self.stages)
         if condition is None:
@@ -263,33 +273,32 @@ class UNet(Network):
         with torch.no_grad():
             self.head.bias += shift * luma.sum(dim=(1, 2, 3))
 
+    def load_without_centering(self, model: Network) -> None:
+        """Takes also the weights of the same network without a condition: the condition then changes nothing yet."""
+        if self.conditioned and model.config == replace(self.config, condition=False):
+            conditioned = UNet(self.config)
+            conditioned.load_state_dict({**self.state_dict(), **model.state_dict()})
+            for parameter in conditioned.modulation[-1].parameters():
+                nn.init.zeros_(parameter)
+            model = conditioned
+        super().load_without_centering(model)
 
-def config_of(state: Mapping[str, torch.Tensor], told: Mapping[str, Any] | None = None) -> UNetConfig:
-    """The config of a U-Net's weights, from their names and shapes.
-
-    Args:
-        told: what came with them of what these do not show: `ycbcr`, by default False; and how many of the first
-            layer's planes are `channels`, by default 1 or 3 where that can be.
-
-    Raises:
-        ValueError: a layer is missing, or too many, or of another shape than the rest say.
-    """
-    told = told or {}
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    first = [shapes["head.weight"], *(shapes[name] for scale in range(8) if (name := f"down.{scale}.weight") in shapes)]
-    if any(len(shape) != 4 or 0 in shape for shape in first):
-        raise ValueError(f"layers of shapes {first} are no convolutions")
-    num_blocks = sum(name.startswith("bottom.") and name.endswith(".conv1.weight") for name in shapes)
-    channels, unshuffle = _planes_of(first[0][1], told.get("channels"))
-    config = UNetConfig(tuple(shape[0] for shape in first), num_blocks, channels, unshuffle,
-                        told.get("ycbcr") is True, "modulation.0.weight" in shapes)
-    with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in UNet(config).state_dict().items()}
-    for name in sorted(expected.keys() | shapes.keys()):
-        if shapes.get(name) != expected.get(name):
-            told_shape = f"has shape {shapes[name]}" if name in shapes else "is missing"
-            raise ValueError(f"{name[:99]} {told_shape}, expected {expected.get(name, 'none of that name')}")
-    return config
+    @classmethod
+    def config_of(cls, state: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> UNetConfig:
+        """From `about` come `ycbcr`, by default False, and how many of the first layer's planes are `channels`, by
+        default 1 or 3 where that can be.
+        """
+        names = ["head.weight", *(name for scale in range(8) if (name := f"down.{scale}.weight") in state)]
+        if "head.weight" not in state:
+            raise ValueError(f"not the weights of a U-Net (no head.weight; found {', '.join(state)[:200]}); "
+                             "srcnn.load_model loads every kind of network")
+        first = [tuple(state[name].shape) for name in names]
+        if any(len(shape) != 4 or 0 in shape for shape in first):
+            raise ValueError(f"layers of shapes {first} are no convolutions")
+        num_blocks = sum(name.startswith("bottom.") and name.endswith(".conv1.weight") for name in state)
+        channels, unshuffle = _planes_of(first[0][1], about.get("channels"))
+        return UNetConfig(tuple(shape[0] for shape in first), num_blocks, channels, unshuffle,
+                          about.get("ycbcr") is True, "modulation.0.weight" in state)
 
 
 def _planes_of(num_planes: int, channels: Any) -> tuple[int, int]:
@@ -299,3 +308,27 @@ def _planes_of(num_planes: int, channels: Any) -> tuple[int, int]:
             if type(wanted) is int and wanted * unshuffle**2 == num_planes:
                 return wanted, unshuffle
     return num_planes, 1
+
+
+def to_luma(rgb: torch.Tensor) -> torch.Tensor:
+    """(..., 3, H, W) -> (..., 1, H, W): Y."""
+    red, green, blue = rgb.chunk(3, -3)
+    return LUMA_WEIGHTS[0] * red + LUMA_WEIGHTS[1] * green + LUMA_WEIGHTS[2] * blue
+
+
+def to_ycbcr(rgb: torch.Tensor) -> torch.Tensor:
+    """(N, 3, H, W) R, G, B in [0, 1] -> the same shape: Y in [0, 1], Cb and Cr in [-0.5, 0.5].
+
+    Neither products nor convolutions, which autocast would do in bfloat16: chroma is a small difference of large
+    numbers.
+    """
+    luma, (red, _, blue) = to_luma(rgb), rgb.chunk(3, 1)
+    return torch.cat([luma, (blue - luma) / BLUE_RANGE, (red - luma) / RED_RANGE], 1)
+
+
+def to_rgb(ycbcr: torch.Tensor) -> torch.Tensor:
+    """The reverse of `to_ycbcr`; of a difference of two photos as of a photo."""
+    luma, by_blue, by_red = ycbcr.chunk(3, 1)
+    by_blue, by_red = BLUE_RANGE * by_blue, RED_RANGE * by_red  # B - Y, R - Y
+    by_green = -(LUMA_WEIGHTS[0] * by_red + LUMA_WEIGHTS[2] * by_blue) / LUMA_WEIGHTS[1]
+    return torch.cat([luma + by_red, luma + by_green, luma + by_blue], 1)

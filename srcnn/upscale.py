@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 
 from srcnn.apply import Part, Pixels, Progress, Treatment, restore_tiles
+from srcnn.base import Network
 from srcnn.canvas import Canvas, canvas_of
 from srcnn.metadata import resized
-from srcnn.network import Network
 from srcnn.photo import MAX_MEGAPIXELS
-from srcnn.restore import check_pixels, through_arrays
+from srcnn.restore_image import check_pixels, through_arrays
 
 SCALES = (2, 3, 4)
 SUPPORT = 2  # pixels of the source to each side that bicubic enlarging takes in

@@ -9,13 +9,12 @@ import torch
 from accelerate import Accelerator
 
 from srcnn import signals
+from srcnn.base import Network
 from srcnn.dataset import ShardDataset
+from srcnn.device import full_precision, to_device
 from srcnn.device_loader import on_device
 from srcnn.loader import Batch, StreamConfig, val_batches
 from srcnn.metrics import luma, ssim, sum_over_ranks, tile_psnr
-from srcnn.model import to_device
-from srcnn.network import Network
-from srcnn.products import full_precision
 from srcnn.ranks import together
 
 BATCH_SIZE = {"cpu": 8, "cuda": 128}
@@ -87,7 +86,7 @@ def validate(
         RankFailed: a rank cannot read its pairs; on all ranks, where `group` is that of `process_group`.
         Stopped: a rank was told to stop; likewise.
     """
-    model = to_device(model.folded(), accelerator.device).eval()  # free of autocast
+    model = to_device(model.without_centering(), accelerator.device).eval()  # free of autocast
     size = BATCH_SIZE.get(accelerator.device.type, 64)
     batches = val_batches(
         reader, stream or StreamConfig(), size, accelerator.process_index, accelerator.num_processes

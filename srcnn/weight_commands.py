@@ -7,13 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from srcnn.base import Network
 from srcnn.degrade import Degradation
+from srcnn.device import device_here, to_device
 from srcnn.files import write_json
 from srcnn.jpeg_quality import condition_of_quality
-from srcnn.model import DEFAULT_WEIGHTS, device_here, load_model, to_device
-from srcnn.network import Network
 from srcnn.score import LUMA_NAMES, score_folder, to_json, to_markdown
 from srcnn.upscale import SCALES, weights_for_scale
+from srcnn.weight_files import DEFAULT_WEIGHTS
+from srcnn.weights_io import load_model
 
 
 def add_weight_commands(commands: Any) -> None:
@@ -70,7 +72,7 @@ def score_command(options: argparse.Namespace) -> int:
 
 
 def verify_weights_command(options: argparse.Namespace) -> int:
-    from srcnn.cards import verify_weights
+    from srcnn.model_cards import verify_weights
 
     num_checked = num_wrong = num_absent = 0
     print("| weights | photos | card dB | measured dB | |\n|---|---|---:|---:|---|")

@@ -141,7 +141,7 @@ def read_config(data: bytes, folder: Path) -> None:
 
 
 def read_safetensors(data: bytes, folder: Path) -> None:
-    from srcnn.model import load_model
+    from srcnn.weights_io import load_model
 
     (folder / "model.safetensors").write_bytes(data)
     load_model(folder / "model.safetensors")
@@ -149,7 +149,7 @@ def read_safetensors(data: bytes, folder: Path) -> None:
 
 def read_pth(data: bytes, folder: Path) -> None:
     """Whole files, and pickles in an otherwise whole file."""
-    from srcnn.model import load_model
+    from srcnn.weights_io import load_model
 
     parts = unzipped(weights(".pth"))
     packed = data if data[:2] == b"PK" else zipped(parts | {name: data for name in parts if name.endswith("data.pkl")})
@@ -160,7 +160,7 @@ def read_pth(data: bytes, folder: Path) -> None:
 def read_checkpoint(data: bytes, folder: Path) -> None:
     """As a run that continues: files.json is right, the training state is not."""
     from srcnn import checkpoint, resume
-    from srcnn.model import SRCNN, ModelConfig
+    from srcnn.srcnn_model import SRCNN, ModelConfig
 
     parts = unzipped(training_state())
     packed = data if data[:2] == b"PK" else zipped(parts | {name: data for name in parts if name.endswith("data.pkl")})

@@ -92,7 +92,8 @@ def edit_split(folder, change_shards=lambda it: None, change_photos=lambda it: N
 @cache
 def weights(suffix: str) -> bytes:
     """A small network's."""
-    from srcnn.model import SRCNN, ModelConfig, save_model, save_state_dict
+    from srcnn.srcnn_model import SRCNN, ModelConfig
+    from srcnn.weights_io import save_model, save_state_dict
 
     model = SRCNN(ModelConfig(filters=(2, 2)))
     with tempfile.TemporaryDirectory() as name:
@@ -106,7 +107,7 @@ def training_state() -> bytes:
     """As a checkpoint holds it, in the main."""
     import torch
 
-    from srcnn.model import SRCNN, ModelConfig
+    from srcnn.srcnn_model import SRCNN, ModelConfig
 
     network, buffer = SRCNN(ModelConfig(filters=(2, 2))), io.BytesIO()
     moments = {0: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(2, 1, 9, 9)}}

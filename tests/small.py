@@ -12,9 +12,10 @@ from shards.plan import ShardsConfig
 from shards.write import make_shards
 from srcnn import checkpoint
 from srcnn.files import sha256_of, write_json
-from srcnn.model import SRCNN, ModelConfig, initialize
 from srcnn.optimize import OptimizerConfig
 from srcnn.run import TrainConfig
+from srcnn.srcnn_model import SRCNN, ModelConfig
+from srcnn.weights_io import initialize
 
 MADE = {}  # folders of small_shards, by what they hold; gone with the process
 
@@ -98,7 +99,7 @@ def changing_network():
     network = SRCNN(ModelConfig(kernels=(9, 5, 5), filters=(8, 4), residual=True), centred=True)
     initialize(network, "pytorch", 0)
     torch.nn.init.normal_(network.conv3.weight, std=0.05)
-    return network.folded().eval()
+    return network.without_centering().eval()
 
 
 def random_photo(height, width, channels=None, seed=0):

@@ -10,7 +10,7 @@ import torch
 from small import changing_network, random_photo
 
 from srcnn.apply import run_network
-from srcnn.restore import restore, restore_pixels
+from srcnn.restore_image import restore, restore_pixels
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +23,8 @@ import resource, sys
 import numpy, torch
 torch.set_num_threads(1)
 from srcnn.apply import Treatment
-from srcnn.model import load_model
-from srcnn.restore import restore_pixels
+from srcnn.weights_io import load_model
+from srcnn.restore_image import restore_pixels
 model = load_model("srcnn-955-q20")
 photo = numpy.load(sys.argv[1])
 restore_pixels(photo[:40, :40], model, exact=True)

@@ -5,7 +5,7 @@ import torch
 from small import small_config, small_shards
 
 from srcnn.benchmark import BenchmarkConfig, benchmark, matrix_peak, training_flop
-from srcnn.model import ModelConfig
+from srcnn.srcnn_model import ModelConfig
 
 pytestmark = pytest.mark.slow  # of what is measured once, not of the product
 

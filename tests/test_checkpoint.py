@@ -9,7 +9,8 @@ from messages import facts
 
 from srcnn import checkpoint
 from srcnn.files import FolderLock
-from srcnn.model import SRCNN, ModelConfig, load_model
+from srcnn.srcnn_model import SRCNN, ModelConfig
+from srcnn.weights_io import load_model
 
 
 @pytest.fixture

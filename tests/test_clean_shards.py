@@ -29,12 +29,13 @@ from srcnn.jpeg_quality import condition_of_image
 from srcnn.loader import val_batches
 from srcnn.manifest import Manifest, ShardError
 from srcnn.metrics import psnr
-from srcnn.model import SRCNN, ModelConfig, initialize
 from srcnn.run import check_samples
+from srcnn.srcnn_model import SRCNN, ModelConfig
 from srcnn.tiles import cut_to_cover, starts_to_cover
 from srcnn.training_pairs import DegradationConfig
 from srcnn.validate import conditions_for, validate
 from srcnn.verify import verify_shards
+from srcnn.weights_io import initialize
 
 
 @pytest.fixture(scope="module", params=["npy", "png"])

@@ -9,9 +9,9 @@ from PIL import Image
 from small import draw_photo, small_config, small_shards
 
 from srcnn.__main__ import main
-from srcnn.model import load_model
-from srcnn.restore import restore
+from srcnn.restore_image import restore
 from srcnn.train import train
+from srcnn.weights_io import load_model
 
 
 @pytest.fixture(scope="module")

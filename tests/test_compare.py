@@ -21,8 +21,8 @@ from srcnn.compare import (
     shipped_weights,
     visible,
 )
-from srcnn.model import load_model
 from srcnn.photo import PhotoRefused
+from srcnn.weights_io import load_model
 
 
 @pytest.mark.parametrize("middle", [(0, 0), (242, 330), (120, 5), (40, 290)])

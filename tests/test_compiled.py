@@ -14,10 +14,11 @@ from steps import any_device, begun, kept  # noqa: F401  # a fixture
 from srcnn.compiled import Scored, for_one_size
 from srcnn.config import parse
 from srcnn.metrics import psnr
-from srcnn.model import SRCNN, ModelConfig, initialize
 from srcnn.run import TrainConfig
+from srcnn.srcnn_model import SRCNN, ModelConfig
 from srcnn.step import train_step
 from srcnn.train import train
+from srcnn.weights_io import initialize
 
 
 @pytest.fixture(scope="module")

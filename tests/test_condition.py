@@ -11,13 +11,15 @@ from test_unet import COLOUR, some_unet
 from srcnn.__main__ import main
 from srcnn.apply import Treatment
 from srcnn.degrade import Degradation, degrade
+from srcnn.device import to_device
 from srcnn.jpeg_quality import condition_of_image, condition_of_quality
 from srcnn.metrics import psnr
-from srcnn.model import SRCNN, ModelConfig, initialize, save_model, to_device
 from srcnn.photo_files import Restoring
-from srcnn.restore import restore, restore_pixels
+from srcnn.restore_image import restore, restore_pixels
 from srcnn.score import score_photo
+from srcnn.srcnn_model import SRCNN, ModelConfig
 from srcnn.upscale import upscale
+from srcnn.weights_io import initialize, save_model
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ from srcnn.dataset import ShardDataset
 from srcnn.device_loader import LARGEST_SHARE, ResidentDataset, device_batches
 from srcnn.loader import StreamConfig
 from srcnn.manifest import ShardError
-from srcnn.model import SRCNN, ModelConfig
 from srcnn.ranks import RankFailed
 from srcnn.shuffle import BatchPlan
+from srcnn.srcnn_model import SRCNN, ModelConfig
 from srcnn.validate import as_floats, validate
 
 CPU = torch.device("cpu")

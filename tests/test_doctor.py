@@ -17,8 +17,8 @@ from shards.write import make_shards
 from srcnn.__main__ import main
 from srcnn.degrade import Degradation
 from srcnn.doctor import CHECKS
-from srcnn.model import ModelConfig
 from srcnn.optimize import OptimizerConfig
+from srcnn.srcnn_model import ModelConfig
 
 SUBJECTS = [subject for subject, _ in CHECKS]
 NUM_TRAIN = 75  # pairs of 32x32 that small_shards makes

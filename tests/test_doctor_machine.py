@@ -20,8 +20,8 @@ from small import small_config, small_shards
 from srcnn import checkpoint
 from srcnn.doctor import checkpoint_bytes
 from srcnn.machine import addresses_of, num_cores
-from srcnn.model import ModelConfig
 from srcnn.optimize import OptimizerConfig
+from srcnn.srcnn_model import ModelConfig
 from srcnn.train import train
 
 on_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="asks for what only a machine without GPU lacks")

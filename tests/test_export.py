@@ -10,11 +10,13 @@ import torch
 from messages import facts
 from torch import nn
 
+from srcnn import export
 from srcnn.__main__ import main
 from srcnn.export import export_onnx, export_torch
 from srcnn.jpeg_quality import CONDITION_SIZE, condition_of_quality
-from srcnn.model import SRCNN, ModelConfig, initialize, save_model
+from srcnn.srcnn_model import SRCNN, ModelConfig
 from srcnn.unet import UNet, UNetConfig
+from srcnn.weights_io import initialize, save_model
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -68,7 +70,7 @@ def test_the_onnx_graph_is_the_source_projects_network(tmp_path):
     source = nn.Sequential(nn.Conv2d(1, 64, 9, **pads), nn.ReLU(), nn.Conv2d(64, 32, 1, **pads), nn.ReLU(),
                            nn.Conv2d(32, 1, 5, **pads))
     with torch.no_grad():
-        for theirs, ours in zip(source.parameters(), model.folded().parameters(), strict=True):
+        for theirs, ours in zip(source.parameters(), model.without_centering().parameters(), strict=True):
             theirs.copy_(ours)
         degraded = noise(1, 1, 19, 26)
         expected = source(degraded).numpy()
@@ -145,7 +147,11 @@ def test_a_pt2_file_restores_photos_of_any_size(tmp_path, config):
 
 @pytest.mark.parametrize("write", [export_onnx, export_torch])
 def test_a_file_that_computes_something_else_is_not_left_behind(tmp_path, monkeypatch, write):
-    monkeypatch.setattr(SRCNN, "forward", lambda model, degraded: 0.5 * degraded)  # the right size, other pixels
+    program, other = export._program, some_model(residual=True)
+    if write is export_torch:
+        monkeypatch.setattr(export, "_program", lambda model, side: program(other, side))
+    else:
+        monkeypatch.setattr(SRCNN, "forward", lambda model, degraded: 0.5 * degraded)  # the right size, other pixels
     with pytest.raises(ValueError, match=facts(tmp_path / "model.out", "5x5")):
         write(some_model(), tmp_path / "model.out")
     assert not list(tmp_path.iterdir())

@@ -12,11 +12,10 @@ from jobs import assert_same_bits, state
 from small import changing_network, draw_photo, small_config, small_shards
 from steps import any_device, begun, kept, spoiled  # noqa: F401  # a fixture
 
+from srcnn.device import full_precision, to_device
 from srcnn.loader import StreamConfig
-from srcnn.model import to_device
 from srcnn.optimize import OptimizerConfig
-from srcnn.products import full_precision
-from srcnn.restore import restore
+from srcnn.restore_image import restore
 from srcnn.step import settle, train_step
 from srcnn.tracking import read_metrics
 from srcnn.train import train

@@ -15,9 +15,9 @@ from small import draw_photo
 from srcnn.canvas import read_canvas, save_canvas
 from srcnn.manifest import decode_picture, decode_tile
 from srcnn.metadata import Metadata
-from srcnn.model import SRCNN, ModelConfig
 from srcnn.photo import PhotoRefused, open_image, read_photo
 from srcnn.photo_files import Restoring, work_on_files
+from srcnn.srcnn_model import SRCNN, ModelConfig
 from srcnn.targets import output_paths
 from srcnn.untrusted import MAX_JPEG_SCANS, OutOfBounds
 

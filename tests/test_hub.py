@@ -17,7 +17,11 @@ from wandb_server import closed_port
 
 from srcnn import hub
 from srcnn.config import to_yaml
-from srcnn.model import DEFAULT_WEIGHTS, SRCNN, WEIGHTS, ModelConfig, initialize, load_model, save_model
+from srcnn.report import checked_points, training_card
+from srcnn.srcnn_model import SRCNN, ModelConfig
+from srcnn.tracking import STEP_KEY
+from srcnn.weight_files import DEFAULT_WEIGHTS, WEIGHTS
+from srcnn.weights_io import initialize, load_model, save_model
 
 PUSH = """
 import sys
@@ -26,7 +30,7 @@ print(SRCNN.from_pretrained(sys.argv[1]).push_to_hub("me/photos", private=True, 
 """
 PULL = """
 import sys
-from srcnn.model import SRCNN, save_model
+from srcnn import SRCNN, save_model
 from pathlib import Path
 save_model(SRCNN.from_pretrained("me/photos", revision=sys.argv[2]), Path(sys.argv[1]))
 """
@@ -45,7 +49,7 @@ def some_model(seed=0, **config):
 
 def assert_same(found, expected):
     assert found.config == expected.config and not found.training
-    for name, tensor in expected.folded().state_dict().items():
+    for name, tensor in expected.without_centering().state_dict().items():
         assert torch.equal(found.state_dict()[name], tensor), name
 
 
@@ -110,7 +114,7 @@ def test_a_second_push_and_one_to_a_branch_leave_the_others_be(tmp_path, server)
 
 
 def test_importing_the_network_does_not_import_the_hubs_client():
-    script = "import sys, srcnn.model; assert not {'huggingface_hub', 'srcnn.hub'} & set(sys.modules)"
+    script = "import sys, srcnn.weights_io; assert not {'huggingface_hub', 'srcnn.hub'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
@@ -151,7 +155,7 @@ def test_weights_that_are_too_large_are_not_fetched(tmp_path, server):
 def test_weights_in_half_the_bits_and_without_a_config_are_read(tmp_path, server):
     from safetensors.torch import save
 
-    state = {name: tensor.half() for name, tensor in some_model().folded().state_dict().items()}
+    state = {name: tensor.half() for name, tensor in some_model().without_centering().state_dict().items()}
     server.add("they/photos", {"model.safetensors": save(state)})
     found = SRCNN.from_pretrained("they/photos", cache_dir=tmp_path)
     assert torch.equal(found.conv1.weight, state["conv1.weight"].float())
@@ -249,22 +253,23 @@ def make_run(folder, model, points):
     save_model(model, folder / "best" / "model.safetensors")
     (folder / "metrics.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
     (folder / "config.yaml").write_text("total_samples: 96000\nseed: 3\noptimizer:\n  name: adam\n")
+    write_training_card(folder)
     return folder
 
 
+def write_training_card(run):
+    """What the report of a run says of the training."""
+    (run / "report").mkdir(exist_ok=True)
+    (run / "report" / "card.md").write_text(training_card(run, checked_points(run)))
+
+
 def point(samples, psnr):
-    return {hub_step(): samples, "val/psnr_in": 30.07, "val/psnr": psnr, "val/gain": psnr - 30.07,
+    return {STEP_KEY: samples, "val/psnr_in": 30.07, "val/psnr": psnr, "val/gain": psnr - 30.07,
             "val/gain_percent": 100 * (psnr / 30.07 - 1), "val/ssim_in": 0.851, "val/ssim": 0.872}
 
 
-def hub_step():
-    from srcnn.tracking import STEP_KEY
-
-    return STEP_KEY
-
-
 def test_a_card_of_a_run_tells_its_best_validation(tmp_path):
-    points = [point(32000, 31.0), {hub_step(): 40000, "train/loss": 0.1}, point(64000, 31.27), point(96000, 31.1)]
+    points = [point(32000, 31.0), {STEP_KEY: 40000, "train/loss": 0.1}, point(64000, 31.27), point(96000, 31.1)]
     run = make_run(tmp_path / "run", some_model(), points)
     header, text = header_and_text(saved(tmp_path, run=run))
     assert header["metrics"] == ["psnr", "ssim"]
@@ -277,11 +282,15 @@ def test_no_card_is_made_of_another_run(tmp_path):
     run = make_run(tmp_path / "run", some_model(), [point(32000, 31.0)])
     with pytest.raises(ValueError, match=facts(run, "weights")):
         saved(tmp_path, some_model(1), run=run)
-    (run / "metrics.jsonl").write_text(json.dumps({hub_step(): 1, "train/loss": 0.1}) + "\n")
+    (run / "metrics.jsonl").write_text(json.dumps({STEP_KEY: 1, "train/loss": 0.1}) + "\n")
+    write_training_card(run)
     with pytest.raises(ValueError, match=facts(run, "validat")):
         saved(tmp_path, run=run)
     with pytest.raises(ValueError, match=facts("card", "run")):
         saved(tmp_path, card="# Card", run=run)
+    os.utime(run / "best" / "model.safetensors", (2**31, 2**31))
+    with pytest.raises(FileNotFoundError, match=facts("card.md", "srcnn report", run)):
+        saved(tmp_path, run=run)
     assert not (tmp_path / "saved").exists()
 
 
@@ -291,4 +300,5 @@ def test_a_card_is_made_of_what_a_training_writes(tmp_path):
     config = small_config(tmp_path / "run", tmp_path / "shards")
     run = make_run(tmp_path / "run", some_model(), [point(64, 31.0)])
     (run / "config.yaml").write_text(to_yaml(config))
+    write_training_card(run)
     assert lines_with(header_and_text(saved(tmp_path, run=run))[1], "Training", 64)

@@ -17,8 +17,10 @@ from messages import numbers
 from PIL import Image, JpegImagePlugin
 
 from srcnn.__main__ import main
-from srcnn.model import SRCNN, ModelConfig, initialize, load_model, save_model, to_device
-from srcnn.restore import restore
+from srcnn.device import to_device
+from srcnn.restore_image import restore
+from srcnn.srcnn_model import SRCNN, ModelConfig
+from srcnn.weights_io import initialize, load_model, save_model
 
 imagecodecs = pytest.importorskip("imagecodecs")
 tifffile = pytest.importorskip("tifffile")

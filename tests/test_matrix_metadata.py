@@ -34,8 +34,9 @@ from matrix import (
 from PIL import ExifTags, Image
 from test_matrix import call, check_lossy, check_upright, only_file, run, weights  # noqa: F401  (fixtures)
 
-from srcnn.model import load_model, to_device
-from srcnn.restore import restore
+from srcnn.device import to_device
+from srcnn.restore_image import restore
+from srcnn.weights_io import load_model
 
 PIXELS_PER_METRE = 11811  # 300 dpi
 UNCOMPARED = {"Orientation", "ExifImageWidth", "ExifImageHeight", "JpgFromRawStart", "PreviewImageStart",

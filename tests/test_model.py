@@ -5,16 +5,9 @@ import torch
 from messages import facts
 from torch import nn
 
-from srcnn.model import (
-    DEFAULT_WEIGHTS,
-    SRCNN,
-    ModelConfig,
-    find_weights,
-    initialize,
-    load_model,
-    save_model,
-    save_state_dict,
-)
+from srcnn.srcnn_model import SRCNN, ModelConfig
+from srcnn.weight_files import DEFAULT_WEIGHTS, find_weights
+from srcnn.weights_io import initialize, load_model, save_model, save_state_dict
 
 
 class SourceSRCNN(nn.Module):
@@ -61,6 +54,16 @@ def test_checkpoint_pth_loads_in_the_source_project_and_theirs_in_ours(tmp_path)
     assert load_model(tmp_path / "theirs.pth").config == ModelConfig()
 
 
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"state_dict": state, "epoch": 3}])
+def test_a_pth_from_before_torch_1_6_and_a_checkpoint_with_a_state_dict_are_read(tmp_path, wrap, is_zip):
+    source = SourceSRCNN()
+    torch.save(wrap(source.state_dict()), tmp_path / "theirs.pth", _use_new_zipfile_serialization=is_zip)
+    loaded = load_model(tmp_path / "theirs.pth")
+    assert loaded.config == ModelConfig()
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in source.state_dict().items())
+
+
 @pytest.mark.parametrize("kernels", [(9, 1, 5), (9, 3, 5), (9, 5, 5), (11, 3, 7)])
 @pytest.mark.parametrize("residual", [False, True])
 def test_every_network_keeps_the_size_of_the_photo(kernels, residual):
@@ -103,7 +106,7 @@ def check_saved_folded(model, path):
     assert not loaded.centred and loaded.config == model.config
     torch.testing.assert_close(loaded(degraded), model(degraded), rtol=1e-5, atol=1e-6)
     again = type(model)(model.config, centred=True)
-    again.load_folded(loaded)
+    again.load_without_centering(loaded)
     torch.testing.assert_close(again(degraded), model(degraded), rtol=1e-5, atol=1e-6)
 
 

@@ -13,7 +13,7 @@ from node_jobs import ROOT, NodesJob
 from nodes import cluster, needs_nodes
 from small import small_shards
 
-from srcnn.model import ModelConfig
+from srcnn.srcnn_model import ModelConfig
 from srcnn.tracking import read_metrics
 
 pytestmark = [pytest.mark.slow, needs_nodes()]

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from srcnn.model import SRCNN, ModelConfig, initialize
 from srcnn.optimize import OptimizerConfig, build_optimizer, rate, set_rate, update_average
+from srcnn.srcnn_model import SRCNN, ModelConfig
+from srcnn.weights_io import initialize
 
 
 def test_the_schedule_depends_on_samples_alone():

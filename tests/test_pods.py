@@ -12,9 +12,9 @@ from nodes import cluster, needs_nodes
 from pods import K8S, KUBECTL, Pod, build, carry_through, name_pods, overlay, until, verdict
 from small import small_config, small_shards, write_photos
 
-from srcnn.model import ModelConfig
 from srcnn.optimize import OptimizerConfig
 from srcnn.signals import STOPPED
+from srcnn.srcnn_model import ModelConfig
 from srcnn.train import train
 
 pytestmark = [pytest.mark.slow, needs_nodes(), pytest.mark.skipif(not KUBECTL, reason="no kubectl here")]

@@ -1,6 +1,8 @@
 """Restored photos: as in one piece at any tile size, colours and metadata kept, nothing overwritten."""
 
+import inspect
 import io
+import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -14,12 +16,13 @@ from PIL import Image
 from small import changing_network, draw_photo, random_photo
 
 from srcnn.degrade import Degradation, degrade
+from srcnn.device import computes_bf16
 from srcnn.metrics import psnr
-from srcnn.model import SRCNN, ModelConfig, computes_bf16, initialize, load_model
 from srcnn.photo_files import Restoring
-from srcnn.restore import restore, restore_pixels
-from srcnn.strips import restore_in_strips, suits
+from srcnn.restore_image import restore, restore_pixels
+from srcnn.srcnn_model import SRCNN, ModelConfig, fused_bf16, supports_fused_bf16
 from srcnn.targets import output_paths
+from srcnn.weights_io import initialize, load_model
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +118,20 @@ def test_images_are_restored_in_place_and_keep_their_transparency(model, mode):
         assert np.array_equal(np.asarray(image.getchannel(band)), expected[..., band])
 
 
-@pytest.mark.parametrize("first", ["import srcnn", "import srcnn.restore", "from srcnn import restore"])
-def test_restore_is_callable_however_it_was_imported(first):
-    lines = f"{first}\nfrom srcnn import SRCNN, restore\nimport numpy\nrestore(numpy.zeros((5, 7), 'u1'), SRCNN())"
+def test_restore_is_a_plain_function_however_it_was_imported():
+    import srcnn
+    import srcnn.restore_image
+
+    assert inspect.isfunction(srcnn.restore) and srcnn.restore is srcnn.restore_image.restore
+    assert pickle.loads(pickle.dumps(srcnn.restore)) is srcnn.restore
+
+
+def test_every_public_name_is_there_and_importing_the_package_imports_no_torch():
+    lines = """
+import sys, types, srcnn
+assert not {"torch", "numpy", "PIL"} & set(sys.modules)
+assert not any(isinstance(getattr(srcnn, name), types.ModuleType) for name in srcnn.__all__)
+"""
     done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stderr
 
@@ -160,14 +174,14 @@ def test_the_fast_path_is_within_a_hundredth_of_a_decibel(weights):
 @pytest.mark.parametrize("channels", [1, 3])
 @torch.inference_mode()
 def test_strips_give_what_the_network_gives_in_bfloat16(monkeypatch, kernels, size, channels):
-    monkeypatch.setattr("srcnn.strips.STRIP_PIXELS", 1000)
+    monkeypatch.setattr("srcnn.srcnn_model.STRIP_PIXELS", 1000)
     network = SRCNN(ModelConfig(kernels, (16, 8), channels, residual=True))
     initialize(network, "pytorch", 0)
     pixels = torch.rand(channels, *size, generator=torch.Generator().manual_seed(1))
     with torch.autocast("cpu", torch.bfloat16):
         expected = network(pixels[None])[0]
-    assert suits(network)
-    torch.testing.assert_close(restore_in_strips(pixels, network), expected, rtol=0, atol=2e-3)
+    assert supports_fused_bf16(network)
+    torch.testing.assert_close(fused_bf16(pixels, network), expected, rtol=0, atol=2e-3)
     assert (expected - pixels).abs().max() > 0.05
 
 

@@ -15,16 +15,16 @@ from PIL import Image
 from small import draw_photo, write_photos
 
 from srcnn.apply import Treatment
-from srcnn.model import load_model
 from srcnn.photo_files import Restoring, work_on_files
 from srcnn.targets import output_paths
+from srcnn.weights_io import load_model
 
 ROOT = Path(__file__).resolve().parents[1]
 PEAK = """
 import resource, sys
 import numpy
 from pathlib import Path
-from srcnn.model import SRCNN, ModelConfig
+from srcnn.srcnn_model import SRCNN, ModelConfig
 from srcnn.photo_files import Restoring
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -13,8 +13,10 @@ from small import draw_photo, identity_network
 from srcnn.__main__ import main
 from srcnn.apply import run_network
 from srcnn.degrade import Degradation, bicubic_levels
-from srcnn.model import DEFAULT_WEIGHTS, SRCNN, WEIGHTS, ModelConfig, load_model, save_model
 from srcnn.score import degraded_pair, mean_score, score_folder, score_photo, to_json, to_markdown
+from srcnn.srcnn_model import SRCNN, ModelConfig
+from srcnn.weight_files import DEFAULT_WEIGHTS, WEIGHTS
+from srcnn.weights_io import load_model, save_model
 
 
 @pytest.fixture

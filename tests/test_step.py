@@ -12,11 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from srcnn import signals
 from srcnn.dataset import ShardDataset
-from srcnn.model import SRCNN
 from srcnn.optimize import OptimizerConfig, build_optimizer, complete_state
 from srcnn.ranks import RankFailed
 from srcnn.run import start_accelerator
 from srcnn.signals import Stopped
+from srcnn.srcnn_model import SRCNN
 from srcnn.step import settle, train_step
 from srcnn.train import train
 

@@ -13,14 +13,15 @@ from small import small_config, small_shards
 from srcnn import checkpoint
 from srcnn.dataset import ShardDataset
 from srcnn.loader import Batch, StreamConfig
-from srcnn.model import SRCNN, ModelConfig, initialize, load_model
 from srcnn.optimize import OptimizerConfig, build_optimizer
 from srcnn.ranks import RankFailed
 from srcnn.run import start_accelerator
 from srcnn.shuffle import symmetries_at
+from srcnn.srcnn_model import SRCNN, ModelConfig
 from srcnn.tracking import read_metrics
 from srcnn.train import train
 from srcnn.validate import as_floats, transform, validate
+from srcnn.weights_io import initialize, load_model
 
 
 @pytest.fixture(scope="module")

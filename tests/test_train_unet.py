@@ -17,16 +17,18 @@ from srcnn import checkpoint
 from srcnn.config import parse, plain, to_yaml
 from srcnn.dataset import ShardDataset
 from srcnn.degrade import Degradation, degrade
+from srcnn.device import prefers_bf16
 from srcnn.doctor import DoctorConfig, doctor
 from srcnn.metrics import pixel_loss
-from srcnn.model import ModelConfig, load_model, prefers_bf16, save_model
 from srcnn.ranks import RankFailed
-from srcnn.restore import restore_pixels
+from srcnn.restore_image import restore_pixels
 from srcnn.resume import check_continues, stream_state
 from srcnn.run import TrainConfig, open_split
+from srcnn.srcnn_model import ModelConfig
 from srcnn.train import train
 from srcnn.unet import UNet, UNetConfig
 from srcnn.validate import validate
+from srcnn.weights_io import load_model, save_model
 
 TINY = {"model": ModelConfig(), "unet": UNetConfig((4, 6), 1)}
 

@@ -16,11 +16,11 @@ from srcnn.damages import DAMAGES, Damaged, check_damage, damage
 from srcnn.dataset import ShardDataset
 from srcnn.jpeg_quality import CONDITION_SIZE, condition_of_image
 from srcnn.loader import StreamConfig, train_batches
-from srcnn.model import ModelConfig
 from srcnn.prefetch import BufferRing
 from srcnn.run import TrainConfig, open_shards
 from srcnn.shuffle import BatchPlan, generator_at, symmetries_at
 from srcnn.signals import Stopped
+from srcnn.srcnn_model import ModelConfig
 from srcnn.train import train
 from srcnn.training_pairs import DegradationConfig, PairMaker, training_pair, turned
 from srcnn.validate import transform

@@ -16,12 +16,11 @@ from test_model import check_saved_folded
 from torch import nn
 
 from srcnn.benchmark import training_flop
-from srcnn.hub import from_pretrained
 from srcnn.jpeg_quality import CONDITION_SIZE, condition_of_quality
-from srcnn.model import SRCNN, initialize, load_model, make_network, save_model
-from srcnn.restore import restore_pixels
-from srcnn.unet import UNet, UNetConfig
-from srcnn.ycbcr import to_rgb, to_ycbcr
+from srcnn.restore_image import restore_pixels
+from srcnn.srcnn_model import SRCNN
+from srcnn.unet import UNet, UNetConfig, to_rgb, to_ycbcr
+from srcnn.weights_io import initialize, load_model, make_network, save_model
 
 COLOUR = {"channels": 3, "unshuffle": 2, "ycbcr": True}
 KINDS = [{}, {"channels": 3}, {"unshuffle": 2}, {"channels": 3, "unshuffle": 4}, COLOUR, COLOUR | {"condition": True}]
@@ -185,7 +184,17 @@ def test_a_centred_network_is_saved_folded_and_gives_the_same_output(tmp_path, s
     model = some_unet(centred=True, **kind)
     check_saved_folded(model, tmp_path / f"model{suffix}")
     with pytest.raises(ValueError, match=facts("ModelConfig", "UNetConfig")):
-        model.load_folded(SRCNN())
+        model.load_without_centering(SRCNN())
+
+
+def test_a_conditioned_network_takes_plain_weights_and_the_condition_changes_nothing_yet():
+    plain = some_unet(**COLOUR).without_centering()
+    model = some_unet(centred=True, **COLOUR, condition=True)
+    model.load_without_centering(plain)
+    degraded, condition = torch.rand(1, 3, 21, 30), torch.rand(1, CONDITION_SIZE)
+    torch.testing.assert_close(model(degraded, condition), plain(degraded), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=facts("UNetConfig")):
+        plain.load_without_centering(model)
 
 
 @pytest.mark.parametrize("kind", [{}, COLOUR | {"condition": True}], ids=str)
@@ -261,17 +270,17 @@ def test_what_the_tensors_do_not_show_comes_from_the_file_and_is_checked(tmp_pat
 def test_it_goes_through_a_folder_of_the_hub(tmp_path, kind):
     model = some_unet(**kind)
     model.save_pretrained(tmp_path)
-    found = from_pretrained(tmp_path)
-    assert found.config == model.config and isinstance(UNet.from_pretrained(tmp_path), UNet)
+    found = UNet.from_pretrained(tmp_path)
+    assert found.config == model.config and isinstance(found, UNet)
     card, told = (tmp_path / "README.md").read_text(), json.loads((tmp_path / "config.json").read_text())
     assert "# U-Net 4-6-8" in card and "UNet.from_pretrained" in card and "RGB" in card and "DRUNet" not in card
     assert ("YCbCr" in card) == ("1/2 of the resolution" in card) == ("quantization" in card) == model.conditioned
     assert {key: told[key] for key in kind} == kind
     (tmp_path / "config.json").write_text(json.dumps(told | {"condition": not model.conditioned}))
     with pytest.raises(ValueError, match=facts("config.json", "condition")):
-        from_pretrained(tmp_path)
+        UNet.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(told))
-    with pytest.raises(ValueError, match=facts("UNet", "SRCNN")):
+    with pytest.raises(ValueError, match=facts(tmp_path, "SRCNN", "load_model")):
         SRCNN.from_pretrained(tmp_path)
 
 

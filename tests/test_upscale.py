@@ -11,11 +11,11 @@ from small import draw_photo, identity_network
 
 from srcnn.apply import Pixels, Treatment, run_network
 from srcnn.canvas import Canvas, read_canvas
-from srcnn.model import SRCNN, ModelConfig
 from srcnn.photo import read_photo
 from srcnn.photo_files import Enlarging
+from srcnn.srcnn_model import SRCNN, ModelConfig
+from srcnn.unet import LUMA_WEIGHTS
 from srcnn.upscale import upscale, upscale_canvas, upscaled_part, weights_for_scale
-from srcnn.ycbcr import LUMA_WEIGHTS
 
 
 @pytest.fixture

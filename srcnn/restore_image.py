@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from types import ModuleType
 from typing import TypeVar
 
 import numpy as np
@@ -13,11 +11,11 @@ import torch
 from PIL import Image
 
 from srcnn.apply import LEVELS, Pixels, Progress, Treatment, restore_tiles
+from srcnn.base import Network
 from srcnn.canvas import Canvas, canvas_of
-from srcnn.fitting import FAMILY, Networks
+from srcnn.device import device_here
 from srcnn.jpeg_quality import condition_of_image, condition_of_quality, quality_of
-from srcnn.model import device_here
-from srcnn.network import Network
+from srcnn.pretrained import FAMILY, WeightSelector
 
 PhotoT = TypeVar("PhotoT", np.ndarray, torch.Tensor, Image.Image)
 
@@ -40,10 +38,11 @@ def restore(
             3 channels. uint8, uint16 (NumPy), or float32 in [0, 1]; any size from 1x1.
         model: on the device that is to do the work; or its name or file; or a family of shipped weights, of which the
             one for the photo's `quality` is taken, as without a model. With one channel it restores the luma (BT.601,
-            full range), with three RGB, and greyscale as R = G = B.
+            full range), with three RGB, and greyscale as R = G = B. Weights by name are read once, and again when their
+            file changes.
         tile_pixels: side of the tiles that go through the network; 0 chooses by the device.
-        quality: of the JPEG the photo comes from, 1..100. It picks the weights, or is told to a network that wants to
-            know, and smooths the chroma beside a network for the luma; a photo that is good already comes back as it
+        quality: of the JPEG the photo comes from, 1..100. It picks the weights, or is an input of a conditioned
+            network, and smooths the chroma beside a network for the luma; a photo that is good already comes back as it
             is. An image that `Image.open` has just read from a JPEG knows it itself; without one the chroma stays as
             it is.
         strength: share of the network's change that is made, 0..1.
@@ -59,8 +58,8 @@ def restore(
     if quality is not None and condition is None:
         treatment = replace(treatment, condition=condition_of_quality(quality, grey=_is_grey(photo)))
     if not isinstance(model, Network):
-        networks = Networks(model or FAMILY, device_here())
-        name = networks.name_for(quality)
+        networks = WeightSelector(model or FAMILY, device_here())
+        name = networks.weights_for_quality(quality)
         if name is None:
             return photo if in_place else photo.clone() if isinstance(photo, torch.Tensor) else photo.copy()
         model = networks.load(name)
@@ -119,7 +118,7 @@ def restore_pixels(
 ) -> np.ndarray:
     """(H, W) or (H, W, 3), uint8, uint16 or float32 in [0, 1] -> the same shape, restored; see `restore`.
 
-    `condition` is what a conditioned network is told in place of `quality`.
+    `condition` is the input of a conditioned network, in place of that of `quality`.
     """
     treatment = Treatment(tile_pixels, exact, chroma_quality=quality, condition=condition)
     if quality is not None and condition is None:
@@ -152,12 +151,3 @@ def check_pixels(pixels: np.ndarray) -> None:
     """Raises ValueError at an array that is no photo."""
     if pixels.dtype not in LEVELS or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
         raise ValueError(f"expected uint8, uint16 or float32, (H, W) or (H, W, 3), found {pixels.dtype} {pixels.shape}")
-
-
-class CallableModule(ModuleType):
-    """`srcnn.restore` is this module as soon as anything has imported it, also where the function was meant."""
-
-    __call__ = staticmethod(restore)
-
-
-sys.modules[__name__].__class__ = CallableModule

@@ -1,6 +1,7 @@
 """The shipped weights that a JPEG's own quality picks; photos that are good already."""
 
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -14,9 +15,10 @@ from PIL import Image
 from small import draw_photo
 
 from srcnn.__main__ import main
-from srcnn.fitting import FAMILY, GOOD_QUALITY, Networks
-from srcnn.model import load_model
-from srcnn.restore import restore
+from srcnn.pretrained import FAMILY, GOOD_QUALITY, WeightSelector
+from srcnn.restore_image import restore
+from srcnn.weight_files import find_weights
+from srcnn.weights_io import load_model
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
@@ -31,16 +33,16 @@ def save_jpeg(path, quality, **options):
     "quality,name", [(1, "q10"), (14, "q10"), (15, "q20"), (24, "q20"), (33, "q30"), (41, "q40"), (None, "blind")]
 )
 def test_the_nearest_quality_is_taken_and_the_blind_weights_where_none_is_known(quality, name):
-    assert Networks(FAMILY, CPU).name_for(quality) == f"srcnn-915-{name}"
+    assert WeightSelector(FAMILY, CPU).weights_for_quality(quality) == f"srcnn-915-{name}"
 
 
 def test_good_photos_want_none_and_a_name_means_itself():
-    assert Networks(FAMILY, CPU).name_for(GOOD_QUALITY) is None
-    assert Networks(FAMILY, CPU).name_for(GOOD_QUALITY - 1) is not None
+    assert WeightSelector(FAMILY, CPU).weights_for_quality(GOOD_QUALITY) is None
+    assert WeightSelector(FAMILY, CPU).weights_for_quality(GOOD_QUALITY - 1) is not None
     for quality in (5, 20, 99, None):
-        assert Networks("srcnn-955-q20", CPU).name_for(quality) == "srcnn-955-q20"
+        assert WeightSelector("srcnn-955-q20", CPU).weights_for_quality(quality) == "srcnn-955-q20"
     with pytest.raises(FileNotFoundError, match=facts("srcnn-91", "srcnn-915-q20")):
-        Networks("srcnn-91", CPU)
+        WeightSelector("srcnn-91", CPU)
 
 
 def test_each_photo_of_a_folder_gets_its_own_and_good_ones_are_copied(tmp_path, capsys):
@@ -71,6 +73,19 @@ def test_in_python_an_opened_jpeg_knows_its_quality():
     assert np.array_equal(by_itself, restore(pixels, quality=30))
     assert not np.array_equal(by_itself, restore(pixels, "srcnn-915-q30"))  # the chroma as it was
     assert np.array_equal(restore(pixels, quality=99), pixels)
+
+
+def test_weights_are_read_once_until_their_file_changes(tmp_path):
+    pixels, path = draw_photo(1, 31, 43), tmp_path / "model.safetensors"
+    shutil.copy(find_weights("srcnn-915-q10"), path)
+    first = WeightSelector(str(path), CPU)
+    assert first.load(str(path)) is WeightSelector(str(path), CPU).load(str(path))
+    before = restore(pixels, str(path))
+    assert np.array_equal(before, restore(pixels, "srcnn-915-q10"))
+    shutil.copy(find_weights("srcnn-915-q40"), path)
+    os.utime(path, (2**31, 2**31))
+    assert np.array_equal(restore(pixels, str(path)), restore(pixels, "srcnn-915-q40"))
+    assert np.array_equal(restore(pixels, first.load(str(path))), before)
 
 
 def test_chroma_can_be_kept_and_strength_be_less(tmp_path):

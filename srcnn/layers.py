@@ -9,9 +9,6 @@ Maps are (N, C, H, W), contiguous; weights (O, C, k, k) and biases (O,), float32
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,14 +16,11 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-KEPT_BYTES = 31 << 20  # glibc's dynamic threshold goes up to 32 MB
-_setting = threading.Lock()
-_before: list[str] = []  # the precision, once for every thread that wants another
 MAX_PLANES = 256  # weights of a kernel that become planes of pixels: memory, and products that pay
 
 
-def columns(maps: torch.Tensor, kernel: int) -> torch.Tensor:
-    """(C, H, W) -> (C * kernel^2, H' * W'): the pixels under each weight of the kernel, wherever it fits (im2col)."""
+def im2col(maps: torch.Tensor, kernel: int) -> torch.Tensor:
+    """(C, H, W) -> (C * kernel^2, H' * W'): the pixels under each weight of the kernel, wherever it fits."""
     channels, height, width = maps.shape
     rows, across = height - kernel + 1, width - kernel + 1
     each, down, right = maps.stride()
@@ -34,8 +28,8 @@ def columns(maps: torch.Tensor, kernel: int) -> torch.Tensor:
     return windows.reshape(channels * kernel**2, rows * across)
 
 
-def sum_shifted(planes: torch.Tensor) -> torch.Tensor:
-    """(O, k, k, H, W) -> (O, H', W') float32: the sum of all planes, each moved up and left by its place in k x k."""
+def shift_and_add(planes: torch.Tensor) -> torch.Tensor:
+    """(O, k, k, H, W) -> (O, H', W') float32: the sum of the planes, each moved by its position in k x k."""
     num_maps, kernel, _, height, width = planes.shape
     each, by_row, by_column, down, right = planes.stride()
     size = (num_maps, kernel, kernel, height - kernel + 1, width - kernel + 1)
@@ -43,13 +37,13 @@ def sum_shifted(planes: torch.Tensor) -> torch.Tensor:
     if planes.dtype == torch.bfloat16:
         return moved.sum((1, 2), dtype=torch.float32)
     total = moved[:, 0, 0].clone()  # in float32 ten times as fast as `sum`
-    for place in range(1, kernel**2):
-        total += moved[:, place // kernel, place % kernel]
+    for position in range(1, kernel**2):
+        total += moved[:, position // kernel, position % kernel]
     return total
 
 
-class Gather(torch.autograd.Function):
-    """A convolution without padding by `columns`: for few maps in, and 1x1 (where the maps are the columns)."""
+class Im2colConv(torch.autograd.Function):
+    """A convolution without padding by `im2col`: for few maps in, and 1x1 (where the maps are the matrix already)."""
 
     @staticmethod
     def forward(ctx: Any, maps: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -58,7 +52,7 @@ class Gather(torch.autograd.Function):
         flat, shift = weight.to(maps.dtype).flatten(1), bias.to(maps.dtype)[:, None]
         results = maps.new_empty(len(maps), len(weight), maps.shape[2] - kernel + 1, maps.shape[3] - kernel + 1)
         for tile, result in zip(maps, results):
-            torch.addmm(shift, flat, columns(tile, kernel), out=result.flatten(1))
+            torch.addmm(shift, flat, im2col(tile, kernel), out=result.flatten(1))
         return results
 
     @staticmethod
@@ -69,7 +63,7 @@ class Gather(torch.autograd.Function):
         grads = grads.contiguous()
         grad_weight = torch.zeros_like(weight).flatten(1)
         for tile, grad in zip(maps, grads):
-            grad_weight += grad.flatten(1) @ columns(tile, kernel).t()
+            grad_weight += grad.flatten(1) @ im2col(tile, kernel).t()
         grad_maps = None
         if ctx.needs_input_grad[0] and kernel == 1:
             grad_maps = torch.empty_like(maps)
@@ -80,8 +74,8 @@ class Gather(torch.autograd.Function):
         return grad_maps, grad_weight.view_as(weight), grads.sum((0, 2, 3)).to(weight.dtype)
 
 
-class Scatter(torch.autograd.Function):
-    """A convolution without padding by `sum_shifted`: for few maps out. Gives the weights' dtype, float32."""
+class Col2imConv(torch.autograd.Function):
+    """A convolution without padding by `shift_and_add`: for few maps out. Gives the weights' dtype, float32."""
 
     @staticmethod
     def forward(ctx: Any, maps: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -89,7 +83,7 @@ class Scatter(torch.autograd.Function):
         num_maps, _, kernel, _ = weight.shape
         flat = weight.to(maps.dtype).permute(0, 2, 3, 1).flatten(0, 2)
         shape = (num_maps, kernel, kernel, *maps.shape[2:])
-        results = [sum_shifted((flat @ tile.flatten(1)).view(shape)) for tile in maps]
+        results = [shift_and_add((flat @ tile.flatten(1)).view(shape)) for tile in maps]
         return torch.stack(results) + bias[:, None, None]
 
     @staticmethod
@@ -103,7 +97,7 @@ class Scatter(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight).permute(1, 0, 2, 3).flatten(1)
         grad_maps = torch.empty_like(maps)
         for tile, around, result in zip(maps, padded, grad_maps):
-            spread = columns(around, kernel)
+            spread = im2col(around, kernel)
             torch.mm(flat, spread, out=result.flatten(1))
             grad_weight += tile.flatten(1) @ spread.t()
         shape = (maps.shape[1], len(weight), kernel, kernel)
@@ -125,6 +119,7 @@ class Relu(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grads: torch.Tensor) -> torch.Tensor:
         maps, = ctx.saved_tensors
+        # torch.where and masked_fill take seven times as long (PyTorch 2.14, one core).
         bits = torch.ops.aten.threshold_backward(grads.contiguous().view(torch.int16), maps.view(torch.int16), 0)
         return bits.view(torch.bfloat16)
 
@@ -154,31 +149,31 @@ class Conv(nn.Conv2d):
     """A convolution without padding, with Conv2d's weights: as products on a CPU where these are faster."""
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        if not is_plain_cpu(maps):
+        if not use_cpu_kernels(maps):
             return super().forward(maps)
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else maps.dtype
         kernel, (num_out, num_in) = self.kernel_size[0], self.weight.shape[:2]
         # Strides that say channels_last, as those of a single channel may, lead to a convolution many times slower.
         maps = maps.to(dtype).contiguous().flatten(2).view(maps.shape)
         if kernel > 1 and num_out * kernel**2 <= MAX_PLANES:
-            return Scatter.apply(maps, self.weight, self.bias)
+            return Col2imConv.apply(maps, self.weight, self.bias)
         if kernel == 1 or dtype == torch.bfloat16 and num_in * kernel**2 <= MAX_PLANES:
-            return Gather.apply(maps, self.weight, self.bias)
+            return Im2colConv.apply(maps, self.weight, self.bias)
         return super().forward(maps)
 
 
 def relu(maps: torch.Tensor) -> torch.Tensor:
     """max(0, x), in place."""
-    if is_plain_cpu(maps) and maps.dtype == torch.bfloat16:
+    if use_cpu_kernels(maps) and maps.dtype == torch.bfloat16:
         return Relu.apply(maps)
     return functional.relu(maps, inplace=True)
 
 
 def pad(maps: torch.Tensor, width: int) -> torch.Tensor:
     """Repeats the edge pixels `width` times on every side."""
-    if is_plain_cpu(maps):
+    if use_cpu_kernels(maps):
         return Replicate.apply(maps, width)
-    if not (torch.compiler.is_compiling() or maps.requires_grad):
+    if torch.compiler.is_exporting() or not (torch.compiler.is_compiling() or maps.requires_grad):
         return functional.pad(maps, (width,) * 4, mode="replicate")
     # Its gradient is added up in another order each time on CUDA (torch.use_deterministic_algorithms names it), and
     # torch.compile on the CPU fails on it where gradients are channels_last (2.13 to 2.15).
@@ -188,35 +183,6 @@ def pad(maps: torch.Tensor, width: int) -> torch.Tensor:
     return torch.cat([left, rows, right], 3)
 
 
-def keep_freed_memory() -> None:
-    """Has the C library keep what tiles free for the next ones.
-
-    glibc gives blocks above a threshold back to the system, and page faults to get them again take a quarter of the
-    time of a training step, and half of restoring in float32. The threshold rises to the largest block freed so far:
-    this one, of which no page is ever touched.
-    """
-    torch.empty(KEPT_BYTES, dtype=torch.uint8)
-
-
-def is_plain_cpu(maps: torch.Tensor) -> bool:
+def use_cpu_kernels(maps: torch.Tensor) -> bool:
     """Whether maps are on a CPU, and no compiler reads along, which knows better."""
     return maps.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Convolutions on an NVIDIA GPU in whole float32 instead of TF32's 10 bits, as on the CPU.
-
-    The setting is the process's: it comes back when the last thread that wanted it is done.
-    """
-    convolution = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    with _setting:
-        _before.append(_before[0] if _before else convolution.fp32_precision)
-        convolution.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        with _setting:
-            before = _before.pop()
-            if not _before:
-                convolution.fp32_precision = before

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from srcnn.base import Network
 from srcnn.dataset import read_manifest
 from srcnn.degrade import Degradation
-from srcnn.model import WEIGHTS, load_model
-from srcnn.network import Network
 from srcnn.photo import LumaKind
 from srcnn.photo_list import photos_in
 from srcnn.score import LUMA_NAMES, score_folder, to_json
 from srcnn.storage import open_storage
 from srcnn.untrusted import read_json
+from srcnn.weight_files import WEIGHTS
+from srcnn.weights_io import load_model
 
 Set = tuple[str, LumaKind]
 JPEG_SETS: tuple[Set, ...] = (("live1_y", "y"), ("classic5", "y"), ("live1_color", "l"), ("city20", "l"),
@@ -123,33 +124,25 @@ def purpose(trained_on: Degradation) -> str:
 def to_markdown(name: str, model: Network, card: dict[str, Any]) -> str:
     """The card for people."""
     data, trained_on = card["data"], Degradation(**card["data"]["shards"]["degradation"])
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    channel = {1: "luma", 3: "RGB"}[model.config.channels]
     continued = f", continuing from {card['config']['weights']}" if card["config"]["weights"] else ""
     if trained_on.scale > 1:
         border = f"a border of {trained_on.scale} pixels cut off"
         protocol = f"bicubic with antialiasing down and up on unrounded numbers, {border}"
     else:
         protocol = "no border cut off"
-    return f"""# {name}
-
-{model.name}, {model.sizes},
-{"with" if model.residual else "without"} a residual connection, {num_parameters:,} parameters, for the {channel} of
-{purpose(trained_on)}. Licence: Apache-2.0, as the code.
-
+    return model.card(name, purpose(trained_on), f"""\
 **Trained on** {data["num_photos"]} photographs ({", ".join(data["folders"])}), {data["num_tiles"]:,} tiles;
 {card["config"]["total_samples"]:,} tiles seen{continued}.
 Best checkpoint by validation PSNR on the folder given as `val` when the shards were made.
 Released at commit {card["commit"]}, data {data["manifest_hash"][:12]}, Pillow {data["versions"]["pillow"]},
-libjpeg {data["versions"]["libjpeg"]}. Config and shard settings: {name}.json.
+libjpeg {data["versions"]["libjpeg"]}. Config and shard settings: {name}.json. Licence: Apache-2.0, as the code.
 
 **Scores** (Y and L: the two kinds of greyscale, {LUMA_NAMES["y"]} and {LUMA_NAMES["l"]};
 {protocol}, output clipped and rounded to uint8, mean over the photos):
 
 | photos | input dB | output dB | gain dB | gain % | SSIM | PSNR-B |
 |---|---:|---:|---:|---:|---|---|
-{_rows(card["scores"])}
-"""
+{_rows(card["scores"])}""")
 
 
 def _rows(scores: Scores) -> str:
@@ -236,15 +229,15 @@ def _verify(name: str, model: Network, scored: ScoredSet, row: dict[str, Any], p
     except (FileNotFoundError, ValueError) as error:
         return Verified(name, scored.title, row, problem=str(error))
     if measured["num_photos"] != row["num_photos"]:
-        told = f"{measured['num_photos']} photos, the card's score is of {row['num_photos']}"
-        return Verified(name, scored.title, row, measured, told)
+        problem = f"{measured['num_photos']} photos, the card's score is of {row['num_photos']}"
+        return Verified(name, scored.title, row, measured, problem)
     differs = [f"{key} {_number(measured[key])}, the card says {_number(row[key])}"
                for key, most in TOLERANCES.items() if not _close(measured[key], row[key], most)]
     return Verified(name, scored.title, row, measured, "; ".join(differs))
 
 
-def _close(measured: float | None, told: float | None, most: float) -> bool:
-    return measured is told if measured is None or told is None else abs(measured - told) <= most
+def _close(measured: float | None, stated: float | None, most: float) -> bool:
+    return measured is stated if measured is None or stated is None else abs(measured - stated) <= most
 
 
 def _number(value: float | None) -> str:

@@ -1,22 +1,26 @@
-"""Which shipped weights a photo wants, by the quality its JPEG was saved with; loaded when first wanted."""
+"""The shipped weights for a photo, by the quality its JPEG was saved with; loaded when first used."""
 
 from __future__ import annotations
 
 import re
-import threading
+from functools import lru_cache
+from pathlib import Path
 
 import torch
 
-from srcnn.model import WEIGHTS, find_weights, load_model, to_device
-from srcnn.network import Network
+from srcnn.base import Network
+from srcnn.device import to_device
+from srcnn.weight_files import WEIGHTS, find_weights
+from srcnn.weights_io import load_model
 
 FAMILY = "srcnn-915"
 BLIND = "blind"  # weights trained over qualities 5 to 95, for photos that do not tell theirs
 # JPEGs from this quality on are left as they are: by measurement no shipped weights gain there (docs/restoring.md).
 GOOD_QUALITY = 92
+MAX_CACHED = 16  # networks; the largest family has eight
 
 
-class Networks:
+class WeightSelector:
     """The networks of a source: those of a family of shipped weights ("srcnn-915"), or the one it means.
 
     Args:
@@ -28,13 +32,16 @@ class Networks:
 
     def __init__(self, source: str, device: torch.device) -> None:
         self.device = device
-        self.family = {} if source_exists(source) else family(source)
         self.source = source
+        try:
+            find_weights(source)
+            self.family = {}
+        except FileNotFoundError:
+            self.family = family(source)
         self._loaded: dict[str, Network] = {}
-        self._loading = threading.Lock()
-        self.load(self.name_for(None) or source)
+        self.load(self.weights_for_quality(None) or source)
 
-    def name_for(self, quality: int | None) -> str | None:
+    def weights_for_quality(self, quality: int | None) -> str | None:
         """The weights for a JPEG of this quality (None: unknown); None where it is good already."""
         if not self.family:
             return self.source
@@ -46,19 +53,17 @@ class Networks:
         return self.family[min(trained, key=lambda each: (abs(each - quality), -each))]
 
     def load(self, name: str) -> Network:
-        """By several threads at once, too."""
-        with self._loading:
-            if name not in self._loaded:
-                self._loaded[name] = to_device(load_model(name), self.device)
-            return self._loaded[name]
+        """The network of these weights: always the same one, even if their file changes meanwhile."""
+        if name not in self._loaded:
+            path = find_weights(name)
+            self._loaded[name] = _load(path.resolve(), path.stat().st_mtime_ns, self.device)
+        return self._loaded[name]
 
 
-def source_exists(source: str) -> bool:
-    try:
-        find_weights(source)
-    except FileNotFoundError:
-        return False
-    return True
+@lru_cache(MAX_CACHED)
+def _load(path: Path, modified_ns: int, device: torch.device) -> Network:
+    """The network on the device; read again when its file has changed."""
+    return to_device(load_model(path), device)
 
 
 def family(name: str) -> dict[int | None, str]:

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from srcnn.model import SRCNN, ModelConfig
-from srcnn.products import Conv, Gather, Relu, Scatter, columns, full_precision, pad, relu, sum_shifted
+from srcnn.device import full_precision
+from srcnn.layers import Col2imConv, Conv, Im2colConv, Relu, im2col, pad, relu, shift_and_add
+from srcnn.srcnn_model import SRCNN, ModelConfig
 
 SHAPES = [(1, 1, 13, 17), (3, 1, 9, 30), (2, 3, 19, 11)]
 
@@ -27,7 +28,7 @@ def weights(num_out, num_in, kernel, dtype=torch.float64):
 @pytest.mark.parametrize("kernel", [1, 3, 9])
 def test_gather_is_a_convolution_with_its_gradients(shape, kernel):
     tensors = torch.randn(shape, dtype=torch.float64), *weights(5, shape[1], kernel)
-    for ours, theirs in zip(gradients(Gather.apply, *tensors), gradients(functional.conv2d, *tensors), strict=True):
+    for ours, theirs in zip(gradients(Im2colConv.apply, *tensors), gradients(functional.conv2d, *tensors), strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
@@ -35,27 +36,27 @@ def test_gather_is_a_convolution_with_its_gradients(shape, kernel):
 @pytest.mark.parametrize("kernel", [1, 3, 5])
 def test_scatter_is_a_convolution_with_its_gradients(num_out, kernel):
     tensors = torch.randn(2, 7, 11, 14, dtype=torch.float64), *weights(num_out, 7, kernel)
-    ours, theirs = gradients(Scatter.apply, *tensors), gradients(functional.conv2d, *tensors)
+    ours, theirs = gradients(Col2imConv.apply, *tensors), gradients(functional.conv2d, *tensors)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other)
 
 
 def test_columns_are_those_of_unfold():
     maps = torch.randn(3, 10, 8)
-    torch.testing.assert_close(columns(maps, 3), functional.unfold(maps[None], 3)[0])
+    torch.testing.assert_close(im2col(maps, 3), functional.unfold(maps[None], 3)[0])
 
 
 def test_sum_shifted_of_a_hand_made_case():
     planes = torch.arange(2 * 2 * 3 * 3, dtype=torch.float32).view(1, 2, 2, 3, 3)
     expected = [[sum(planes[0, i, j, y + i, x + j] for i in (0, 1) for j in (0, 1)) for x in (0, 1)] for y in (0, 1)]
-    assert sum_shifted(planes).tolist() == [expected]
+    assert shift_and_add(planes).tolist() == [expected]
 
 
 @pytest.mark.parametrize("on_cpu", [True, False])
 @pytest.mark.parametrize("width", [1, 2, 4])
 @pytest.mark.parametrize("size", [(1, 1), (1, 6), (5, 2), (9, 12)])
 def test_padding_is_replicate_padding_with_its_gradient(monkeypatch, size, width, on_cpu):
-    monkeypatch.setattr("srcnn.products.is_plain_cpu", lambda maps: on_cpu)
+    monkeypatch.setattr("srcnn.layers.use_cpu_kernels", lambda maps: on_cpu)
     maps = torch.randn(2, 3, *size, dtype=torch.float64)
     ours = gradients(lambda maps: pad(maps, width), maps)
     theirs = gradients(lambda maps: functional.pad(maps, (width,) * 4, mode="replicate"), maps)
@@ -116,12 +117,14 @@ def test_without_gradients_nothing_is_kept():
 
 
 def test_the_precision_of_convolutions_comes_back_whichever_thread_ends_first():
-    convolution = torch.backends.cudnn.conv
+    cudnn, convolution = torch.backends.cudnn, torch.backends.cudnn.conv
     before = convolution.fp32_precision
     first, second = full_precision(), full_precision()
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
-    assert convolution.fp32_precision == "ieee"
+    assert convolution.fp32_precision == "ieee" and not cudnn.allow_tf32
+    with cudnn.flags(enabled=True, allow_tf32=False):
+        assert not cudnn.allow_tf32
     second.__exit__(None, None, None)
-    assert convolution.fp32_precision == before
+    assert convolution.fp32_precision == before and cudnn.allow_tf32 == (before == "tf32")

@@ -11,10 +11,12 @@ from messages import facts, lines_with, says
 from PIL import Image
 from small import draw_photo, small_shards
 
-from srcnn.cards import ScoredSet, card_scores, make_card, purpose, sets_for, to_markdown, verify_weights
 from srcnn.degrade import Degradation
 from srcnn.files import write_json
-from srcnn.model import SRCNN, WEIGHTS, ModelConfig, save_model
+from srcnn.model_cards import ScoredSet, card_scores, make_card, purpose, sets_for, to_markdown, verify_weights
+from srcnn.srcnn_model import SRCNN, ModelConfig
+from srcnn.weight_files import WEIGHTS
+from srcnn.weights_io import save_model
 
 REPOSITORY = Path(__file__).parents[1]
 SETTINGS = {"run": "runs/mine", "weights": "", "total_samples": 640}
