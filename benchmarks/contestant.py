@@ -15,16 +15,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from srcnn.benchmark import DTYPES, matrix_peak
 from srcnn.meter import Meter
 from srcnn.metrics import tile_psnr
 from srcnn.model import SRCNN, initialize
-from srcnn.optimize import OptimizerConfig
+from srcnn.optimizer import OptimizerConfig
+from srcnn.profile_step import DTYPES, matrix_peak
 from srcnn.reader import ShardReader
-from srcnn.run import TrainConfig, start_accelerator, start_run
-from srcnn.step import settle, train_step
+from srcnn.state import start_accelerator, start_run
+from srcnn.step import resolve_pending_step, train_step
 from srcnn.stream import Batch
-from srcnn.validate import as_floats
+from srcnn.train_config import TrainConfig
+from srcnn.transforms import to_float_batch
 
 NUM_VAL_PAIRS = 128  # the last ones, never trained on
 LR = 1e-4  # at 1e-3 Adam blows up rounding: within 100 steps float32 parts from float32 added in another order
@@ -96,7 +97,7 @@ def our_step(seed: int, precision: str, batch_size: int, **settings: Any) -> tup
         meter.restart()
         fitting = replace(config, batch_size_per_process=len(batch.clean))
         train_step(fitting, run, batch, meter)
-        settle(fitting, run, meter)
+        resolve_pending_step(fitting, run, meter)
         return float(meter.sums[2] / meter.sums[3])
 
     return step, run.network
@@ -143,7 +144,7 @@ class Contestant:
         step, network = self.new(seed)
         batch_size = self.options.curve_batch_size
         losses = [step(self.batch(number, batch_size)) for number in range(self.options.curve_steps)]
-        clean, degraded = as_floats(self.pairs(torch.arange(self.reader.num_samples)[-NUM_VAL_PAIRS:]))
+        clean, degraded = to_float_batch(self.pairs(torch.arange(self.reader.num_samples)[-NUM_VAL_PAIRS:]))
         plain = SRCNN()
         plain.load_state_dict(network.state_dict())
         with torch.inference_mode():

@@ -14,7 +14,7 @@ from benchmarks.gpu_part import Contestant, Part, Race, is_installed
 from benchmarks.gpu_step import BATCH, BEST_EAGER, COMPILE_SECONDS, batch_of, build
 from srcnn.model import SRCNN, initialize, to_device
 from srcnn.products import full_precision
-from srcnn.validate import as_floats
+from srcnn.transforms import to_float_batch
 
 MODULE = "benchmarks.fused_kernel"
 NUM_COMPARED = 8  # tiles
@@ -29,9 +29,9 @@ def measure(part: Part) -> None:
         part.note(skipped=f"{MODULE} is not for {part.device}")
         return
     batch = batch_of(part, 4 if part.quick else BATCH)
-    part.attempt("its errors", lambda: part.note(errors=errors(part, kernel, as_floats(batch))), COMPILE_SECONDS)
+    part.attempt("its errors", lambda: part.note(errors=errors(part, kernel, to_float_batch(batch))), COMPILE_SECONDS)
     race = Race(part)
-    pixels = as_floats(batch)[1]
+    pixels = to_float_batch(batch)[1]
     networks: dict[str, Callable[[], nn.Module]] = {
         "eager": lambda: network_of(part), "fused": lambda: kernel.FusedSRCNN(network_of(part)).to(part.device),
         "compiled": lambda: torch.compile(network_of(part), mode="default", dynamic=False),

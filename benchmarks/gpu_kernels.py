@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiler
 
 from benchmarks.gpu_part import Part
-from srcnn.benchmark import now
+from srcnn.profile_step import now
 
 NUM_STEPS = 3
 NUM_SHOWN = 12

@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 import torch
 from accelerate.state import AcceleratorState
 
-from srcnn.benchmark import now
 from srcnn.files import write_json
 from srcnn.model import device_here
+from srcnn.profile_step import now
 
 STRETCH_SECONDS = 0.25  # at least as long a stretch is timed
 WARM_STEPS = 3

@@ -18,12 +18,12 @@ from benchmarks import restoring
 from benchmarks.gpu_part import Part, free_and_reset, is_installed
 from benchmarks.restoring_runs import Network, plain_model, with_colour
 from srcnn.apply import Treatment, run_network
-from srcnn.benchmark import now
 from srcnn.export import export_onnx
 from srcnn.model import DEFAULT_WEIGHTS, SRCNN, computes_bf16, load_model, to_device
 from srcnn.onnx_graph import INPUT
 from srcnn.photo_files import Restoring, work_on_files
 from srcnn.products import full_precision
+from srcnn.profile_step import now
 from srcnn.restore import restore_pixels
 
 WHOLE = 1 << 20  # pixels: a tile as large as any photo

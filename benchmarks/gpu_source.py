@@ -15,7 +15,7 @@ import torch
 from benchmarks import material
 from benchmarks.contestant import source_step, source_update
 from benchmarks.gpu_part import Contestant, Part
-from srcnn.benchmark import now
+from srcnn.profile_step import now
 from srcnn.stream import Batch
 
 BATCHES = (32, 256)

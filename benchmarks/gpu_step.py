@@ -18,15 +18,16 @@ from torch import nn
 from benchmarks import gpu_kernels, gpu_source
 from benchmarks.contestant import LR, SourceNetwork
 from benchmarks.gpu_part import Contestant, Part, Race, convolutions, forget_accelerator
-from srcnn.benchmark import DTYPES, matrix_peak, now, training_flop
-from srcnn.compiled import CompileMode
+from srcnn.loss import CompileMode
 from srcnn.meter import Meter
 from srcnn.model import SRCNN, ModelConfig, initialize
-from srcnn.optimize import OptimizerConfig
+from srcnn.optimizer import OptimizerConfig
+from srcnn.profile_step import DTYPES, matrix_peak, now, training_flop
 from srcnn.reader import ShardReader
-from srcnn.run import TrainConfig, start_accelerator, start_run
+from srcnn.state import start_accelerator, start_run
 from srcnn.step import train_step
 from srcnn.stream import Batch
+from srcnn.train_config import TrainConfig
 
 BATCH = 1024  # of the ladder: enough that the card is busy, not so much that float32 does not fit
 MORE_BATCHES = (256, 4096, 16384)

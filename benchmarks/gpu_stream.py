@@ -10,12 +10,12 @@ import torch
 
 from benchmarks.gpu_part import Part, forget_accelerator, product_settings
 from benchmarks.measure import set_state
-from srcnn.benchmark import ENDLESS, BenchmarkConfig, alternate, stretch
 from srcnn.meter import Meter
+from srcnn.profile_step import ENDLESS, BenchmarkConfig, alternate, stretch
 from srcnn.reader import ShardReader
-from srcnn.run import Run, open_split, start_accelerator, start_run
+from srcnn.state import Run, open_split, start_accelerator, start_run
 from srcnn.stream import StreamConfig
-from srcnn.train import batches
+from srcnn.trainer import batches
 
 EPOCH_TILES = 13_056  # the source project's training set: 12 batches of 1,088, 3 of 4,352
 WAYS = (("device", 2), ("host", 2), ("no", 2), ("host", 8), ("no", 8), ("no", 16))  # resident, threads

@@ -18,16 +18,17 @@ import torch
 from benchmarks import material
 from benchmarks.contestant import Step, our_step, source_step
 from benchmarks.gpu_part import Part, convolutions, forget_accelerator, product_settings
-from srcnn.benchmark import now
 from srcnn.cards import sets_for
 from srcnn.degrade import Degradation
 from srcnn.model import DEFAULT_WEIGHTS, SRCNN, load_model, to_device
+from srcnn.profile_step import now
 from srcnn.reader import ShardReader
 from srcnn.resident import load_resident
-from srcnn.run import TrainConfig, start_accelerator
+from srcnn.state import start_accelerator
 from srcnn.stream import Batch, StreamConfig
 from srcnn.tracking import STEP_KEY, read_metrics
-from srcnn.validate import validate
+from srcnn.train_config import TrainConfig
+from srcnn.validation import validate
 
 BATCH, STEPS = 32, 2000  # the source's batch
 WAY_SECONDS = 25.0

@@ -29,7 +29,7 @@ from srcnn.model import device_here, load_model, to_device
 from srcnn.network import Network
 from srcnn.photo import LUMA, LumaKind, over_white, photos_below, read_photo
 from srcnn.restore import restore_pixels
-from srcnn.signals import STOPPED
+from srcnn.signals import EXIT_REQUEUE
 from srcnn.tracking import STEP_KEY, read_metrics
 
 MARGIN = 0.93  # of the tiles that the measured rate promises; the rest is validations, checkpoints, the report
@@ -147,7 +147,7 @@ def train(options: argparse.Namespace, settings: list[str], deadline: float) -> 
         return True
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGTERM)  # a launcher of a single process passes no signal on
-        if process.wait() not in (STOPPED, -signal.SIGTERM, 128 + signal.SIGTERM, 1):
+        if process.wait() not in (EXIT_REQUEUE, -signal.SIGTERM, 128 + signal.SIGTERM, 1):
             raise SystemExit(process.returncode) from None
         while _is_alive(process.pid):
             time.sleep(0.2)

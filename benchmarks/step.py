@@ -23,8 +23,8 @@ import numpy as np
 
 from benchmarks import material
 from benchmarks.report import machine
-from srcnn.benchmark import training_flop
 from srcnn.model import ModelConfig
+from srcnn.profile_step import training_flop
 
 HERE = Path(__file__).resolve().parent
 CONTESTANTS = ("source", "fp32", "bf16")

@@ -21,14 +21,14 @@
                           model.py      SRCNN; load and save of any (weight_files.py)
                           unet.py       a larger one
                           products.py   its layers as matrix products, on a CPU
-      -> training         optimize.py   optimizer, schedule, averaged weights
-                          run.py        settings and state of a run
-                          train.py      the loop; skipped.py: steps that are not finite
-                          meeting.py    how ranks find each other; ranks.py: what they tell each other
-                          signals.py    warnings from outside
-                          validate.py   exact PSNR over all ranks
-                          launch.py     what the scripts of launch/ share
-                          benchmark.py  where the time of a step goes
+      -> training         optimizer.py  optimizer, schedule, averaged weights
+                          train_config.py, state.py: settings, state and start of a run
+                          trainer.py    the loop; loss.py, transforms.py: of a batch
+                          distributed.py  rendezvous of the ranks, messages between them
+                          signals.py    signals become a stop after a checkpoint
+                          validation.py exact PSNR over all ranks
+                          launcher.py   what the scripts of launch/ share
+                          profile_step.py  where the time of a step goes
                           doctor.py     what would stop it: splits.py of the data, machine.py of the machine
       -> checkpoint       checkpoint.py on the disk, whole or not there
                           resume.py     the state of a run, saved and taken up

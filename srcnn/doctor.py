@@ -24,12 +24,12 @@ from srcnn.model import device_here, load_model, make_network
 from srcnn.order import UniformOrder
 from srcnn.reader import ShardReader
 from srcnn.resident import LARGEST_SHARE, check_fits
-from srcnn.resume import check_continues, is_same_job, stream_state
-from srcnn.run import TrainConfig
+from srcnn.resume import check_resumable, is_same_job, stream_state
 from srcnn.sample import SPLITS
 from srcnn.splits import Split, check_splits, look_at
 from srcnn.storage import MAX_OPEN_FILES, is_url
 from srcnn.stream import BATCHES_IN_USE
+from srcnn.train_config import TrainConfig
 
 ANSWER_SECONDS = 5.0  # that a server of shards may take
 FEW_STEPS = 10  # an epoch
@@ -244,7 +244,7 @@ def _check_continues(run: Path, job: Job) -> Iterator[Finding]:
             yield note(f"{run}: holds a run; without shards it is not known whether these settings continue it")
             return
         state = checkpoint.load_training(folder)
-        notes = check_continues(config, state, stream_state(config, 0, reader))
+        notes = check_resumable(config, state, stream_state(config, 0, reader))
     except (OSError, ValueError, KeyError, TypeError) as error:
         yield problem(f"{run}: cannot be continued: {error}")
         return

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from srcnn.ranks import together
+from srcnn.distributed import run_on_all_ranks
 from srcnn.reader import Allocate, ShardReader
 from srcnn.resident import ResidentReader, gathered, load_resident
 from srcnn.stream import Batch, StreamConfig, picks, train_batches
@@ -27,10 +27,10 @@ def feed(
         OSError, ValueError: on this rank alone, in place of the batch that cannot be had.
     """
     if config.resident == "device":
-        tiles = together(lambda: load_resident(reader, config, device), group)
+        tiles = run_on_all_ranks(lambda: load_resident(reader, config, device), group)
         parts = picks(config.order_of(seed, reader), start, stop, batch_size, rank, num_ranks)
         return gathered(tiles, parts, reader.conditions)
-    source = together(lambda: ResidentReader(reader, config), group) if config.resident == "host" else reader
+    source = run_on_all_ranks(lambda: ResidentReader(reader, config), group) if config.resident == "host" else reader
     batches = train_batches(source, config, seed, start, stop, batch_size, rank, num_ranks, allocator(device), maker)
     return on_device(batches, device)
 

@@ -50,13 +50,13 @@ def ahead(
             coming.extend(pool.submit(function, *item) for item in islice(remaining, 1))
             yield result
     finally:
-        pool.shutdown(wait=signals.warned() is None, cancel_futures=True)
+        pool.shutdown(wait=signals.stop_requested() is None, cancel_futures=True)
 
 
 def result_of(future: Future[ResultT]) -> ResultT:
     """Its result. Raises Stopped where it is not there yet and the process is told to stop: a read may take minutes."""
     while not (future.done() or wait([future], WARNING_SECONDS).done):
-        if warning := signals.warned():
+        if warning := signals.stop_requested():
             raise warning
     return future.result()
 
@@ -159,5 +159,5 @@ class Fetcher:
         """Calls off what has not begun and waits for the rest, which does not try again what fails."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self.reader.close()
-        self._pool.shutdown(wait=signals.warned() is None)
+        self._pool.shutdown(wait=signals.stop_requested() is None)
         self.reader.close()  # what the last ones have opened

@@ -18,9 +18,10 @@ from srcnn.files import TEMPORARY_PREFIX
 from srcnn.listing import photos_in, refused_in
 from srcnn.machine import Finding, counted, note, ok, problem
 from srcnn.reader import CURE, ShardReader, read_manifest
-from srcnn.run import TrainConfig, check_samples, open_split
 from srcnn.sample import MANIFEST, PLAN, Manifest, Shard, ShardError, check_shard_size
+from srcnn.state import check_samples, open_split
 from srcnn.storage import AccessConfig, Folder, ObjectStore, ReadFailed, is_url, join, open_storage
+from srcnn.train_config import TrainConfig
 from srcnn.verify import verify_shards
 
 MOST_ASKED_FOR = 1024  # shards of a split on a server

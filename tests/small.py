@@ -13,8 +13,8 @@ from shards.write import make_shards
 from srcnn import checkpoint
 from srcnn.files import sha256_of, write_json
 from srcnn.model import SRCNN, ModelConfig, initialize
-from srcnn.optimize import OptimizerConfig
-from srcnn.run import TrainConfig
+from srcnn.optimizer import OptimizerConfig
+from srcnn.train_config import TrainConfig
 
 MADE = {}  # folders of small_shards, by what they hold; gone with the process
 

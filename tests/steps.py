@@ -7,12 +7,12 @@ import torch
 from accelerate.state import AcceleratorState
 from small import small_config
 
-from srcnn import run as runs
+from srcnn import state as runs
 from srcnn.feed import on_device
 from srcnn.meter import Meter
 from srcnn.reader import ShardReader
 from srcnn.stream import StreamConfig, train_batches
-from srcnn.validate import as_floats
+from srcnn.transforms import to_float_batch
 
 
 @pytest.fixture
@@ -50,15 +50,15 @@ def copied(value):
 @contextmanager
 def spoiled(run):
     """A pixel of the pairs is infinite."""
-    before = run.as_floats
+    before = run.to_float_batch
 
     def infinite(batch, augment):
-        clean, degraded = as_floats(batch, augment)
+        clean, degraded = to_float_batch(batch, augment)
         degraded[-1, 0, 3, 5] = torch.inf
         return clean, degraded
 
-    run.as_floats = infinite
+    run.to_float_batch = infinite
     try:
         yield
     finally:
-        run.as_floats = before
+        run.to_float_batch = before

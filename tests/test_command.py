@@ -11,7 +11,7 @@ from small import draw_photo, small_config, small_shards
 from srcnn.__main__ import main
 from srcnn.model import load_model
 from srcnn.restore import restore
-from srcnn.train import train
+from srcnn.trainer import train
 
 
 @pytest.fixture(scope="module")

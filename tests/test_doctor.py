@@ -18,7 +18,7 @@ from srcnn.__main__ import main
 from srcnn.degrade import Degradation
 from srcnn.doctor import CHECKS
 from srcnn.model import ModelConfig
-from srcnn.optimize import OptimizerConfig
+from srcnn.optimizer import OptimizerConfig
 
 SUBJECTS = [subject for subject, _ in CHECKS]
 NUM_TRAIN = 75  # pairs of 32x32 that small_shards makes

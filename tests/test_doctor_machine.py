@@ -21,8 +21,8 @@ from srcnn import checkpoint
 from srcnn.doctor import checkpoint_bytes
 from srcnn.machine import addresses_of, num_cores
 from srcnn.model import ModelConfig
-from srcnn.optimize import OptimizerConfig
-from srcnn.train import train
+from srcnn.optimizer import OptimizerConfig
+from srcnn.trainer import train
 
 on_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="asks for what only a machine without GPU lacks")
 

@@ -15,11 +15,11 @@ from small import draw_photo, small_config
 
 from shards.__main__ import main
 from srcnn import reader as reader_module
+from srcnn.distributed import DistributedError
 from srcnn.order import crops_at
-from srcnn.ranks import RankFailed
 from srcnn.reader import ShardReader
 from srcnn.stream import StreamConfig, train_batches, val_batches
-from srcnn.train import train
+from srcnn.trainer import train
 
 webdataset = pytest.importorskip("webdataset")
 
@@ -216,7 +216,7 @@ def test_a_network_is_trained_on_them_and_reported_on(tmp_path, foreign):
     report = tmp_path / "run" / "report"
     assert {path.name for path in report.iterdir()} == {"index.html", "loss.png", "psnr.png", "table.md", "tiles.png"}
     assert "photo.png" not in (report / "index.html").read_text()
-    with pytest.raises(RankFailed, match=facts(foreign / "train", "--stream.resident no")):
+    with pytest.raises(DistributedError, match=facts(foreign / "train", "--stream.resident no")):
         train(small_config(tmp_path / "resident", foreign, stream=StreamConfig(resident="host")))
 
 

@@ -15,10 +15,10 @@ from small import random_photo
 from test_model import check_saved_folded
 from torch import nn
 
-from srcnn.benchmark import training_flop
 from srcnn.hub import from_pretrained
 from srcnn.jpeg_quality import CONDITION_SIZE, condition_of_quality
 from srcnn.model import SRCNN, initialize, load_model, make_network, save_model
+from srcnn.profile_step import training_flop
 from srcnn.restore import restore_pixels
 from srcnn.unet import UNet, UNetConfig
 from srcnn.ycbcr import to_rgb, to_ycbcr
