@@ -34,16 +34,17 @@ from torch import nn
 
 from benchmarks.dataset import TILE_PIXELS, make_shards
 from benchmarks.measure import WORK, Failed, alternate, call, log, machine, not_measured, table
-from srcnn.benchmark import DTYPES, PEAK_SIDES, matrix_peak, now, training_flop
 from srcnn.dataset import ShardDataset
 from srcnn.loader import Batch
 from srcnn.meter import Meter
 from srcnn.metrics import tile_psnr
-from srcnn.optimize import OptimizerConfig
-from srcnn.run import TrainConfig, start_accelerator, start_run
+from srcnn.optimizer import OptimizerConfig
+from srcnn.profile_step import DTYPES, PEAK_SIDES, matrix_peak, now, training_flop
 from srcnn.srcnn_model import SRCNN, ModelConfig
-from srcnn.step import settle, train_step
-from srcnn.validate import as_floats
+from srcnn.state import start_accelerator, start_run
+from srcnn.step import resolve_pending_step, train_step
+from srcnn.train_config import TrainConfig
+from srcnn.transforms import to_float_batch
 from srcnn.weights_io import initialize
 
 PARTS = ("step", "curves", "ranks")
@@ -109,7 +110,7 @@ def srcnn_step(seed: int, precision: Any, compile: bool, batch_size: int) -> tup
     def step(batch: Batch) -> float:
         meter.restart()
         train_step(replace(config, batch_size_per_process=len(batch.clean)), run, batch, meter)
-        settle(config, run, meter)
+        resolve_pending_step(config, run, meter)
         return float(meter.sums[2] / meter.sums[3])
 
     return step, run.network
@@ -170,7 +171,7 @@ class Trainer:
         step, network = self.new(seed)
         losses = [step(self.batch(number, batch_size)) for number in range(num_steps)]
         samples = torch.arange(len(self.tiles()[0]))[-num_val_pairs:]
-        clean, degraded = as_floats(self.pairs(samples))
+        clean, degraded = to_float_batch(self.pairs(samples))
         plain = SRCNN().to(self.device)
         plain.load_state_dict(network.state_dict())
         with torch.inference_mode():

@@ -6,8 +6,8 @@ of a step goes, and what share of the device's peak that is. Takes all keys of l
 
 from __future__ import annotations
 
-from srcnn.benchmark import BenchmarkConfig, benchmark
-from srcnn.launch import launch
+from srcnn.launcher import launch
+from srcnn.profile_step import BenchmarkConfig, benchmark
 
 if __name__ == "__main__":
     launch("launch/benchmark.py", __doc__, BenchmarkConfig, benchmark)

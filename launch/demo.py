@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print("demo: interrupted; the same command goes on", file=sys.stderr)
-        return signals.INTERRUPTED
+        return signals.EXIT_INTERRUPTED
     return 0
 
 
@@ -117,9 +117,9 @@ def train_on(shards: Path, run: Path) -> None:
         DemoFailed: the run folder is of another training, or the training failed.
     """
     from srcnn.config import parse
-    from srcnn.ranks import RankFailed
-    from srcnn.run import TrainConfig
-    from srcnn.train import train
+    from srcnn.distributed import DistributedError
+    from srcnn.train_config import TrainConfig
+    from srcnn.trainer import train
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("srcnn.tracking").setLevel(logging.INFO)  # the progress, where there is no terminal for a bar
@@ -128,12 +128,12 @@ def train_on(shards: Path, run: Path) -> None:
     if Path(run, "report/index.html").is_file():
         print(f"trained already; to train anew remove {run}")
         return
-    signals.listen()
+    signals.install_signal_handlers()
     try:
         train(config)
-    except signals.Stopped as stop:
-        signals.end(f"demo: stopped after a checkpoint ({stop}); the same command goes on from there", stop.status)
-    except (RankFailed, FloatingPointError) as error:
+    except signals.StopRequested as stop:
+        signals.exit_now(f"demo: stopped after a checkpoint ({stop}); the same command goes on from there", stop.status)
+    except (DistributedError, FloatingPointError) as error:
         raise DemoFailed(f"{error}; to train anew remove {run}") from error
 
 

@@ -15,7 +15,7 @@ import sys
 import threading
 from pathlib import Path
 
-from srcnn.signals import STOPPED
+from srcnn.signals import EXIT_REQUEUE
 
 TRAIN = "launch/train.py"
 WRONG_SETTINGS = 2
@@ -64,7 +64,7 @@ def hear(_ours: socket.socket, theirs: socket.socket) -> None:
     while numbers := theirs.recv(64):
         if signal.SIGTERM in numbers and not has_children():
             os.write(2, b"launch/pod.py: SIGTERM: stopped without ranks\n")
-            os._exit(STOPPED)
+            os._exit(EXIT_REQUEUE)
 
 
 def has_children() -> bool:
@@ -81,7 +81,7 @@ def is_over(arguments: list[str]) -> bool:
     from srcnn import checkpoint
     from srcnn.config import parse
     from srcnn.resume import is_restart
-    from srcnn.run import TrainConfig
+    from srcnn.train_config import TrainConfig
 
     config = parse(TrainConfig, "launch/pod.py", __doc__ or "", arguments)
     folder = Path(config.run)
@@ -105,14 +105,14 @@ def launch(arguments: list[str]) -> int:
         launch_command(launch_command_parser().parse_args(arguments))
     except SignalException as stop:
         print(f"launch/pod.py: {stop.sigval.name}: stopped", file=sys.stderr)
-        return STOPPED
+        return EXIT_REQUEUE
     except ChildFailedError as error:
         codes = {failure.exitcode for failure in error.failures.values()}
         print(f"launch/pod.py: ranks ended with {sorted(codes)}", file=sys.stderr)
-        return codes.pop() if codes in ({STOPPED}, {WRONG_SETTINGS}) else 1
+        return codes.pop() if codes in ({EXIT_REQUEUE}, {WRONG_SETTINGS}) else 1
     except DistError as error:
         print(f"launch/pod.py: the other pods did not come: {error}", file=sys.stderr)
-        return STOPPED
+        return EXIT_REQUEUE
     return 0
 
 

@@ -7,10 +7,10 @@ Trains on the shards of `--shards` into the folder `--run`; the same command con
 from srcnn import signals
 
 if __name__ == "__main__":
-    signals.listen()  # before imports that take seconds
+    signals.install_signal_handlers()  # before imports that take seconds
 
-    from srcnn.launch import launch
-    from srcnn.run import TrainConfig
-    from srcnn.train import train
+    from srcnn.launcher import launch
+    from srcnn.train_config import TrainConfig
+    from srcnn.trainer import train
 
     launch("launch/train.py", __doc__, TrainConfig, train)

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from srcnn.dataset import webdataset_pipeline
     from srcnn.metrics import psnr, psnr_b, ssim
     from srcnn.restore_image import restore
-    from srcnn.run import TrainConfig
     from srcnn.srcnn_model import SRCNN, ModelConfig
+    from srcnn.train_config import TrainConfig
     from srcnn.unet import UNet, UNetConfig
     from srcnn.weights_io import load_model, save_model
 
@@ -23,7 +23,7 @@ _MODULES = {
     "SRCNN": "srcnn_model", "ModelConfig": "srcnn_model", "load_model": "weights_io", "save_model": "weights_io",
     "UNet": "unet", "UNetConfig": "unet", "psnr": "metrics", "psnr_b": "metrics", "ssim": "metrics",
     "webdataset_pipeline": "dataset",
-    "TrainConfig": "run", "restore": "restore_image",
+    "TrainConfig": "train_config", "restore": "restore_image",
 }
 
 

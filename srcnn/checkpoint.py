@@ -53,16 +53,16 @@ class Snapshot:
     is_best: bool
 
 
-def copied(value: Any) -> Any:
+def detach_to_cpu(value: Any) -> Any:
     """The same nested dicts and lists with tensors that are in the host's memory and nobody else's."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
-        return {key: copied(item) for key, item in value.items()}
-    return [copied(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: detach_to_cpu(item) for key, item in value.items()}
+    return [detach_to_cpu(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-class Writer:
+class AsyncCheckpointWriter:
     """Writes snapshots by a thread, one at a time, while training goes on."""
 
     def __init__(self, run: Path, keep: int, lock: files.FolderLock) -> None:
@@ -218,7 +218,7 @@ def latest(run: Path) -> Path | None:
     """
     folders = step_folders(run)
     for folder in reversed(folders):
-        if not (problem := damage(folder)):
+        if not (problem := find_corruption(folder)):
             return folder
         logger.warning("%s: %s; taking the one before it", folder, problem)
     if folders and folders[-1].name > FIRST:
@@ -226,7 +226,7 @@ def latest(run: Path) -> Path | None:
     return None
 
 
-def damage(folder: Path) -> str:
+def find_corruption(folder: Path) -> str:
     """What is wrong with a checkpoint folder; "" where it is whole."""
     try:
         listed = read_json(folder / FILES)

@@ -11,8 +11,8 @@ import psutil
 import torch
 
 from srcnn.dataset import Allocate, PairBuffer, PairDataset, ShardDataset
+from srcnn.distributed import run_on_all_ranks
 from srcnn.loader import Batch, StreamConfig, train_batches, val_batches
-from srcnn.ranks import together
 from srcnn.shuffle import BatchNumbers, BatchPlan, batch_numbers
 from srcnn.training_pairs import PairMaker
 
@@ -28,15 +28,15 @@ def device_batches(
     The tensors are valid until the next batch is asked for. Of clean tiles the `maker` makes pairs, on the host.
 
     Raises:
-        RankFailed: on all ranks, at once: a resident set cannot be read or does not fit into the memory.
+        DistributedError: on all ranks, at once: a resident set cannot be read or does not fit into the memory.
         OSError, ValueError: on this rank alone, in place of the batch that cannot be had.
     """
     if config.resident == "device":
-        tiles = together(lambda: load_resident(dataset, config, device), group)
+        tiles = run_on_all_ranks(lambda: load_resident(dataset, config, device), group)
         return _resident_batches(dataset, tiles, batch_numbers(config.order_of(plan.seed, dataset), plan))
     source: PairDataset = dataset
     if config.resident == "host":
-        source = together(lambda: ResidentDataset(dataset, config), group)
+        source = run_on_all_ranks(lambda: ResidentDataset(dataset, config), group)
     return on_device(train_batches(source, config, plan, _allocator(device), maker), device)
 
 

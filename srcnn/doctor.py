@@ -25,11 +25,11 @@ from srcnn.files import LOCK, FolderLock
 from srcnn.loader import BATCHES_IN_USE
 from srcnn.machine import Finding, counted, note, ok, problem
 from srcnn.manifest import SPLITS
-from srcnn.resume import check_continues, is_same_job, stream_state
-from srcnn.run import TrainConfig
+from srcnn.resume import check_resumable, is_same_job, stream_state
 from srcnn.shuffle import UniformShuffle
 from srcnn.splits import Split, check_splits, look_at
 from srcnn.storage import MAX_OPEN_FILES, is_url
+from srcnn.train_config import TrainConfig
 from srcnn.weights_io import load_model, make_network
 
 ANSWER_SECONDS = 5.0  # that a server of shards may take
@@ -245,7 +245,7 @@ def _check_continues(run: Path, job: Job) -> Iterator[Finding]:
             yield note(f"{run}: holds a run; without shards it is not known whether these settings continue it")
             return
         state = checkpoint.load_training(folder)
-        notes = check_continues(config, state, stream_state(config, 0, reader))
+        notes = check_resumable(config, state, stream_state(config, 0, reader))
     except (OSError, ValueError, KeyError, TypeError) as error:
         yield problem(f"{run}: cannot be continued: {error}")
         return

@@ -24,7 +24,7 @@ from packaging.utils import canonicalize_name
 
 from srcnn import files
 from srcnn.device import prefers_bf16
-from srcnn.meeting import INTERFACE, addresses_of, gloo_address, interface_to, is_here, is_loopback
+from srcnn.distributed import INTERFACE, addresses_of, gloo_address, interface_to, is_loopback, is_own_address
 from srcnn.mlflow_run import mlflow_problem
 from srcnn.srcnn_model import ModelConfig
 from srcnn.unet import UNetConfig
@@ -142,7 +142,7 @@ def check_meeting(ranks: int, machines: int, port: int) -> Iterator[Finding]:
 
 
 def _check_port(addresses: Sequence[str], address: str, port: int) -> Iterator[Finding]:
-    if not any(map(is_here, addresses)):
+    if not any(map(is_own_address, addresses)):
         yield ok(f"{address} is {addresses[0]}, another machine; whether its port {port} is free shows there")
         return
     try:

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from srcnn.metrics import sum_over_ranks
-from srcnn.run import Run
+from srcnn.distributed import sum_over_ranks
+from srcnn.state import Run
 
 
 class Meter:

@@ -1,4 +1,4 @@
-"""PSNR, SSIM and PSNR-B of photos, PSNR of batches of tiles, and exact sums over ranks.
+"""PSNR, SSIM and PSNR-B of photos, PSNR and SSIM of batches of tiles.
 
 Photos are NumPy arrays (levels 0..255), batches are torch tensors (range [0, 1]). Torch is imported inside the
 functions that need it, because preprocessing, which must start fast, takes its PSNR from here.
@@ -6,7 +6,7 @@ functions that need it, because preprocessing, which must start fast, takes its 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 IDENTICAL_PSNR = 100.0  # dB for identical tiles or photos: the source project's convention, instead of infinity
 BLOCK_PIXELS = 8
-CHARBONNIER = 1e-3  # of pixels in [0, 1]: smaller differences count as squares
-LossName = Literal["mse", "l1", "charbonnier"]
 
 
 def psnr(clean: np.ndarray, other: np.ndarray) -> float:
@@ -101,23 +99,3 @@ def ssim(clean: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 def _valid(values: torch.Tensor) -> tuple[int, int]:
     return values.shape[-2] - 10, values.shape[-1] - 10
-
-
-def pixel_loss(difference: torch.Tensor, name: LossName) -> torch.Tensor:
-    """The mean over pixels in [0, 1] of what their difference costs.
-
-    "charbonnier" is sqrt(difference^2 + 0.001^2): Lai et al., "Deep Laplacian Pyramid Networks for Fast and Accurate
-    Super-Resolution", CVPR 2017, section 3.3.
-    """
-    if name == "charbonnier":
-        return (difference.square() + CHARBONNIER**2).sqrt().mean()
-    return difference.abs().mean() if name == "l1" else difference.square().mean()
-
-
-def sum_over_ranks(sums: torch.Tensor) -> torch.Tensor:
-    """Adds float64 sums of all ranks (in place where there are several); every rank gets the total."""
-    import torch.distributed as distributed
-
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(sums)
-    return sums

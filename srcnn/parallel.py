@@ -55,13 +55,13 @@ def in_order_until_stopped(
     try:
         yield from in_order(pool, function, items, ahead, result_or_stop)
     finally:
-        pool.shutdown(wait=signals.warned() is None, cancel_futures=True)
+        pool.shutdown(wait=signals.stop_requested() is None, cancel_futures=True)
 
 
 def result_or_stop(future: Future[ResultT]) -> ResultT:
     """Its result. Raises Stopped where it is not there yet and a stop signal came: a read may take minutes."""
     while not (future.done() or wait([future], POLL_SECONDS).done):
-        if stopped := signals.warned():
+        if stopped := signals.stop_requested():
             raise stopped
     return future.result()
 

@@ -115,5 +115,5 @@ class BlockFetcher:
         """Calls off what has not begun and waits for the rest, which does not try again what fails."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self.dataset.close()
-        self._pool.shutdown(wait=signals.warned() is None)
+        self._pool.shutdown(wait=signals.stop_requested() is None)
         self.dataset.close()  # what the last ones have opened

@@ -15,17 +15,18 @@ import torch
 from srcnn import checkpoint, files, signals
 from srcnn.config import flat, plain, to_yaml, without_credentials
 from srcnn.dataset import ShardDataset
+from srcnn.distributed import DistributedError, all_gather_objects, run_on_all_ranks
 from srcnn.loader import StreamState
 from srcnn.meter import Meter
-from srcnn.optimize import complete_state
-from srcnn.ranks import RankFailed, all_told, together
-from srcnn.run import Run, TrainConfig, due
+from srcnn.optimizer import complete_state
+from srcnn.state import Run, interval_elapsed
+from srcnn.train_config import TrainConfig
 from srcnn.weights_io import load_model
 
 FORMAT = 2  # of the training state
-MATTERS = ("model", "unet", "initialization", "centred", "weights", "seed", "overfit_tiles", "degradation",
+IMMUTABLE_KEYS = ("model", "unet", "initialization", "centred", "weights", "seed", "overfit_tiles", "degradation",
            "optimizer.name")
-IN_THE_STREAM = ("stream.", "shards", "run", "fresh")  # where the order and the data matter, the stream's state knows
+DATA_KEYS = ("stream.", "shards", "run", "fresh")  # where the order and the data matter, the stream's state knows
 JOB = ".job"
 LOCK_SECONDS = 60.0  # a killed training needs some to go
 AGAIN_SECONDS, LAST_SAVE_SECONDS = 5.0, 120.0  # how often, and how long, the last checkpoint of a run is tried
@@ -34,20 +35,20 @@ COUNTERS = ("step", "samples", "skipped_steps", "skipped_in_a_row", "logged_samp
 logger = logging.getLogger(__name__)
 
 
-def continue_run(config: TrainConfig, run: Run, meter: Meter, reader: ShardDataset) -> None:
+def resume(config: TrainConfig, run: Run, meter: Meter, reader: ShardDataset) -> None:
     """Takes hold of the run folder and of its latest checkpoint, if there is one; all ranks call it together.
 
     Raises (on all ranks):
-        RankFailed: the checkpoint is of another network, seed or data, or the ranks do not all find it, or another
-            training holds the folder.
+        DistributedError: the checkpoint is of another network, seed or data, or the ranks do not all find it, or
+            another training holds the folder.
     """
     is_main = run.accelerator.is_main_process
-    together(lambda: take_hold(config, run) if is_main else None, run.group)
-    together(lambda: load_latest(config, run, meter, reader), run.group)
-    found, ids = zip(*all_told((run.samples, run.tracker_id), run.group), strict=True)
+    run_on_all_ranks(lambda: acquire_run_dir(config, run) if is_main else None, run.group)
+    run_on_all_ranks(lambda: load_latest(config, run, meter, reader), run.group)
+    found, ids = zip(*all_gather_objects((run.samples, run.tracker_id), run.group), strict=True)
     run.tracker_id = ids[0]
-    together(lambda: check_alike(config, list(found)), run.group)
-    together(lambda: write_config(config) if is_main else None, run.group)
+    run_on_all_ranks(lambda: check_ranks_agree(config, list(found)), run.group)
+    run_on_all_ranks(lambda: write_config(config) if is_main else None, run.group)
 
 
 def write_config(config: TrainConfig) -> None:
@@ -55,7 +56,7 @@ def write_config(config: TrainConfig) -> None:
         file.write(to_yaml(saved_config(config)).encode())
 
 
-def take_hold(config: TrainConfig, run: Run) -> None:
+def acquire_run_dir(config: TrainConfig, run: Run) -> None:
     """The main process's: the folder is there, is nobody else's while this process lives, and has no half files."""
     folder = Path(config.run).resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +71,7 @@ def take_hold(config: TrainConfig, run: Run) -> None:
     (folder / JOB).write_text(_job())
     (folder / "checkpoints").mkdir(exist_ok=True)
     checkpoint.clear_leftovers(folder)
-    run.writer = checkpoint.Writer(folder, config.keep_checkpoints, lock)
+    run.writer = checkpoint.AsyncCheckpointWriter(folder, config.keep_checkpoints, lock)
 
 
 def is_restart(folder: Path) -> bool:
@@ -104,7 +105,7 @@ def load_latest(config: TrainConfig, run: Run, meter: Meter, reader: ShardDatase
         return
     state = checkpoint.load_training(folder)
     try:
-        notes = check_continues(config, state, stream_state(config, run.samples, reader))
+        notes = check_resumable(config, state, stream_state(config, run.samples, reader))
         load_state(run, meter, state)
     except (KeyError, TypeError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{folder}: not the state of such a training: {type(error).__name__} {error}") from error
@@ -112,20 +113,20 @@ def load_latest(config: TrainConfig, run: Run, meter: Meter, reader: ShardDatase
         for note in notes:
             logger.info("continued with %s", note)
         if run.values:
-            mend_best(config, run)
+            repair_best_link(config, run)
 
 
-def mend_best(config: TrainConfig, run: Run) -> None:
+def repair_best_link(config: TrainConfig, run: Run) -> None:
     """Makes the run folder's best what the state says it is: a kill may have come before that, or somebody else."""
     folder = checkpoint.step_folder(Path(config.run), run.best_step)
-    if problem := checkpoint.damage(folder):
+    if problem := checkpoint.find_corruption(folder):
         run.best_psnr = float("-inf")
         logger.warning("%s, the best so far: %s; the next validation takes its place", folder, problem)
     else:
         checkpoint.mark_best(Path(config.run), folder, load_model(folder))
 
 
-def check_continues(config: TrainConfig, state: dict[str, Any], stream: StreamState) -> list[str]:
+def check_resumable(config: TrainConfig, state: dict[str, Any], stream: StreamState) -> list[str]:
     """What is set otherwise than when `state` was saved, and may be.
 
     Raises:
@@ -144,15 +145,15 @@ def check_continues(config: TrainConfig, state: dict[str, Any], stream: StreamSt
     for key, value in (wanted | dict.fromkeys(gone)).items():
         if saved.get(key) == value or key in ("data.epoch", "data.consumed_samples"):
             continue
-        if key.startswith(("data.", *MATTERS)):
+        if key.startswith(("data.", *IMMUTABLE_KEYS)):
             raise ValueError(f"{config.run} was begun with {key} {saved.get(key)}, not {value}; choose another run "
                              "folder (--run) or the old setting, or begin anew (--fresh)")
-        if not key.startswith(IN_THE_STREAM):
+        if not key.startswith(DATA_KEYS):
             notes.append(f"{key} {value}, before {saved.get(key)}")
     return notes
 
 
-def check_alike(config: TrainConfig, found: list[int]) -> None:
+def check_ranks_agree(config: TrainConfig, found: list[int]) -> None:
     """Raises ValueError where the ranks stand at different samples."""
     if len(set(found)) > 1:
         raise ValueError(f"{config.run}: the ranks find checkpoints after {found} tiles; put it where all nodes see it")
@@ -235,10 +236,10 @@ def saved_config(config: TrainConfig) -> TrainConfig:
 
 def save_due(config: TrainConfig, run: Run) -> bool:
     """Whether it is time for a checkpoint beside those of validations; at the very start it shows that it can be."""
-    return run.saved_samples < 0 or due(config, run, config.save_every_samples, run.saved_samples)
+    return run.saved_samples < 0 or interval_elapsed(config, run, config.save_every_samples, run.saved_samples)
 
 
-def overdue(config: TrainConfig, run: Run) -> bool:
+def checkpoint_overdue(config: TrainConfig, run: Run) -> bool:
     """Whether the last checkpoint is too old by the main process's clock."""
     minutes = (time.monotonic() - run.saved_at) / 60
     return run.writer is not None and 0 < config.save_every_minutes < minutes
@@ -248,7 +249,7 @@ def save_now(config: TrainConfig, run: Run, meter: Meter, reader: ShardDataset, 
     """A checkpoint of where the run stands is on the disk when this returns; all ranks call it together.
 
     Raises:
-        RankFailed: it cannot be written, not for `patience` seconds or until this is told to stop.
+        DistributedError: it cannot be written, not for `patience` seconds or until this is told to stop.
     """
 
     def wait() -> None:
@@ -258,12 +259,12 @@ def save_now(config: TrainConfig, run: Run, meter: Meter, reader: ShardDataset, 
     deadline, is_saved = time.monotonic() + patience, run.samples == run.saved_samples
     while True:
         try:
-            together(wait, run.group)
+            run_on_all_ranks(wait, run.group)
             if is_saved:
                 return
-        except RankFailed as problem:
-            given_up = is_saved and (time.monotonic() > deadline or signals.warned() is not None)
-            if any(all_told(given_up, run.group)):
+        except DistributedError as problem:
+            given_up = is_saved and (time.monotonic() > deadline or signals.stop_requested() is not None)
+            if any(all_gather_objects(given_up, run.group)):
                 raise
             if is_saved and run.writer:
                 logger.warning("the last checkpoint cannot be written, tried again: %s", problem)
@@ -275,7 +276,7 @@ def save_now(config: TrainConfig, run: Run, meter: Meter, reader: ShardDataset, 
 def save_checkpoint(config: TrainConfig, run: Run, meter: Meter, reader: ShardDataset) -> None:
     """Begins to write where the run stands; all ranks call it together."""
     assert run.queued is None, "a step that may yet be taken back"
-    sums = all_told(meter.state(), run.group)
+    sums = all_gather_objects(meter.state(), run.group)
     run.saved_samples, run.saved_at = run.samples, time.monotonic()
     if run.writer:
         run.writer.submit(snapshot(config, run, sums, reader))
@@ -293,10 +294,10 @@ def snapshot(config: TrainConfig, run: Run, sums: list[dict[str, Any]], reader: 
         "meter": sums,
         "stream": asdict(stream_state(config, run.samples, reader)),
         "config": plain(asdict(saved_config(config))),
-        "network": checkpoint.copied(run.network.state_dict()),
-        "average": checkpoint.copied(run.average.state_dict()) if run.average is not None else None,
-        "optimizer": checkpoint.copied(run.optimizer.state_dict()),
-        "scaler": checkpoint.copied(scaler.state_dict()) if scaler else None,
+        "network": checkpoint.detach_to_cpu(run.network.state_dict()),
+        "average": checkpoint.detach_to_cpu(run.average.state_dict()) if run.average is not None else None,
+        "optimizer": checkpoint.detach_to_cpu(run.optimizer.state_dict()),
+        "scaler": checkpoint.detach_to_cpu(scaler.state_dict()) if scaler else None,
     }
     about = {key: f"{value:.4f}" for key, value in run.values.items()} | {"samples": str(run.samples)}
     is_best = bool(run.values) and run.validated_samples == run.samples and run.best_step == run.step

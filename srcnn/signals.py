@@ -16,20 +16,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-STOPPED = 75  # exit status of a run that was told to stop: EX_TEMPFAIL of sysexits.h, "try again later"
-INTERRUPTED = 130  # after Ctrl-C, as shells have it
+EXIT_REQUEUE = 75  # exit status of a run that was told to stop: EX_TEMPFAIL of sysexits.h, "try again later"
+EXIT_INTERRUPTED = 130  # after Ctrl-C, as shells have it
 LAUNCHER_ENDED = signal.SIGUSR2  # chosen here: what the kernel sends when the launcher is gone
-WARNINGS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT, LAUNCHER_ENDED)
-ONE_WARNING_SECONDS = 5.0  # a scheduler's signal comes twice, from itself and through the launcher
-ONE_CTRL_C_SECONDS = 1.0
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT, LAUNCHER_ENDED)
+SAME_SIGNAL_SECONDS = 5.0  # a scheduler's signal comes twice, from itself and through the launcher
+SAME_CTRL_C_SECONDS = 1.0
 
 
-class Stopped(RuntimeError):
+class StopRequested(RuntimeError):
     """A rank was told to stop; every rank raises this at the same step. `status` is the exit status."""
 
     @property
     def status(self) -> int:
-        return INTERRUPTED if str(self) == signal.SIGINT.name else STOPPED
+        return EXIT_INTERRUPTED if str(self) == signal.SIGINT.name else EXIT_REQUEUE
 
 
 @dataclass
@@ -42,14 +42,14 @@ class _Heard:
 _heard = _Heard()
 
 
-def listen() -> None:
+def install_signal_handlers() -> None:
     """From now on a first warning is kept for `warned`, or ends the process with STOPPED while there is nothing to
     lose; a second one ends it at once. Signals that are ignored stay ignored. Only for the main thread, and once.
     """
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     signal.set_wakeup_fd(ours.fileno(), warn_on_full_buffer=False)
-    for number in WARNINGS:
+    for number in STOP_SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
     threading.Thread(target=_hear, args=(ours, theirs), name="signals", daemon=True).start()
@@ -81,22 +81,22 @@ def _read(process: int, name: str) -> bytes:
         return b""
 
 
-def warned() -> Stopped | None:
+def stop_requested() -> StopRequested | None:
     """The warning that came, if one did."""
-    return Stopped(_heard.warning) if _heard.warning else None
+    return StopRequested(_heard.warning) if _heard.warning else None
 
 
-def heed_from_now() -> None:
+def enable_graceful_stop() -> None:
     """There is something to lose: a warning no longer ends the process at once."""
     _heard.nothing_to_lose = False
 
 
-def is_heeding() -> bool:
+def graceful_stop_enabled() -> bool:
     """Whether there is something to lose."""
     return not _heard.nothing_to_lose
 
 
-def end(line: str, status: int) -> None:
+def exit_now(line: str, status: int) -> None:
     """Ends the process now: threads that still wait for a server or another rank do not hold it."""
     with suppress(OSError, ValueError):  # whoever read it may be gone
         sys.stderr.write(f"{line}\n")
@@ -108,7 +108,7 @@ def end(line: str, status: int) -> None:
 def _hear(_ours: socket.socket, theirs: socket.socket) -> None:
     while numbers := theirs.recv(64):
         for number in numbers:
-            if number in WARNINGS:
+            if number in STOP_SIGNALS:
                 _heed(signal.Signals(number))
 
 
@@ -119,7 +119,7 @@ def _heed(number: signal.Signals) -> None:
         _heard.at, _heard.warning = now, name
         if _heard.nothing_to_lose:
             _say(f"{name}: stopped before the first step")
-            os._exit(Stopped(name).status)
+            os._exit(StopRequested(name).status)
         _say(f"{name}: stopping after a checkpoint; a second signal stops at once")
     elif number != LAUNCHER_ENDED and now - _heard.at > _seconds_of(number):
         _say(f"{number.name}: stopped at once")
@@ -127,7 +127,7 @@ def _heed(number: signal.Signals) -> None:
 
 
 def _seconds_of(number: signal.Signals) -> float:
-    return ONE_CTRL_C_SECONDS if number == signal.SIGINT else ONE_WARNING_SECONDS
+    return SAME_CTRL_C_SECONDS if number == signal.SIGINT else SAME_SIGNAL_SECONDS
 
 
 def _say(line: str) -> None:

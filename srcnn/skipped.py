@@ -7,9 +7,10 @@ import logging
 from pathlib import Path
 
 from srcnn.dataset import ShardDataset
+from srcnn.distributed import all_gather_objects
 from srcnn.queued import Queued
-from srcnn.ranks import all_told
-from srcnn.run import Run, TrainConfig
+from srcnn.state import Run
+from srcnn.train_config import TrainConfig
 
 SKIPPED = "skipped.jsonl"
 NAME_BYTES = 100  # of a tar header: where the name of a member stands
@@ -26,7 +27,7 @@ def report_skipped(config: TrainConfig, run: Run, skipped: Queued, reader: Shard
     last_straw = run.skipped_in_a_row > config.max_skipped_steps
     if run.accelerator.scaler and not last_straw:
         return False
-    keys = all_told(keys_of(reader, skipped.tiles.tolist()), run.group)
+    keys = all_gather_objects(keys_of(reader, skipped.tiles.tolist()), run.group)
     where = Path(config.run, SKIPPED)
     if run.accelerator.is_main_process:
         logger.warning("loss or gradient is not finite: step %d skipped, its tiles are in %s", skipped.step, where)

@@ -20,8 +20,9 @@ from srcnn.machine import Finding, counted, note, ok, problem
 from srcnn.manifest import MANIFEST, PLAN, Manifest, Shard, ShardError, check_shard_size
 from srcnn.object_store import AccessConfig, ObjectStore, ReadFailed
 from srcnn.photo_list import photos_in, refused_in
-from srcnn.run import TrainConfig, check_samples, open_split
+from srcnn.state import check_samples, open_split
 from srcnn.storage import Folder, is_url, join, open_storage
+from srcnn.train_config import TrainConfig
 from srcnn.verify import verify_shards
 
 MOST_ASKED_FOR = 1024  # shards of a split on a server

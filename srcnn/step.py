@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 
+from srcnn.distributed import DistributedError, raise_if_any_rank_failed
 from srcnn.loader import Batch
 from srcnn.meter import Meter
-from srcnn.optimize import rate, set_rate, update_average
+from srcnn.optimizer import lr_factor, set_lr, update_average
 from srcnn.queued import Queued, on_its_way
-from srcnn.ranks import RankFailed, raise_together
-from srcnn.run import Run, TrainConfig
-from srcnn.signals import Stopped
-from srcnn.validate import conditions_for
+from srcnn.signals import StopRequested
+from srcnn.state import Run
+from srcnn.train_config import TrainConfig
+from srcnn.transforms import conditions_for
 
 
 def train_step(
@@ -33,10 +34,10 @@ def train_step(
         this step or, where `run.lags`, the one before.
 
     Raises:
-        RankFailed, Stopped: some rank had trouble; on all ranks, and as if that step had not begun.
+        DistributedError, Stopped: some rank had trouble; on all ranks, and as if that step had not begun.
     """
     accelerator = run.accelerator
-    clean, degraded = run.as_floats(batch, config.augment)
+    clean, degraded = run.to_float_batch(batch, config.augment)
     batch_size = config.global_batch_size(accelerator.num_processes)
     # Gradients are averaged over the ranks, whose parts may be unequal.
     weight = math.nan if trouble else accelerator.num_processes / batch_size
@@ -56,14 +57,14 @@ def train_step(
         for chunk in first:
             accumulate(*chunk)
     accumulate(*last)
-    skipped = settle(config, run, meter)
+    skipped = resolve_pending_step(config, run, meter)
     gradient_norm = accelerator.clip_grad_norm_(run.network.parameters(), config.optimizer.clip_norm or math.inf)
     before = scaler_state(run)
     learning_rate = apply(config, run, gradient_norm)
     run.step, run.samples = run.step + 1, run.samples + batch_size
     run.queued = Queued(run.step, run.samples, batch_size, batch.samples, sums, on_its_way(gradient_norm),
                         learning_rate, trouble, before)
-    return skipped if run.lags else settle(config, run, meter)
+    return skipped if run.lags else resolve_pending_step(config, run, meter)
 
 
 def apply(config: TrainConfig, run: Run, gradient_norm: torch.Tensor) -> float:
@@ -71,17 +72,17 @@ def apply(config: TrainConfig, run: Run, gradient_norm: torch.Tensor) -> float:
 
     fp16's scaler looks at the gradients itself, on the device too, and lowers its scale where they are not finite.
     """
-    set_rate(run.optimizer, rate(config.optimizer, run.samples, config.total_samples))
+    set_lr(run.optimizer, lr_factor(config.optimizer, run.samples, config.total_samples))
     run.optimizer.optimizer.found_inf = (~gradient_norm.isfinite()).float()  # as torch.amp.GradScaler tells it
     run.optimizer.step()
     return float(run.optimizer.param_groups[0]["lr"])
 
 
-def settle(config: TrainConfig, run: Run, meter: Meter) -> Queued | None:
+def resolve_pending_step(config: TrainConfig, run: Run, meter: Meter) -> Queued | None:
     """Waits for the step that is open, if one is, and counts it; returns it where it was skipped.
 
     Raises:
-        RankFailed, Stopped: as `train_step`.
+        DistributedError, Stopped: as `train_step`.
     """
     step, run.queued = run.queued, None
     if step is None:
@@ -94,8 +95,8 @@ def settle(config: TrainConfig, run: Run, meter: Meter) -> Queued | None:
         run.skipped_in_a_row = 0
         return None
     try:
-        raise_together(step.trouble, run.group)
-    except (RankFailed, Stopped):
+        raise_if_any_rank_failed(step.trouble, run.group)
+    except (DistributedError, StopRequested):
         run.step, run.samples = step.step - 1, step.samples - step.batch_size
         for tensor, before in zip(scaler_tensors(run), step.scaler_before, strict=True):
             tensor.copy_(before)

@@ -130,7 +130,7 @@ def read_photo_file(data: bytes, folder: Path) -> None:
 def read_config(data: bytes, folder: Path) -> None:
     from shards.plan import ShardsConfig
     from srcnn.config import parse
-    from srcnn.run import TrainConfig
+    from srcnn.train_config import TrainConfig
     from srcnn.untrusted import check_yaml
 
     (folder / "config.yaml").write_bytes(data)

@@ -26,7 +26,7 @@ SETTINGS = {"model": {"filters": [8, 4], "residual": True}, "optimizer": {"lr": 
             "trackers": [], "mixed_precision": "no", "timeout_minutes": 0.5}
 LONG = {"total_samples": 10**7, "log_every_samples": 240, "validate_every_samples": 960, "save_every_samples": 240}
 TIMINGS = ("tiles_per_second", "data_wait", "memory_gib")
-PRELOADED = ["torch", "torch._dynamo", "accelerate", "srcnn.launch", "srcnn.train", "jobs"]
+PRELOADED = ["torch", "torch._dynamo", "accelerate", "srcnn.launcher", "srcnn.trainer", "jobs"]
 STARTED = []  # ranks of the test that runs
 
 

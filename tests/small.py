@@ -12,9 +12,9 @@ from shards.plan import ShardsConfig
 from shards.write import make_shards
 from srcnn import checkpoint
 from srcnn.files import sha256_of, write_json
-from srcnn.optimize import OptimizerConfig
-from srcnn.run import TrainConfig
+from srcnn.optimizer import OptimizerConfig
 from srcnn.srcnn_model import SRCNN, ModelConfig
+from srcnn.train_config import TrainConfig
 from srcnn.weights_io import initialize
 
 MADE = {}  # folders of small_shards, by what they hold; gone with the process

@@ -7,13 +7,13 @@ import torch
 from accelerate.state import AcceleratorState
 from small import small_config
 
-from srcnn import run as runs
+from srcnn import state as runs
 from srcnn.dataset import ShardDataset
 from srcnn.device_loader import on_device
 from srcnn.loader import StreamConfig, train_batches
 from srcnn.meter import Meter
 from srcnn.shuffle import BatchPlan
-from srcnn.validate import as_floats
+from srcnn.transforms import to_float_batch
 
 
 @pytest.fixture
@@ -51,15 +51,15 @@ def copied(value):
 @contextmanager
 def spoiled(run):
     """A pixel of the pairs is infinite."""
-    before = run.as_floats
+    before = run.to_float_batch
 
     def infinite(batch, augment):
-        clean, degraded = as_floats(batch, augment)
+        clean, degraded = to_float_batch(batch, augment)
         degraded[-1, 0, 3, 5] = torch.inf
         return clean, degraded
 
-    run.as_floats = infinite
+    run.to_float_batch = infinite
     try:
         yield
     finally:
-        run.as_floats = before
+        run.to_float_batch = before

@@ -76,7 +76,7 @@ def test_a_kill_while_a_checkpoint_is_replaced_loses_neither(tmp_path, model):
 
 
 def test_a_best_checkpoint_that_could_not_be_written_comes_with_the_next(tmp_path, model):
-    writer = checkpoint.Writer(tmp_path, 1, FolderLock(tmp_path, 0))
+    writer = checkpoint.AsyncCheckpointWriter(tmp_path, 1, FolderLock(tmp_path, 0))
     blocked = tmp_path / "checkpoints"
     blocked.write_text("a file where the folder should be")
     writer.submit(checkpoint.Snapshot(1, model, {"step": 1}, {}, is_best=True))
@@ -123,7 +123,7 @@ def test_a_failed_save_leaves_what_was_there(tmp_path, model, monkeypatch):
 def test_a_best_checkpoint_comes_again_where_the_run_folder_was_lost(tmp_path, model):
     run = tmp_path / "run"
     run.mkdir()
-    writer = checkpoint.Writer(run, 1, FolderLock(run, 0))
+    writer = checkpoint.AsyncCheckpointWriter(run, 1, FolderLock(run, 0))
     writer.submit(checkpoint.Snapshot(1, model, {"step": 1}, {}, is_best=True))
     assert writer.wait() == []
     shutil.rmtree(run)

@@ -19,7 +19,6 @@ from shards.__main__ import report
 from shards.plan import ShardsConfig
 from shards.pool import ShardsFailed
 from shards.write import Summary, make_shards
-from srcnn.compiled import Scored
 from srcnn.dataset import ShardDataset
 from srcnn.degrade import Degradation
 from srcnn.doctor import DoctorConfig, doctor
@@ -27,13 +26,15 @@ from srcnn.files import sha256_of
 from srcnn.index import index_tar
 from srcnn.jpeg_quality import condition_of_image
 from srcnn.loader import val_batches
+from srcnn.loss import LossAndScores
 from srcnn.manifest import Manifest, ShardError
 from srcnn.metrics import psnr
-from srcnn.run import check_samples
 from srcnn.srcnn_model import SRCNN, ModelConfig
+from srcnn.state import check_samples
 from srcnn.tiles import cut_to_cover, starts_to_cover
 from srcnn.training_pairs import DegradationConfig
-from srcnn.validate import conditions_for, validate
+from srcnn.transforms import conditions_for
+from srcnn.validation import validate
 from srcnn.verify import verify_shards
 from srcnn.weights_io import initialize
 
@@ -252,7 +253,7 @@ def test_conditions_are_for_networks_that_take_them(both):
 def test_the_loss_of_the_luma_is_added(loss):
     clean, degraded = torch.rand(2, 3, 3, 19, 23, generator=torch.Generator().manual_seed(0))
     conditions = torch.rand(3, 22, generator=torch.Generator().manual_seed(1))
-    found, sums = Scored(told_network(), 2, loss, luma_weight=0.7)(clean, degraded, conditions)
+    found, sums = LossAndScores(told_network(), 2, loss, luma_weight=0.7)(clean, degraded, conditions)
     difference = (degraded + conditions[:, 9].view(3, 1, 1, 1) - clean).double().numpy()[:, :, 2:-2, 2:-2]
     cost = {"mse": np.square, "l1": np.abs, "charbonnier": lambda part: np.sqrt(part**2 + 1e-6)}[loss]
     luma = np.einsum("c,nchw->nhw", [0.299, 0.587, 0.114], difference)

@@ -10,7 +10,7 @@ from small import draw_photo, small_config, small_shards
 
 from srcnn.__main__ import main
 from srcnn.restore_image import restore
-from srcnn.train import train
+from srcnn.trainer import train
 from srcnn.weights_io import load_model
 
 

@@ -11,13 +11,13 @@ from jobs import assert_same_bits, assert_same_run
 from small import small_config, small_shards
 from steps import any_device, begun, kept  # noqa: F401  # a fixture
 
-from srcnn.compiled import Scored, for_one_size
 from srcnn.config import parse
+from srcnn.loss import LossAndScores, compile_static_shape
 from srcnn.metrics import psnr
-from srcnn.run import TrainConfig
 from srcnn.srcnn_model import SRCNN, ModelConfig
 from srcnn.step import train_step
-from srcnn.train import train
+from srcnn.train_config import TrainConfig
+from srcnn.trainer import train
 from srcnn.weights_io import initialize
 
 
@@ -32,7 +32,7 @@ def test_loss_and_scores_are_sums_over_the_tiles(border):
     initialize(network, "pytorch", 0)
     clean, degraded = torch.rand(2, 5, 1, 19, 23, generator=torch.Generator().manual_seed(0))
     degraded[2] = clean[2]
-    loss, sums = Scored(network, border)(clean, degraded)
+    loss, sums = LossAndScores(network, border)(clean, degraded)
     restored = network(degraded).detach().double().numpy()
     pairs = [(tile, other) for tile, other in zip(clean.double().numpy(), restored, strict=True)]
     inside = (..., slice(border, 19 - border), slice(border, 23 - border))
@@ -48,7 +48,7 @@ def test_loss_and_scores_are_sums_over_the_tiles(border):
 def test_only_the_size_that_comes_first_is_compiled(monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda function, **_: lambda tiles: compiled.append(len(tiles)) or len(tiles))
-    call = for_one_size(len, len, "default")
+    call = compile_static_shape(len, len, "default")
     assert [call([0] * size) for size in (4, 4, 1, 3, 4, 5)] == [4, 4, 1, 3, 4, 5]
     assert compiled == [4, 4, 4]
 
@@ -71,11 +71,11 @@ def test_what_a_graph_overwrites_is_not_used_after(tmp_path, shards, monkeypatch
     def once(function, _, mode):  # the way from bytes to floats is compiled without graphs
         return graphed(function) if mode == "reduce-overhead" else function
 
-    monkeypatch.setattr("srcnn.compiled.for_one_size", once)
-    monkeypatch.setattr("srcnn.run.for_one_size", once)
+    monkeypatch.setattr("srcnn.loss.compile_static_shape", once)
+    monkeypatch.setattr("srcnn.state.compile_static_shape", once)
     config = small_config(tmp_path / "plain", shards, micro_batch_size=3)
     train(config)
-    monkeypatch.setattr("srcnn.run.LAGGING", ("cpu",))
+    monkeypatch.setattr("srcnn.state.ASYNC_DEVICES", ("cpu",))
     train(replace(config, run=str(tmp_path / "graphs"), compile="reduce-overhead"))
     assert_same_run(tmp_path / "graphs", tmp_path / "plain")
 

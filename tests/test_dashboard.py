@@ -12,7 +12,7 @@ from small import small_config, small_shards
 from wandb_server import closed_port, wandb_server
 
 from srcnn.dashboard import LOADS, PICTURES, workspace
-from srcnn.train import train
+from srcnn.trainer import train
 from srcnn.wandb_files import records, wandb_files
 
 pytest.importorskip("wandb_workspaces")

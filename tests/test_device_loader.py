@@ -12,12 +12,13 @@ from small import small_shards
 
 from srcnn.dataset import ShardDataset
 from srcnn.device_loader import LARGEST_SHARE, ResidentDataset, device_batches
+from srcnn.distributed import DistributedError
 from srcnn.loader import StreamConfig
 from srcnn.manifest import ShardError
-from srcnn.ranks import RankFailed
 from srcnn.shuffle import BatchPlan
 from srcnn.srcnn_model import SRCNN, ModelConfig
-from srcnn.validate import as_floats, validate
+from srcnn.transforms import to_float_batch
+from srcnn.validation import validate
 
 CPU = torch.device("cpu")
 
@@ -56,7 +57,7 @@ def test_a_set_that_does_not_fit_is_refused_with_both_sizes(reader, monkeypatch)
     needed = 2 * 75 * 32 * 32
     free = type("Memory", (), {"available": int(needed / LARGEST_SHARE) - 10})
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
-    with pytest.raises(RankFailed, match=facts(reader.location, "0.0 GB", "cpu", "--stream.resident no")):
+    with pytest.raises(DistributedError, match=facts(reader.location, "0.0 GB", "cpu", "--stream.resident no")):
         next(device_batches(reader, StreamConfig(resident="host"), BatchPlan(0, 0, 10, 1, 0, 1), CPU, None))
     free.available += 20
     next(device_batches(reader, StreamConfig(resident="host"), BatchPlan(0, 0, 10, 1, 0, 1), CPU, None))
@@ -86,13 +87,13 @@ def test_pairs_that_validation_cannot_read_fail_it_on_all_ranks(reader, monkeypa
         raise ShardError("000002.tar: damaged")
 
     monkeypatch.setattr(reader, "read", lambda *_: missing(0, 0))
-    with pytest.raises(RankFailed, match="000002.tar: damaged"):
+    with pytest.raises(DistributedError, match="000002.tar: damaged"):
         validate(SRCNN(ModelConfig(filters=(2, 2))), reader, Accelerator(cpu=True))
 
 
 def test_floats_are_levels_over_255_channels_first(reader):
     batch = next(device_batches(reader, StreamConfig(), BatchPlan(0, 0, 10, 7, 0, 1), CPU, None))
-    clean, degraded = as_floats(batch)
+    clean, degraded = to_float_batch(batch)
     assert clean.shape == degraded.shape == (7, 1, 32, 32) and clean.dtype == torch.float32
     np.testing.assert_array_equal((clean * 255).round().byte()[:, 0].numpy(), batch.clean.numpy())
     np.testing.assert_array_equal((degraded * 255).round().byte()[:, 0].numpy(), batch.degraded.numpy())

@@ -17,7 +17,7 @@ from shards.write import make_shards
 from srcnn.__main__ import main
 from srcnn.degrade import Degradation
 from srcnn.doctor import CHECKS
-from srcnn.optimize import OptimizerConfig
+from srcnn.optimizer import OptimizerConfig
 from srcnn.srcnn_model import ModelConfig
 
 SUBJECTS = [subject for subject, _ in CHECKS]

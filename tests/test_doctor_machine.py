@@ -20,9 +20,9 @@ from small import small_config, small_shards
 from srcnn import checkpoint
 from srcnn.doctor import checkpoint_bytes
 from srcnn.machine import addresses_of, num_cores
-from srcnn.optimize import OptimizerConfig
+from srcnn.optimizer import OptimizerConfig
 from srcnn.srcnn_model import ModelConfig
-from srcnn.train import train
+from srcnn.trainer import train
 
 on_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="asks for what only a machine without GPU lacks")
 

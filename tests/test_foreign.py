@@ -16,10 +16,10 @@ from small import draw_photo, small_config
 from shards.__main__ import main
 from srcnn import dataset as dataset_module
 from srcnn.dataset import ShardDataset
+from srcnn.distributed import DistributedError
 from srcnn.loader import StreamConfig, train_batches, val_batches
-from srcnn.ranks import RankFailed
 from srcnn.shuffle import BatchPlan, crops_at
-from srcnn.train import train
+from srcnn.trainer import train
 
 webdataset = pytest.importorskip("webdataset")
 
@@ -218,7 +218,7 @@ def test_a_network_is_trained_on_them_and_reported_on(tmp_path, foreign):
     report = tmp_path / "run" / "report"
     assert {path.name for path in report.iterdir()} == {"index.html", "loss.png", "psnr.png", "table.md", "tiles.png"}
     assert "photo.png" not in (report / "index.html").read_text()
-    with pytest.raises(RankFailed, match=facts(foreign / "train", "--stream.resident no")):
+    with pytest.raises(DistributedError, match=facts(foreign / "train", "--stream.resident no")):
         train(small_config(tmp_path / "resident", foreign, stream=StreamConfig(resident="host")))
 
 

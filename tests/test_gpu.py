@@ -14,11 +14,11 @@ from steps import any_device, begun, kept, spoiled  # noqa: F401  # a fixture
 
 from srcnn.device import full_precision, to_device
 from srcnn.loader import StreamConfig
-from srcnn.optimize import OptimizerConfig
+from srcnn.optimizer import OptimizerConfig
 from srcnn.restore_image import restore
-from srcnn.step import settle, train_step
+from srcnn.step import resolve_pending_step, train_step
 from srcnn.tracking import read_metrics
-from srcnn.train import train
+from srcnn.trainer import train
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
@@ -37,8 +37,8 @@ def working_on(device):
     """What is begun here computes on the device, in whole float32 where it is float32."""
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.MonkeyPatch.context() as patch, full_precision():
-        patch.setattr("srcnn.run.device_here", lambda: torch.device(device))
-        patch.setattr("srcnn.train.write_report", lambda *_: None)
+        patch.setattr("srcnn.state.device_here", lambda: torch.device(device))
+        patch.setattr("srcnn.trainer.write_report", lambda *_: None)
         yield
 
 
@@ -98,13 +98,13 @@ def test_fp16_trains_too_while_its_scaler_looks_for_a_scale(tmp_path, shards, pl
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name,first", [("adam", 0), ("sgd", 0), ("adamw", 3)])
 def test_a_step_that_is_not_finite_is_left_out_by_the_device(tmp_path, shards, monkeypatch, device, name, first):
-    monkeypatch.setattr("srcnn.run.LAGGING", ("cpu", "cuda"))
+    monkeypatch.setattr("srcnn.state.ASYNC_DEVICES", ("cpu", "cuda"))
     with working_on(device):
         config, run, meter, batches = begun(tmp_path, shards, optimizer=replace(OPTIMIZER, name=name))
         assert run.lags and run.accelerator.device.type == device
         for _ in range(first):
             train_step(config, run, next(batches), meter)
-        settle(config, run, meter)
+        resolve_pending_step(config, run, meter)
         before, spoilt = kept(run), next(batches)
         with spoiled(run):
             assert train_step(config, run, spoilt, meter) is None, "it is not known yet"
@@ -115,7 +115,7 @@ def test_a_step_that_is_not_finite_is_left_out_by_the_device(tmp_path, shards, m
         assert_same_bits(after[:2], before[:2])
         for number, values in before[2].items():
             assert_same_bits(after[2][number], values)
-        assert settle(config, run, meter) is None and run.skipped_steps == 1
+        assert resolve_pending_step(config, run, meter) is None and run.skipped_steps == 1
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -139,13 +139,13 @@ def test_on_a_gpu_weights_gradients_and_state_are_channels_last_and_a_step_waits
         for _ in range(3):
             train_step(config, run, next(batches), meter)
         batch = next(batches)
-        settle(config, run, meter)  # which does wait
+        resolve_pending_step(config, run, meter)  # which does wait
         torch.cuda.set_sync_debug_mode("error")
         try:
             train_step(config, run, batch, meter)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        settle(config, run, meter)
+        resolve_pending_step(config, run, meter)
         weight = run.network.conv3.weight
         moments = run.optimizer.state[weight]
         for tensor in (weight, weight.grad, moments["exp_avg"], moments["exp_avg_sq"]):

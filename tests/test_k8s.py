@@ -11,9 +11,9 @@ from pods import K8S, KUBECTL, ROOT, build, overlay, verdict
 
 from shards.plan import ShardsConfig
 from srcnn.config import parse, read_yaml
-from srcnn.run import TrainConfig
-from srcnn.signals import ONE_WARNING_SECONDS, STOPPED
+from srcnn.signals import EXIT_REQUEUE, SAME_SIGNAL_SECONDS
 from srcnn.tracking import PREEMPTED_SECONDS
+from srcnn.train_config import TrainConfig
 
 pytestmark = pytest.mark.skipif(not KUBECTL, reason="no kubectl here")
 FOLDERS = ("volumes", "base", "gpu1", "gpu8", "shards", "mine")
@@ -154,7 +154,7 @@ def test_there_is_time_for_a_checkpoint_and_the_trackers(built):
         grace = job["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
         launcher = int(environment(containers(job)[1])["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
         assert grace >= launcher + 20
-        assert launcher >= 30 + PREEMPTED_SECONDS + ONE_WARNING_SECONDS  # torchrun's own for all but the trackers
+        assert launcher >= 30 + PREEMPTED_SECONDS + SAME_SIGNAL_SECONDS  # torchrun's own for all but the trackers
 
 
 def test_containers_may_do_no_more_than_they_need(built):
@@ -179,7 +179,7 @@ def test_a_warning_is_no_failure_and_wrong_settings_are_the_end(built):
         assert verdict(job, 2) == "FailJob" and verdict(job, 1) == verdict(job, 137) == "Count"
         assert verdict(job, 137, disrupted=True) == "Ignore"
     spec = built["gpu8"]["Job", "srcnn-train"]["spec"]
-    assert verdict({"spec": spec}, STOPPED) == "Ignore"
+    assert verdict({"spec": spec}, EXIT_REQUEUE) == "Ignore"
     assert spec["backoffLimitPerIndex"] > 0 and spec["maxFailedIndexes"] == 0 and "backoffLimit" not in spec
 
 

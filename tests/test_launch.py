@@ -104,7 +104,7 @@ def test_wrong_keys_and_missing_shards_end_with_a_line_that_says_so(tmp_path, co
 def test_every_shipped_config_is_valid(path):
     from shards.plan import ShardsConfig
     from srcnn.config import parse
-    from srcnn.run import TrainConfig
+    from srcnn.train_config import TrainConfig
 
     assert path.read_text().startswith("# ")
     if path.stem == "sweep":

@@ -5,18 +5,18 @@ import math
 import pytest
 import torch
 
-from srcnn.optimize import OptimizerConfig, build_optimizer, rate, set_rate, update_average
+from srcnn.optimizer import OptimizerConfig, build_optimizer, lr_factor, set_lr, update_average
 from srcnn.srcnn_model import SRCNN, ModelConfig
 from srcnn.weights_io import initialize
 
 
 def test_the_schedule_depends_on_samples_alone():
     config = OptimizerConfig(schedule="cosine", warmup_samples=100)
-    assert rate(config, 0, 1000) == pytest.approx(0.01, rel=1e-3)
-    assert rate(config, 500, 1000) == pytest.approx(0.5)
-    assert rate(config, 750, 1000) == pytest.approx(0.5 * (1 + math.cos(0.75 * math.pi)))
-    assert rate(config, 1000, 1000) == pytest.approx(0) == rate(config, 1234, 1000)
-    assert rate(OptimizerConfig(), 10**9, 1) == 1
+    assert lr_factor(config, 0, 1000) == pytest.approx(0.01, rel=1e-3)
+    assert lr_factor(config, 500, 1000) == pytest.approx(0.5)
+    assert lr_factor(config, 750, 1000) == pytest.approx(0.5 * (1 + math.cos(0.75 * math.pi)))
+    assert lr_factor(config, 1000, 1000) == pytest.approx(0) == lr_factor(config, 1234, 1000)
+    assert lr_factor(OptimizerConfig(), 10**9, 1) == 1
 
 
 def test_the_last_layer_learns_at_its_own_rate():
@@ -25,7 +25,7 @@ def test_the_last_layer_learns_at_its_own_rate():
     before = [parameter.detach().clone() for parameter in model.parameters()]
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    set_rate(optimizer, 0.5)
+    set_lr(optimizer, 0.5)
     optimizer.step()
     moved = [float((a - b).max()) for a, b in zip(before, model.parameters(), strict=True)]
     assert moved == pytest.approx([5e-3] * 4 + [5e-4] * 2, rel=1e-4)

@@ -12,10 +12,10 @@ from nodes import cluster, needs_nodes
 from pods import K8S, KUBECTL, Pod, build, carry_through, name_pods, overlay, until, verdict
 from small import small_config, small_shards, write_photos
 
-from srcnn.optimize import OptimizerConfig
-from srcnn.signals import STOPPED
+from srcnn.optimizer import OptimizerConfig
+from srcnn.signals import EXIT_REQUEUE
 from srcnn.srcnn_model import ModelConfig
-from srcnn.train import train
+from srcnn.trainer import train
 
 pytestmark = [pytest.mark.slow, needs_nodes(), pytest.mark.skipif(not KUBECTL, reason="no kubectl here")]
 SETTINGS = {"model": {"filters": [8, 4], "residual": True}, "optimizer": {"lr": 2e-3}, "batch_size": 12, "trackers": [],
@@ -58,7 +58,7 @@ def test_pods_that_are_drained_and_lost_meet_again_and_train_as_undisturbed(tmp_
         first.start("train")
         until(lambda: consumed(run) >= 240, *pods)
         second.terminate()
-        assert [pod.wait() for pod in pods] == [STOPPED, STOPPED], first.output.read_text()
+        assert [pod.wait() for pod in pods] == [EXIT_REQUEUE, EXIT_REQUEUE], first.output.read_text()
         assert lines_with(first.output.read_text(), "launch/train.py:", "SIGTERM")
         drained = consumed(run)
         assert drained < total["total_samples"] and len(state(run)["meter"]) == 2
@@ -80,7 +80,7 @@ def test_a_pod_that_waits_for_the_others_ends_at_once_when_it_is_drained(tmp_pat
         first.start("train")
         until(lambda: listens(first), first)
         first.terminate()
-        assert first.wait(60) == STOPPED
+        assert first.wait(60) == EXIT_REQUEUE
     assert lines_with(first.output.read_text(), "launch/pod.py", "SIGTERM")
 
 
@@ -98,7 +98,7 @@ def test_a_pod_of_one_rank_is_the_training_itself(tmp_path, shards):
         until(lambda: consumed(tmp_path / "srcnn-runs/srcnn") >= 240, pod)
         assert "launch/train.py" in pod.first_process().cmdline()
         pod.terminate()
-        assert pod.wait() == STOPPED
+        assert pod.wait() == EXIT_REQUEUE
     assert lines_with(pod.output.read_text(), "launch/train.py:", "SIGTERM")
 
 

@@ -30,7 +30,7 @@ from jobs import (
 from messages import lines_with, says
 from small import small_shards
 
-from srcnn.signals import INTERRUPTED, ONE_WARNING_SECONDS, STOPPED
+from srcnn.signals import EXIT_INTERRUPTED, EXIT_REQUEUE, SAME_SIGNAL_SECONDS
 from srcnn.tracking import read_metrics
 
 slow = pytest.mark.slow
@@ -58,9 +58,9 @@ def test_killed_and_continued_it_is_the_same_to_the_last_bit(tmp_path, shards, n
 
 
 @pytest.mark.parametrize("num_ranks,whom,number,status", [
-    (2, "ranks", signal.SIGTERM, STOPPED),
-    pytest.param(1, "ranks", signal.SIGINT, INTERRUPTED, marks=slow),
-    pytest.param(2, "one rank", signal.SIGUSR1, STOPPED, marks=slow),
+    (2, "ranks", signal.SIGTERM, EXIT_REQUEUE),
+    pytest.param(1, "ranks", signal.SIGINT, EXIT_INTERRUPTED, marks=slow),
+    pytest.param(2, "one rank", signal.SIGUSR1, EXIT_REQUEUE, marks=slow),
     pytest.param(1, "launcher", signal.SIGTERM, -signal.SIGTERM, marks=slow),  # it passes nothing on: the kernel does
     pytest.param(2, "launcher", signal.SIGTERM, 1, marks=slow),
 ])
@@ -94,7 +94,7 @@ def test_a_second_signal_ends_it_at_once_though_it_waits_for_another_rank(tmp_pa
     waiting, held = ranks_of(process)
     held.suspend()
     waiting.terminate()
-    time.sleep(ONE_WARNING_SECONDS + 1)
+    time.sleep(SAME_SIGNAL_SECONDS + 1)
     assert waiting.is_running(), "the first warning waits for the other rank"
     waiting.terminate()
     gone, _ = psutil.wait_procs([waiting], timeout=60)
@@ -108,7 +108,7 @@ def test_told_to_stop_before_the_first_step_it_ends_at_once(tmp_path, shards):
     time.sleep(1)  # it imports for seconds
     process.terminate()
     status, output = finish(process)
-    assert status in (STOPPED, -signal.SIGTERM), output  # the latter before Python has read the script
+    assert status in (EXIT_REQUEUE, -signal.SIGTERM), output  # the latter before Python has read the script
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 

@@ -9,10 +9,10 @@ from messages import facts
 from small import small_config, small_shards
 
 from srcnn import checkpoint
+from srcnn.distributed import DistributedError
 from srcnn.files import sha256_of, write_json
-from srcnn.ranks import RankFailed
 from srcnn.resume import is_restart
-from srcnn.train import train
+from srcnn.trainer import train
 from srcnn.untrusted import read_json
 
 
@@ -70,7 +70,7 @@ FIRST_WEIGHT = ("network", "conv1.weight")
 def test_a_state_that_no_training_has_is_named(tmp_path, trained, path, value, told):
     shards, model, state = trained
     put(tmp_path / "run", model, changed(state, path, value))
-    with pytest.raises(RankFailed, match=facts(*told)):
+    with pytest.raises(DistributedError, match=facts(*told)):
         train(small_config(tmp_path / "run", shards, total_samples=16))
 
 
@@ -88,7 +88,7 @@ def test_a_pickle_that_would_run_something_does_not(tmp_path, trained):
 
     shards, model, state = trained
     put(tmp_path / "run", model, state | {"values": Payload()})
-    with pytest.raises(RankFailed, match=facts(FOLDER, checkpoint.TRAINING)):
+    with pytest.raises(DistributedError, match=facts(FOLDER, checkpoint.TRAINING)):
         train(small_config(tmp_path / "run", shards, total_samples=16))
     assert not (tmp_path / "ran").exists()
 

@@ -16,7 +16,7 @@ from servers import FaultyServer
 from small import small_shards
 
 from srcnn import checkpoint
-from srcnn.signals import STOPPED
+from srcnn.signals import EXIT_REQUEUE
 from srcnn.tracking import read_metrics
 
 slow = pytest.mark.slow
@@ -45,7 +45,7 @@ def disturbed(config, run, batch, meter, trouble=None):
     with spoiled(run) if here and what != "trouble" else nullcontext():
         return step(config, run, batch, meter, trouble)
 training.train_step = disturbed
-from srcnn.launch import launch
+from srcnn.launcher import launch
 launch("spoiled", None, runs.TrainConfig, training.train)
 """
 
@@ -182,11 +182,11 @@ def test_two_trainings_do_not_write_into_one_folder(tmp_path, shards):
     wait_until(first, lambda: time.monotonic() > begun + 4)
     assert second.poll() is None, "it waits for the first to end"
     first.terminate()
-    assert finish(first)[0] == STOPPED
+    assert finish(first)[0] == EXIT_REQUEUE
     stopped = consumed(run)
     wait_for(second, run, stopped + 240)
     second.terminate()
-    assert finish(second)[0] == STOPPED
+    assert finish(second)[0] == EXIT_REQUEUE
 
 
 @slow
@@ -227,6 +227,6 @@ def test_warned_while_it_waits_for_a_server_that_does_not_answer_it_stops_with_a
         process.terminate()
         begun = time.monotonic()
         status, output = finish(process)
-        assert status == STOPPED and lines_with(output, "launch/train.py:", "SIGTERM")
+        assert status == EXIT_REQUEUE and lines_with(output, "launch/train.py:", "SIGTERM")
         assert time.monotonic() - begun < 60, "long before the reads are given up"
     assert consumed(run) >= read_metrics(run)[-1]["samples"]

@@ -12,13 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from srcnn import signals
 from srcnn.dataset import ShardDataset
-from srcnn.optimize import OptimizerConfig, build_optimizer, complete_state
-from srcnn.ranks import RankFailed
-from srcnn.run import start_accelerator
-from srcnn.signals import Stopped
+from srcnn.distributed import DistributedError
+from srcnn.optimizer import OptimizerConfig, build_optimizer, complete_state
+from srcnn.signals import StopRequested
 from srcnn.srcnn_model import SRCNN
-from srcnn.step import settle, train_step
-from srcnn.train import train
+from srcnn.state import start_accelerator
+from srcnn.step import resolve_pending_step, train_step
+from srcnn.trainer import train
 
 AVERAGED = OptimizerConfig(lr=2e-3, average_halflife_samples=100, schedule="cosine")
 OPTIMIZERS = [AVERAGED, OptimizerConfig("adamw", weight_decay=0.1), OptimizerConfig("sgd", lr=0.02)]
@@ -31,20 +31,20 @@ def shards(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch):
-    monkeypatch.setattr("srcnn.train.write_report", lambda *_: None)
+    monkeypatch.setattr("srcnn.trainer.write_report", lambda *_: None)
 
 
 @pytest.fixture(params=["at once", "late"])
 def hears(request, monkeypatch):
     """When the host hears how a step ended; late is what it does on a GPU."""
-    monkeypatch.setattr("srcnn.run.LAGGING", ("cpu", "cuda") if request.param == "late" else ())
+    monkeypatch.setattr("srcnn.state.ASYNC_DEVICES", ("cpu", "cuda") if request.param == "late" else ())
     return request.param
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: optimizer.name)
 def test_it_makes_no_difference_when_the_host_hears_of_a_step(tmp_path, shards, monkeypatch, optimizer):
     for devices in ((), ("cpu",)):
-        monkeypatch.setattr("srcnn.run.LAGGING", devices)
+        monkeypatch.setattr("srcnn.state.ASYNC_DEVICES", devices)
         train(small_config(tmp_path / f"{len(devices)}", shards, optimizer=optimizer, micro_batch_size=3,
                            log_every_samples=24, validate_every_samples=40, save_every_samples=16))
     assert_same_run(tmp_path / "1", tmp_path / "0")
@@ -56,12 +56,12 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(tmp_path, shar
     config, run, meter, batches = begun(tmp_path, shards, optimizer=optimizer)
     for _ in range(first):
         train_step(config, run, next(batches), meter)
-    settle(config, run, meter)
+    resolve_pending_step(config, run, meter)
     before, sums = kept(run), meter.sums.clone()
     spoilt = next(batches)
     with spoiled(run):
         skipped = train_step(config, run, spoilt, meter)
-        skipped = skipped or settle(config, run, meter)
+        skipped = skipped or resolve_pending_step(config, run, meter)
     assert (skipped.step, skipped.samples) == (run.step, run.samples) == (first + 1, 8 * first + 8)
     assert torch.equal(skipped.tiles, spoilt.samples)
     assert (run.skipped_steps, run.skipped_in_a_row) == (1, 1)
@@ -70,7 +70,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(tmp_path, shar
     for number, values in before[2].items():
         assert_same_bits(after[2][number], values)
     assert torch.equal(meter.sums, sums)
-    assert train_step(config, run, next(batches), meter) is None and settle(config, run, meter) is None
+    assert train_step(config, run, next(batches), meter) is None and resolve_pending_step(config, run, meter) is None
     assert run.skipped_in_a_row == 0 and all(parameter.isfinite().all() for parameter in run.network.parameters())
     assert all(value.isfinite().all() for values in run.optimizer.state_dict()["state"].values()
                for value in values.values())
@@ -85,14 +85,14 @@ def test_momentum_begins_at_zero_though_the_first_step_is_skipped(tmp_path, shar
         if skips:
             with spoiled(run):
                 train_step(config, run, batch, meter)
-                settle(config, run, meter)
+                resolve_pending_step(config, run, meter)
         train_step(config, run, batch, meter)
-        settle(config, run, meter)
+        resolve_pending_step(config, run, meter)
         ends.append(kept(run)[:3])
     assert_same_bits(*ends)
 
 
-@pytest.mark.parametrize("trouble", [OSError("a cable"), Stopped("SIGTERM")])
+@pytest.mark.parametrize("trouble", [OSError("a cable"), StopRequested("SIGTERM")])
 def test_trouble_ends_the_run_as_if_its_step_had_not_begun(tmp_path, shards, monkeypatch, hears, trouble):
     """The fourth batch cannot be had."""
     config = small_config(tmp_path / "run", shards, optimizer=AVERAGED, log_every_samples=64, validate_every_samples=64)
@@ -103,8 +103,9 @@ def test_trouble_ends_the_run_as_if_its_step_had_not_begun(tmp_path, shards, mon
         return train_step(config, run, batch, meter, before or (trouble if run.step == 3 else None))
 
     with monkeypatch.context() as patch:
-        patch.setattr("srcnn.train.train_step", failing)
-        with pytest.raises(Stopped if isinstance(trouble, Stopped) else RankFailed, match=str(trouble)):
+        patch.setattr("srcnn.trainer.train_step", failing)
+        kind = StopRequested if isinstance(trouble, StopRequested) else DistributedError
+        with pytest.raises(kind, match=str(trouble)):
             train(config)
     assert steps == ([0, 1, 2, 3] if hears == "at once" else [0, 1, 2, 3, 4])
     assert (state(tmp_path / "run")["step"], state(tmp_path / "run")["samples"]) == (3, 24)
@@ -121,11 +122,11 @@ def test_told_to_stop_at_any_step_it_goes_on_to_the_same_end(tmp_path, shards, m
 
     def warned():
         asked.append(1)
-        return Stopped("SIGTERM") if len(asked) > 2 * number else None  # it is asked twice a step
+        return StopRequested("SIGTERM") if len(asked) > 2 * number else None  # it is asked twice a step
 
     with monkeypatch.context() as patch:
-        patch.setattr(signals, "warned", warned)
-        with pytest.raises(Stopped):
+        patch.setattr(signals, "stop_requested", warned)
+        with pytest.raises(StopRequested):
             train(config)
     assert state(tmp_path / "run")["samples"] <= 8 * number
     train(config)
@@ -143,7 +144,7 @@ def test_skipped_steps_are_written_down_with_their_own_tiles(tmp_path, shards, m
         with spoiled(run):
             return train_step(config, run, batch, meter, trouble)
 
-    monkeypatch.setattr("srcnn.train.train_step", spoiling)
+    monkeypatch.setattr("srcnn.trainer.train_step", spoiling)
     config = small_config(tmp_path / "run", shards, log_every_samples=8, max_skipped_steps=2)
     train(config)
     entries = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
@@ -169,15 +170,15 @@ def test_trouble_leaves_the_scaler_of_fp16_as_it_was(tmp_path, shards, hears):
     try:
         for _ in range(2):
             train_step(config, run, next(batches), meter)
-        settle(config, run, meter)
+        resolve_pending_step(config, run, meter)
         before = kept(run)
         assert before[3]["_growth_tracker"] == 2
-        with pytest.raises(RankFailed, match="a cable"):
+        with pytest.raises(DistributedError, match="a cable"):
             train_step(config, run, next(batches), meter, OSError("a cable"))
             train_step(config, run, next(batches), meter, OSError("a cable"))
         assert_same_bits(kept(run), before)
         train_step(config, run, next(batches), meter)
-        settle(config, run, meter)
+        resolve_pending_step(config, run, meter)
         assert run.accelerator.scaler.get_scale() == 8.0
     finally:
         run.accelerator.state._mixed_precision = "no"

@@ -12,15 +12,16 @@ from small import small_config, small_shards
 
 from srcnn import checkpoint
 from srcnn.dataset import ShardDataset
+from srcnn.distributed import DistributedError
 from srcnn.loader import Batch, StreamConfig
-from srcnn.optimize import OptimizerConfig, build_optimizer
-from srcnn.ranks import RankFailed
-from srcnn.run import start_accelerator
+from srcnn.optimizer import OptimizerConfig, build_optimizer
 from srcnn.shuffle import symmetries_at
 from srcnn.srcnn_model import SRCNN, ModelConfig
+from srcnn.state import start_accelerator
 from srcnn.tracking import read_metrics
-from srcnn.train import train
-from srcnn.validate import as_floats, transform, validate
+from srcnn.trainer import train
+from srcnn.transforms import to_float_batch, transform
+from srcnn.validation import validate
 from srcnn.weights_io import initialize, load_model
 
 
@@ -106,7 +107,7 @@ def test_numbers_after_the_checkpoint_are_not_doubled_when_continuing(tmp_path, 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"model": ModelConfig(filters=(8, 5), residual=True)}])
 def test_a_run_does_not_continue_as_another(tmp_path, shards, change):
     train(small_config(tmp_path / "run", shards))
-    with pytest.raises(RankFailed, match=facts(next(iter(change)), "--run", "--fresh")):
+    with pytest.raises(DistributedError, match=facts(next(iter(change)), "--run", "--fresh")):
         train(small_config(tmp_path / "run", shards, **change))
 
 
@@ -114,7 +115,7 @@ def test_a_run_does_not_continue_with_other_lanes(tmp_path, shards):
     stream = StreamConfig("runs", run_samples=1, num_lanes=2, window_samples=8, lead_samples=4)
     train(small_config(tmp_path / "run", shards, stream=stream))
     other = replace(stream, lanes="kept")
-    with pytest.raises(RankFailed, match=facts("data.order", 1, 2, "kept", "--fresh")):
+    with pytest.raises(DistributedError, match=facts("data.order", 1, 2, "kept", "--fresh")):
         train(small_config(tmp_path / "run", shards, stream=other))
 
 
@@ -123,7 +124,7 @@ def test_a_continued_run_takes_the_new_learning_rate_but_no_other_optimizer(tmp_
     train(small_config(tmp_path / "run", shards, optimizer=OptimizerConfig(lr=1e-5)))
     points = [point["learning_rate"] for point in read_metrics(tmp_path / "run") if "learning_rate" in point]
     assert points == pytest.approx([2e-3, 1e-5])
-    with pytest.raises(RankFailed, match=facts("optimizer.name", "adam", "sgd")):
+    with pytest.raises(DistributedError, match=facts("optimizer.name", "adam", "sgd")):
         train(small_config(tmp_path / "run", shards, optimizer=OptimizerConfig(name="sgd", lr=1e-5)))
 
 
@@ -229,7 +230,7 @@ def test_both_tiles_of_a_pair_get_the_symmetry_of_their_position():
     tiles = np.random.default_rng(0).integers(0, 256, (64, 5, 5), np.uint8)
     symmetries = symmetries_at(3, np.arange(64))
     batch = Batch(tiles, 255 - tiles, np.arange(64), symmetries)
-    clean, degraded = as_floats(batch.map(torch.from_numpy), augment=True)
+    clean, degraded = to_float_batch(batch.map(torch.from_numpy), augment=True)
     torch.testing.assert_close(clean + degraded, torch.ones_like(clean))
     for tile, symmetry, out in zip(tiles, symmetries, clean, strict=True):
         expected = tile[:, ::-1] if symmetry & 1 else tile
@@ -258,7 +259,7 @@ def test_validation_does_not_depend_on_the_batch_size(shards, monkeypatch):
     reader, accelerator = ShardDataset(shards / "val"), Accelerator(cpu=True)
     scores = []
     for size in (1, 7, 64):
-        monkeypatch.setitem(__import__("srcnn.validate").validate.BATCH_SIZE, "cpu", size)
+        monkeypatch.setitem(__import__("srcnn.validation").validation.BATCH_SIZE, "cpu", size)
         scores.append(validate(model, reader, accelerator)["val/psnr"])
     assert scores == pytest.approx([scores[0]] * 3, abs=1e-5)
 
@@ -286,13 +287,13 @@ def test_a_scaler_is_kept_in_checkpoints_and_lowered_by_steps_that_are_not_finit
         return optimizers[-1]
 
     def far_too_bright(batch, augment):
-        clean, degraded = as_floats(batch, augment)
+        clean, degraded = to_float_batch(batch, augment)
         return clean, degraded * 1e30
 
-    monkeypatch.setattr("srcnn.train.start_accelerator", with_scaler)
-    monkeypatch.setattr("srcnn.run.build_optimizer", keep)
+    monkeypatch.setattr("srcnn.trainer.start_accelerator", with_scaler)
+    monkeypatch.setattr("srcnn.state.build_optimizer", keep)
     if not is_finite:
-        monkeypatch.setattr("srcnn.run.as_floats", far_too_bright)
+        monkeypatch.setattr("srcnn.state.to_float_batch", far_too_bright)
     config = small_config(tmp_path / "run", shards, total_samples=32)
     train(config)
     state = checkpoint.load_training(checkpoint.latest(tmp_path / "run"))

@@ -18,16 +18,17 @@ from srcnn.config import parse, plain, to_yaml
 from srcnn.dataset import ShardDataset
 from srcnn.degrade import Degradation, degrade
 from srcnn.device import prefers_bf16
+from srcnn.distributed import DistributedError
 from srcnn.doctor import DoctorConfig, doctor
-from srcnn.metrics import pixel_loss
-from srcnn.ranks import RankFailed
+from srcnn.loss import pixel_loss
 from srcnn.restore_image import restore_pixels
-from srcnn.resume import check_continues, stream_state
-from srcnn.run import TrainConfig, open_split
+from srcnn.resume import check_resumable, stream_state
 from srcnn.srcnn_model import ModelConfig
-from srcnn.train import train
+from srcnn.state import open_split
+from srcnn.train_config import TrainConfig
+from srcnn.trainer import train
 from srcnn.unet import UNet, UNetConfig
-from srcnn.validate import validate
+from srcnn.validation import validate
 from srcnn.weights_io import load_model, save_model
 
 TINY = {"model": ModelConfig(), "unet": UNetConfig((4, 6), 1)}
@@ -85,9 +86,9 @@ def test_half_precision_in_files_costs_less_than_five_thousandths_of_a_decibel(t
 
 def test_another_u_net_in_the_same_folder_is_refused(tmp_path, shards):
     train(small_config(tmp_path / "run", shards, **TINY, total_samples=8))
-    with pytest.raises(RankFailed, match=facts("unet.widths", [4, 6], [4, 8])):
+    with pytest.raises(DistributedError, match=facts("unet.widths", [4, 6], [4, 8])):
         train(small_config(tmp_path / "run", shards, model=ModelConfig(), unet=UNetConfig((4, 8), 1)))
-    with pytest.raises(RankFailed, match="unet.widths|model.filters"):
+    with pytest.raises(DistributedError, match="unet.widths|model.filters"):
         train(small_config(tmp_path / "run", shards))
 
 
@@ -98,7 +99,7 @@ def test_a_run_that_is_older_than_the_setting_continues(tmp_path, shards):
     state = checkpoint.load_training(checkpoint.latest(tmp_path / "run"))
     del state["config"]["unet"], state["config"]["loss"]
     stream = stream_state(config, 32, open_split(config, "train"))
-    (note,) = check_continues(config, state, stream)
+    (note,) = check_resumable(config, state, stream)
     assert says(note, "total_samples", 64, 32)
 
 

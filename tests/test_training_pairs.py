@@ -17,13 +17,14 @@ from srcnn.dataset import ShardDataset
 from srcnn.jpeg_quality import CONDITION_SIZE, condition_of_image
 from srcnn.loader import StreamConfig, train_batches
 from srcnn.prefetch import BufferRing
-from srcnn.run import TrainConfig, open_shards
 from srcnn.shuffle import BatchPlan, generator_at, symmetries_at
-from srcnn.signals import Stopped
+from srcnn.signals import StopRequested
 from srcnn.srcnn_model import ModelConfig
-from srcnn.train import train
+from srcnn.state import open_shards
+from srcnn.train_config import TrainConfig
+from srcnn.trainer import train
 from srcnn.training_pairs import DegradationConfig, PairMaker, training_pair, turned
-from srcnn.validate import transform
+from srcnn.transforms import transform
 
 EVERY = {name: {} for name in ("bicubic", "blur", "clean", "jpeg", "jpeg_twice", "noise", "webp")}
 MIXED = DegradationConfig(24, [1.0, 0.5], {**EVERY, "bicubic": {"scales": [2, 3]}, "jpeg": {"weight": 3}}, 0.2)
@@ -305,7 +306,7 @@ def test_a_training_that_was_stopped_continues_to_the_same_bits(shards, tmp_path
     steps = []
 
     def warned():
-        return Stopped("told to") if len(steps) == 5 else None
+        return StopRequested("told to") if len(steps) == 5 else None
 
     made = PairMaker.fill
 
@@ -315,8 +316,8 @@ def test_a_training_that_was_stopped_continues_to_the_same_bits(shards, tmp_path
 
     with monkeypatch.context() as patched:
         patched.setattr(PairMaker, "fill", counting)
-        patched.setattr(signals, "warned", warned)
-        with pytest.raises(Stopped):
+        patched.setattr(signals, "stop_requested", warned)
+        with pytest.raises(StopRequested):
             train(colour_config(tmp_path / "stopped", shards, stream=StreamConfig(num_threads=1, prefetch_batches=1)))
     assert 0 < len(steps) < 8
     assert train(colour_config(tmp_path / "stopped", shards)) == whole

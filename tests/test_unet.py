@@ -15,8 +15,8 @@ from small import random_photo
 from test_model import check_saved_folded
 from torch import nn
 
-from srcnn.benchmark import training_flop
 from srcnn.jpeg_quality import CONDITION_SIZE, condition_of_quality
+from srcnn.profile_step import training_flop
 from srcnn.restore_image import restore_pixels
 from srcnn.srcnn_model import SRCNN
 from srcnn.unet import UNet, UNetConfig, to_rgb, to_ycbcr

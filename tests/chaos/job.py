@@ -168,7 +168,8 @@ class Job:
 
     def saved(self) -> int:
         """Tiles of the newest whole checkpoint, -1 without any."""
-        steps = [int(folder.name[5:]) for folder in checkpoint.step_folders(self.run) if not checkpoint.damage(folder)]
+        folders = checkpoint.step_folders(self.run)
+        steps = [int(folder.name[5:]) for folder in folders if not checkpoint.find_corruption(folder)]
         return max(steps, default=-1) * BATCH_SIZE
 
     def newest(self) -> Path:

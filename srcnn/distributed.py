@@ -1,4 +1,4 @@
-"""How the ranks of a training find each other: by which network interface, for how long, and what is said if not."""
+"""Other ranks: how they find each other, and small messages between CPUs. Gradients and scores go their own way."""
 
 from __future__ import annotations
 
@@ -7,33 +7,93 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from queue import Empty, Queue
+from typing import Any, TypeVar, cast
 
 import psutil
+import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # it does not list them
 
-from srcnn.ranks import RankFailed
-from srcnn.signals import end
+from srcnn.signals import StopRequested, exit_now
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}  # Accelerate's
 INTERFACE = "GLOO_SOCKET_IFNAME"
 LOOPBACK = "127.0.0.1"
 RESOLVE_SECONDS = 5.0
 logger = logging.getLogger(__name__)
+ResultT = TypeVar("ResultT")
+MessageT = TypeVar("MessageT")
+
+
+class DistributedError(RuntimeError):
+    """What some rank could not do; every rank raises this at the same step, with the reasons of all."""
+
+
+def new_cpu_group(timeout: timedelta | None = None) -> Any:
+    """A group of all ranks for messages between CPUs; None for a single process. All ranks call it together."""
+    several = dist.is_initialized() and dist.get_world_size() > 1
+    return dist.new_group(backend="gloo", timeout=timeout) if several else None
+
+
+def all_gather_objects(mine: MessageT, group: Any) -> list[MessageT]:
+    """What every rank has to tell, by rank; all of them call it together."""
+    if group is None:
+        return [mine]
+    told: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(told, mine, group=group)
+    return told
+
+
+def run_on_all_ranks(work: Callable[[], ResultT], group: Any) -> ResultT:
+    """`work()`, which every rank does. Raises as `raise_together` where one of them cannot, or was told to stop."""
+    result, trouble = None, None
+    try:
+        result = work()
+    except Exception as error:  # whatever it is, the others shall hear of it
+        trouble = error
+    raise_if_any_rank_failed(trouble, group)
+    return cast(ResultT, result)
+
+
+def raise_if_any_rank_failed(trouble: Exception | None, group: Any) -> None:
+    """All ranks call this together, with their own trouble or None.
+
+    Raises (on all ranks, where any has trouble):
+        DistributedError: some rank failed.
+        Stopped: none failed, but some rank was told to stop.
+    """
+    told = all_gather_objects((isinstance(trouble, StopRequested), _named(trouble)) if trouble else None, group)
+    failures = dict.fromkeys(text for stopped, text in filter(None, told) if not stopped)
+    if failures:
+        raise DistributedError("; ".join(failures)) from trouble
+    for message in filter(None, told):
+        raise StopRequested(message[1])
+
+
+def _named(trouble: Exception) -> str:
+    plain = isinstance(trouble, (OSError, ValueError, StopRequested)) and str(trouble)
+    return str(trouble) if plain else f"{type(trouble).__name__}: {trouble}"
+
+
+def sum_over_ranks(sums: torch.Tensor) -> torch.Tensor:
+    """Adds float64 sums of all ranks (in place where there are several); every rank gets the total."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(sums)
+    return sums
 
 
 @contextmanager
-def meeting(timeout: timedelta) -> Iterator[None]:
+def rendezvous(timeout: timedelta) -> Iterator[None]:
     """Within, the ranks connect to each other; where they cannot before the `timeout`, the process ends and says so.
 
     Gloo waits five times its timeout for a first connection (waitUntilConnected in gloo/transport/tcp/pair.cc).
 
     Raises:
-        RankFailed: they cannot at all.
+        DistributedError: they cannot at all.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
@@ -43,18 +103,18 @@ def meeting(timeout: timedelta) -> Iterator[None]:
     cure = (f"start the same command on every machine, let each reach {where}, and look with "
             f"`srcnn doctor --machines N` on each; gloo takes {INTERFACE} {os.environ.get(INTERFACE, '(not set)')}")
     line = f"the ranks did not meet within {timeout.total_seconds():g} s (timeout_minutes)"
-    timer = threading.Timer(timeout.total_seconds(), end, (f"srcnn: {line}: {cure}", 1))
+    timer = threading.Timer(timeout.total_seconds(), exit_now, (f"srcnn: {line}: {cure}", 1))
     timer.daemon = True
     timer.start()
     try:
         yield
     except RuntimeError as error:
-        raise RankFailed(f"the ranks do not meet: {error}: {cure}") from error
+        raise DistributedError(f"the ranks do not meet: {error}: {cure}") from error
     finally:
         timer.cancel()
 
 
-def meet_again(device_type: str, timeout: timedelta) -> None:
+def rejoin_after_restart(device_type: str, timeout: timedelta) -> None:
     """Joins ranks that a launcher started anew; nothing where Accelerate can do it.
 
     The store of a static rendezvous, `accelerate launch`'s own, outlives the ranks, and in it they would find the
@@ -89,7 +149,7 @@ def gloo_address() -> str:
     the loopback (createDefaultDevice of PyTorch's ProcessGroupGloo.cpp).
     """
     try:
-        return next(filter(is_here, addresses_of(socket.gethostname())), LOOPBACK)
+        return next(filter(is_own_address, addresses_of(socket.gethostname())), LOOPBACK)
     except OSError:
         return LOOPBACK
 
@@ -113,7 +173,7 @@ def is_loopback(address: str) -> bool:
     return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
-def is_here(address: str) -> bool:
+def is_own_address(address: str) -> bool:
     """Whether an address is this machine's."""
     try:
         with socket.socket(_family(address)) as probe:

@@ -8,13 +8,14 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from srcnn.metrics import LossName, luma, pixel_loss, tile_psnr
-from srcnn.validate import crop
+from srcnn.metrics import luma, tile_psnr
 
+CHARBONNIER = 1e-3  # of pixels in [0, 1]: smaller differences count as squares
+LossName = Literal["mse", "l1", "charbonnier"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 
 
-class Scored(nn.Module):
+class LossAndScores(nn.Module):
     """A network and what is to be known of a step, so that nothing of a batch's size has to leave a compiled graph.
 
     (clean, degraded), float (N, C, H, W) in [0, 1] -> the losses of the tiles without `border` pixels on each side,
@@ -32,7 +33,7 @@ class Scored(nn.Module):
     ) -> None:
         super().__init__()
         self.network, self.border, self.loss, self.luma_weight = network, border, loss, luma_weight
-        self.score = for_one_size(self._score, lambda clean, *_: len(clean), mode) if mode else self._score
+        self.score = compile_static_shape(self._score, lambda clean, *_: len(clean), mode) if mode else self._score
 
     def forward(self, clean: torch.Tensor, degraded: torch.Tensor, *conditions: torch.Tensor) -> tuple[
         torch.Tensor, torch.Tensor
@@ -52,7 +53,9 @@ class Scored(nn.Module):
             return loss, torch.stack([psnr_in, psnr_out, loss.double(), torch.full_like(psnr_in, len(clean))])
 
 
-def for_one_size(function: Callable[..., Any], size_of: Callable[..., int], mode: CompileMode) -> Callable[..., Any]:
+def compile_static_shape(
+    function: Callable[..., Any], size_of: Callable[..., int], mode: CompileMode
+) -> Callable[..., Any]:
     """The function, compiled for the size of the batches that come first; a batch of another size goes as it is.
 
     There are few: the last part of a batch, and the black tile of a rank that wants to stop, which has no minute to
@@ -70,3 +73,19 @@ def for_one_size(function: Callable[..., Any], size_of: Callable[..., int], mode
         return compiled(*arguments)
 
     return call
+
+
+def pixel_loss(difference: torch.Tensor, name: LossName) -> torch.Tensor:
+    """The mean over pixels in [0, 1] of what their difference costs.
+
+    "charbonnier" is sqrt(difference^2 + 0.001^2): Lai et al., "Deep Laplacian Pyramid Networks for Fast and Accurate
+    Super-Resolution", CVPR 2017, section 3.3.
+    """
+    if name == "charbonnier":
+        return (difference.square() + CHARBONNIER**2).sqrt().mean()
+    return difference.abs().mean() if name == "l1" else difference.square().mean()
+
+
+def crop(pixels: torch.Tensor, border: int) -> torch.Tensor:
+    """Leaves out `border` pixels on every side."""
+    return pixels[..., border:-border, border:-border] if border else pixels

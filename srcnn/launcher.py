@@ -10,8 +10,8 @@ from accelerate import PartialState
 from torch.distributed import DistError
 
 from srcnn.config import parse
-from srcnn.ranks import RankFailed
-from srcnn.signals import STOPPED, Stopped, end, is_heeding
+from srcnn.distributed import DistributedError
+from srcnn.signals import EXIT_REQUEUE, StopRequested, exit_now, graceful_stop_enabled
 
 ConfigT = TypeVar("ConfigT")
 LOST = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "timed out", "NCCL", "gloo")
@@ -26,13 +26,13 @@ def launch(program: str, description: str | None, config_class: type[ConfigT], w
     try:
         work(config)
         PartialState().destroy_process_group()
-    except Stopped as stop:
-        end(f"{program}: stopped after a checkpoint ({stop}); the same command goes on from there", stop.status)
-    except (OSError, ValueError, FloatingPointError, RankFailed) as error:
-        end(f"{program}: {error}", 1)
+    except StopRequested as stop:
+        exit_now(f"{program}: stopped after a checkpoint ({stop}); the same command goes on from there", stop.status)
+    except (OSError, ValueError, FloatingPointError, DistributedError) as error:
+        exit_now(f"{program}: {error}", 1)
     except RuntimeError as error:
         if not isinstance(error, DistError) and not any(sign in str(error) for sign in LOST):
             raise
         told = "another rank is gone or hangs, or the network to it is cut"
-        status = STOPPED if is_heeding() else 1  # they may never have met
-        end(f"{program}: {told}; the same command goes on from the last checkpoint: {error}", status)
+        status = EXIT_REQUEUE if graceful_stop_enabled() else 1  # they may never have met
+        exit_now(f"{program}: {told}; the same command goes on from the last checkpoint: {error}", status)

@@ -19,14 +19,15 @@ from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from srcnn.config import plain
+from srcnn.distributed import sum_over_ranks
 from srcnn.files import write_json
 from srcnn.loader import Batch
 from srcnn.meter import Meter, memory_gib
-from srcnn.metrics import sum_over_ranks
-from srcnn.run import Run, TrainConfig, open_split, start_accelerator, start_run
 from srcnn.srcnn_model import ModelConfig
-from srcnn.step import settle, train_step
-from srcnn.train import batches
+from srcnn.state import Run, open_split, start_accelerator, start_run
+from srcnn.step import resolve_pending_step, train_step
+from srcnn.train_config import TrainConfig
+from srcnn.trainer import batches
 from srcnn.unet import UNetConfig
 from srcnn.weights_io import make_network
 
@@ -180,7 +181,7 @@ def stretch(config: BenchmarkConfig, run: Run, source: Iterator[Batch], meter: M
     begin = now(device)
     for batch in islice(source, config.num_steps):
         train_step(config, run, batch, meter)
-    settle(config, run, meter)
+    resolve_pending_step(config, run, meter)
     now(device)
     run.accelerator.wait_for_everyone()
     return now(device) - begin
@@ -236,7 +237,7 @@ def measure_phases(config: BenchmarkConfig, run: Run, stream: Iterator[Batch], m
         "accelerator": Timed(run.accelerator, timed, backward="backward", clip_grad_norm_="optimizer"),
         "model": Timed(run.model, timed, __call__="forward"),
         "optimizer": Timed(run.optimizer, timed, step="optimizer", zero_grad="optimizer"),
-        "as_floats": timed("bytes to floats", run.as_floats),
+        "to_float_batch": timed("bytes to floats", run.to_float_batch),
     }
     watched_run, watched_meter = replace(run, **watched), cast(Meter, Timed(meter, timed, add="meter"))
     begin = now(device)

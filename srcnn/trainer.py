@@ -17,21 +17,30 @@ from srcnn import signals
 from srcnn.config import plain
 from srcnn.dataset import ShardDataset
 from srcnn.device_loader import device_batches
+from srcnn.distributed import DistributedError, all_gather_objects, run_on_all_ranks
 from srcnn.jpeg_quality import CONDITION_SIZE
 from srcnn.loader import Batch
 from srcnn.meter import Meter
 from srcnn.queued import Queued
-from srcnn.ranks import RankFailed, all_told, together
 from srcnn.report import pair_rows, write_report
-from srcnn.resume import LAST_SAVE_SECONDS, continue_run, overdue, save_checkpoint, save_due, save_now, saved_config
-from srcnn.run import Run, TrainConfig, due, open_shards, start_accelerator, start_run
+from srcnn.resume import (
+    LAST_SAVE_SECONDS,
+    checkpoint_overdue,
+    resume,
+    save_checkpoint,
+    save_due,
+    save_now,
+    saved_config,
+)
 from srcnn.shuffle import BatchPlan
-from srcnn.signals import Stopped
+from srcnn.signals import StopRequested
 from srcnn.skipped import report_skipped
-from srcnn.step import settle, train_step
+from srcnn.state import Run, interval_elapsed, open_shards, start_accelerator, start_run
+from srcnn.step import resolve_pending_step, train_step
 from srcnn.tracking import Tracking
+from srcnn.train_config import TrainConfig
 from srcnn.training_pairs import PairMaker
-from srcnn.validate import validate
+from srcnn.validation import validate
 from srcnn.wandb_run import can_be_shared
 
 logger = logging.getLogger(__name__)
@@ -45,11 +54,11 @@ def train(config: TrainConfig) -> dict[str, float]:
 
     Raises:
         FileNotFoundError, ShardError: no shards, or not what their manifest says.
-        RankFailed: the run folder belongs to another network, seed or data, or samples cannot be read, or a checkpoint
-            cannot be written; on all ranks.
+        DistributedError: the run folder belongs to another network, seed or data, or samples cannot be read, or a
+            checkpoint cannot be written; on all ranks.
         FloatingPointError: loss or gradient is not finite, again and again.
-        Stopped: a rank was told to stop. As after RankFailed within training, a checkpoint after the last whole step
-            is left.
+        Stopped: a rank was told to stop. As after DistributedError within training, a checkpoint after the last whole
+            step is left.
     """
     accelerator = start_accelerator(config)
     train_reader, val_reader = open_shards(config)
@@ -59,15 +68,15 @@ def train(config: TrainConfig) -> dict[str, float]:
             reader.read_qualities()
     meter = Meter(accelerator.device)
     try:
-        continue_run(config, run, meter, train_reader)
+        resume(config, run, meter, train_reader)
         announce(config, run, train_reader, val_reader)
         tracking = start_tracking(config, run)
-        signals.heed_from_now()
+        signals.enable_graceful_stop()
         try:
             loop(config, run, meter, train_reader, val_reader, tracking)
             write_results(config, run, tracking, val_reader)
-        except (RankFailed, Stopped) as stop:
-            if isinstance(stop, Stopped):
+        except (DistributedError, StopRequested) as stop:
+            if isinstance(stop, StopRequested):
                 tracking.preempted(str(stop))
             save_now(config, run, meter, train_reader)
             raise
@@ -94,7 +103,7 @@ def loop(
     meter.began = time.perf_counter()
     while True:
         if any(measures_due(config, run)) or save_due(config, run):
-            tell(settle(config, run, meter))
+            tell(resolve_pending_step(config, run, meter))
         if measure(config, run, meter, val_reader, tracking) or save_due(config, run):
             with meter.paused():
                 save_checkpoint(config, run, meter, train_reader)
@@ -121,7 +130,7 @@ def start_tracking(config: TrainConfig, run: Run) -> Tracking:
     """The record of the run, which goes on where the checkpoint knows it to be."""
     trackers = config.trackers if run.accelerator.is_main_process else None
     logged = max(run.logged_samples, run.validated_samples)
-    told = all_told((socket.gethostname(), sends_node_metrics(config, run)), run.group)
+    told = all_gather_objects((socket.gethostname(), sends_node_metrics(config, run)), run.group)
     hosts = list(dict.fromkeys(host for host, _ in told))
     shares = told[0][1] and len(hosts) > 1 and run.accelerator.is_local_main_process
     return Tracking(Path(config.run), trackers, plain(asdict(saved_config(config))), config.total_samples, run.samples,
@@ -140,8 +149,8 @@ def sends_node_metrics(config: TrainConfig, run: Run) -> bool:
 
 def measures_due(config: TrainConfig, run: Run) -> tuple[bool, bool]:
     """Whether it is time for a log line, and for a validation; at the end for both."""
-    log_due = due(config, run, config.log_every_samples, run.logged_samples)
-    return log_due, due(config, run, config.validate_every_samples, run.validated_samples)
+    log_due = interval_elapsed(config, run, config.log_every_samples, run.logged_samples)
+    return log_due, interval_elapsed(config, run, config.validate_every_samples, run.validated_samples)
 
 
 def measure(config: TrainConfig, run: Run, meter: Meter, reader: ShardDataset, tracking: Tracking) -> bool:
@@ -157,8 +166,8 @@ def measure(config: TrainConfig, run: Run, meter: Meter, reader: ShardDataset, t
     if validation_due:
         with meter.paused():
             values = validate_run(config, run, reader)
-            pictures = together(lambda: show_pictures(config, run, reader), run.group)
-    point, save_wished = meter.read(run, overdue(config, run)) if log_due else ({}, False)
+            pictures = run_on_all_ranks(lambda: show_pictures(config, run, reader), run.group)
+    point, save_wished = meter.read(run, checkpoint_overdue(config, run)) if log_due else ({}, False)
     if validation_due:
         run.values, run.validated_samples = values, run.samples
         if values["val/psnr"] > run.best_psnr:
@@ -203,7 +212,7 @@ def next_batch(
     A rank that has no batch takes its part in the next step with a black tile, so that the others hear of it; and in
     the one after, where they hear of it that late.
     """
-    trouble = run.queued.trouble if run.queued and run.queued.trouble else signals.warned()
+    trouble = run.queued.trouble if run.queued and run.queued.trouble else signals.stop_requested()
     for problem in run.writer.problems() if run.writer else ():
         logger.warning("a checkpoint could not be written, the last good one is kept: %s", problem)
         if config.on_save_failure == "stop" or isinstance(problem, BlockingIOError):  # the folder is another's now
@@ -211,8 +220,8 @@ def next_batch(
     try:
         if trouble:
             raise trouble
-        return next(parts), signals.warned()
-    except RankFailed:
+        return next(parts), signals.stop_requested()
+    except DistributedError:
         raise
     except Exception as error:  # whatever it is, the others shall hear of it
         shape, device = config.pair_shape(reader.tile_shape), run.accelerator.device

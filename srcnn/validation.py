@@ -13,60 +13,14 @@ from srcnn.base import Network
 from srcnn.dataset import ShardDataset
 from srcnn.device import full_precision, to_device
 from srcnn.device_loader import on_device
-from srcnn.loader import Batch, StreamConfig, val_batches
-from srcnn.metrics import luma, ssim, sum_over_ranks, tile_psnr
-from srcnn.ranks import together
+from srcnn.distributed import run_on_all_ranks, sum_over_ranks
+from srcnn.loader import StreamConfig, val_batches
+from srcnn.metrics import luma, ssim, tile_psnr
+from srcnn.transforms import conditions_for, to_float_batch
 
 BATCH_SIZE = {"cpu": 8, "cuda": 128}
 SCORES = ("psnr_in", "psnr", "ssim_in", "ssim", "loss")
 LUMA_SCORES = ("psnr_luma_in", "psnr_luma")
-
-
-def as_floats(batch: Batch, augment: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """(clean, degraded) of a batch of uint8 tensors: float32 (N, C, H, W) in [0, 1], where they are."""
-    symmetries = batch.symmetries if augment else None
-    return _as_floats(batch.clean, symmetries), _as_floats(batch.degraded, symmetries)
-
-
-def conditions_for(network: Network, batch: Batch) -> list[torch.Tensor]:
-    """What the network is called with after the degraded tiles: a batch's conditions, if it takes and there are any."""
-    return [batch.conditions] if network.conditioned and batch.conditions is not None else []
-
-
-def _as_floats(tiles: torch.Tensor, symmetries: torch.Tensor | None) -> torch.Tensor:
-    pixels = tiles.unsqueeze(1) if tiles.ndim == 3 else tiles.permute(0, 3, 1, 2)
-    if symmetries is not None:
-        pixels = transform(pixels, symmetries)
-    return pixels.float().div_(255).contiguous(memory_format=torch.channels_last)
-
-
-def transform(pixels: torch.Tensor, symmetries: torch.Tensor) -> torch.Tensor:
-    """(N, C, S, S) squares, each by its symmetry 0..7: bit 0 flips columns, bit 1 flips rows, bit 2 transposes."""
-    if pixels.device.type != "cpu" or torch.compiler.is_compiling():
-        return _gather(pixels, symmetries)
-    results = torch.empty_like(pixels)  # tile by tile a CPU is fifty times as fast as by an index of every pixel
-    for result, square, symmetry in zip(results.unbind(), pixels.unbind(), symmetries.tolist(), strict=True):
-        flipped = square.flip([axis for bit, axis in ((1, -1), (2, -2)) if symmetry & bit])
-        result.copy_(flipped.transpose(-1, -2) if symmetry & 4 else flipped)
-    return results
-
-
-def _gather(pixels: torch.Tensor, symmetries: torch.Tensor) -> torch.Tensor:
-    """`transform` for all squares at once, one pass when compiled; where the symmetries are is never waited for."""
-    side = pixels.shape[-1]
-    bits = symmetries.view(-1, 1, 1)
-    across = torch.arange(side, device=pixels.device)
-    down, transposed = across.view(-1, 1), (bits & 4) > 0
-    rows, columns = torch.where(transposed, across, down), torch.where(transposed, down, across)
-    rows = torch.where((bits & 2) > 0, side - 1 - rows, rows)
-    columns = torch.where((bits & 1) > 0, side - 1 - columns, columns)
-    places = (rows * side + columns).view(len(pixels), 1, -1).expand(-1, pixels.shape[1], -1)
-    return pixels.flatten(2).gather(2, places).view_as(pixels)
-
-
-def crop(pixels: torch.Tensor, border: int) -> torch.Tensor:
-    """Leaves out `border` pixels on every side."""
-    return pixels[..., border:-border, border:-border] if border else pixels
 
 
 @torch.inference_mode()
@@ -83,7 +37,7 @@ def validate(
 
     Raises:
         FloatingPointError: the network's output is not finite; on all ranks alike.
-        RankFailed: a rank cannot read its pairs; on all ranks, where `group` is that of `process_group`.
+        DistributedError: a rank cannot read its pairs; on all ranks, where `group` is that of `process_group`.
         Stopped: a rank was told to stop; likewise.
     """
     model = to_device(model.without_centering(), accelerator.device).eval()  # free of autocast
@@ -95,13 +49,13 @@ def validate(
     def score() -> torch.Tensor:
         sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=accelerator.device)
         for batch in on_device(batches, accelerator.device):
-            if warning := signals.warned():
+            if warning := signals.stop_requested():
                 raise warning
-            sums += score_sums(model, *as_floats(batch), *conditions_for(model, batch))
+            sums += score_sums(model, *to_float_batch(batch), *conditions_for(model, batch))
         return sums
 
     names = SCORES + LUMA_SCORES if len(reader.tile_shape) == 3 else SCORES
-    *totals, num_tiles = sum_over_ranks(together(score, group)).tolist()
+    *totals, num_tiles = sum_over_ranks(run_on_all_ranks(score, group)).tolist()
     assert num_tiles == reader.num_samples, "a validation tile was missed or counted twice"
     values = {f"val/{name}": total / num_tiles for name, total in zip(names, totals, strict=True)}
     if not math.isfinite(values["val/loss"]):

@@ -84,7 +84,7 @@ def complete_state(optimizer: torch.optim.Optimizer) -> None:
                     state[name] = torch.empty_like(parameter).copy_(value)
 
 
-def rate(config: OptimizerConfig, samples: int, total_samples: int) -> float:
+def lr_factor(config: OptimizerConfig, samples: int, total_samples: int) -> float:
     """The share (0..1) of the peak learning rate for the step that begins after `samples` tiles."""
     warmup = min(1.0, (samples + 1) / config.warmup_samples) if config.warmup_samples else 1.0
     if config.schedule == "constant":
@@ -92,7 +92,7 @@ def rate(config: OptimizerConfig, samples: int, total_samples: int) -> float:
     return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, samples / total_samples)))
 
 
-def set_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
+def set_lr(optimizer: torch.optim.Optimizer, share: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * share
 
