@@ -21,12 +21,12 @@ from benchmarks.gpu_part import Part, convolutions, forget_accelerator, product_
 from srcnn.benchmark import now
 from srcnn.cards import sets_for
 from srcnn.degrade import Degradation
+from srcnn.history import STEP_KEY, read_metrics
 from srcnn.model import DEFAULT_WEIGHTS, SRCNN, load_model, to_device
 from srcnn.reader import ShardReader
 from srcnn.resident import load_resident
 from srcnn.run import TrainConfig, start_accelerator
 from srcnn.stream import Batch, StreamConfig
-from srcnn.tracking import STEP_KEY, read_metrics
 from srcnn.validate import validate
 
 BATCH, STEPS = 32, 2000  # the source's batch

@@ -25,12 +25,12 @@ from srcnn.cards import ScoredSet
 from srcnn.config import read_yaml
 from srcnn.degrade import Degradation, degrade
 from srcnn.files import write_json
+from srcnn.history import STEP_KEY, read_metrics
 from srcnn.model import device_here, load_model, to_device
 from srcnn.network import Network
 from srcnn.photo import LUMA, LumaKind, over_white, photos_below, read_photo
 from srcnn.restore import restore_pixels
 from srcnn.signals import STOPPED
-from srcnn.tracking import STEP_KEY, read_metrics
 
 MARGIN = 0.93  # of the tiles that the measured rate promises; the rest is validations, checkpoints, the report
 FEWEST_STEPS = 10

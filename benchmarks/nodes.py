@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.report import machine
 from benchmarks.scaling_model import GRADIENT_BYTES, RESULTS
-from srcnn.tracking import read_metrics
+from srcnn.history import read_metrics
 from tests.node_jobs import NodesJob
 from tests.nodes import Node, cluster
 from tests.small import small_shards

@@ -33,7 +33,7 @@
       -> checkpoint       checkpoint.py on the disk, whole or not there
                           resume.py     the state of a run, saved and taken up
       -> numbers          meter.py      what steps cost and give
-                          tracking.py   metrics.jsonl; trackers.py, wandb_files.py, sync.py: wandb, TensorBoard
+                          history.py    metrics.jsonl; run_log.py and tracker.py: wandb, TensorBoard, MLflow
       -> restored photo   apply.py      a network over the tiles of a photo; chroma.py: colour smoothed by the luma
                           strips.py     9-1-5 in bfloat16 on a CPU
                           threads.py    tiles or photos side by side

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from srcnn.tracking import STEP_KEY
-from srcnn.wandb_run import wandb_mode
+from srcnn.history import STEP_KEY
+from srcnn.wandb_tracker import wandb_mode
 
 PICTURES = "degraded, restored, clean"
 # Titles, and what is drawn over the tiles seen: keys that trainings log.

@@ -46,8 +46,7 @@ model = {kind}.from_pretrained("owner/name")  # this repository or folder
 
 def _of_run(model: Network, run: Path) -> str:
     """The training of a run folder: its settings, and the best validation of its metrics."""
-    from srcnn.report import checked_points, results_table  # slow to import, and wanted only here
-    from srcnn.tracking import STEP_KEY
+    from srcnn.history import STEP_KEY, checked_points, results_table
 
     theirs, ours = load_model(run).state_dict(), model.folded().state_dict()
     if theirs.keys() != ours.keys() or not all(torch.equal(theirs[name], ours[name]) for name in ours):

@@ -24,10 +24,10 @@ from packaging.utils import canonicalize_name
 
 from srcnn import files
 from srcnn.meeting import INTERFACE, addresses_of, gloo_address, interface_to, is_here, is_loopback
-from srcnn.mlflow_run import mlflow_problem
+from srcnn.mlflow_tracker import mlflow_problem
 from srcnn.model import ModelConfig, prefers_bf16
 from srcnn.unet import UNetConfig
-from srcnn.wandb_run import can_be_shared, wandb_mode
+from srcnn.wandb_tracker import can_be_shared, wandb_mode
 
 BESIDE_BYTES = 100_000_000  # what metrics, report and the trackers' pictures of a long run stay below
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import math
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -15,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torchvision.utils import make_grid
 
 from srcnn.files import atomic_file
+from srcnn.history import STEP_KEY, checked_points, results_table
 from srcnn.listing import photos_in
 from srcnn.metrics import psnr
 from srcnn.model import load_model
@@ -24,10 +24,8 @@ from srcnn.reader import ShardReader
 from srcnn.restore import restore_pixels
 from srcnn.sample import ShardError
 from srcnn.tiles import grid, join, windows
-from srcnn.tracking import STEP_KEY, read_metrics
 
 GAP_PIXELS = 8
-MAX_VALUE = 1e30  # of a number in metrics.jsonl; float64 axes cannot do with much larger ones
 MOST_CONSIDERED = 1000  # photos of the validation split, one of which is drawn
 MAX_SIDE = 1600  # pixels of a photo drawn in the report; of larger ones the top left part
 PICTURE_WIDTH = 1920  # pixels of a comparison: the three pictures side by side fit on a screen
@@ -61,21 +59,6 @@ def write_report(run: Path, reader: ShardReader) -> Path:
         with atomic_file(folder / name) as file:
             file.write(content.encode(errors="backslashreplace"))
     return folder / "index.html"
-
-
-def checked_points(run: Path) -> list[dict[str, float]]:
-    """The points of a run's metrics.jsonl. Raises ValueError where they are no numbers by name."""
-    try:
-        points = read_metrics(run)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{run}: its numbers (metrics.jsonl) are damaged: {str(error)[:99]}") from error
-    for point in points:
-        if not isinstance(point, dict) or STEP_KEY not in point:
-            raise ValueError(f"{run}: a line of its metrics.jsonl is no point with {STEP_KEY}: {str(point)[:99]}")
-        for key, value in point.items():
-            if type(value) not in (int, float) or abs(value) > MAX_VALUE:  # NaN, of a loss that blew up, is a gap
-                raise ValueError(f"{run}: its metrics.jsonl has {key[:40]} {str(value)[:40]}, which is no number")
-    return points
 
 
 def draw_curves(points: list[dict[str, float]], folder: Path) -> None:
@@ -206,18 +189,6 @@ def save_picture(picture: np.ndarray, path: Path) -> None:
     """Writes uint8 pixels as PNG."""
     with atomic_file(path) as file:
         Image.fromarray(picture).save(file, "PNG")
-
-
-def results_table(points: list[dict[str, float]]) -> str:
-    """Every validation as a row of a Markdown table."""
-    lines = ["| tiles seen | input dB | output dB | gain dB | gain % | SSIM in | SSIM out |", "|---" * 7 + "|"]
-    for point in points:
-        if "val/psnr" in point:
-            keys = ("val/psnr_in", "val/psnr", "val/gain", "val/gain_percent", "val/ssim_in", "val/ssim")
-            decimals = (2, 2, 2, 1, 4, 4)
-            cells = [f"{point.get(key, math.nan):.{places}f}" for key, places in zip(keys, decimals, strict=True)]
-            lines.append(f"| {point[STEP_KEY]:,.0f} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
 
 
 def html_page(title: str, table: str, folder: Path) -> str:

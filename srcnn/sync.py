@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 
 from srcnn.checkpoint import latest, load_training, tracker_id_of
+from srcnn.cluster_job import read_starts
 from srcnn.config import read_yaml
-from srcnn.job import read_starts
-from srcnn.mlflow_run import Mlflow
-from srcnn.trackers import end_wandb
-from srcnn.tracking import read_metrics
-from srcnn.wandb_run import Wandb
+from srcnn.history import read_metrics
+from srcnn.mlflow_tracker import Mlflow
+from srcnn.tracker import end_wandb
+from srcnn.wandb_tracker import Wandb
 
 
 def sync(run: Path, project: str = "", name: str = "wandb") -> tuple[int, str]:

@@ -24,14 +24,14 @@ from srcnn.reader import ShardReader
 from srcnn.report import pair_rows, write_report
 from srcnn.resume import LAST_SAVE_SECONDS, continue_run, overdue, save_checkpoint, save_due, save_now, saved_config
 from srcnn.run import Run, TrainConfig, due, open_shards, start_accelerator, start_run
+from srcnn.run_log import Tracking
 from srcnn.signals import Stopped
 from srcnn.skipped import report_skipped
 from srcnn.step import settle, train_step
 from srcnn.stream import Batch
-from srcnn.tracking import Tracking
 from srcnn.training_pairs import PairMaker
 from srcnn.validate import validate
-from srcnn.wandb_run import can_be_shared
+from srcnn.wandb_tracker import can_be_shared
 
 logger = logging.getLogger(__name__)
 # dB above the input on tiles that are overfitted. A residual network starts at 0; how far it comes within a minute is

@@ -12,13 +12,13 @@ from jobs import assert_same_bits, state
 from small import changing_network, draw_photo, small_config, small_shards
 from steps import any_device, begun, kept, spoiled  # noqa: F401  # a fixture
 
+from srcnn.history import read_metrics
 from srcnn.model import to_device
 from srcnn.optimize import OptimizerConfig
 from srcnn.products import full_precision
 from srcnn.restore import restore
 from srcnn.step import settle, train_step
 from srcnn.stream import StreamConfig
-from srcnn.tracking import read_metrics
 from srcnn.train import train
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

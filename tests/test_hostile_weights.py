@@ -19,9 +19,10 @@ from safetensors.torch import save as safetensors_bytes
 from seeds import weights
 from small import small_shards
 
+from srcnn.history import checked_points, results_table
 from srcnn.model import SRCNN, ModelConfig, load_model
 from srcnn.reader import ShardReader
-from srcnn.report import checked_points, html_page, results_table
+from srcnn.report import html_page
 from srcnn.storage import AccessConfig, ReadFailed, open_storage
 from srcnn.untrusted import OutOfBounds, check_yaml
 from srcnn.verify import verify_shards

@@ -258,7 +258,7 @@ def point(samples, psnr):
 
 
 def hub_step():
-    from srcnn.tracking import STEP_KEY
+    from srcnn.history import STEP_KEY
 
     return STEP_KEY
 

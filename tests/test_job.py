@@ -3,7 +3,7 @@
 import pytest
 from messages import says
 
-from srcnn.job import STARTS, Job, job_here, note_start, read_starts
+from srcnn.cluster_job import STARTS, Job, job_here, note_start, read_starts
 
 SLURM = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "city", "SLURM_CLUSTER_NAME": "alps", "SLURM_JOB_NUM_NODES": "2",
          "SLURM_JOB_NODELIST": "n[03-04]"}

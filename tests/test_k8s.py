@@ -12,8 +12,8 @@ from pods import K8S, KUBECTL, ROOT, build, overlay, verdict
 from shards.plan import ShardsConfig
 from srcnn.config import parse, read_yaml
 from srcnn.run import TrainConfig
+from srcnn.run_log import PREEMPTED_SECONDS
 from srcnn.signals import ONE_WARNING_SECONDS, STOPPED
-from srcnn.tracking import PREEMPTED_SECONDS
 
 pytestmark = pytest.mark.skipif(not KUBECTL, reason="no kubectl here")
 FOLDERS = ("volumes", "base", "gpu1", "gpu8", "shards", "mine")

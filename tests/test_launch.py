@@ -15,8 +15,8 @@ from messages import lines_with
 from PIL import Image
 from small import draw_photo, small_shards, write_photos
 
+from srcnn.history import read_metrics
 from srcnn.metrics import psnr
-from srcnn.tracking import read_metrics
 from srcnn.wandb_files import records
 
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,8 @@ from mlflow_server import mlflow_server
 from small import bare_checkpoint, small_shards
 from wandb_server import closed_port
 
-from srcnn.tracking import Tracking, read_metrics
+from srcnn.history import read_metrics
+from srcnn.run_log import Tracking
 
 pytestmark = pytest.mark.slow
 
@@ -124,9 +125,9 @@ def test_a_real_training_killed_and_started_again_is_one_run_equal_to_its_number
 DEAD = """
 import sys, time
 from pathlib import Path
-from srcnn import tracking
-from srcnn.tracking import Tracking
-tracking.FINISH_SECONDS = 5.0
+from srcnn import run_log
+from srcnn.run_log import Tracking
+run_log.FINISH_SECONDS = 5.0
 began = time.monotonic()
 record = Tracking(Path(sys.argv[1]), ["mlflow"], {}, 100, 0, -1, "theid")
 for samples in range(10, 60, 10):

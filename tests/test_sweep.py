@@ -11,8 +11,8 @@ from small import small_shards
 from wandb_server import wandb_server
 
 from srcnn.config import flat, parse, read_yaml
+from srcnn.history import read_metrics
 from srcnn.run import TrainConfig
-from srcnn.tracking import read_metrics
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent

@@ -15,9 +15,10 @@ import torch
 from messages import lines_with, says
 from tensorboard.backend.event_processing import event_accumulator
 
-from srcnn import trackers
-from srcnn import tracking as module
-from srcnn.tracking import Tracking, read_metrics
+from srcnn import run_log as module
+from srcnn import tracker
+from srcnn.history import read_metrics
+from srcnn.run_log import Tracking
 
 
 def tracking(run, logged=-1, names=()):
@@ -104,7 +105,8 @@ def told_of_lines(run, text):
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
-from srcnn.tracking import Tracking, read_metrics
+from srcnn.run_log import Tracking
+from srcnn.history import read_metrics
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 record = Tracking(Path(sys.argv[1]), [], {}, 100, 0, -1, "id")
 for samples in range(1, 10):
@@ -223,7 +225,7 @@ def test_a_tracker_that_fails_is_named_once_with_the_cure_and_the_others_go_on(t
 
 
 def test_a_tracker_that_takes_nothing_is_left_out_before_it_fills_the_memory(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(trackers, "MOST_PENDING", 5)
+    monkeypatch.setattr(tracker, "MOST_PENDING", 5)
     broken = Broken("hangs")
     monkeypatch.setattr(module, "Wandb", lambda *_: broken)
     record = tracking(tmp_path, names=["wandb"])
@@ -265,7 +267,7 @@ def test_tensorboard_shows_each_point_once_after_a_kill(tmp_path):
 
 def test_hyperparameters_have_no_credentials_and_no_depth():
     config = {"shards": "https://ann:hunter2@host/x?sig=c2VjcmV0", "model": {"kernels": [9, 1, 5], "residual": True}}
-    assert trackers.hyperparameters(config) == {
+    assert tracker.hyperparameters(config) == {
         "shards": "https://***@host/x?sig=***", "model.kernels": "[9, 1, 5]", "model.residual": True}
 
 

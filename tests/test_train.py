@@ -11,6 +11,7 @@ from messages import facts, lines_with
 from small import small_config, small_shards
 
 from srcnn import checkpoint
+from srcnn.history import read_metrics
 from srcnn.model import SRCNN, ModelConfig, initialize, load_model
 from srcnn.optimize import OptimizerConfig, build_optimizer
 from srcnn.order import symmetries_at
@@ -18,7 +19,6 @@ from srcnn.ranks import RankFailed
 from srcnn.reader import ShardReader
 from srcnn.run import start_accelerator
 from srcnn.stream import Batch, StreamConfig
-from srcnn.tracking import read_metrics
 from srcnn.train import train
 from srcnn.validate import as_floats, transform, validate
 

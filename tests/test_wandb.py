@@ -13,7 +13,7 @@ import pytest
 from messages import lines_with
 from wandb_server import closed_port, wandb_server
 
-from srcnn.tracking import read_metrics
+from srcnn.history import read_metrics
 from srcnn.wandb_files import mend, records, steps, wandb_files
 
 slow = pytest.mark.slow
@@ -25,9 +25,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 logging.basicConfig(level=logging.INFO, format="%(message)s")
-from srcnn import tracking
-from srcnn.tracking import Tracking
-tracking.FINISH_SECONDS = float(os.environ.get("FINISH", tracking.FINISH_SECONDS))
+from srcnn import run_log
+from srcnn.run_log import Tracking
+run_log.FINISH_SECONDS = float(os.environ.get("FINISH", run_log.FINISH_SECONDS))
 run, logged, first, last, how = Path(sys.argv[1]), *map(int, sys.argv[2:5]), sys.argv[5]
 record = Tracking(run, ["wandb"], {"shards": "https://ann:hunter2@host/x", "lr": 0.5}, 1000, 0, logged, "theid")
 for samples in range(first, last + 1, 10):

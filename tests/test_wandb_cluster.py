@@ -15,7 +15,7 @@ from messages import lines_with, says
 from small import small_shards
 from wandb_server import wandb_server
 
-from srcnn.tracking import read_metrics
+from srcnn.history import read_metrics
 
 pytestmark = pytest.mark.slow
 WANDB = Path(sys.executable).parent / "wandb"

@@ -13,9 +13,9 @@ from random import Random
 from benchmarks.chaos.job import Job
 from srcnn import checkpoint
 from srcnn.files import TEMPORARY_PREFIX
+from srcnn.history import METRICS
 from srcnn.members import BLOCK_BYTES
 from srcnn.sample import MANIFEST, Manifest
-from srcnn.tracking import METRICS
 
 FILLING_BYTES = (1 << 20, 1 << 12, 1)
 NPY_LENGTH = 8  # where an npy file says, in two bytes, how long the rest of its header is

@@ -22,7 +22,7 @@ from safetensors import safe_open
 
 from benchmarks.material import ROOT
 from srcnn import checkpoint, files
-from srcnn.tracking import METRICS, STEP_KEY
+from srcnn.history import METRICS, STEP_KEY
 
 BATCH_SIZE = 16
 LOG_EVERY = 5 * BATCH_SIZE

@@ -8,7 +8,7 @@ import logging
 import queue
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -16,13 +16,12 @@ import numpy as np
 import psutil
 
 from srcnn.config import flat, without_credentials
+from srcnn.history import Values
 
 logger = logging.getLogger(__name__)
-STEP_KEY = "samples"
 FINISH_SECONDS = 60.0
 WANDB = ("wandb", "node metrics")  # those that wandb-core works for
 MOST_PENDING = 1000  # points that wait for a tracker before it is given up
-Values = Mapping[str, float]
 Pictures = Mapping[str, np.ndarray]
 Level = Literal["INFO", "WARN", "ERROR"]
 
@@ -140,15 +139,6 @@ def kill_wandb_core() -> None:
         with contextlib.suppress(psutil.Error):
             if process.name().startswith("wandb-core"):
                 process.kill()
-
-
-def one_for_each_progress(points: Sequence[Values]) -> dict[int, dict[str, float]]:
-    """Points in order, those of one progress joined."""
-    joined: dict[int, dict[str, float]] = {}
-    for point in sorted(points, key=lambda point: point[STEP_KEY]):
-        values = {key: value for key, value in point.items() if key != STEP_KEY}
-        joined.setdefault(int(point[STEP_KEY]), {}).update(values)
-    return joined
 
 
 def hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:

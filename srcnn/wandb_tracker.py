@@ -13,18 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from srcnn.cluster_job import Starts
 from srcnn.config import without_credentials
-from srcnn.job import Starts
-from srcnn.trackers import (
-    FINISH_SECONDS,
-    STEP_KEY,
-    Level,
-    Pictures,
-    Values,
-    end_wandb,
-    hyperparameters,
-    one_for_each_progress,
-)
+from srcnn.history import STEP_KEY, Values, merge_by_step
+from srcnn.tracker import FINISH_SECONDS, Level, Pictures, end_wandb, hyperparameters
 from srcnn.wandb_files import last_step, mend, wandb_files
 
 logger = logging.getLogger(__name__)
@@ -76,7 +68,7 @@ class Wandb:
         self.num_sent = 0
         if self.url:
             logger.info("wandb: %s", self.url)
-        for samples, values in one_for_each_progress(points).items():
+        for samples, values in merge_by_step(points).items():
             self.log(samples, values, {})
 
     def log(self, samples: int, values: Values, pictures: Pictures) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,16 +12,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from srcnn.cluster_job import note_start
 from srcnn.config import without_credentials
-from srcnn.files import atomic_file
-from srcnn.job import note_start
-from srcnn.mlflow_run import Mlflow
-from srcnn.trackers import FINISH_SECONDS, STEP_KEY, Level, Sender, TensorBoard, Tracker
-from srcnn.wandb_run import NodeMetrics, Wandb
+from srcnn.history import METRICS, STEP_KEY, History
+from srcnn.mlflow_tracker import Mlflow
+from srcnn.tracker import FINISH_SECONDS, Level, Sender, TensorBoard, Tracker
+from srcnn.wandb_tracker import NodeMetrics, Wandb
 
-__all__ = ["METRICS", "STEP_KEY", "Tracking", "read_metrics"]
 logger = logging.getLogger(__name__)
-METRICS = "metrics.jsonl"
 PREEMPTED_SECONDS = 10.0  # between SIGTERM and SIGKILL are 30 s, and there is a checkpoint to save
 CURES = {"wandb": "", "mlflow": " --tracker mlflow"}  # what `srcnn sync` is told, to send later what they lack
 BAR = "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} tiles, {rate_fmt}, {remaining} left{postfix}"
@@ -75,8 +70,8 @@ class Tracking:
             if node_metrics:
                 self.senders = [Sender("node metrics", lambda: NodeMetrics(run_id), self._failed)]
             return
-        self.metrics = Metrics(run / METRICS, logged_samples)
-        points, jobs = self.metrics.points(), note_start(run, samples, hosts)
+        self.history = History(run, logged_samples)
+        points, jobs = self.history.points(), note_start(run, samples, hosts)
         starts: dict[str, Callable[[], Tracker]] = {
             "wandb": lambda: Wandb(run, config, run_id, points, jobs, node_metrics),
             "tensorboard": lambda: TensorBoard(run, config, logged_samples),
@@ -106,7 +101,7 @@ class Tracking:
         """
         if not self.is_main:
             return
-        self.metrics.add({STEP_KEY: samples, **values})
+        self.history.add({STEP_KEY: samples, **values})
         self.validation = {key: value for key, value in values.items() if key.startswith("val/")} or self.validation
         self._send(lambda tracker: tracker.log(samples, dict(values), dict(pictures or {})))
         if self.bar.disable:
@@ -150,7 +145,7 @@ class Tracking:
         the run then counts as failed where an exception is on its way."""
         self._show(self.bar.close)
         if self.is_main:
-            self.metrics.write()
+            self.history.write()
         deadline = time.monotonic() + (PREEMPTED_SECONDS if self.is_preempted else FINISH_SECONDS)
         trouble = sys.exc_info()[1]
         exit_code = int(self.is_preempted or trouble is not None)
@@ -185,82 +180,3 @@ def validated(values: Mapping[str, float]) -> list[str]:
         return []
     gain = f" ({values['val/gain']:+.2f} dB)" if "val/gain" in values else ""
     return [f"validation PSNR {values['val/psnr']:.2f} dB{gain}"]
-
-
-class Metrics:
-    """metrics.jsonl: a line for each point. What cannot be written is kept, and written in order when it can."""
-
-    def __init__(self, path: Path, logged_samples: int) -> None:
-        """Drops the points past `logged_samples`, and torn lines."""
-        self.path, self.logged_samples = path, logged_samples
-        self.lines: list[bytes] = []  # the whole file: some hundred bytes a point
-        self.num_written = self.num_bytes = 0
-        self.is_read = self.is_failing = False
-        self.write()
-
-    def points(self) -> list[dict[str, float]]:
-        return [json.loads(line) for line in self.lines]
-
-    def add(self, point: Mapping[str, float]) -> None:
-        self.lines.append(json.dumps(point, default=float).encode() + b"\n")
-        self.write()
-
-    def write(self) -> None:
-        """Writes what is not written yet; says once when that fails, and once when it works again."""
-        try:
-            if not self.is_read:
-                self._read()
-            self._write()
-        except OSError as error:
-            if not self.is_failing:
-                logger.warning("%s cannot be written, its lines are kept in memory until it can: %s", self.path, error)
-            self.is_failing = True
-        else:
-            if self.is_failing:
-                logger.warning("%s is written again, no line is lost", self.path)
-            self.is_failing = False
-
-    def _read(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        content = b""
-        with contextlib.suppress(FileNotFoundError):
-            content = self.path.read_bytes()
-        kept = [line for line in content.splitlines(keepends=True) if _progress(line) <= self.logged_samples]
-        is_start = content.startswith(b"".join(kept))
-        self.num_written = len(kept) if is_start else 0
-        self.num_bytes = sum(map(len, kept)) if is_start else -1
-        self.lines = kept + self.lines
-        self.is_read = True
-
-    def _write(self) -> None:
-        size = self.path.stat().st_size if self.path.exists() else 0
-        if size < self.num_bytes or self.num_bytes < 0:  # not what was written: another disk, another file
-            with atomic_file(self.path) as whole:
-                whole.write(b"".join(self.lines))
-            self.num_written, self.num_bytes = len(self.lines), sum(map(len, self.lines))
-            return
-        new = b"".join(self.lines[self.num_written:])
-        if not new and size == self.num_bytes:
-            return
-        with self.path.open("ab") as file:
-            file.truncate(self.num_bytes)  # a line half written goes
-            file.write(new)
-            file.flush()
-            os.fsync(file.fileno())
-        self.num_written, self.num_bytes = len(self.lines), self.num_bytes + len(new)
-
-
-def _progress(line: bytes) -> float:
-    """Infinity for a line that is torn."""
-    try:
-        return float(json.loads(line)[STEP_KEY]) if line.endswith(b"\n") else float("inf")
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
-
-
-def read_metrics(run: Path) -> list[dict[str, float]]:
-    """The points of a run's metrics.jsonl, in order. Raises FileNotFoundError where there is none."""
-    path = run / METRICS
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no numbers of a training run here")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from srcnn.cluster_job import Starts
 from srcnn.config import without_credentials
-from srcnn.job import Starts
-from srcnn.trackers import STEP_KEY, Level, Pictures, Values, hyperparameters, one_for_each_progress
+from srcnn.history import STEP_KEY, Values, merge_by_step
+from srcnn.tracker import Level, Pictures, hyperparameters
 
 logger = logging.getLogger(__name__)
 ID_TAG = "srcnn.run"
@@ -51,7 +52,7 @@ class Mlflow:
         logger.info("mlflow: %s", self.url)
         self.client.update_run(self.run_id, status="RUNNING")
         self._describe(hyperparameters(config), there.data.params, starts)
-        for samples, values in one_for_each_progress(points).items():
+        for samples, values in merge_by_step(points).items():
             self.log(samples, values, {})
 
     def _experiment(self, name: str) -> str:
