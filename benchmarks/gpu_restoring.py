@@ -22,9 +22,9 @@ from srcnn.benchmark import now
 from srcnn.export import export_onnx
 from srcnn.model import DEFAULT_WEIGHTS, SRCNN, computes_bf16, load_model, to_device
 from srcnn.onnx_graph import INPUT
-from srcnn.photo_files import Restoring, work_on_files
 from srcnn.products import full_precision
 from srcnn.restore import restore_pixels
+from srcnn.restore_files import Restoring, work_on_files
 
 WHOLE = 1 << 20  # pixels: a tile as large as any photo
 TILES = (0, 512, 2048, WHOLE)

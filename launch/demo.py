@@ -83,7 +83,7 @@ def show_restored(picture: Path) -> None:
     if picture.is_file():
         print(f"{picture} is there already")
         return
-    from srcnn.photo_commands import compare_photo
+    from srcnn.photos_commands import compare_photo
 
     before, after = compare_photo(PHOTOGRAPH, picture, JPEG_QUALITY)
     print(f"look at {picture}: PSNR {before:.2f} dB as a JPEG of quality {JPEG_QUALITY}, {after:.2f} dB restored")

@@ -11,11 +11,11 @@ from typing import Any
 from tqdm import tqdm
 
 from srcnn.config import read_yaml, without_credentials
-from srcnn.photo_commands import add_photo_commands
+from srcnn.photos_commands import add_photo_commands
 from srcnn.reader import ShardReader
 from srcnn.storage import join
 from srcnn.verify import verify_shards
-from srcnn.weight_commands import add_weight_commands
+from srcnn.weights_commands import add_weight_commands
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -30,14 +30,14 @@ SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 LOGARITHMIC = {"train/loss", "gradient_norm"}
-# wandb's own, over the seconds of the run; with node_metrics each has the node's name behind it.
+# wandb's own, over the seconds of the run.
 LOADS = {
-    "Processor, %": r"system\.cpu(/l:.*)?",
-    "Memory, %": r"system\.memory_percent(/l:.*)?",
-    "GPUs, %": r"system\.gpu\.\d+\.gpu(/l:.*)?",
-    "Memory of the GPUs, %": r"system\.gpu\.\d+\.memoryAllocated(/l:.*)?",
-    "Network, bytes sent": r"system\.network\.sent(/l:.*)?",
-    "Network, bytes received": r"system\.network\.recv(/l:.*)?",
+    "Processor, %": r"system\.cpu",
+    "Memory, %": r"system\.memory_percent",
+    "GPUs, %": r"system\.gpu\.\d+\.gpu",
+    "Memory of the GPUs, %": r"system\.gpu\.\d+\.memoryAllocated",
+    "Network, bytes sent": r"system\.network\.sent",
+    "Network, bytes received": r"system\.network\.recv",
 }
 
 

@@ -16,10 +16,12 @@ from pathlib import Path
 import psutil
 import torch
 
-from srcnn import checkpoint, machine
+from srcnn import checkpoint
+from srcnn import doctor_machine as machine
 from srcnn.config import parse, without_credentials
+from srcnn.doctor_machine import Finding, counted, note, ok, problem
+from srcnn.doctor_shards import Split, check_splits, look_at
 from srcnn.files import LOCK, FolderLock
-from srcnn.machine import Finding, counted, note, ok, problem
 from srcnn.model import device_here, load_model, make_network
 from srcnn.order import UniformOrder
 from srcnn.reader import ShardReader
@@ -27,7 +29,6 @@ from srcnn.resident import LARGEST_SHARE, check_fits
 from srcnn.resume import check_continues, is_same_job, stream_state
 from srcnn.run import TrainConfig
 from srcnn.sample import SPLITS
-from srcnn.splits import Split, check_splits, look_at
 from srcnn.storage import MAX_OPEN_FILES, is_url
 from srcnn.stream import BATCHES_IN_USE
 
@@ -268,7 +269,7 @@ CHECKS: tuple[tuple[str, Callable[[Job], Iterator[Finding]]], ...] = (
     ("device", lambda job: machine.check_device(job.device, job.ranks_here, job.config.compile_mode is not None)),
     ("precision", lambda job: machine.check_precision(job.config.mixed_precision, job.config.network, job.device)),
     ("meeting of the ranks", lambda job: machine.check_meeting(job.ranks, job.machines, job.port)),
-    ("trackers", lambda job: machine.check_trackers(job.config.trackers, job.config.run, job.config.node_metrics)),
+    ("trackers", lambda job: machine.check_trackers(job.config.trackers, job.config.run)),
 )
 
 

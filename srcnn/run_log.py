@@ -1,4 +1,4 @@
-"""Where a run's numbers and pictures go: metrics.jsonl always, a line for people, and the trackers asked for."""
+"""One record of a run for all: metrics.jsonl always, a line for people, and the trackers asked for."""
 
 from __future__ import annotations
 
@@ -9,25 +9,23 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
-from srcnn.cluster_job import note_start
+from srcnn.cluster_job import record_start
 from srcnn.config import without_credentials
-from srcnn.history import METRICS, STEP_KEY, History
+from srcnn.history import METRICS, STEP_KEY, History, Values
 from srcnn.mlflow_tracker import Mlflow
-from srcnn.tracker import FINISH_SECONDS, Level, Sender, TensorBoard, Tracker
-from srcnn.wandb_tracker import NodeMetrics, Wandb
+from srcnn.tracker import FINISH_SECONDS, Level, Pictures, TensorBoard, Tracker, TrackerThread
+from srcnn.wandb_tracker import Wandb, end_wandb, kill_wandb_core
 
 logger = logging.getLogger(__name__)
 PREEMPTED_SECONDS = 10.0  # between SIGTERM and SIGKILL are 30 s, and there is a checkpoint to save
-CURES = {"wandb": "", "mlflow": " --tracker mlflow"}  # what `srcnn sync` is told, to send later what they lack
+SYNC_OPTIONS = {"wandb": "", "mlflow": " --tracker mlflow"}  # of `srcnn sync`, which sends later what they lack
 BAR = "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} tiles, {rate_fmt}, {remaining} left{postfix}"
 
 
 class Tracking:
-    """The record of a run. It is kept by the main process; on the others every call does nothing, but that the first of
-    each node sends that node's system metrics where these are asked for.
+    """The record of a run, kept by the main process; on the others every call does nothing.
 
     Nothing here raises, and nothing but `finish` waits. A tracker that fails is named once and left out from then on:
     metrics.jsonl has the numbers, and what wandb lacks of them is sent when the run continues, or by `srcnn sync`.
@@ -45,7 +43,6 @@ class Tracking:
         *,
         hosts: Sequence[str] = (),
         alerts: bool = True,
-        node_metrics: bool = False,
     ) -> None:
         """
         Args:
@@ -55,11 +52,10 @@ class Tracking:
                 after the checkpoint that is continued from, and will be again.
             hosts: the machines it runs on.
             alerts: tell people through wandb what they would want to be called for.
-            node_metrics: on the main process: other nodes send theirs; elsewhere: this process sends its node's.
         """
         self.run = run
         self.is_main = trackers is not None
-        self.senders: list[Sender] = []
+        self.threads: list[TrackerThread] = []
         self.is_preempted = False
         self.alerts, self.has_alerted_of_skips = alerts, False
         self.validation: dict[str, float] = {}  # the last one of this process
@@ -67,21 +63,20 @@ class Tracking:
         self.total_samples = total_samples
         self.bar = tqdm(total=total_samples, initial=samples, unit=" tiles", disable=hidden, bar_format=BAR)
         if trackers is None:
-            if node_metrics:
-                self.senders = [Sender("node metrics", lambda: NodeMetrics(run_id), self._failed)]
             return
         self.history = History(run, logged_samples)
-        points, jobs = self.history.points(), note_start(run, samples, hosts)
+        points, jobs = self.history.points(), record_start(run, samples, hosts)
         starts: dict[str, Callable[[], Tracker]] = {
-            "wandb": lambda: Wandb(run, config, run_id, points, jobs, node_metrics),
+            "wandb": lambda: Wandb(run, config, run_id, points, jobs),
             "tensorboard": lambda: TensorBoard(run, config, logged_samples),
             "mlflow": lambda: Mlflow(run, config, run_id, points, jobs),
         }
-        self.senders = [Sender(name, starts[name], self._failed) for name in trackers]
+        ends = {"wandb": (end_wandb, kill_wandb_core)}
+        self.threads = [TrackerThread(name, starts[name], self._failed, *ends.get(name, ())) for name in trackers]
 
     def _failed(self, name: str, reason: str) -> None:
-        cure = f"; `srcnn sync {self.run}{CURES[name]}` sends them later" if name in CURES else ""
-        logger.warning("tracking with %s stopped, the numbers go on in %s%s: %s", name, self.run / METRICS, cure,
+        hint = f"; `srcnn sync {self.run}{SYNC_OPTIONS[name]}` sends them later" if name in SYNC_OPTIONS else ""
+        logger.warning("tracking with %s stopped, the numbers go on in %s%s: %s", name, self.run / METRICS, hint,
                        reason)
 
     def _show(self, action: Callable[[], object]) -> None:
@@ -94,10 +89,10 @@ class Tracking:
         """Moves the progress bar to `samples` tiles."""
         self._show(lambda: self.bar.update(samples - self.bar.n))
 
-    def log(self, samples: int, values: Mapping[str, float], pictures: Mapping[str, np.ndarray] | None = None) -> None:
+    def log(self, samples: int, values: Values, pictures: Pictures | None = None) -> None:
         """Writes all there is at a progress of `samples` tiles, once: to metrics.jsonl, the trackers, and for people.
 
-        `pictures` are uint8 (H, W, 3), by title, for wandb and TensorBoard.
+        `pictures` are for the trackers alone.
         """
         if not self.is_main:
             return
@@ -105,20 +100,20 @@ class Tracking:
         self.validation = {key: value for key, value in values.items() if key.startswith("val/")} or self.validation
         self._send(lambda tracker: tracker.log(samples, dict(values), dict(pictures or {})))
         if self.bar.disable:
-            told = [*learning(values), *speed(values, self.total_samples - samples), *validated(values)]
-            logger.info("%d of %d tiles: %s", samples, self.total_samples, ", ".join(told))
+            parts = [*learning(values), *speed(values, self.total_samples - samples), *validated(values)]
+            logger.info("%d of %d tiles: %s", samples, self.total_samples, ", ".join(parts))
         else:
-            if said := validated(values):
-                self._show(lambda: self.bar.write(f"{samples} tiles: {said[0]}", file=sys.stderr))
-            if said := learning(values):
-                self._show(lambda: self.bar.set_postfix_str(", ".join(said)))
+            if parts := validated(values):
+                self._show(lambda: self.bar.write(f"{samples} tiles: {parts[0]}", file=sys.stderr))
+            if postfix := learning(values):
+                self._show(lambda: self.bar.set_postfix_str(", ".join(postfix)))
 
     def _send(self, action: Callable[[Tracker], None]) -> None:
-        for sender in self.senders:
-            sender.put(action)
+        for thread in self.threads:
+            thread.put(action)
 
     def log_artifact(self, title: str, folder: Path) -> None:
-        """Uploads a folder as a wandb artifact of type model."""
+        """Uploads a folder as an artifact: to wandb of type model."""
         self._send(lambda tracker: tracker.log_artifact(title, folder))
 
     def alert(self, title: str, text: str, level: Level) -> None:
@@ -128,53 +123,51 @@ class Tracking:
             self._send(lambda tracker: tracker.alert(f"{self.run.name} {title}", shown, level))
 
     def skipped(self, step: int) -> None:
-        """Tells people that a step was skipped as it was not finite: of the first that this process skips."""
+        """Alerts people of a step that was skipped as it was not finite: of the first that this process skips."""
         if not self.has_alerted_of_skips:
             self.alert("is not finite", f"loss or gradient is not finite: step {step} was skipped, its tiles are in "
-                       f"{self.run / 'skipped.jsonl'}; of further ones skipped_steps tells", "WARN")
+                       f"{self.run / 'skipped.jsonl'}; later ones are counted in skipped_steps", "WARN")
         self.has_alerted_of_skips = True
 
     def preempted(self, reason: str = "") -> None:
-        """Tells wandb that the machine is taken away and the run will go on later; `finish` then hurries."""
+        """Marks the run as preempted, to be continued later; `finish` then hurries."""
         self.is_preempted = True
-        self.alert("was told to stop", f"{reason or 'it'}: a checkpoint is left, the same command goes on", "WARN")
+        self.alert("was preempted", f"{reason or 'stopped'}: checkpoint saved, the same command resumes it", "WARN")
         self._send(lambda tracker: tracker.preempted())
 
     def finish(self) -> None:
-        """Waits until the trackers have all, FINISH_SECONDS at most; says if not. May be called in a `finally`:
+        """Waits until the trackers have all, FINISH_SECONDS at most; warns if not. May be called in a `finally`:
         the run then counts as failed where an exception is on its way."""
         self._show(self.bar.close)
         if self.is_main:
             self.history.write()
         deadline = time.monotonic() + (PREEMPTED_SECONDS if self.is_preempted else FINISH_SECONDS)
-        trouble = sys.exc_info()[1]
-        exit_code = int(self.is_preempted or trouble is not None)
-        if trouble is not None and not self.is_preempted:
-            self.alert("failed", f"{type(trouble).__name__}: {trouble}", "ERROR")
+        error = sys.exc_info()[1]
+        if error is not None and not self.is_preempted:
+            self.alert("failed", f"{type(error).__name__}: {error}", "ERROR")
         elif not self.is_preempted and "val/psnr" in self.validation:
-            self.alert("is done", "validation PSNR {val/psnr:.2f} dB, gain {val/gain:+.2f} dB".format_map(
-                {"val/gain": float("nan")} | self.validation), "INFO")
-        for sender in self.senders:
-            sender.finish(exit_code, max(deadline - time.monotonic(), 0))
-        self.senders = []
+            self.alert("is done", validated(self.validation)[0], "INFO")
+        for thread in self.threads:
+            thread.finish(int(self.is_preempted or error is not None), max(deadline - time.monotonic(), 0))
+        self.threads = []
 
 
-def learning(values: Mapping[str, float]) -> list[str]:
+def learning(values: Values) -> list[str]:
     """For people: the loss and the PSNR of the training tiles since the last line; [] where there are none."""
     names = {"train/loss": "loss {:.3g}", "train/psnr": "PSNR {:.2f} dB"}
     return [text.format(values[key]) for key, text in names.items() if key in values]
 
 
-def speed(values: Mapping[str, float], num_tiles_left: int) -> list[str]:
+def speed(values: Values, num_tiles_left: int) -> list[str]:
     """For people: tiles a second, and how long the rest takes at that rate; [] where no rate was measured."""
     rate = values.get("tiles_per_second", 0.0)
     if not rate > 0:
         return []
-    told = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
-    return [f"{told} tiles/s", *([f"{tqdm.format_interval(num_tiles_left / rate)} left"] if num_tiles_left else [])]
+    left = [f"{tqdm.format_interval(num_tiles_left / rate)} left"] if num_tiles_left else []
+    return [f"{rate:,.0f} tiles/s" if rate >= 100 else f"{rate:.3g} tiles/s", *left]
 
 
-def validated(values: Mapping[str, float]) -> list[str]:
+def validated(values: Values) -> list[str]:
     """For people: the PSNR of the validation tiles, and by how much it is above that of the degraded input."""
     if "val/psnr" not in values:
         return []

@@ -10,8 +10,7 @@ from srcnn.cluster_job import read_starts
 from srcnn.config import read_yaml
 from srcnn.history import read_metrics
 from srcnn.mlflow_tracker import Mlflow
-from srcnn.tracker import end_wandb
-from srcnn.wandb_tracker import Wandb
+from srcnn.wandb_tracker import Wandb, end_wandb
 
 
 def sync(run: Path, project: str = "", name: str = "wandb") -> tuple[int, str]:

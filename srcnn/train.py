@@ -31,7 +31,6 @@ from srcnn.step import settle, train_step
 from srcnn.stream import Batch
 from srcnn.training_pairs import PairMaker
 from srcnn.validate import validate
-from srcnn.wandb_tracker import can_be_shared
 
 logger = logging.getLogger(__name__)
 # dB above the input on tiles that are overfitted. A residual network starts at 0; how far it comes within a minute is
@@ -119,21 +118,9 @@ def start_tracking(config: TrainConfig, run: Run) -> Tracking:
     """The record of the run, which goes on where the checkpoint knows it to be."""
     trackers = config.trackers if run.accelerator.is_main_process else None
     logged = max(run.logged_samples, run.validated_samples)
-    told = all_told((socket.gethostname(), sends_node_metrics(config, run)), run.group)
-    hosts = list(dict.fromkeys(host for host, _ in told))
-    shares = told[0][1] and len(hosts) > 1 and run.accelerator.is_local_main_process
+    hosts = all_told(socket.gethostname(), run.group)
     return Tracking(Path(config.run), trackers, plain(asdict(saved_config(config))), config.total_samples, run.samples,
-                    logged, run.tracker_id, hosts=hosts, alerts=config.alerts, node_metrics=shares)
-
-
-def sends_node_metrics(config: TrainConfig, run: Run) -> bool:
-    """Whether the nodes send their system metrics; the main process decides, and says why not."""
-    if not (config.node_metrics and run.accelerator.is_main_process):
-        return False
-    if "wandb" in config.trackers and can_be_shared():
-        return True
-    logger.warning("node_metrics: they need wandb among the trackers and an account, online; none are collected")
-    return False
+                    logged, run.tracker_id, hosts=hosts, alerts=config.alerts)
 
 
 def measures_due(config: TrainConfig, run: Run) -> tuple[bool, bool]:

@@ -1,59 +1,55 @@
-"""A training run in wandb, and what the other nodes of its job send to it."""
+"""A training run in wandb."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
-import socket
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from srcnn.cluster_job import Starts
+import psutil
+
+from srcnn.cluster_job import JobHistory
 from srcnn.config import without_credentials
-from srcnn.history import STEP_KEY, Values, merge_by_step
-from srcnn.tracker import FINISH_SECONDS, Level, Pictures, end_wandb, hyperparameters
-from srcnn.wandb_files import last_step, mend, wandb_files
+from srcnn.files import atomic_file
+from srcnn.history import STEP_KEY, Values
+from srcnn.tracker import FINISH_SECONDS, Level, Pictures, Tracker, hyperparameters
 
 logger = logging.getLogger(__name__)
 START_SECONDS = 60.0  # wandb's own is 90; WANDB_INIT_TIMEOUT goes before it
 SHOWN_SECONDS = 10.0  # of FINISH_SECONDS: within these the server shows what it has taken
 TITLE_LENGTH = 63  # of an alert
+LAST_STEP = "last_step.txt"  # in an offline run's folder, once its file is whole: the last step in it
 
 
-class Wandb:
+class Wandb(Tracker):
     """A wandb run that goes on where what it has ends: of `points` it is sent those that it lacks.
 
-    Rows carry the progress as their step and are complete when sent. wandb-core holds back some (it writes its file by
-    blocks of 32 KiB, and sends every 15 s), so that a kill loses them: they are among the points it lacks next time.
-    Pictures are not: only the numbers are in metrics.jsonl.
+    The progress is the step, and a point is complete when sent: of a step that it has wandb would drop all.
     """
 
     def __init__(
-        self, run: Path, config: Mapping[str, Any], run_id: str, points: Sequence[Values], starts: Starts = Starts(),
-        is_shared: bool = False, online: bool | None = None,
+        self, run: Path, config: Mapping[str, Any], run_id: str, points: Sequence[Values],
+        jobs: JobHistory = JobHistory(), online: bool | None = None,
     ) -> None:
-        """`is_shared`: other nodes send their system metrics to the run. `online` None: as WANDB_MODE says, or else
-        offline without an account.
+        """`online` None: as WANDB_MODE says, or else offline without an account.
 
         Raises whatever wandb raises, within START_SECONDS and some; ValueError where it would ask for a key, and where
         a sweep wants a new run in a folder that has one.
         """
         import wandb
 
-        earlier = wandb_files(run, run_id)
-        self.wandb, self.folder, self.run_id, self.last = wandb, run, run_id, -1
-        mode: Any = "shared" if is_shared else wandb_mode(online)
-        self.is_shared = mode == "shared"
+        mode, earlier = wandb_mode(online), sorted(run.glob(f"wandb/offline-run-*-{run_id}"))
+        self.wandb = wandb
         self.run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "srcnn"), name=run.name, dir=str(run), id=run_id, resume="allow",
-            config=hyperparameters(config) | starts.settings(), mode=mode, group=starts.group or None,
-            tags=starts.tags or None, job_type=os.environ.get("WANDB_JOB_TYPE", "train"),
-            settings=wandb.Settings(**_settings() | _label(self.is_shared)),
+            config=hyperparameters(config) | jobs.settings(), mode=mode, group=jobs.group or None,
+            tags=jobs.tags or None, job_type=os.environ.get("WANDB_JOB_TYPE", "train"),
+            settings=wandb.Settings(**_settings()),
         )
         if self.run.id != run_id:
             raise ValueError(f"{run} is run {run_id}, a sweep's trial wants to be {self.run.id}: one folder for each")
@@ -61,24 +57,15 @@ class Wandb:
             raise OSError(f"{run}: wandb cannot write there")
         self.run.define_metric(STEP_KEY)
         self.run.define_metric("*", step_metric=STEP_KEY)
-        self.is_offline, self.path, self.url = self.run.offline, self.run.path, self.run.url or ""
-        self.next_step = self.first_step()
-        if self.is_offline:
-            mend(earlier)
-        self.num_sent = 0
+        self.next_step = first_missing_step(earlier) if self.run.offline else self.run.starting_step
+        self.url = self.run.url or ""
         if self.url:
             logger.info("wandb: %s", self.url)
-        for samples, values in merge_by_step(points).items():
-            self.log(samples, values, {})
+        self.log_missing(points)
 
-    def log(self, samples: int, values: Values, pictures: Pictures) -> None:
-        self.last = samples
-        if samples >= self.next_step:
-            images = {title: self.wandb.Image(picture) for title, picture in pictures.items()}
-            # In a shared run rows are numbered as they come.
-            self.run.log({STEP_KEY: samples, **values, **images}, step=None if self.is_shared else samples, commit=True)
-            self.next_step = samples + 1
-            self.num_sent += 1
+    def send(self, samples: int, values: Values, pictures: Pictures) -> None:
+        images = {title: self.wandb.Image(picture) for title, picture in pictures.items()}
+        self.run.log({STEP_KEY: samples, **values, **images}, step=samples, commit=True)
 
     def log_artifact(self, title: str, folder: Path) -> None:
         self.run.log_artifact(str(folder), name=title, type="model")
@@ -90,77 +77,52 @@ class Wandb:
         self.run.mark_preempting()
 
     def finish(self, exit_code: int) -> None:
-        """Raises where the points did not arrive: wandb-core itself goes on silently when its disk or server fails."""
+        """Raises where the points did not arrive: wandb-core itself goes on silently when its server fails."""
+        folder, path = Path(self.run.dir).parent, self.run.path
         self.run.finish(exit_code=exit_code)
-        if self.is_offline:
+        if self.run.disabled or not self.num_sent:
+            return
+        if self.run.offline:
             end_wandb()  # only then is the file whole
+            with atomic_file(folder / LAST_STEP) as file:
+                file.write(b"%d\n" % (self.next_step - 1))
+            return
         deadline = time.monotonic() + SHOWN_SECONDS
-        while self.last >= 0 and (shown := self.last_step()) < self.last:
-            if self.is_offline or time.monotonic() > deadline:
-                raise OSError(f"it has the points up to {max(shown, 0)} of {self.last}")
+        while (shown := self.wandb.Api(timeout=int(SHOWN_SECONDS)).run(path).lastHistoryStep) < self.next_step - 1:
+            if time.monotonic() > deadline:
+                raise OSError(f"the server has the points up to {max(shown, 0)} of {self.next_step - 1}")
             time.sleep(1)
 
-    def first_step(self) -> int:
-        """The first that the run lacks. Where it was once shared the progress in its summary is past its steps."""
-        if self.is_offline:
-            return self.last_step() + 1
-        return max(_progress(self.run.summary) + 1, 0 if self.is_shared else self.run.starting_step)
 
-    def last_step(self) -> int:
-        """The last step in the files of an offline run, or on the server."""
-        if self.run.disabled:
-            return self.last
-        if self.is_offline:
-            return last_step(wandb_files(self.folder, self.run_id))
-        shown = self.wandb.Api(timeout=int(SHOWN_SECONDS)).run(self.path)
-        return _progress(shown.summary) if self.is_shared else int(shown.lastHistoryStep)
+def first_missing_step(folders: Sequence[Path]) -> int:
+    """The first step that offline runs in these folders lack.
 
-
-class NodeMetrics:
-    """A node's system metrics, sent to the run of the first node: nothing else comes from here."""
-
-    def __init__(self, run_id: str) -> None:
-        import wandb
-
-        self.folder = tempfile.TemporaryDirectory(prefix="wandb-")  # in the run's own, files would have one name
-        settings = {"x_primary": False, "x_update_finish_state": False, "x_disable_meta": True}
-        self.run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "srcnn"), dir=self.folder.name, id=run_id, mode="shared",
-            settings=wandb.Settings(**_settings() | _label(True) | settings),
-        )
-
-    def log(self, samples: int, values: Values, pictures: Pictures) -> None:
-        """The first node's."""
-
-    def log_artifact(self, title: str, folder: Path) -> None:
-        """The first node's."""
-
-    def alert(self, title: str, text: str, level: Level) -> None:
-        """The first node's."""
-
-    def preempted(self) -> None:
-        """The first node's."""
-
-    def finish(self, exit_code: int) -> None:
-        self.run.finish(exit_code=exit_code)
-        end_wandb()
-        self.folder.cleanup()
+    The file of a process that was killed is torn, and `wandb sync` of several stops at such a one: its folder is set
+    aside under another name, and its points are logged again.
+    """
+    first = 0
+    for folder in folders:
+        if (folder / LAST_STEP).is_file():
+            first = max(first, int((folder / LAST_STEP).read_text()) + 1)
+        else:
+            folder.rename(folder.with_name(f"incomplete-{folder.name}"))
+    return first
 
 
-def _progress(summary: Any) -> int:
-    return int(summary[STEP_KEY]) if STEP_KEY in summary.keys() else -1
+def end_wandb() -> None:
+    """Ends wandb-core when it has done its work, and with it wandb's wait for it at the end of the process."""
+    with contextlib.suppress(Exception, SystemExit):
+        sys.modules["wandb"].teardown()
 
 
-def _label(is_shared: bool) -> dict[str, Any]:
-    return {"x_label": socket.gethostname()} if is_shared else {}
-
-
-def can_be_shared() -> bool:
-    """Whether other nodes can send to a run: it is online."""
-    try:
-        return wandb_mode(None) in ("online", "run", "shared")
-    except ValueError:  # the tracker will say it
-        return False
+def kill_wandb_core() -> None:
+    """Ends the wandb-core of this process though it hangs: left to itself it tries a dead server for ever, and keeps
+    the pipes of this process's output open.
+    """
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if process.name().startswith("wandb-core"):
+                process.kill()
 
 
 def wandb_mode(online: bool | None) -> Any:

@@ -14,8 +14,8 @@ from srcnn.degrade import Degradation, degrade
 from srcnn.jpeg_quality import condition_of_image, condition_of_quality
 from srcnn.metrics import psnr
 from srcnn.model import SRCNN, ModelConfig, initialize, save_model, to_device
-from srcnn.photo_files import Restoring
 from srcnn.restore import restore, restore_pixels
+from srcnn.restore_files import Restoring
 from srcnn.score import score_photo
 from srcnn.upscale import upscale
 

@@ -12,12 +12,12 @@ from small import draw_photo
 from uploads import BAD, MAKER, MODEL, write_jpeg
 
 from srcnn.apply import Treatment
-from srcnn.compare import DETAIL_PIXELS
+from srcnn.demo import DETAIL_PIXELS
 from srcnn.fitting import FAMILY, Networks
 from srcnn.metrics import psnr
 from srcnn.model import device_here
 from srcnn.photo import luma_l
-from srcnn.photo_files import Restoring
+from srcnn.restore_files import Restoring
 
 
 def test_without_gradio_the_cure_is_named(monkeypatch):

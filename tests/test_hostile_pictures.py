@@ -16,9 +16,9 @@ from srcnn.canvas import read_canvas, save_canvas
 from srcnn.members import decode_picture, decode_tile
 from srcnn.metadata import Metadata
 from srcnn.model import SRCNN, ModelConfig
+from srcnn.output_paths import output_paths
 from srcnn.photo import PhotoRefused, open_image, read_photo
-from srcnn.photo_files import Restoring, work_on_files
-from srcnn.targets import output_paths
+from srcnn.restore_files import Restoring, work_on_files
 from srcnn.untrusted import MAX_JPEG_SCANS, OutOfBounds
 
 

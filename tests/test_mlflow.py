@@ -65,7 +65,7 @@ def log(record, *samples):
 def test_a_run_that_goes_on_has_every_point_once_and_keeps_its_settings(tmp_path, server):
     first = tracking(tmp_path / "run")
     log(first, 10, 20, 30)
-    while first.senders[0].pending.qsize():
+    while first.threads[0].pending.qsize():
         time.sleep(0.05)
     # no finish, as if it were killed after a checkpoint at 10
     second = tracking(tmp_path / "run", 10, lr=0.25)
@@ -161,7 +161,7 @@ def test_a_server_that_is_away_for_a_while_gets_every_point_once(tmp_path, monke
         record = tracking(tmp_path / "run")
         log(record, 10)
         client = MlflowClient(server.url)
-        while record.senders[0].pending.qsize() or not client.get_experiment_by_name("srcnn"):
+        while record.threads[0].pending.qsize() or not client.get_experiment_by_name("srcnn"):
             time.sleep(0.05)
         server.kill()
         log(record, 20, 30)

@@ -16,10 +16,10 @@ from small import changing_network, draw_photo, random_photo
 from srcnn.degrade import Degradation, degrade
 from srcnn.metrics import psnr
 from srcnn.model import SRCNN, ModelConfig, computes_bf16, initialize, load_model
-from srcnn.photo_files import Restoring
+from srcnn.output_paths import output_paths
 from srcnn.restore import restore, restore_pixels
+from srcnn.restore_files import Restoring
 from srcnn.strips import restore_in_strips, suits
-from srcnn.targets import output_paths
 
 
 @pytest.fixture(scope="module")

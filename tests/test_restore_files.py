@@ -16,8 +16,8 @@ from small import draw_photo, write_photos
 
 from srcnn.apply import Treatment
 from srcnn.model import load_model
-from srcnn.photo_files import Restoring, work_on_files
-from srcnn.targets import output_paths
+from srcnn.output_paths import output_paths
+from srcnn.restore_files import Restoring, work_on_files
 
 ROOT = Path(__file__).resolve().parents[1]
 PEAK = """
@@ -25,7 +25,7 @@ import resource, sys
 import numpy
 from pathlib import Path
 from srcnn.model import SRCNN, ModelConfig
-from srcnn.photo_files import Restoring
+from srcnn.restore_files import Restoring
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 model = SRCNN(ModelConfig(filters=(8, 4), residual=True))
@@ -73,7 +73,7 @@ def test_a_bad_photo_is_told_in_its_place_and_the_others_go_on(tmp_path, network
 def test_large_photos_between_small_ones_keep_the_order_and_tell_their_progress(
     tmp_path, network, num_threads, monkeypatch
 ):
-    monkeypatch.setattr("srcnn.photo_files.SIDE_BY_SIDE_MEGAPIXELS", 0.02)
+    monkeypatch.setattr("srcnn.restore_files.SIDE_BY_SIDE_MEGAPIXELS", 0.02)
     photos = write_photos(tmp_path / "photos", 5)
     Image.fromarray(draw_photo(0, 210, 300)).save(photos / "photo 2.png")
     calls = []
@@ -95,7 +95,7 @@ def test_a_full_disk_ends_it(tmp_path, network, num_threads, monkeypatch):
         written.append(path)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("srcnn.photo_files.save_canvas", full)
+    monkeypatch.setattr("srcnn.restore_files.save_canvas", full)
     with pytest.raises(OSError, match="No space"):
         list(work_on_files(output_paths(photos, tmp_path / "out")[0], Restoring(network)))
     assert len(written) < 8

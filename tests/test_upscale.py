@@ -13,7 +13,7 @@ from srcnn.apply import Pixels, Treatment, run_network
 from srcnn.canvas import Canvas, read_canvas
 from srcnn.model import SRCNN, ModelConfig
 from srcnn.photo import read_photo
-from srcnn.photo_files import Enlarging
+from srcnn.restore_files import Enlarging
 from srcnn.upscale import upscale, upscale_canvas, upscaled_part, weights_for_scale
 from srcnn.ycbcr import LUMA_WEIGHTS
 

@@ -17,9 +17,9 @@ from srcnn.canvas import Canvas, read_canvas, save_canvas
 from srcnn.degrade import Degradation, degrade
 from srcnn.fitting import FAMILY, Networks
 from srcnn.model import device_here, load_model, to_device
+from srcnn.output_paths import output_paths
 from srcnn.photo import over_white, read_photo, suffix_of
-from srcnn.photo_files import Enlarging, Outcome, Restoring, Work, work_on_files
-from srcnn.targets import output_paths
+from srcnn.restore_files import Enlarging, Outcome, Restoring, Work, work_on_files
 from srcnn.untrusted import MAX_PHOTO_BYTES
 from srcnn.upscale import SCALES, weights_for_scale
 
@@ -207,7 +207,7 @@ def compare_photo(
     """
     from PIL import Image
 
-    from srcnn.report import before_after, psnr_luma  # brings torchvision, whose installation `doctor` is to look at
+    from srcnn.figures import before_after, psnr_luma
     from srcnn.restore import restore
 
     degradation = Degradation(jpeg_quality=quality)

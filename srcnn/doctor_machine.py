@@ -27,7 +27,7 @@ from srcnn.meeting import INTERFACE, addresses_of, gloo_address, interface_to, i
 from srcnn.mlflow_tracker import mlflow_problem
 from srcnn.model import ModelConfig, prefers_bf16
 from srcnn.unet import UNetConfig
-from srcnn.wandb_tracker import can_be_shared, wandb_mode
+from srcnn.wandb_tracker import wandb_mode
 
 BESIDE_BYTES = 100_000_000  # what metrics, report and the trackers' pictures of a long run stay below
 
@@ -239,7 +239,7 @@ def _size(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
 
 
-def check_trackers(trackers: Sequence[str], run: str, node_metrics: bool = False) -> Iterator[Finding]:
+def check_trackers(trackers: Sequence[str], run: str) -> Iterator[Finding]:
     """Whether the trackers are there, and where wandb and MLflow would keep the run."""
     for name in trackers:
         if find_spec(name) is None:
@@ -256,8 +256,6 @@ def check_trackers(trackers: Sequence[str], run: str, node_metrics: bool = False
             yield problem(f"trackers: {trouble}")
         else:
             yield ok(f"{name} is installed")
-    if node_metrics and not ("wandb" in trackers and can_be_shared()):
-        yield note("node_metrics: only where wandb is among the trackers, and online", "wandb login, or leave it out")
     yield ok("metrics.jsonl is always written")
 
 

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from srcnn.doctor_machine import Finding, counted, note, ok, problem
 from srcnn.files import TEMPORARY_PREFIX
 from srcnn.listing import photos_in, refused_in
-from srcnn.machine import Finding, counted, note, ok, problem
 from srcnn.reader import CURE, ShardReader, read_manifest
 from srcnn.run import TrainConfig, check_samples, open_split
 from srcnn.sample import MANIFEST, PLAN, Manifest, Shard, ShardError, check_shard_size
