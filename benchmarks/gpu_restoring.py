@@ -24,7 +24,7 @@ from srcnn.model import DEFAULT_WEIGHTS, SRCNN, computes_bf16, load_model, to_de
 from srcnn.onnx_graph import INPUT
 from srcnn.products import full_precision
 from srcnn.restore import restore_pixels
-from srcnn.restore_files import Restoring, work_on_files
+from srcnn.restore_files import RestoreFile, work_on_files
 
 WHOLE = 1 << 20  # pixels: a tile as large as any photo
 TILES = (0, 512, 2048, WHOLE)
@@ -93,7 +93,7 @@ def ways(
             tiled = {0: by, WHOLE: f"{by}, whole"}.get(tile, f"{by}, tiles of {tile}")
             yield {"what": "luma to luma", "by": tiled}, lambda: in_tiles(model, luma, tile, exact), large
         yield {"what": "on the device", "by": by}, lambda: on_device(part, model, luma, exact), large
-        restore = Restoring(model, Treatment(exact=exact), smooth_chroma=False)
+        restore = RestoreFile(model, Treatment(exact=exact), smooth_chroma=False)
         yield {"what": "file to file", "by": by}, lambda: one_file(restore, files), large
         yield {"what": "folder of small photos", "by": by}, lambda: folder(part, restore, files / "small"), small
         yield ({"what": "folder of large photos", "by": by}, lambda: folder(part, restore, copies(part, files)),
@@ -112,7 +112,7 @@ def in_tiles(model: SRCNN, luma: np.ndarray, tile_pixels: int, exact: bool) -> W
     return lambda: restore_pixels(luma, model, tile_pixels, exact=exact)
 
 
-def one_file(restore: Restoring, files: Path) -> Work:
+def one_file(restore: RestoreFile, files: Path) -> Work:
     return lambda: restore(files / "photo.jpg", files / "restored.jpg")
 
 
@@ -128,7 +128,7 @@ def on_device(part: Part, model: SRCNN, luma: np.ndarray, exact: bool) -> Work:
     return work
 
 
-def folder(part: Part, restore: Restoring, photos: Path) -> Work:
+def folder(part: Part, restore: RestoreFile, photos: Path) -> Work:
     out = photos.with_name(f"{photos.name}-restored")
     targets = {path: out / path.name for path in photos_in(part, photos)}
     return lambda: list(work_on_files(targets, restore))

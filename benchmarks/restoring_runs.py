@@ -97,7 +97,7 @@ def ours(job: dict[str, Any], exact: bool = False) -> tuple[Network, Callable[[P
         return srcnn.restore_pixels(luma, model, exact=exact)
 
     files, treatment = (importlib.import_module(f"srcnn.{name}") for name in ("photo_files", "apply"))
-    return network, files.Restoring(model, treatment.Treatment(exact=exact), smooth_chroma=False)
+    return network, files.RestoreFile(model, treatment.Treatment(exact=exact), smooth_chroma=False)
 
 
 def pytorch(job: dict[str, Any]) -> tuple[Network, Callable[[Path, Path], None]]:
@@ -169,7 +169,7 @@ def folder(job: dict[str, Any]) -> None:
                                      for name in ("restore", "photo_files", "targets", "canvas"))
     model = importlib.import_module("srcnn.model").load_model(job["weights"])
     targets, _ = paths.output_paths(job["folder"], Path(job["out"]))
-    work = files.Restoring(model, smooth_chroma=False)
+    work = files.RestoreFile(model, smooth_chroma=False)
 
     def one_by_one() -> None:
         for path, target in targets.items():

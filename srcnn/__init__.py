@@ -29,7 +29,7 @@
                           validate.py   exact PSNR over all ranks
                           launch.py     what the scripts of launch/ share
                           benchmark.py  where the time of a step goes
-                          doctor.py     what would stop it: splits.py of the data, machine.py of the machine
+                          doctor.py     what would stop it (doctor_shards.py, doctor_machine.py)
       -> checkpoint       checkpoint.py on the disk, whole or not there
                           resume.py     the state of a run, saved and taken up
       -> numbers          meter.py      what steps cost and give
@@ -40,13 +40,13 @@
                           canvas.py     a photo file changed in place; metadata.py, deep.py: EXIF and the like, 16 bits
                           fitting.py    the weights for a JPEG's quality (jpeg_quality.py)
                           restore.py    arrays, tensors, images; upscale.py: enlarged
-                          photo_files.py, targets.py: files and where they go
-                          score.py, report.py; cards.py: what is known of weights, and measured again
-                          compare.py, demo.py: in the browser
+                          restore_files.py, output_paths.py: files and where they go
+                          score.py, report.py (figures.py); cards.py: what is known of weights, and measured again
+                          demo.py: in the browser
       -> other programs   export.py     ONNX (onnx_graph.py), torch.export; hub.py, hub_card.py: the Hugging Face hub
 
-Commands: `photo_commands.py`, `weight_commands.py`, `__main__.py`. `files.py` writes files whole, `config.py` reads
-settings, `untrusted.py` bounds what strangers made, `metrics.py` measures photos and tiles.
+Commands: `photos_commands.py`, `weights_commands.py`, `training_commands.py`. `files.py` writes files whole,
+`config.py` reads settings, `untrusted.py` bounds what strangers made, `metrics.py` measures photos and tiles.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from srcnn.jpeg_quality import quality_of
 from srcnn.metrics import psnr, ssim
 from srcnn.model import WEIGHTS, device_here
 from srcnn.photo import Photo, eight_bits, luma_l, open_image, over_white, suffix_of
-from srcnn.restore_files import Restoring
+from srcnn.restore_files import RestoreFile
 
 MAX_MEGAPIXELS = 50.0
 PREVIEW_SIDE = 1600  # pixels of the longer side that the browser is sent at most
@@ -116,7 +116,7 @@ def process(
         notes += save_canvas(files["degraded"], original, request.degrade_quality, subsampling="4:2:0")
     source, target = files.get("degraded", upload), folder / f"{upload.stem}-restored{suffix_of(upload)}"
     files["restored"] = target
-    work = Restoring(Networks(request.weights, device_here()), Treatment(strength=request.strength))
+    work = RestoreFile(Networks(request.weights, device_here()), Treatment(strength=request.strength))
     notes += work(source, target, on_progress)
     before, after = (visible(read_canvas(path)) for path in (source, target))
     report = [f"<p>{html.escape(', '.join([*notes, f'strength {request.strength:g}']))}.</p>"]

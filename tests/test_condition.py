@@ -15,7 +15,7 @@ from srcnn.jpeg_quality import condition_of_image, condition_of_quality
 from srcnn.metrics import psnr
 from srcnn.model import SRCNN, ModelConfig, initialize, save_model, to_device
 from srcnn.restore import restore, restore_pixels
-from srcnn.restore_files import Restoring
+from srcnn.restore_files import RestoreFile
 from srcnn.score import score_photo
 from srcnn.upscale import upscale
 
@@ -92,7 +92,7 @@ def test_a_jpeg_tells_the_network_its_tables(tmp_path, model, subsampling):
     assert (expected != restore_pixels(pixels, model, exact=True)).mean() > 0.1
     assert np.array_equal(restored, expected)
     for smooth in (True, False):  # the chroma is the network's
-        Restoring(model, Treatment(exact=True), smooth)(path, tmp_path / "file.png")
+        RestoreFile(model, Treatment(exact=True), smooth)(path, tmp_path / "file.png")
         assert np.array_equal(np.asarray(Image.open(tmp_path / "file.png")), expected)
     save_model(model, tmp_path / "model.safetensors")
     arguments = ["restore", str(path), "-o", str(tmp_path / "command.png"), "--exact"]

@@ -18,7 +18,7 @@ from srcnn.metrics import psnr
 from srcnn.model import SRCNN, ModelConfig, computes_bf16, initialize, load_model
 from srcnn.output_paths import output_paths
 from srcnn.restore import restore, restore_pixels
-from srcnn.restore_files import Restoring
+from srcnn.restore_files import RestoreFile
 from srcnn.strips import restore_in_strips, suits
 
 
@@ -216,7 +216,7 @@ def jpeg_with_metadata(path, orientation=1):
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tiff"])
 def test_metadata_is_kept_and_the_orientation_applied_once(tmp_path, model, suffix):
     profile = jpeg_with_metadata(tmp_path / "old.jpg", orientation=6)
-    Restoring(model)(tmp_path / "old.jpg", tmp_path / f"new{suffix}")
+    RestoreFile(model)(tmp_path / "old.jpg", tmp_path / f"new{suffix}")
     with Image.open(tmp_path / f"new{suffix}") as image:
         assert image.size == (24, 40)  # turned by 90 degrees
         assert image.getexif().get(0x0112, 1) == 1
@@ -261,7 +261,7 @@ def test_an_interrupted_write_leaves_no_file(tmp_path, model, monkeypatch):
     monkeypatch.setattr(Image.Image, "save", full)
     (tmp_path / "out").mkdir()
     with pytest.raises(OSError, match="No space"):
-        Restoring(model)(tmp_path / "old.jpg", tmp_path / "out" / "new.jpg")
+        RestoreFile(model)(tmp_path / "old.jpg", tmp_path / "out" / "new.jpg")
     assert list((tmp_path / "out").iterdir()) == []
 
 
