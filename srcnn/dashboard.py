@@ -42,7 +42,7 @@ LOADS = {
 
 
 def workspace(entity: str, project: str, name: str) -> Any:
-    """The workspace, not saved yet. Raises FileNotFoundError with the cure where its package is not installed."""
+    """The workspace, not saved yet. Raises FileNotFoundError where its package is not installed."""
     try:
         import wandb_workspaces.reports.v2.interface as reports
         import wandb_workspaces.workspaces as workspaces

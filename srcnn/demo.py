@@ -237,8 +237,8 @@ class DemoSession:
 
 def without_paths(error: BaseException, upload: str) -> str:
     """What is wrong, in HTML, with the file's name only."""
-    said = str(error).replace(upload, Path(upload).name) or type(error).__name__
-    return f'<p class="refused" role="alert">{html.escape(said)}</p>'
+    message = str(error).replace(upload, Path(upload).name) or type(error).__name__
+    return f'<p class="refused" role="alert">{html.escape(message)}</p>'
 
 
 def build_page(gradio: ModuleType, folder: Path, max_megapixels: float) -> Any:
@@ -317,7 +317,7 @@ def results(gradio: ModuleType) -> tuple[Any, ...]:
         whole = gradio.ImageSlider(label="Before | after", elem_id="whole", interactive=False,
                                    buttons=["fullscreen"])
         download = gradio.DownloadButton("Download", elem_id="download", variant="primary")
-        overview = gradio.Image(label="Click on a place to see its detail", elem_id="overview", buttons=[],
+        overview = gradio.Image(label="Click to see the detail there", elem_id="overview", buttons=[],
                                 interactive=False, height=300)
         with gradio.Row():
             before, after = (gradio.Image(label=f"Detail {name}, {DETAIL_ZOOM} times as large", height=360,
@@ -327,7 +327,7 @@ def results(gradio: ModuleType) -> tuple[Any, ...]:
 
 
 def gradio_without_network(folder: str) -> ModuleType:
-    """Imports gradio, told to send nothing anywhere, to reach itself without a proxy, and to keep its files below
+    """Imports gradio, set to send nothing anywhere, to reach itself without a proxy, and to keep its files below
     `folder`; parts of it read these variables only once.
     """
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_SHARE": "False",

@@ -117,7 +117,7 @@ class Tracking:
         self._send(lambda tracker: tracker.log_artifact(title, folder))
 
     def alert(self, title: str, text: str, level: Level) -> None:
-        """Tells people, where they want to be told."""
+        """Sends people a message by the trackers, unless `alerts` is off."""
         if self.alerts:
             shown = without_credentials(text)
             self._send(lambda tracker: tracker.alert(f"{self.run.name} {title}", shown, level))

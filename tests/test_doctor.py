@@ -20,7 +20,7 @@ from srcnn.doctor import CHECKS
 from srcnn.model import ModelConfig
 from srcnn.optimize import OptimizerConfig
 
-SUBJECTS = [subject for subject, _ in CHECKS]
+SUBJECTS = list(CHECKS)
 NUM_TRAIN = 75  # pairs of 32x32 that small_shards makes
 
 
