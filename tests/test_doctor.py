@@ -234,6 +234,12 @@ def test_an_unknown_setting_is_wrong_usage(shards, capsys):
     assert ended.value.code == 2 and "ranks" in capsys.readouterr().err
 
 
+def test_a_setting_that_was_removed_is_refused_by_name(shards, capsys):
+    with pytest.raises(SystemExit) as ended:
+        examine(shards, "--node_metrics", "true")
+    assert ended.value.code == 2 and "node_metrics" in capsys.readouterr().err
+
+
 def test_help_explains_the_settings_of_a_training_and_of_its_launch(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["doctor", "--help"])
