@@ -32,10 +32,10 @@ from srcnn.apply import Treatment
 from srcnn.canvas import read_canvas, save_canvas
 from srcnn.device import to_device
 from srcnn.metrics import psnr
+from srcnn.output_paths import output_paths
 from srcnn.photo import luma_l
-from srcnn.photo_files import Restoring, work_on_files
+from srcnn.restore_files import RestoreFile, work_on_files
 from srcnn.restore_image import restore_pixels
-from srcnn.targets import output_paths
 from srcnn.weight_files import DEFAULT_WEIGHTS
 from srcnn.weights_io import load_model, save_state_dict
 
@@ -148,7 +148,7 @@ def run_system(name: str, variant: str, photo: Path, files: Path, cores: int, de
     if name in (OURS, EXACT):
         model, exact = to_device(load_model(DEFAULT_WEIGHTS), device), name == EXACT
         network = partial(restore_pixels, model=model, exact=exact)
-        from_file: Callable[[Path, Path], object] = Restoring(model, Treatment(exact=exact), smooth_chroma=False)
+        from_file: Callable[[Path, Path], object] = RestoreFile(model, Treatment(exact=exact), smooth_chroma=False)
     else:
         network = tiled(NETWORKS[name](files, cores, device), variant)
         from_file = partial(restore_file, network)
@@ -167,7 +167,7 @@ def run_folder(files: Path, cores: int, device: torch.device) -> dict[str, float
     """Seconds of a folder of small photos: side by side, one by one, and decoded and encoded alone."""
     model = to_device(load_model(DEFAULT_WEIGHTS), device)
     targets, _ = output_paths(str(files / "small"), files / "restored")
-    work = Restoring(model, smooth_chroma=False)
+    work = RestoreFile(model, smooth_chroma=False)
     restore_pixels(np.zeros((320, 480, 3), np.uint8), model)  # kernels are chosen
     return {
         "side by side": seconds(lambda: list(work_on_files(targets, work))),  # which makes the folder, too

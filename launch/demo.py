@@ -83,7 +83,7 @@ def show_restored(picture: Path) -> None:
     if picture.is_file():
         print(f"{picture} is there already")
         return
-    from srcnn.photo_commands import compare_photo
+    from srcnn.photos_commands import compare_photo
 
     before, after = compare_photo(PHOTOGRAPH, picture, JPEG_QUALITY)
     print(f"look at {picture}: PSNR {before:.2f} dB as a JPEG of quality {JPEG_QUALITY}, {after:.2f} dB restored")
@@ -122,7 +122,7 @@ def train_on(shards: Path, run: Path) -> None:
     from srcnn.trainer import train
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("srcnn.tracking").setLevel(logging.INFO)  # the progress, where there is no terminal for a bar
+    logging.getLogger("srcnn.run_log").setLevel(logging.INFO)  # the progress, where there is no terminal for a bar
     settings = ["--config", str(TRAINING), "--shards", str(shards), "--run", str(run)]
     config = parse(TrainConfig, "python -m launch.demo", __doc__, settings)
     if Path(run, "report/index.html").is_file():
@@ -139,7 +139,7 @@ def train_on(shards: Path, run: Path) -> None:
 
 def conclude(own: Path | None, picture: Path, shards: Path, run: Path) -> None:
     """The gain, where to look, what to do next."""
-    from srcnn.tracking import read_metrics
+    from srcnn.history import read_metrics
 
     best = max((point for point in read_metrics(run) if "val/psnr" in point), key=lambda point: point["val/psnr"])
     photos = "Photos kept out of the training" if own else "Drawn photos kept out of the training"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from srcnn.tracking import STEP_KEY
-from srcnn.wandb_run import wandb_mode
+from srcnn.history import STEP_KEY
+from srcnn.wandb_tracker import wandb_mode
 
 PICTURES = "degraded, restored, clean"
 # Titles, and what is drawn over the tiles seen: keys that trainings log.
@@ -30,19 +30,19 @@ SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 LOGARITHMIC = {"train/loss", "gradient_norm"}
-# wandb's own, over the seconds of the run; with node_metrics each has the node's name behind it.
+# wandb's own, over the seconds of the run.
 LOADS = {
-    "Processor, %": r"system\.cpu(/l:.*)?",
-    "Memory, %": r"system\.memory_percent(/l:.*)?",
-    "GPUs, %": r"system\.gpu\.\d+\.gpu(/l:.*)?",
-    "Memory of the GPUs, %": r"system\.gpu\.\d+\.memoryAllocated(/l:.*)?",
-    "Network, bytes sent": r"system\.network\.sent(/l:.*)?",
-    "Network, bytes received": r"system\.network\.recv(/l:.*)?",
+    "Processor, %": r"system\.cpu",
+    "Memory, %": r"system\.memory_percent",
+    "GPUs, %": r"system\.gpu\.\d+\.gpu",
+    "Memory of the GPUs, %": r"system\.gpu\.\d+\.memoryAllocated",
+    "Network, bytes sent": r"system\.network\.sent",
+    "Network, bytes received": r"system\.network\.recv",
 }
 
 
 def workspace(entity: str, project: str, name: str) -> Any:
-    """The workspace, not saved yet. Raises FileNotFoundError with the cure where its package is not installed."""
+    """The workspace, not saved yet. Raises FileNotFoundError where its package is not installed."""
     try:
         import wandb_workspaces.reports.v2.interface as reports
         import wandb_workspaces.workspaces as workspaces

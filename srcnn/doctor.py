@@ -2,7 +2,7 @@
 
 Looks for what would stop a training of these settings, or make it another one than wanted, before it is started. Takes
 the keys of launch/train.py, needs seconds and no GPU, and changes nothing. Each line is ok, a note, or a PROBLEM with
-its cure; everything is looked at whatever is found, and the exit status is 1 where there is a problem.
+what to do; everything is looked at whatever is found, and the exit status is 1 where there is a problem.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from pathlib import Path
 import psutil
 import torch
 
-from srcnn import checkpoint, machine
+from srcnn import checkpoint
+from srcnn import doctor_machine as machine
 from srcnn.config import parse, without_credentials
 from srcnn.dataset import ShardDataset
 from srcnn.device import device_here
 from srcnn.device_loader import LARGEST_SHARE, check_fits
+from srcnn.doctor_machine import Finding, note, ok, pluralize, problem
+from srcnn.doctor_shards import Split, check_apart, check_cache, check_split, inspect_split
 from srcnn.files import LOCK, FolderLock
 from srcnn.loader import BATCHES_IN_USE
-from srcnn.machine import Finding, counted, note, ok, problem
 from srcnn.manifest import SPLITS
 from srcnn.resume import check_resumable, is_same_job, stream_state
 from srcnn.shuffle import UniformShuffle
-from srcnn.splits import Split, check_splits, look_at
-from srcnn.storage import MAX_OPEN_FILES, is_url
+from srcnn.storage import MAX_OPEN_FILES
 from srcnn.train_config import TrainConfig
 from srcnn.weights_io import load_model, make_network
 
@@ -81,15 +82,22 @@ class Job:
 
 
 def doctor(config: DoctorConfig) -> dict[str, list[Finding]]:
-    """What is to be said about a training with these settings, by subject."""
+    """What is to be said about a training with these settings, by subject.
+
+    What a check calls is what a training calls at its start: what that raises is a problem.
+    """
     job = plan_job(config)
     found: dict[str, list[Finding]] = {}
-    for subject, check in CHECKS:
+    for subject, checks in CHECKS.items():
         findings = found.setdefault(subject, [])
-        try:
-            findings.extend(check(job))
-        except Exception as error:  # whatever it is, the other checks are made
-            findings.append(problem(f"{type(error).__name__}: {error}"))
+        for check in checks:
+            try:
+                for finding in check(job):
+                    findings.append(finding)
+            except (OSError, ValueError) as error:
+                findings.append(problem(str(error)))
+            except Exception as error:  # whatever it is, the other checks are made
+                findings.append(problem(f"{type(error).__name__}: {error}"))
     return found
 
 
@@ -101,60 +109,61 @@ def plan_job(config: DoctorConfig) -> Job:
     job = TrainConfig(**{field.name: getattr(config, field.name) for field in fields(TrainConfig)})
     quick = replace(job, stream=replace(job.stream, access=access))
     names = ("train",) if job.overfit_tiles else SPLITS
-    splits = {split: look_at(quick, split, config.verify) for split in names}
+    splits = {split: inspect_split(quick, split, config.verify) for split in names}
     device = device_here()
     num_gpus = 0 if device.type == "cpu" else torch.accelerator.device_count()
-    machines = config.machines or _told("GROUP_WORLD_SIZE") or _told("SLURM_JOB_NUM_NODES") or 1
-    ranks = config.ranks or _told("WORLD_SIZE") or max(1, _told("SLURM_NTASKS"), machines * num_gpus)
-    return Job(job, ranks, machines, config.port or _told("MASTER_PORT") or 29500, device, splits)
+    machines = config.machines or _env_int("GROUP_WORLD_SIZE") or _env_int("SLURM_JOB_NUM_NODES") or 1
+    ranks = config.ranks or _env_int("WORLD_SIZE") or max(1, _env_int("SLURM_NTASKS"), machines * num_gpus)
+    return Job(job, ranks, machines, config.port or _env_int("MASTER_PORT") or 29500, device, splits)
 
 
-def _told(name: str) -> int:
+def _env_int(name: str) -> int:
     """A number of the environment; 0 where it is not there."""
     text = os.environ.get(name, "")
     return int(text) if text.isdecimal() else 0
 
 
-def check_packages(job: Job) -> Iterator[Finding]:
-    extras = {name: name in job.config.trackers for name in ("tensorboard", "mlflow")}
-    extras["remote"] = is_url(job.config.shards)
-    yield from machine.check_versions("srcnn", [name for name, is_needed in extras.items() if is_needed])
+def check_shards(job: Job) -> Iterator[Finding]:
+    for name, split in job.splits.items():
+        yield from check_split(job.config, name, split)
+    yield from check_cache(job.config, job.splits, job.machines)
+
+
+def check_both_splits(job: Job) -> Iterator[Finding]:
+    yield from check_apart(job.config, job.splits)
 
 
 def check_network(job: Job) -> Iterator[Finding]:
-    """The network, and whether the weights to start from are its."""
-    config = job.config
-    network = make_network(config.network, config.centred)
+    network = make_network(job.config.network, job.config.centred)
     num_parameters = sum(parameter.numel() for parameter in network.parameters())
     radius = network.receptive_radius
     yield ok(f"{network.name}, {num_parameters:,} parameters; a pixel depends on {radius} to each side")
-    if config.weights:
+
+
+def check_weights(job: Job) -> Iterator[Finding]:
+    """Whether the weights to start from are the network's."""
+    if weights := job.config.weights:
         try:
-            network.load_without_centering(load_model(config.weights))
-            yield ok(f"starts from {config.weights}")
+            make_network(job.config.network, job.config.centred).load_without_centering(load_model(weights))
+            yield ok(f"starts from {weights}")
         except (OSError, ValueError) as error:
-            yield problem(f"weights {config.weights}: {error}", "take others, or set model or unet to their network")
+            yield problem(f"weights {weights}: {error}", "take others, or set model or unet to their network")
 
 
 def check_batches(job: Job) -> Iterator[Finding]:
     """Ranks and batch against the number of samples, and against the intervals."""
-    config, ranks = job.config, job.ranks
-    try:
-        size = config.global_batch_size(ranks)
-    except ValueError as error:
-        yield problem(str(error), "raise batch_size, or take fewer ranks")
-        return
+    config, ranks, size = job.config, job.ranks, job.config.global_batch_size(job.ranks)
     if size % ranks:
         yield note(f"batch_size {size} is no multiple of {ranks} ranks: some wait for the others at every step")
     if job.train:
         yield from _check_epoch(config, job.train.num_samples, size)
         lanes = config.stream.order_of(config.seed, job.train).num_lanes
         if ranks > 1 and config.stream.resident == "no" and size % lanes and lanes % size:
-            told = f"{size} tiles a step, {lanes} lanes: ranks share lanes, and read runs several times"
-            yield note(told, "set stream.num_lanes so that one is a multiple of the other")
+            yield note(f"{size} tiles a step, {lanes} lanes: ranks share lanes, and read runs several times",
+                       "set stream.num_lanes so that one is a multiple of the other")
     if "val" in job.splits and (val := job.splits["val"].reader) and val.num_samples < ranks:
         yield note(f"{val.num_samples} validation pairs for {ranks} ranks: some validate nothing")
-    where = f"{counted(ranks, 'rank')} on {counted(job.machines, 'machine')}"
+    where = f"{pluralize(ranks, 'rank')} on {pluralize(job.machines, 'machine')}"
     yield ok(f"{where}, {size} tiles a step, {-(-config.total_samples // size):,} steps in all")
     for key in ("log_every_samples", "validate_every_samples"):
         every = getattr(config, key)
@@ -169,8 +178,8 @@ def check_batches(job: Job) -> Iterator[Finding]:
 
 def _check_epoch(config: TrainConfig, num_samples: int, size: int) -> Iterator[Finding]:
     if size > num_samples:
-        cure = "lower batch_size or batch_size_per_process, take fewer ranks, or make shards of more photos"
-        yield problem(f"a step takes {size} tiles, the training split has {num_samples}", cure)
+        yield problem(f"a step takes {size} tiles, the training split has {num_samples}",
+                      "lower batch_size or batch_size_per_process, take fewer ranks, or make shards of more photos")
     elif size * FEW_STEPS > num_samples and not config.overfit_tiles:
         yield note(f"an epoch of {num_samples} tiles is {num_samples / size:.1f} steps of {size}", "smaller batches?")
     if config.total_samples < num_samples:
@@ -186,12 +195,8 @@ def check_memory(job: Job) -> Iterator[Finding]:
     local = sum(min(MAX_OPEN_FILES, len(split.manifest.shards)) for split in job.splits.values() if split.manifest)
     yield from machine.check_open_files(OTHER_FILES + (local if reader.is_local else 2 * stream.access.num_connections))
     if stream.resident != "no":
-        try:
-            device = job.device if stream.resident == "device" else torch.device("cpu")
-            check_fits(reader, device, job.ranks_here)
-            yield ok(f"all {reader.num_samples:,} training samples fit ({stream.resident})")
-        except ValueError as error:
-            yield problem(str(error))
+        check_fits(reader, job.device if stream.resident == "device" else torch.device("cpu"), job.ranks_here)
+        yield ok(f"all {reader.num_samples:,} training samples fit ({stream.resident})")
         return
     size = job.config.batch_size or job.config.batch_size_per_process * job.ranks
     num_pairs = size * (stream.prefetch_batches + BATCHES_IN_USE)
@@ -199,22 +204,18 @@ def check_memory(job: Job) -> Iterator[Finding]:
         num_pairs += stream.window_samples + stream.lead_samples + size
     pair_bytes = reader.num_members * torch.Size(reader.tile_shape).numel()
     needed, free = num_pairs * pair_bytes / job.machines, psutil.virtual_memory().available
-    told = f"{needed / 1e9:.2f} GB of tiles in flight on a machine, {free / 1e9:.1f} GB free"
+    amount = f"{needed / 1e9:.2f} GB of tiles in flight on a machine, {free / 1e9:.1f} GB free"
     if needed > LARGEST_SHARE * free:
-        yield problem(told, "lower stream.window_samples, stream.lead_samples or stream.prefetch_batches")
+        yield problem(amount, "lower stream.window_samples, stream.lead_samples or stream.prefetch_batches")
     else:
-        yield ok(told)
+        yield ok(amount)
 
 
-def check_run(job: Job) -> Iterator[Finding]:
-    """Whether the run folder can be written and has room, whose it is, and whether the training would continue."""
-    run, config = Path(job.config.run), job.config
-    one = checkpoint_bytes(config)
-    num_kept = config.keep_checkpoints + 3  # the best, one being written, one being replaced
+def check_folders(job: Job) -> Iterator[Finding]:
+    """Whether the run folder can be written and has room, and whose it is."""
+    run, num_kept = Path(job.config.run), job.config.keep_checkpoints + 3  # the best, one being written, one replaced
     for folder in (run, run / "checkpoints") if (run / "checkpoints").is_dir() else (run,):
-        yield from (findings := list(machine.check_folder(folder, num_kept * one, 10 * num_kept)))
-        if any(finding.level == "problem" for finding in findings):
-            return
+        yield from machine.check_folder(folder, num_kept * checkpoint_bytes(job.config), 10 * num_kept)
     if (run / LOCK).is_file():
         try:
             FolderLock(run, seconds=0)
@@ -223,7 +224,6 @@ def check_run(job: Job) -> Iterator[Finding]:
                 yield note(f"{run}: other processes of this job still write here; the ranks will wait for them")
             else:
                 yield problem(f"{run}: another training is writing here", "stop it, or choose another --run")
-    yield from _check_continues(run, job)
 
 
 def checkpoint_bytes(config: TrainConfig) -> int:
@@ -234,21 +234,22 @@ def checkpoint_bytes(config: TrainConfig) -> int:
     return num_copies * 4 * sum(parameter.numel() for parameter in model.parameters()) + (1 << 16)
 
 
-def _check_continues(run: Path, job: Job) -> Iterator[Finding]:
-    config, reader, folders = job.config, job.train, checkpoint.step_folders(run)
+def check_resume(job: Job) -> Iterator[Finding]:
+    """Whether the training would continue what is in the run folder."""
+    config, run = job.config, Path(job.config.run)
+    folders = checkpoint.step_folders(run)
     if not folders or config.fresh:
         yield ok(f"{run}: {'is put aside for a new run (--fresh)' if folders else 'a new run'}")
         return
     try:
         folder = checkpoint.latest(run)
-        if folder is None or reader is None:
+        if folder is None or job.train is None:
             yield note(f"{run}: holds a run; without shards it is not known whether these settings continue it")
             return
         state = checkpoint.load_training(folder)
-        notes = check_resumable(config, state, stream_state(config, 0, reader))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        yield problem(f"{run}: cannot be continued: {error}")
-        return
+        changed = check_resumable(config, state, stream_state(config, 0, job.train))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{run}: cannot be continued: {error}") from error
     if passed_over := [other.name for other in folders if other.name > folder.name]:
         yield note(f"{run}: damaged and passed over: {', '.join(passed_over)}")
     samples = state["samples"]
@@ -256,21 +257,21 @@ def _check_continues(run: Path, job: Job) -> Iterator[Finding]:
         yield note(f"{run}: is done, {samples:,} tiles were seen", "raise total_samples, or --fresh, or another --run")
     else:
         yield ok(f"{run}: is continued after {samples:,} of {config.total_samples:,} tiles")
-    yield from (note(f"{run}: continued with {text}") for text in notes)
+    yield from (note(f"{run}: continued with {text}") for text in changed)
 
 
-CHECKS: tuple[tuple[str, Callable[[Job], Iterator[Finding]]], ...] = (
-    ("packages", check_packages),
-    ("shards", lambda job: check_splits(job.config, job.splits, job.machines)),
-    ("network", check_network),
-    ("batches", check_batches),
-    ("memory", check_memory),
-    ("run folder", check_run),
-    ("device", lambda job: machine.check_device(job.device, job.ranks_here, job.config.compile_mode is not None)),
-    ("precision", lambda job: machine.check_precision(job.config.mixed_precision, job.config.network, job.device)),
-    ("meeting of the ranks", lambda job: machine.check_meeting(job.ranks, job.machines, job.port)),
-    ("trackers", lambda job: machine.check_trackers(job.config.trackers, job.config.run, job.config.node_metrics)),
-)
+CHECKS: dict[str, tuple[Callable[[Job], Iterator[Finding]], ...]] = {
+    "packages": (lambda job: machine.check_versions("srcnn"),),
+    "shards": (check_shards, check_both_splits),
+    "network": (check_network, check_weights),
+    "batches": (check_batches,),
+    "memory": (check_memory,),
+    "run folder": (check_folders, check_resume),
+    "device": (lambda job: machine.check_device(job.device, job.ranks_here, job.config.compile_mode is not None),),
+    "precision": (lambda job: machine.check_precision(job.config.mixed_precision, job.config.network, job.device),),
+    "rendezvous": (lambda job: machine.check_rendezvous(job.ranks, job.machines, job.port),),
+    "trackers": (lambda job: machine.check_trackers(job.config.trackers, job.config.run),),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -280,9 +281,9 @@ def main(arguments: list[str] | None = None) -> int:
     marks = {"ok": "ok     ", "note": "note   ", "problem": "PROBLEM"}
     for subject, findings in found.items():
         print(subject)
-        for level, what, cure in findings:
-            line = f"  {marks[level]} {what}{f' -> {cure}' if cure else ''}"
+        for level, what, hint in findings:
+            line = f"  {marks[level]} {what}{f' -> {hint}' if hint else ''}"
             print(without_credentials(line.replace("\n", " ")))
     levels = [finding.level for findings in found.values() for finding in findings]
-    print(f"{counted(levels.count('problem'), 'problem')}, {counted(levels.count('note'), 'note')}")
+    print(f"{pluralize(levels.count('problem'), 'problem')}, {pluralize(levels.count('note'), 'note')}")
     return int("problem" in levels)

@@ -4,36 +4,26 @@ from __future__ import annotations
 
 import base64
 import html
-import math
-from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
-from torchvision.utils import make_grid
 
 from srcnn.base import Network
 from srcnn.config import read_yaml
 from srcnn.dataset import ShardDataset
+from srcnn.figures import COLUMNS, GAP_PIXELS, before_after, captioned, save_picture
 from srcnn.files import atomic_file
+from srcnn.history import STEP_KEY, checked_points, results_table
 from srcnn.manifest import ShardError
-from srcnn.metrics import psnr
-from srcnn.photo import luma_l
 from srcnn.photo_list import photos_in
 from srcnn.restore_image import restore_pixels
-from srcnn.tiles import grid, join, windows
-from srcnn.tracking import STEP_KEY, read_metrics
+from srcnn.tiles import grid, join
 from srcnn.weights_io import load_model
 
-GAP_PIXELS = 8
-MAX_VALUE = 1e30  # of a number in metrics.jsonl; float64 axes cannot do with much larger ones
 MOST_CONSIDERED = 1000  # photos of the validation split, one of which is drawn
 MAX_SIDE = 1600  # pixels of a photo drawn in the report; of larger ones the top left part
-PICTURE_WIDTH = 1920  # pixels of a comparison: the three pictures side by side fit on a screen
-DETAIL_ZOOM = 3
-COLUMNS = ("degraded", "restored", "clean")
 FIGURES = {
     "psnr.png": "PSNR over the training: the degraded input, training tiles, validation tiles",
     "loss.png": "Loss over the training; of the validation tiles the mean squared error",
@@ -65,21 +55,6 @@ def write_report(run: Path, reader: ShardDataset) -> Path:
     return folder / "index.html"
 
 
-def checked_points(run: Path) -> list[dict[str, float]]:
-    """The points of a run's metrics.jsonl. Raises ValueError where they are no numbers by name."""
-    try:
-        points = read_metrics(run)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{run}: its numbers (metrics.jsonl) are damaged: {str(error)[:99]}") from error
-    for point in points:
-        if not isinstance(point, dict) or STEP_KEY not in point:
-            raise ValueError(f"{run}: a line of its metrics.jsonl is no point with {STEP_KEY}: {str(point)[:99]}")
-        for key, value in point.items():
-            if type(value) not in (int, float) or abs(value) > MAX_VALUE:  # NaN, of a loss that blew up, is a gap
-                raise ValueError(f"{run}: its metrics.jsonl has {key[:40]} {str(value)[:40]}, which is no number")
-    return points
-
-
 def draw_curves(points: list[dict[str, float]], folder: Path) -> None:
     """loss.png and psnr.png: training and validation against tiles seen."""
     from matplotlib.figure import Figure  # slow to import, and wanted only here
@@ -103,6 +78,8 @@ def draw_curves(points: list[dict[str, float]], folder: Path) -> None:
 
 def pair_rows(reader: ShardDataset, model: Network, num_pairs: int) -> np.ndarray:
     """The pairs spread evenly over a split, a row each: degraded, restored, clean; uint8 (rows, columns, 3)."""
+    from torchvision.utils import make_grid  # slow to import, and wanted only here
+
     chosen = np.linspace(0, reader.num_samples - 1, min(num_pairs, reader.num_samples)).astype(np.int64)
     plain = _ready(model)
     tiles = []
@@ -115,15 +92,6 @@ def pair_rows(reader: ShardDataset, model: Network, num_pairs: int) -> np.ndarra
 def _ready(model: Network) -> Network:
     """A copy without centering where the model is: not wrapped by Accelerate's autocast."""
     return model.without_centering().to(next(model.parameters()).device).eval()
-
-
-def side_by_side(*pictures: np.ndarray) -> np.ndarray:
-    """Pictures of one size in a row, with white gaps to their right and below."""
-    return np.concatenate([_with_gap(picture) for picture in pictures], axis=1)
-
-
-def _with_gap(picture: np.ndarray) -> np.ndarray:
-    return np.pad(picture, [(0, GAP_PIXELS), (0, GAP_PIXELS), (0, 0)][: picture.ndim], constant_values=255)
 
 
 def photo_before_after(reader: ShardDataset, model: Network) -> np.ndarray:
@@ -143,83 +111,6 @@ def photo_before_after(reader: ShardDataset, model: Network) -> np.ndarray:
         rows = columns = 1
     clean, degraded = (join(tiles, rows, columns)[:MAX_SIDE, :MAX_SIDE] for tiles in reader.read(samples))
     return before_after(degraded, restore_pixels(degraded, _ready(model)), clean)
-
-
-def before_after(
-    degraded: np.ndarray,
-    restored: np.ndarray,
-    clean: np.ndarray,
-    titles: tuple[str, str, str] = COLUMNS,
-    picture_width: int = PICTURE_WIDTH,
-) -> np.ndarray:
-    """Degraded, restored, clean, grey or RGB, with the PSNR of their luma (Pillow's L) above; below, where the network
-    gained most, magnified. At most `picture_width` pixels wide: larger photos are shown reduced, their detail is not.
-    """
-    pictures = (degraded, restored, clean)
-    captions = [f"{title}: PSNR {psnr_luma(picture, clean):.2f} dB"
-                for title, picture in zip(titles[:2], pictures[:2], strict=True)] + [titles[2]]
-    width = min(clean.shape[1], max(1, picture_width // len(pictures) - GAP_PIXELS))
-    whole = captioned(side_by_side(*(_reduce(picture, width) for picture in pictures)), captions)
-    detail = _best_detail(degraded, restored, clean, max(1, width // DETAIL_ZOOM))
-    magnified = side_by_side(*(_magnify(picture[detail], width) for picture in pictures))
-    return np.concatenate([whole, magnified])
-
-
-def psnr_luma(photo: np.ndarray, clean: np.ndarray) -> float:
-    """PSNR of the luma (Pillow's L) of two uint8 photos, grey or RGB, in dB."""
-    return psnr(luma_l(clean), luma_l(photo))
-
-
-def _reduce(photo: np.ndarray, width: int) -> np.ndarray:
-    """The whole photo at that width; as it is where it is no wider."""
-    if photo.shape[1] <= width:
-        return photo
-    height = max(1, round(photo.shape[0] * width / photo.shape[1]))
-    return np.asarray(Image.fromarray(photo).resize((width, height), Image.Resampling.LANCZOS))
-
-
-def _best_detail(degraded: np.ndarray, restored: np.ndarray, clean: np.ndarray, side: int) -> tuple[slice, slice]:
-    """The part of the photo, of a grid of parts `side` pixels wide and high, whose squared error fell most."""
-    fall = (degraded.astype(float) - clean) ** 2 - (restored.astype(float) - clean) ** 2
-    height, width = clean.shape[:2]
-    parts = [window.target for window in windows(height, width, side, halo=0)]
-    return max(parts, key=lambda part: fall[part].sum())
-
-
-def _magnify(detail: np.ndarray, width: int) -> np.ndarray:
-    """Pixels as squares, as wide as the photo above."""
-    large = detail.repeat(DETAIL_ZOOM, 0).repeat(DETAIL_ZOOM, 1)[:, :width]
-    extra = [(0, 0), (0, width - large.shape[1]), (0, 0)][: large.ndim]
-    return np.pad(large, extra, constant_values=255)
-
-
-def captioned(picture: np.ndarray, captions: Sequence[str]) -> np.ndarray:
-    """A strip of captions, one for each of equally wide columns, above a picture; as large as the width allows."""
-    width = picture.shape[1] // len(captions)
-    size = max(7, min(width // 20, int(1.6 * width / max(map(len, captions)))))  # a letter is some 0.55 of that wide
-    strip = Image.new("L" if picture.ndim == 2 else "RGB", (picture.shape[1], 2 * size), "white")
-    draw = ImageDraw.Draw(strip)
-    for number, caption in enumerate(captions):
-        draw.text((number * width, size // 3), caption, fill="black", font=ImageFont.load_default(size))
-    return np.concatenate([np.asarray(strip), picture])
-
-
-def save_picture(picture: np.ndarray, path: Path) -> None:
-    """Writes uint8 pixels as PNG."""
-    with atomic_file(path) as file:
-        Image.fromarray(picture).save(file, "PNG")
-
-
-def results_table(points: list[dict[str, float]]) -> str:
-    """Every validation as a row of a Markdown table."""
-    lines = ["| tiles seen | input dB | output dB | gain dB | gain % | SSIM in | SSIM out |", "|---" * 7 + "|"]
-    for point in points:
-        if "val/psnr" in point:
-            keys = ("val/psnr_in", "val/psnr", "val/gain", "val/gain_percent", "val/ssim_in", "val/ssim")
-            decimals = (2, 2, 2, 1, 4, 4)
-            cells = [f"{point.get(key, math.nan):.{places}f}" for key, places in zip(keys, decimals, strict=True)]
-            lines.append(f"| {point[STEP_KEY]:,.0f} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
 
 
 def training_card(run: Path, points: list[dict[str, float]]) -> str:

@@ -59,7 +59,6 @@ class TrainConfig:
         fresh: begin anew; what the run folder holds is kept beside it under another name.
         trackers: any of "wandb", "tensorboard", "mlflow"; metrics.jsonl is always written.
         alerts: have wandb tell people of a loss that is not finite, a stop, a failure, the end.
-        node_metrics: wandb shows the load of every node, not the first one's only; experimental there, and only online.
         num_pictures: pairs shown to the trackers at each validation.
         upload_best: send the best checkpoint to wandb as an artifact at the end.
         overfit_tiles: train and validate on the first so many training tiles only, to see that the loop learns; 0: off.
@@ -97,7 +96,6 @@ class TrainConfig:
     fresh: bool = False
     trackers: list[Literal["wandb", "tensorboard", "mlflow"]] = field(default_factory=lambda: ["wandb"])
     alerts: bool = True
-    node_metrics: bool = False
     num_pictures: int = 4
     upload_best: bool = False
     overfit_tiles: int = 0

@@ -32,16 +32,15 @@ from srcnn.resume import (
     save_now,
     saved_config,
 )
+from srcnn.run_log import Tracking
 from srcnn.shuffle import BatchPlan
 from srcnn.signals import StopRequested
 from srcnn.skipped import report_skipped
 from srcnn.state import Run, interval_elapsed, open_shards, start_accelerator, start_run
 from srcnn.step import resolve_pending_step, train_step
-from srcnn.tracking import Tracking
 from srcnn.train_config import TrainConfig
 from srcnn.training_pairs import PairMaker
 from srcnn.validation import validate
-from srcnn.wandb_run import can_be_shared
 
 logger = logging.getLogger(__name__)
 # dB above the input on tiles that are overfitted. A residual network starts at 0; how far it comes within a minute is
@@ -130,21 +129,9 @@ def start_tracking(config: TrainConfig, run: Run) -> Tracking:
     """The record of the run, which goes on where the checkpoint knows it to be."""
     trackers = config.trackers if run.accelerator.is_main_process else None
     logged = max(run.logged_samples, run.validated_samples)
-    told = all_gather_objects((socket.gethostname(), sends_node_metrics(config, run)), run.group)
-    hosts = list(dict.fromkeys(host for host, _ in told))
-    shares = told[0][1] and len(hosts) > 1 and run.accelerator.is_local_main_process
+    hosts = all_gather_objects(socket.gethostname(), run.group)
     return Tracking(Path(config.run), trackers, plain(asdict(saved_config(config))), config.total_samples, run.samples,
-                    logged, run.tracker_id, hosts=hosts, alerts=config.alerts, node_metrics=shares)
-
-
-def sends_node_metrics(config: TrainConfig, run: Run) -> bool:
-    """Whether the nodes send their system metrics; the main process decides, and says why not."""
-    if not (config.node_metrics and run.accelerator.is_main_process):
-        return False
-    if "wandb" in config.trackers and can_be_shared():
-        return True
-    logger.warning("node_metrics: they need wandb among the trackers and an account, online; none are collected")
-    return False
+                    logged, run.tracker_id, hosts=hosts, alerts=config.alerts)
 
 
 def measures_due(config: TrainConfig, run: Run) -> tuple[bool, bool]:

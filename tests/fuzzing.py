@@ -177,7 +177,8 @@ def read_checkpoint(data: bytes, folder: Path) -> None:
 
 
 def read_report(data: bytes, folder: Path) -> None:
-    from srcnn.report import checked_points, draw_curves, html_page, results_table
+    from srcnn.history import checked_points, results_table
+    from srcnn.report import draw_curves, html_page
 
     (folder / "metrics.jsonl").write_bytes(data)
     points = checked_points(folder)

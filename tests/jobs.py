@@ -18,7 +18,7 @@ import yaml
 from conftest import heed_ctrl_c
 
 from srcnn import checkpoint
-from srcnn.tracking import read_metrics
+from srcnn.history import read_metrics
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "launch/train.py"

@@ -1,6 +1,8 @@
 """The srcnn command: restore, degrade, report; exit statuses and messages."""
 
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,9 +10,14 @@ from messages import numbers, says
 from PIL import Image
 from small import draw_photo, small_config, small_shards
 
-from srcnn.__main__ import main
+from srcnn import weights_commands
+from srcnn.__main__ import command_line, main
+from srcnn.pretrained import FAMILY
 from srcnn.restore_image import restore
+from srcnn.score import LUMA_NAMES
 from srcnn.trainer import train
+from srcnn.upscale import SCALES
+from srcnn.weight_files import DEFAULT_WEIGHTS
 from srcnn.weights_io import load_model
 
 
@@ -21,13 +28,30 @@ def run(tmp_path_factory):
     return folder / "run"
 
 
+def test_help_needs_neither_pytorch_nor_seconds_of_the_processor():
+    code = ("import resource, sys\nfrom srcnn.__main__ import main\ntry:\n    main(['--help'])\nfinally:\n"
+            "    print({'torch', 'torchvision', 'numpy', 'jsonargparse'} & sys.modules.keys(), "
+            "resource.getrusage(resource.RUSAGE_SELF).ru_utime, file=sys.stderr)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    imported, seconds = done.stderr.rsplit(maxsplit=1)
+    assert done.returncode == 0 and imported == "set()" and float(seconds) < 0.5
+
+
+def test_what_the_help_says_is_what_the_library_takes():
+    options = command_line()
+    assert options.parse_args(["restore", "x"]).model == FAMILY and DEFAULT_WEIGHTS == weights_commands.DEFAULT_WEIGHTS
+    for luma, scale in zip(LUMA_NAMES, SCALES, strict=False):
+        options.parse_args(["score", "x", "--luma", luma, "--scale", str(scale)])
+        options.parse_args(["upscale", "x", "--scale", str(scale)])
+
+
 def test_a_photo_is_degraded_and_restored_by_a_users_own_run(tmp_path, run, capsys):
     Image.fromarray(draw_photo(0, 61, 83)).save(tmp_path / "Фото 1.0 🌆.png")
     assert main(["degrade", str(tmp_path / "Фото 1.0 🌆.png"), "-o", str(tmp_path / "bad"), "--quality", "20"]) == 0
     assert main(["restore", str(tmp_path / "bad"), "-o", str(tmp_path / "good"), "--model", str(run)]) == 0
     with Image.open(tmp_path / "good" / "Фото 1.0 🌆.jpg") as image:
         assert image.size == (83, 61) and image.mode == "RGB"
-    assert numbers(capsys.readouterr().err.splitlines()[-1]) == [1, 0, 0], "restored, there already, refused"
+    assert numbers(capsys.readouterr().err.splitlines()[-1]) == [1, 0, 0], "restored, skipped, failed"
 
 
 def test_exact_restores_in_float32(tmp_path, run):

@@ -9,18 +9,18 @@ from small import draw_photo
 from uploads import BAD, MODEL, write_jpeg
 
 from srcnn.canvas import Canvas
-from srcnn.compare import (
+from srcnn.demo import (
     DETAIL_PIXELS,
     DETAIL_ZOOM,
-    Wanted,
+    DemoRequest,
     changed_most,
     detail_at,
-    enlarged,
     mean_ssim,
     process,
     shipped_weights,
     visible,
 )
+from srcnn.figures import magnify
 from srcnn.photo import PhotoRefused
 from srcnn.weights_io import load_model
 
@@ -50,7 +50,7 @@ def test_the_detail_shown_first_is_where_it_changed_most():
 def test_a_detail_is_enlarged_by_whole_pixels():
     pixels = draw_photo(3, 5, 7)
     squares = np.stack([np.kron(pixels[..., c], np.ones((DETAIL_ZOOM, DETAIL_ZOOM), np.uint8)) for c in range(3)], -1)
-    assert np.array_equal(enlarged(pixels), squares)
+    assert np.array_equal(magnify(pixels, DETAIL_ZOOM), squares)
 
 
 @pytest.mark.parametrize("height", [11, 521, 1045])
@@ -83,7 +83,7 @@ def test_the_networks_offered_can_be_loaded_and_keep_the_size():
 def test_the_result_is_named_after_the_upload_and_its_content(tmp_path):
     upload = write_jpeg(tmp_path / "photo.png")  # a JPEG, whatever it says
     (tmp_path / "out").mkdir()
-    result = process(upload, tmp_path / "out", Wanted(strength=0.5))
+    result = process(upload, tmp_path / "out", DemoRequest(strength=0.5))
     assert result.file.name == "photo-restored.jpg"
     with Image.open(result.file) as image:
         assert image.format == "JPEG" and image.getexif()[MODEL] == "Model 7"
@@ -93,4 +93,4 @@ def test_the_result_is_named_after_the_upload_and_its_content(tmp_path):
 def test_what_is_no_photo_is_refused_by_name(tmp_path, name):
     make, reason = BAD[name]
     with pytest.raises(PhotoRefused, match=facts(name, reason)):
-        process(make(tmp_path / name), tmp_path, Wanted())
+        process(make(tmp_path / name), tmp_path, DemoRequest())

@@ -14,7 +14,7 @@ from srcnn.degrade import Degradation, degrade
 from srcnn.device import to_device
 from srcnn.jpeg_quality import condition_of_image, condition_of_quality
 from srcnn.metrics import psnr
-from srcnn.photo_files import Restoring
+from srcnn.restore_files import RestoreFile
 from srcnn.restore_image import restore, restore_pixels
 from srcnn.score import score_photo
 from srcnn.srcnn_model import SRCNN, ModelConfig
@@ -94,7 +94,7 @@ def test_a_jpeg_tells_the_network_its_tables(tmp_path, model, subsampling):
     assert (expected != restore_pixels(pixels, model, exact=True)).mean() > 0.1
     assert np.array_equal(restored, expected)
     for smooth in (True, False):  # the chroma is the network's
-        Restoring(model, Treatment(exact=True), smooth)(path, tmp_path / "file.png")
+        RestoreFile(model, Treatment(exact=True), smooth)(path, tmp_path / "file.png")
         assert np.array_equal(np.asarray(Image.open(tmp_path / "file.png")), expected)
     save_model(model, tmp_path / "model.safetensors")
     arguments = ["restore", str(path), "-o", str(tmp_path / "command.png"), "--exact"]

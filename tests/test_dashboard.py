@@ -9,11 +9,11 @@ import sys
 import pytest
 from jobs import ROOT
 from small import small_config, small_shards
+from wandb_files import records, wandb_files
 from wandb_server import closed_port, wandb_server
 
 from srcnn.dashboard import LOADS, PICTURES, workspace
 from srcnn.trainer import train
-from srcnn.wandb_files import records, wandb_files
 
 pytest.importorskip("wandb_workspaces")
 
@@ -44,17 +44,14 @@ def test_what_it_draws_is_what_a_training_logs(specification, tmp_path, monkeypa
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_X_STATS_SAMPLING_INTERVAL", "0.1")
     train(small_config(tmp_path / "run", small_shards(tmp_path), trackers=["wandb"]))
-    (path,) = (tmp_path / "run").glob("wandb/offline-run-*/*.wandb")
-    assert path in wandb_files(tmp_path / "run", path.stem.removeprefix("run-"))
-    found = [record for record, _ in records(path)]
-    logged = {item.key or "/".join(item.nested_key) for record in found for item in record.history.item}
+    found = records(*wandb_files(tmp_path / "run"))
+    logged = {key for row in found["history"] for key in row["item"]}
     drawn = {key for panels in panels_of(specification).values() for panel in panels
              for key in panel["config"].get("metrics") or ()}
     assert drawn and drawn <= logged
-    pictures = {item.nested_key[0] for record in found for item in record.history.item if item.nested_key}
     (browser,) = [panel for panel in panels_of(specification)["Quality"] if panel["viewType"] == "Media Browser"]
-    assert browser["config"]["mediaKeys"] == [PICTURES] and PICTURES in pictures | logged
-    loads = {f"system.{item.key}" for record in found for item in record.stats.item}
+    assert browser["config"]["mediaKeys"] == [PICTURES] and f"{PICTURES}._type" in logged
+    loads = {f"system.{key}" for stats in found["stats"] for key in stats["item"]}
     for title, pattern in LOADS.items():
         assert "GPU" in title or any(re.fullmatch(pattern, key) for key in loads), (title, loads)
 

@@ -12,12 +12,12 @@ from small import draw_photo
 from uploads import BAD, MAKER, MODEL, write_jpeg
 
 from srcnn.apply import Treatment
-from srcnn.compare import DETAIL_PIXELS
+from srcnn.demo import DETAIL_PIXELS
 from srcnn.device import device_here
 from srcnn.metrics import psnr
 from srcnn.photo import luma_l
-from srcnn.photo_files import Restoring
 from srcnn.pretrained import FAMILY, WeightSelector
+from srcnn.restore_files import RestoreFile
 
 
 def test_without_gradio_the_cure_is_named(monkeypatch):
@@ -111,7 +111,8 @@ def test_a_photo_is_degraded_restored_compared_and_downloaded(page, tmp_path, re
     with Image.open(photo) as opened:
         exif, clean = opened.getexif(), opened.convert("RGB")
     clean.save(tmp_path / "degraded.jpg", quality=10, subsampling="4:2:0")
-    Restoring(WeightSelector(FAMILY, device_here()), Treatment())(tmp_path / "degraded.jpg", tmp_path / "restored.jpg")
+    work = RestoreFile(WeightSelector(FAMILY, device_here()), Treatment())
+    work(tmp_path / "degraded.jpg", tmp_path / "restored.jpg")
     name, path = download(page, tmp_path)
     assert name == f"{photo.stem}-restored.jpg"
     with Image.open(path) as found, Image.open(tmp_path / "restored.jpg") as expected:

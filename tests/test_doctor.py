@@ -20,7 +20,7 @@ from srcnn.doctor import CHECKS
 from srcnn.optimizer import OptimizerConfig
 from srcnn.srcnn_model import ModelConfig
 
-SUBJECTS = [subject for subject, _ in CHECKS]
+SUBJECTS = list(CHECKS)
 NUM_TRAIN = 75  # pairs of 32x32 that small_shards makes
 
 
@@ -232,6 +232,12 @@ def test_an_unknown_setting_is_wrong_usage(shards, capsys):
     with pytest.raises(SystemExit) as ended:
         examine(shards, "--rank", 2)
     assert ended.value.code == 2 and "ranks" in capsys.readouterr().err
+
+
+def test_a_setting_that_was_removed_is_refused_by_name(shards, capsys):
+    with pytest.raises(SystemExit) as ended:
+        examine(shards, "--node_metrics", "true")
+    assert ended.value.code == 2 and "node_metrics" in capsys.readouterr().err
 
 
 def test_help_explains_the_settings_of_a_training_and_of_its_launch(capsys):

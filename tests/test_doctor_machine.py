@@ -18,8 +18,9 @@ from messages import numbers, says
 from small import small_config, small_shards
 
 from srcnn import checkpoint
+from srcnn.distributed import addresses_of
 from srcnn.doctor import checkpoint_bytes
-from srcnn.machine import addresses_of, num_cores
+from srcnn.doctor_machine import num_cores
 from srcnn.optimizer import OptimizerConfig
 from srcnn.srcnn_model import ModelConfig
 from srcnn.trainer import train
@@ -251,10 +252,3 @@ def test_mlflow_without_a_server_is_a_problem_and_not_installed_another(shards, 
     assert num_found(examine(shards, trackers=["mlflow"])[1]) == [0, 0]
     monkeypatch.setitem(sys.modules, "mlflow", None)
     assert_problem(examine(shards, trackers=["mlflow"]), "pip install mlflow-skinny")
-
-
-def test_node_metrics_that_nobody_would_get_are_noted(shards, monkeypatch):
-    assert_note(examine(shards, trackers=[], node_metrics=True), "node_metrics", "wandb")
-    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    assert num_found(examine(shards, trackers=["wandb"], node_metrics=True)[1]) == [0, 0]

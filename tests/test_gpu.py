@@ -13,11 +13,11 @@ from small import changing_network, draw_photo, small_config, small_shards
 from steps import any_device, begun, kept, spoiled  # noqa: F401  # a fixture
 
 from srcnn.device import full_precision, to_device
+from srcnn.history import read_metrics
 from srcnn.loader import StreamConfig
 from srcnn.optimizer import OptimizerConfig
 from srcnn.restore_image import restore
 from srcnn.step import resolve_pending_step, train_step
-from srcnn.tracking import read_metrics
 from srcnn.trainer import train
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

@@ -15,10 +15,10 @@ from small import draw_photo
 from srcnn.canvas import read_canvas, save_canvas
 from srcnn.manifest import decode_picture, decode_tile
 from srcnn.metadata import Metadata
+from srcnn.output_paths import output_paths
 from srcnn.photo import PhotoRefused, open_image, read_photo
-from srcnn.photo_files import Restoring, work_on_files
+from srcnn.restore_files import RestoreFile, work_on_files
 from srcnn.srcnn_model import SRCNN, ModelConfig
-from srcnn.targets import output_paths
 from srcnn.untrusted import MAX_JPEG_SCANS, OutOfBounds
 
 
@@ -162,11 +162,11 @@ def test_files_that_are_no_files_are_refused_and_do_not_hang(tmp_path):
             read_photo(tmp_path / name)
         if name != "folder.png":
             targets, _ = output_paths(tmp_path / name, tmp_path / "out")
-            (outcome,) = work_on_files(targets, Restoring(model))
-            assert str(tmp_path / name) in outcome.refused
+            (outcome,) = work_on_files(targets, RestoreFile(model))
+            assert str(tmp_path / name) in outcome.error
     Image.fromarray(draw_photo(1, 20, 30)).save(tmp_path / "real.png")
     targets, _ = output_paths(tmp_path, tmp_path / "out")
-    assert [outcome.target.name for outcome in work_on_files(targets, Restoring(model))] == ["real.png"]
+    assert [outcome.target.name for outcome in work_on_files(targets, RestoreFile(model))] == ["real.png"]
 
 
 def test_a_photo_of_gigabytes_is_refused_unread(tmp_path):

@@ -20,8 +20,9 @@ from seeds import weights
 from small import small_shards
 
 from srcnn.dataset import ShardDataset
+from srcnn.history import checked_points, results_table
 from srcnn.object_store import AccessConfig, ReadFailed
-from srcnn.report import checked_points, html_page, results_table
+from srcnn.report import html_page
 from srcnn.srcnn_model import SRCNN, ModelConfig
 from srcnn.storage import open_storage
 from srcnn.untrusted import OutOfBounds, check_yaml

@@ -17,9 +17,9 @@ from wandb_server import closed_port
 
 from srcnn import hub
 from srcnn.config import to_yaml
-from srcnn.report import checked_points, training_card
+from srcnn.history import STEP_KEY, checked_points
+from srcnn.report import training_card
 from srcnn.srcnn_model import SRCNN, ModelConfig
-from srcnn.tracking import STEP_KEY
 from srcnn.weight_files import DEFAULT_WEIGHTS, WEIGHTS
 from srcnn.weights_io import initialize, load_model, save_model
 

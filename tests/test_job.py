@@ -3,7 +3,7 @@
 import pytest
 from messages import says
 
-from srcnn.job import STARTS, Job, job_here, note_start, read_starts
+from srcnn.cluster_job import STARTS, Job, current_job, read_starts, record_start
 
 SLURM = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "city", "SLURM_CLUSTER_NAME": "alps", "SLURM_JOB_NUM_NODES": "2",
          "SLURM_JOB_NODELIST": "n[03-04]"}
@@ -11,15 +11,16 @@ POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "HOSTNAME": "city-0", "JOB_COMPLET
 
 
 def test_a_slurm_job_names_its_group_and_keeps_it_when_it_is_requeued():
-    first = job_here(SLURM)
+    first = current_job(SLURM)
     assert first == Job("alps-city-4711", ("slurm", "alps", "city"), {"job": "slurm 4711", "nodes": "n[03-04]"})
-    again = job_here(SLURM | {"SLURM_RESTART_COUNT": "2", "SLURM_JOB_NODELIST": "n[07-08]"})
+    again = current_job(SLURM | {"SLURM_RESTART_COUNT": "2", "SLURM_JOB_NODELIST": "n[07-08]"})
     assert (again.group, again.tags) == (first.group, first.tags)
     assert again.facts == {"job": "slurm 4711", "restart": "2", "nodes": "n[07-08]"}
 
 
 def test_the_tasks_of_an_array_are_one_group():
-    tasks = [job_here(SLURM | {"SLURM_JOB_ID": str(number), "SLURM_ARRAY_JOB_ID": "4711", "SLURM_ARRAY_TASK_ID": task})
+    array = SLURM | {"SLURM_ARRAY_JOB_ID": "4711"}
+    tasks = [current_job(array | {"SLURM_JOB_ID": str(number), "SLURM_ARRAY_TASK_ID": task})
              for number, task in ((4711, "1"), (4712, "2"))]
     assert [task.group for task in tasks] == ["alps-city-4711"] * 2
     assert [task.facts["job"] for task in tasks] == ["slurm 4711_1", "slurm 4711_2"]
@@ -33,27 +34,27 @@ def test_the_tasks_of_an_array_are_one_group():
     ({"JOB_COMPLETION_INDEX": ""}, ""),
 ])
 def test_a_pod_of_an_indexed_job_knows_its_jobs_name(told, group):
-    job = job_here(POD | told)
+    job = current_job(POD | told)
     assert job.group == group and job.tags[0] == "kubernetes"
     assert job.facts["pod"] == told.get("POD_NAME", told.get("HOSTNAME", "city-0"))
     assert job.facts.get("node", "") == told.get("NODE_NAME", "")
 
 
 def test_without_a_cluster_there_is_no_group():
-    assert job_here({"HOSTNAME": "box"}) == Job()
+    assert current_job({"HOSTNAME": "box"}) == Job()
 
 
 def test_what_the_user_says_goes_first_and_nothing_is_longer_than_wandb_takes():
-    told = job_here(SLURM | {"WANDB_RUN_GROUP": "mine", "WANDB_TAGS": "one, two,,"})
+    told = current_job(SLURM | {"WANDB_RUN_GROUP": "mine", "WANDB_TAGS": "one, two,,"})
     assert (told.group, told.tags) == ("mine", ("one", "two"))
-    long = job_here(SLURM | {"SLURM_JOB_NAME": "x" * 300})
+    long = current_job(SLURM | {"SLURM_JOB_NAME": "x" * 300})
     assert max(map(len, long.tags)) == 64 and len(long.group) == 128
 
 
 def test_a_run_keeps_its_group_and_every_start_is_added(tmp_path):
-    note_start(tmp_path, 0, ["n03", "n03", "n04"], job_here(SLURM))
+    record_start(tmp_path, 0, ["n03", "n03", "n04"], current_job(SLURM))
     other = {"SLURM_JOB_ID": "4800", "SLURM_JOB_NAME": "later", "TORCHELASTIC_RESTART_COUNT": "1"}
-    starts = note_start(tmp_path, 640, [f"m{number}" for number in range(11)], job_here(other))
+    starts = record_start(tmp_path, 640, [f"m{number}" for number in range(11)], current_job(other))
     assert (starts.group, starts.tags) == ("alps-city-4711", ("slurm", "alps", "city"))
     assert starts == read_starts(tmp_path)
     first, second = starts.settings().items()
@@ -63,15 +64,15 @@ def test_a_run_keeps_its_group_and_every_start_is_added(tmp_path):
 
 
 def test_lines_that_are_torn_or_none_are_left_out_and_what_follows_is_whole(tmp_path):
-    note_start(tmp_path, 0, ["a"], Job("one"))
+    record_start(tmp_path, 0, ["a"], Job("one"))
     whole = (tmp_path / STARTS).read_bytes()
     (tmp_path / STARTS).write_bytes(whole + b"[1]\n7\n\xff\n" + whole[:20])
-    starts = note_start(tmp_path, 10, ["b"], Job("two"))
+    starts = record_start(tmp_path, 10, ["b"], Job("two"))
     assert [line["facts"]["nodes"] for line in starts.lines] == ["a", "b"] and starts.group == "one"
     assert read_starts(tmp_path) == starts
 
 
 def test_a_place_that_cannot_be_written_stops_nothing(tmp_path):
     (tmp_path / "run").write_text("in the way")
-    assert note_start(tmp_path / "run", 0, ["a"], Job("one")).group == "one"
+    assert record_start(tmp_path / "run", 0, ["a"], Job("one")).group == "one"
     assert read_starts(tmp_path / "run").lines == ()

@@ -14,10 +14,10 @@ from jobs import start, succeed
 from messages import lines_with
 from PIL import Image
 from small import draw_photo, small_shards, write_photos
+from wandb_files import records
 
+from srcnn.history import read_metrics
 from srcnn.metrics import psnr
-from srcnn.tracking import read_metrics
-from srcnn.wandb_files import records
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {"model": {"filters": [8, 4], "residual": True}, "optimizer": {"lr": 2e-3}, "total_samples": 96,
@@ -132,14 +132,11 @@ def test_wandb_offline_keeps_one_run_with_every_point_over_a_restart(tmp_path, s
         assert done.returncode == 0, done.stderr
     files = sorted((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
     assert len(files) == 2
-    found = [record for path in files for record, _ in records(path)]
-    rows = [{item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
-            for record in found if record.HasField("history")]
-    sent = [{key: json.loads(row[key]) for key in point} for row, point in
-            zip(rows, read_metrics(tmp_path / "run"), strict=True)]
-    assert sent == read_metrics(tmp_path / "run")
-    assert len({record.run.run_id for record in found if record.HasField("run")}) == 1
-    assert {record.artifact.name for record in found if record.HasField("artifact")} >= {"run-best"}
+    found, points = records(*files), read_metrics(tmp_path / "run")
+    sent = [{key: row["item"][key] for key in point} for row, point in zip(found["history"], points, strict=True)]
+    assert sent == points
+    assert len({run["run_id"] for run in found["run"]}) == 1
+    assert {artifact["name"] for artifact in found["artifact"]} >= {"run-best"}
     assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
 
 

@@ -17,18 +17,11 @@ from hypothesis import strategies as st
 from small import small_shards
 
 from srcnn.dataset import PairBuffer, ShardDataset
-from srcnn.loader import (
-    BATCHES_IN_USE,
-    StreamConfig,
-    batch_numbers,
-    sequential_batches,
-    train_batches,
-    val_batches,
-)
+from srcnn.loader import BATCHES_IN_USE, StreamConfig, train_batches, val_batches
 from srcnn.manifest import ShardError
 from srcnn.parallel import in_order_until_stopped
 from srcnn.prefetch import BufferRing, read_ahead
-from srcnn.shuffle import BatchPlan, BlockShuffle, UniformShuffle
+from srcnn.shuffle import BatchPlan, BlockShuffle, UniformShuffle, batch_numbers, sequential_batches
 
 RUNS = StreamConfig(order="runs", run_samples=4, window_samples=24, num_lanes=4, prefetch_batches=2)
 ORDERS = [StreamConfig(order="uniform", prefetch_batches=2), RUNS, replace(RUNS, lanes="kept")]

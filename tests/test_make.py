@@ -15,7 +15,7 @@ from small import draw_photo
 from launch import demo
 from shards import pool
 from srcnn import signals
-from srcnn.tracking import read_metrics
+from srcnn.history import read_metrics
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {"model": {"filters": [8, 4], "residual": True}, "total_samples": 48, "batch_size": 12,

@@ -203,7 +203,7 @@ def test_what_is_there_is_left_and_overwritten_on_demand(tmp_path, run, name):
     path = only_file(tmp_path / "out")
     first, state = path.read_bytes(), (path.stat().st_ino, path.stat().st_mtime_ns)
     ran = run(name, content)
-    assert ran.status == 0 and numbers(ran.err.splitlines()[-1]) == [0, 1, 0], "restored, there already, refused"
+    assert ran.status == 0 and numbers(ran.err.splitlines()[-1]) == [0, 1, 0], "restored, skipped, failed"
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == state and path.read_bytes() == first
     path.write_bytes(b"something else")
     assert run(name, content, "--overwrite").status == 0

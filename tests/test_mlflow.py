@@ -13,7 +13,8 @@ from mlflow_server import mlflow_server
 from small import bare_checkpoint, small_shards
 from wandb_server import closed_port
 
-from srcnn.tracking import Tracking, read_metrics
+from srcnn.history import read_metrics
+from srcnn.run_log import Tracking
 
 pytestmark = pytest.mark.slow
 
@@ -64,7 +65,7 @@ def log(record, *samples):
 def test_a_run_that_goes_on_has_every_point_once_and_keeps_its_settings(tmp_path, server):
     first = tracking(tmp_path / "run")
     log(first, 10, 20, 30)
-    while first.senders[0].pending.qsize():
+    while first.threads[0].pending.qsize():
         time.sleep(0.05)
     # no finish, as if it were killed after a checkpoint at 10
     second = tracking(tmp_path / "run", 10, lr=0.25)
@@ -124,9 +125,9 @@ def test_a_real_training_killed_and_started_again_is_one_run_equal_to_its_number
 DEAD = """
 import sys, time
 from pathlib import Path
-from srcnn import tracking
-from srcnn.tracking import Tracking
-tracking.FINISH_SECONDS = 5.0
+from srcnn import run_log
+from srcnn.run_log import Tracking
+run_log.FINISH_SECONDS = 5.0
 began = time.monotonic()
 record = Tracking(Path(sys.argv[1]), ["mlflow"], {}, 100, 0, -1, "theid")
 for samples in range(10, 60, 10):
@@ -160,7 +161,7 @@ def test_a_server_that_is_away_for_a_while_gets_every_point_once(tmp_path, monke
         record = tracking(tmp_path / "run")
         log(record, 10)
         client = MlflowClient(server.url)
-        while record.senders[0].pending.qsize() or not client.get_experiment_by_name("srcnn"):
+        while record.threads[0].pending.qsize() or not client.get_experiment_by_name("srcnn"):
             time.sleep(0.05)
         server.kill()
         log(record, 20, 30)

@@ -129,7 +129,7 @@ def test_patterns_suffixes_and_what_is_there_already(tmp_path, capsys):
     capsys.readouterr()
     assert main(["restore", str(tmp_path)]) == 0
     told = capsys.readouterr().err
-    assert numbers(told.splitlines()[-1]) == [1, 2, 0, 3], "restored, there already, refused, other files"
+    assert numbers(told.splitlines()[-1]) == [1, 2, 0, 3], "restored, skipped, failed, other files"
     assert made.stat().st_mtime_ns == before and not list(tmp_path.glob("*_restored_restored*"))
     assert main(["restore", str(tmp_path / "a.jpg"), "--overwrite", "--suffix", "_restored"]) == 0
     assert made.stat().st_mtime_ns > before

@@ -18,10 +18,10 @@ from small import changing_network, draw_photo, random_photo
 from srcnn.degrade import Degradation, degrade
 from srcnn.device import computes_bf16
 from srcnn.metrics import psnr
-from srcnn.photo_files import Restoring
+from srcnn.output_paths import output_paths
+from srcnn.restore_files import RestoreFile
 from srcnn.restore_image import restore, restore_pixels
 from srcnn.srcnn_model import SRCNN, ModelConfig, fused_bf16, supports_fused_bf16
-from srcnn.targets import output_paths
 from srcnn.weights_io import initialize, load_model
 
 
@@ -230,7 +230,7 @@ def jpeg_with_metadata(path, orientation=1):
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tiff"])
 def test_metadata_is_kept_and_the_orientation_applied_once(tmp_path, model, suffix):
     profile = jpeg_with_metadata(tmp_path / "old.jpg", orientation=6)
-    Restoring(model)(tmp_path / "old.jpg", tmp_path / f"new{suffix}")
+    RestoreFile(model)(tmp_path / "old.jpg", tmp_path / f"new{suffix}")
     with Image.open(tmp_path / f"new{suffix}") as image:
         assert image.size == (24, 40)  # turned by 90 degrees
         assert image.getexif().get(0x0112, 1) == 1
@@ -275,7 +275,7 @@ def test_an_interrupted_write_leaves_no_file(tmp_path, model, monkeypatch):
     monkeypatch.setattr(Image.Image, "save", full)
     (tmp_path / "out").mkdir()
     with pytest.raises(OSError, match="No space"):
-        Restoring(model)(tmp_path / "old.jpg", tmp_path / "out" / "new.jpg")
+        RestoreFile(model)(tmp_path / "old.jpg", tmp_path / "out" / "new.jpg")
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -15,8 +15,8 @@ from PIL import Image
 from small import draw_photo, write_photos
 
 from srcnn.apply import Treatment
-from srcnn.photo_files import Restoring, work_on_files
-from srcnn.targets import output_paths
+from srcnn.output_paths import output_paths
+from srcnn.restore_files import RestoreFile, work_on_files
 from srcnn.weights_io import load_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,14 +24,15 @@ PEAK = """
 import resource, sys
 import numpy
 from pathlib import Path
-from srcnn.srcnn_model import SRCNN, ModelConfig
-from srcnn.photo_files import Restoring
+from srcnn.srcnn_model import SRCNN
+from srcnn.srcnn_model import ModelConfig
+from srcnn.restore_files import RestoreFile
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 model = SRCNN(ModelConfig(filters=(8, 4), residual=True))
-Restoring(model)(Path(sys.argv[1]), Path(sys.argv[3]))  # a small one: what the libraries take once
+RestoreFile(model)(Path(sys.argv[1]), Path(sys.argv[3]))  # a small one: what the libraries take once
 before = peak()
-Restoring(model)(Path(sys.argv[2]), Path(sys.argv[3]))
+RestoreFile(model)(Path(sys.argv[2]), Path(sys.argv[3]))
 print(peak() - before)
 """
 
@@ -52,10 +53,10 @@ def num_threads(request):
 def test_photos_side_by_side_are_as_one_by_one_and_in_order(tmp_path, network, num_threads):
     photos = write_photos(tmp_path / "photos", 9)
     targets, _ = output_paths(photos, tmp_path / "out")
-    outcomes = list(work_on_files(targets, Restoring(network, Treatment(exact=True))))
+    outcomes = list(work_on_files(targets, RestoreFile(network, Treatment(exact=True))))
     assert [(outcome.source, outcome.target) for outcome in outcomes] == list(targets.items())
     for path, target in targets.items():
-        Restoring(network, Treatment(exact=True))(path, tmp_path / "one.png")
+        RestoreFile(network, Treatment(exact=True))(path, tmp_path / "one.png")
         assert np.array_equal(np.asarray(Image.open(target)), np.asarray(Image.open(tmp_path / "one.png")))
 
 
@@ -64,21 +65,21 @@ def test_a_bad_photo_is_told_in_its_place_and_the_others_go_on(tmp_path, network
     (photos / "photo 2.png").write_bytes(b"no picture")
     whole = (photos / "photo 4.png").read_bytes()
     (photos / "photo 4.png").write_bytes(whole[: len(whole) // 2])
-    outcomes = list(work_on_files(output_paths(photos, tmp_path / "out")[0], Restoring(network)))
-    assert [number for number, outcome in enumerate(outcomes) if outcome.refused] == [2, 4]
-    assert "photo 2.png" in outcomes[2].refused and "photo 4.png" in outcomes[4].refused
+    outcomes = list(work_on_files(output_paths(photos, tmp_path / "out")[0], RestoreFile(network)))
+    assert [number for number, outcome in enumerate(outcomes) if outcome.error] == [2, 4]
+    assert "photo 2.png" in outcomes[2].error and "photo 4.png" in outcomes[4].error
     assert len(list((tmp_path / "out").iterdir())) == 4
 
 
 def test_large_photos_between_small_ones_keep_the_order_and_tell_their_progress(
     tmp_path, network, num_threads, monkeypatch
 ):
-    monkeypatch.setattr("srcnn.photo_files.SIDE_BY_SIDE_MEGAPIXELS", 0.02)
+    monkeypatch.setattr("srcnn.restore_files.SIDE_BY_SIDE_MEGAPIXELS", 0.02)
     photos = write_photos(tmp_path / "photos", 5)
     Image.fromarray(draw_photo(0, 210, 300)).save(photos / "photo 2.png")
     calls = []
     targets, _ = output_paths(photos, tmp_path / "out")
-    outcomes = list(work_on_files(targets, Restoring(network),
+    outcomes = list(work_on_files(targets, RestoreFile(network),
                                   on_progress=lambda path, *counts: calls.append((path, *counts))))
     assert [outcome.source for outcome in outcomes] == list(targets)
     large = [counts for path, *counts in calls if path.name == "photo 2.png"]
@@ -95,9 +96,9 @@ def test_a_full_disk_ends_it(tmp_path, network, num_threads, monkeypatch):
         written.append(path)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("srcnn.photo_files.save_canvas", full)
+    monkeypatch.setattr("srcnn.restore_files.save_canvas", full)
     with pytest.raises(OSError, match="No space"):
-        list(work_on_files(output_paths(photos, tmp_path / "out")[0], Restoring(network)))
+        list(work_on_files(output_paths(photos, tmp_path / "out")[0], RestoreFile(network)))
     assert len(written) < 8
 
 

@@ -16,8 +16,8 @@ from servers import FaultyServer
 from small import small_shards
 
 from srcnn import checkpoint
+from srcnn.history import read_metrics
 from srcnn.signals import EXIT_REQUEUE
-from srcnn.tracking import read_metrics
 
 slow = pytest.mark.slow
 FULL = os.strerror(errno.ENOSPC)

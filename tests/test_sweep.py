@@ -11,7 +11,7 @@ from small import small_shards
 from wandb_server import wandb_server
 
 from srcnn.config import flat, parse, read_yaml
-from srcnn.tracking import read_metrics
+from srcnn.history import read_metrics
 from srcnn.train_config import TrainConfig
 
 ROOT = Path(__file__).parents[1]

@@ -15,9 +15,10 @@ import torch
 from messages import lines_with, says
 from tensorboard.backend.event_processing import event_accumulator
 
-from srcnn import trackers
-from srcnn import tracking as module
-from srcnn.tracking import Tracking, read_metrics
+from srcnn import run_log as module
+from srcnn import tracker
+from srcnn.history import read_metrics
+from srcnn.run_log import Tracking
 
 
 def tracking(run, logged=-1, names=()):
@@ -104,7 +105,8 @@ def told_of_lines(run, text):
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
-from srcnn.tracking import Tracking, read_metrics
+from srcnn.run_log import Tracking
+from srcnn.history import read_metrics
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 record = Tracking(Path(sys.argv[1]), [], {}, 100, 0, -1, "id")
 for samples in range(1, 10):
@@ -223,13 +225,13 @@ def test_a_tracker_that_fails_is_named_once_with_the_cure_and_the_others_go_on(t
 
 
 def test_a_tracker_that_takes_nothing_is_left_out_before_it_fills_the_memory(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(trackers, "MOST_PENDING", 5)
+    monkeypatch.setattr(tracker, "MAX_PENDING", 5)
     broken = Broken("hangs")
     monkeypatch.setattr(module, "Wandb", lambda *_: broken)
     record = tracking(tmp_path, names=["wandb"])
     for samples in range(1, 20):
         record.log(samples, {})
-    assert len(lines_with(caplog.text, "wandb")) == 1 and record.senders[0].pending.qsize() <= 5
+    assert len(lines_with(caplog.text, "wandb")) == 1 and record.threads[0].pending.qsize() <= 5
     broken.release.set()
     record.finish()
 
@@ -251,7 +253,7 @@ def test_tensorboard_shows_each_point_once_after_a_kill(tmp_path):
     first = tracking(tmp_path, names=["tensorboard"])
     for samples in (10, 20, 30):
         first.log(samples, {"train/loss": 0.5}, {"tiles": np.zeros((8, 8, 3), np.uint8)})
-    first.senders[0].finish(0, 60)
+    first.threads[0].finish(0, 60)
     time.sleep(1.1)  # event files are read in the order of their names, which begin with the second
     second = tracking(tmp_path, 10, ["tensorboard"])
     for samples in (20, 30, 40):
@@ -265,13 +267,13 @@ def test_tensorboard_shows_each_point_once_after_a_kill(tmp_path):
 
 def test_hyperparameters_have_no_credentials_and_no_depth():
     config = {"shards": "https://ann:hunter2@host/x?sig=c2VjcmV0", "model": {"kernels": [9, 1, 5], "residual": True}}
-    assert trackers.hyperparameters(config) == {
+    assert tracker.hyperparameters(config) == {
         "shards": "https://***@host/x?sig=***", "model.kernels": "[9, 1, 5]", "model.residual": True}
 
 
 def test_processes_that_are_not_the_main_one_do_nothing(tmp_path):
     record = tracking(tmp_path, names=None)
-    assert record.senders == []
+    assert record.threads == []
     record.advance(1)
     record.log(1, {"train/loss": 0.5})
     record.log_artifact("best", tmp_path)

@@ -13,12 +13,12 @@ from small import small_config, small_shards
 from srcnn import checkpoint
 from srcnn.dataset import ShardDataset
 from srcnn.distributed import DistributedError
+from srcnn.history import read_metrics
 from srcnn.loader import Batch, StreamConfig
 from srcnn.optimizer import OptimizerConfig, build_optimizer
 from srcnn.shuffle import symmetries_at
 from srcnn.srcnn_model import SRCNN, ModelConfig
 from srcnn.state import start_accelerator
-from srcnn.tracking import read_metrics
 from srcnn.trainer import train
 from srcnn.transforms import to_float_batch, transform
 from srcnn.validation import validate

@@ -12,7 +12,7 @@ from small import draw_photo, identity_network
 from srcnn.apply import Pixels, Treatment, run_network
 from srcnn.canvas import Canvas, read_canvas
 from srcnn.photo import read_photo
-from srcnn.photo_files import Enlarging
+from srcnn.restore_files import UpscaleFile
 from srcnn.srcnn_model import SRCNN, ModelConfig
 from srcnn.unet import LUMA_WEIGHTS
 from srcnn.upscale import upscale, upscale_canvas, upscaled_part, weights_for_scale
@@ -151,7 +151,7 @@ def test_a_file_keeps_its_metadata_and_tells_its_new_size(network, tmp_path):
     exif[ExifTags.Base.Orientation] = 6
     exif.get_ifd(ExifTags.IFD.Exif).update({ExifTags.Base.ExifImageWidth: 41, ExifTags.Base.ExifImageHeight: 27})
     Image.fromarray(draw_photo(10, 27, 41)).save(tmp_path / "a.png", exif=exif, dpi=(72, 72), icc_profile=b"profile")
-    assert Enlarging(network, 3)(tmp_path / "a.png", tmp_path / "b.png") == ()
+    assert UpscaleFile(network, 3)(tmp_path / "a.png", tmp_path / "b.png") == ()
     with Image.open(tmp_path / "b.png") as image:
         assert image.size == (81, 123)  # upright
         assert image.getexif()[ExifTags.Base.Make] == "Zenit" and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
@@ -179,7 +179,7 @@ def test_files_of_16_bits_stay_so(network, channels):
 def test_a_png_of_16_bits_becomes_one(network, tmp_path):
     levels = draw_photo(11, 15, 22)[..., 1].astype(np.uint16) * 250
     Image.fromarray(levels).save(tmp_path / "a.png")
-    assert Enlarging(network, 2, Treatment(exact=True))(tmp_path / "a.png", tmp_path / "b.png") == ()
+    assert UpscaleFile(network, 2, Treatment(exact=True))(tmp_path / "a.png", tmp_path / "b.png") == ()
     assert np.array_equal(read_canvas(tmp_path / "b.png").image, upscale(levels, network, 2, exact=True))
 
 

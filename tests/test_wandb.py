@@ -1,7 +1,6 @@
 """wandb with real processes and a stand-in for its server: every point once and in order, whatever happens."""
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -11,10 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 from messages import lines_with
+from wandb_files import rows, wandb_files
 from wandb_server import closed_port, wandb_server
 
-from srcnn.tracking import read_metrics
-from srcnn.wandb_files import mend, records, steps, wandb_files
+from srcnn.history import read_metrics
 
 slow = pytest.mark.slow
 BIN = Path(sys.executable).parent
@@ -25,22 +24,22 @@ from pathlib import Path
 import numpy as np
 import psutil
 logging.basicConfig(level=logging.INFO, format="%(message)s")
-from srcnn import tracking
-from srcnn.tracking import Tracking
-tracking.FINISH_SECONDS = float(os.environ.get("FINISH", tracking.FINISH_SECONDS))
+from srcnn import run_log
+from srcnn.run_log import Tracking
+run_log.FINISH_SECONDS = float(os.environ.get("FINISH", run_log.FINISH_SECONDS))
 run, logged, first, last, how = Path(sys.argv[1]), *map(int, sys.argv[2:5]), sys.argv[5]
 record = Tracking(run, ["wandb"], {"shards": "https://ann:hunter2@host/x", "lr": 0.5}, 1000, 0, logged, "theid")
 for samples in range(first, last + 1, 10):
     picture = {"tiles": np.full((8, 8, 3), samples % 256, np.uint8)} if samples % 50 == 0 else {}
     record.log(samples, {"train/loss": 1 / samples, "val/psnr": samples / 7}, picture)
 if how == "stopped core":
-    while record.senders[0].pending.qsize():
+    while record.threads[0].pending.qsize():
         time.sleep(0.1)
     core = next(child for child in psutil.Process().children() if child.name().startswith("wandb-core"))
     core.suspend()
     how = "finish"
 if how == "preempted":
-    while record.senders[0].pending.qsize():  # what is left then has ten seconds
+    while record.threads[0].pending.qsize():  # what is left then has ten seconds
         time.sleep(0.1)
     record.preempted()
 if how == "raise":
@@ -51,7 +50,7 @@ if how == "raise":
 if how == "wait":
     time.sleep(600)
 if how == "leave":
-    while record.senders[0].pending.qsize():
+    while record.threads[0].pending.qsize():
         time.sleep(0.1)
     sys.exit(3)  # no finish
 record.finish()
@@ -98,8 +97,8 @@ def wait_for(condition):
         time.sleep(0.1)
 
 
-def rows_of_files(run):
-    return [step for path in wandb_files(run, "theid") for step in steps(path)]
+def steps_in_files(run):
+    return [row["samples"] for row in rows(*wandb_files(run))]
 
 
 def progresses(run):
@@ -118,7 +117,7 @@ def test_online_every_point_is_there_once_after_kills_at_any_time(tmp_path, serv
     wait_for(lambda: server.steps("theid")[-1:] == [100])
     kill_all(training)
     training = start(run, 90, 100, 120, "wait", server.environment)  # killed before wandb-core sends these
-    wait_for(lambda: len(wandb_files(run, "theid")) == 3)
+    wait_for(lambda: len(wandb_files(run)) == 3)
     kill_all(training)
     train(run, 120, 130, 150, "finish", server.environment)
     assert server.steps("theid") == progresses(run) == TENS
@@ -134,17 +133,17 @@ def test_online_every_point_is_there_once_after_kills_at_any_time(tmp_path, serv
 def test_offline_every_point_is_there_once_after_kills_and_wandb_sync_sends_all(tmp_path, server):
     run = tmp_path / "run"
     training = start(run, -1, 10, 9000, "wait", OFFLINE)
-    wait_for(lambda: wandb_files(run, "theid") and wandb_files(run, "theid")[0].stat().st_size > 100_000)
+    wait_for(lambda: wandb_files(run) and wandb_files(run)[0].stat().st_size > 100_000)
     wait_for(lambda: progresses(run)[-1] == 9000)
     kill_all(training)
-    assert rows_of_files(run)  # others, in most runs, were lost with wandb-core
+    assert steps_in_files(run)  # others, in most runs, were lost with wandb-core
     training = start(run, 9000, 9010, 9020, "wait", OFFLINE)
-    wait_for(lambda: len(wandb_files(run, "theid")) == 2)
+    wait_for(lambda: len(list(run.glob("wandb/*-theid/*.wandb"))) == 2)
     kill_all(training)
     train(run, 9010, 9020, 9100, "finish", OFFLINE)
     tens = list(range(10, 9101, 10))
-    assert rows_of_files(run) == progresses(run) == tens
-    folders = [str(path.parent) for path in wandb_files(run, "theid")]
+    assert steps_in_files(run) == progresses(run) == tens
+    folders = [str(path.parent) for path in wandb_files(run)]
     sent = subprocess.run([str(BIN / "wandb"), "sync", *folders], text=True, capture_output=True, timeout=120,
                           env={**os.environ, "HOME": str(tmp_path), **server.environment})
     assert sent.returncode == 0 and "ERROR" not in sent.stderr, sent.stderr
@@ -152,14 +151,15 @@ def test_offline_every_point_is_there_once_after_kills_and_wandb_sync_sends_all(
 
 
 @slow
-def test_a_file_that_is_none_of_wandbs_is_named_and_the_rest_goes_on(tmp_path):
+def test_the_folder_of_a_killed_offline_process_is_set_aside_and_its_points_are_logged_again(tmp_path):
     run = tmp_path / "run"
-    folder = run / "wandb" / "offline-run-20200101_000000-theid"
+    train(run, -1, 10, 50, "finish", OFFLINE)
+    folder = run / "wandb" / "offline-run-20990101_000000-theid"
     folder.mkdir(parents=True)
-    (folder / "run-theid.wandb").write_bytes(b"something else, of some length" * 9)
-    said = train(run, -1, 10, 50, "finish", OFFLINE)
-    assert "run-theid.wandb" in said
-    assert steps(wandb_files(run, "theid")[1]) == TENS[:5]
+    (folder / "run-theid.wandb").write_bytes(b":W&B123")
+    train(run, 50, 60, 70, "finish", OFFLINE)
+    assert [path.name for path in run.glob("wandb/incomplete-*")] == [f"incomplete-{folder.name}"]
+    assert steps_in_files(run) == progresses(run) == TENS[:7]
 
 
 @slow
@@ -248,46 +248,14 @@ def test_a_disk_that_fills_up_loses_nothing_for_the_next_time(tmp_path):
         subprocess.run(["mount", "-o", "remount,size=40m", str(run)], check=True)
         kept = len((run / "metrics.jsonl").read_bytes().splitlines()[:-1])  # the last may be torn
         train(run, 10 * kept, 10 * kept + 10, 9100, "finish", OFFLINE)
-        assert rows_of_files(run) == progresses(run) == list(range(10, 9101, 10))
+        assert steps_in_files(run) == progresses(run) == list(range(10, 9101, 10))
     finally:
         subprocess.run(["umount", "-l", str(run)], check=True)
 
 
-@pytest.fixture
-def whole_file(tmp_path):
+@slow
+def test_values_and_pictures_are_those_logged(tmp_path):
     train(tmp_path / "run", -1, 10, 3000, "finish", OFFLINE)
-    return wandb_files(tmp_path / "run", "theid")[0]
-
-
-@slow
-def test_a_file_torn_anywhere_is_read_up_to_there_and_mended(whole_file):
-    content, whole = whole_file.read_bytes(), steps(whole_file)
-    ends = [end for _, end in records(whole_file)]
-    assert whole == list(range(10, 3001, 10)) and ends[-1] == len(content) > 3 * 32_768
-    for length in (32_768, 40_001, 65_536, 65_540, 70_000, ends[99] + 3):
-        whole_file.write_bytes(content[:length])
-        read = steps(whole_file)
-        assert read == whole[:len(read)]
-        mend([whole_file])
-        assert whole_file.stat().st_size == max(end for end in ends if end <= length)
-        assert steps(whole_file) == read
-    whole_file.write_bytes(content[:7])
-    mend([whole_file])
-    assert not whole_file.parent.exists()
-
-
-@slow
-def test_a_damaged_byte_ends_the_reading(whole_file):
-    content = bytearray(whole_file.read_bytes())
-    content[50_000] ^= 1
-    before = [end for _, end in records(whole_file) if end <= 50_000]
-    whole_file.write_bytes(content)
-    assert [end for _, end in records(whole_file)] == before
-
-
-@slow
-def test_values_are_those_logged(whole_file):
-    rows = [record.history for record, _ in records(whole_file) if record.HasField("history")]
-    values = [{item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in row.item} for row in rows]
-    assert [(row["samples"], row["train/loss"]) for row in values] == [(s, 1 / s) for s in range(10, 3001, 10)]
-    assert [row["samples"] for row in values if "tiles/_type" in row or "tiles" in row] == list(range(50, 3001, 50))
+    logged = rows(*wandb_files(tmp_path / "run"))
+    assert [(row["samples"], row["train/loss"]) for row in logged] == [(s, 1 / s) for s in range(10, 3001, 10)]
+    assert [row["samples"] for row in logged if "tiles._type" in row] == list(range(50, 3001, 50))

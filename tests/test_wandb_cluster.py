@@ -1,24 +1,19 @@
 """Real trainings in wandb as a cluster runs them: one run over kills, requeues and nodes, in a group, with alerts."""
 
-import json
 import os
 import signal
-import socket
 import subprocess
-import sys
-import tempfile
-from pathlib import Path
 
 import pytest
-from jobs import LONG, ROOT, consumed, finish, kill, launched, start, succeed, wait_until
+from jobs import LONG, ROOT, finish, kill, start, succeed, wait_until
 from messages import lines_with, says
 from small import small_shards
+from wandb_files import WANDB, records, wandb_files
 from wandb_server import wandb_server
 
-from srcnn.tracking import read_metrics
+from srcnn.history import read_metrics
 
 pytestmark = pytest.mark.slow
-WANDB = Path(sys.executable).parent / "wandb"
 SLURM = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "city", "SLURM_JOB_NODELIST": "n03"}
 
 
@@ -34,32 +29,13 @@ def server():
 
 
 def train(num_ranks, folder, shards, *arguments, environment=None, **settings):
-    told = {"HOME": str(folder), "PYTHONPATH": str(ROOT), "WANDB_API_KEY": "", **(environment or {})}
-    begin = launched if "launcher" in settings else start
-    return begin(num_ranks, folder, "--run", str(folder / "run"), "--shards", str(shards), *arguments,
-                 environment=told, **{"trackers": ["wandb"], **settings})
+    variables = {"HOME": str(folder), "PYTHONPATH": str(ROOT), "WANDB_API_KEY": "", **(environment or {})}
+    return start(num_ranks, folder, "--run", str(folder / "run"), "--shards", str(shards), *arguments,
+                 environment=variables, **{"trackers": ["wandb"], **settings})
 
 
 def progresses(run):
     return [point["samples"] for point in read_metrics(run)] if (run / "metrics.jsonl").is_file() else []
-
-
-def records(run):
-    """All records of a run's .wandb files, oldest first, as wandb's own reader prints them."""
-    found = []
-    for path in sorted(run.glob("wandb/*run-*/*.wandb")):
-        told = subprocess.run([str(WANDB), "leet", "inspect", "--json", str(path)], text=True, capture_output=True)
-        assert told.returncode == 0, told.stderr
-        found += map(json.loads, told.stdout.splitlines())
-    return found
-
-
-def of_kind(kind, found):
-    return [record[kind] for record in found if record["type"] == kind]
-
-
-def alerts(found):
-    return [(alert["level"], alert["title"]) for alert in of_kind("alert", found)]
 
 
 def test_killed_requeued_and_done_it_is_one_run_with_every_point_once(tmp_path, shards, server):
@@ -76,17 +52,17 @@ def test_killed_requeued_and_done_it_is_one_run_with_every_point_once(tmp_path, 
     moved = SLURM | {"SLURM_RESTART_COUNT": "2", "SLURM_JOB_NODELIST": "n07"}
     succeed(train(2, tmp_path, shards, environment=moved, **LONG | {"total_samples": total}))
 
-    found, points = records(run), read_metrics(run)
-    rows = [row["item"] for row in of_kind("history", found)]
+    found, points = records(*wandb_files(run)), read_metrics(run)
+    rows = [row["item"] for row in found["history"]]
     assert [{key: row[key] for key in point} for row, point in zip(rows, points, strict=True)] == points
-    starts = of_kind("run", found)
+    starts = found["run"]
     assert len({told["run_id"] for told in starts}) == 1
     assert {told["run_group"] for told in starts} == {"city-4711"}
     assert {tuple(told["tags"]) for told in starts} == {("slurm", "city")}
     jobs = [text for key, text in sorted(starts[-1]["config"]["update"].items()) if key.startswith("jobs.")]
     assert [text.partition(": ")[2] for text in jobs] == [
         "nodes n03, job slurm 4711", "nodes n03, job slurm 4711, restart 1", "nodes n07, job slurm 4711, restart 2"]
-    assert [level for level, _ in alerts(found)] == ["WARN", "INFO"], "told to stop, done"
+    assert [alert["level"] for alert in found["alert"]] == ["WARN", "INFO"], "preempted, done"
 
     folders = sorted(str(path.parent) for path in run.glob("wandb/*run-*/*.wandb"))
     sent = subprocess.run([str(WANDB), "sync", *folders], text=True, capture_output=True, timeout=120,
@@ -120,69 +96,3 @@ def test_the_end_is_told_with_psnr_and_gain_and_nothing_where_nobody_wants_to_kn
     succeed(train(1, tmp_path, shards, "--alerts", "false", environment=server.environment,
                   **short | {"total_samples": 192}))
     assert len(served.alerts) == 1 and len(server.runs) == 1
-
-
-NAMES = pytest.mark.skipif(subprocess.run(["unshare", "--uts", "hostname", "x"], capture_output=True).returncode != 0,
-                           reason="host names of one's own are not allowed here")
-
-
-@pytest.fixture
-def kept():
-    """Where wandb keeps what a machine sends; its sockets' names must not be longer than 107 bytes."""
-    with tempfile.TemporaryDirectory() as name:
-        yield Path(name)
-
-
-def nodes(folder, kept, shards, environment, *arguments, **settings):
-    """A training of two machines: two host names on this one. Returns both, running."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    machines = []
-    for rank in range(2):
-        launcher = ["--num_machines=2", f"--machine_rank={rank}", "--main_process_ip=127.0.0.1",
-                    f"--main_process_port={port}"]
-        told = {"GLOO_SOCKET_IFNAME": "lo", "TMPDIR": str(kept), **environment}
-        machines.append(train(2, folder, shards, *arguments, environment=told, launcher=launcher,
-                              host=f"node{rank + 1}", **settings))
-    return machines
-
-
-QUICK_LOADS = {"WANDB_X_STATS_SAMPLING_INTERVAL": "0.2"}
-SHORT = {"total_samples": 480, "log_every_samples": 48, "validate_every_samples": 480}
-
-
-@NAMES
-def test_every_nodes_load_is_shown_in_one_run_and_restarts_lose_and_double_no_point(
-    tmp_path, kept, shards, server
-):
-    environment = server.environment | QUICK_LOADS
-    run = tmp_path / "run"
-
-    def labels():
-        loads = [load for served in server.runs.values() for load in served.loads]
-        return {key.partition("/l:")[2] for load in loads for key in load if key.startswith("system.")}
-
-    first = nodes(tmp_path, kept, shards, environment, "--node_metrics", "true", **LONG | {"log_every_samples": 48})
-    wait_until(first[0], lambda: labels() == {"node1", "node2"})
-    first[0].terminate()
-    for machine in first:
-        finish(machine)
-    (served,) = server.runs.values()
-    total = (consumed(run) // 48 + 10) * 48
-    again = nodes(tmp_path, kept, shards, environment, "--node_metrics", "true", **SHORT | {"total_samples": total})
-    assert "srcnn sync" not in "".join(map(succeed, again))
-    assert [row["samples"] for row in served.history] == progresses(run) == list(range(48, total + 1, 48))
-    succeed(train(2, tmp_path, shards, environment=server.environment, **SHORT | {"total_samples": total + 480}))
-    assert [row["samples"] for row in served.history] == progresses(run) == list(range(48, total + 481, 48))
-    assert len(server.runs) == 1 and served.notices[-1]["exitcode"] == 0
-    assert "node1 node2" in served.config["jobs.001"]
-    assert not list(kept.glob("wandb-*"))  # what the other node kept meanwhile
-
-
-@NAMES
-def test_without_an_account_no_node_sends_its_load_and_it_is_said_once(tmp_path, kept, shards):
-    said = "".join(map(succeed, nodes(tmp_path, kept, shards, {}, "--node_metrics", "true", **SHORT)))
-    assert len(lines_with(said, "node_metrics", "wandb")) == 1 and "srcnn sync" not in said
-    run = tmp_path / "run"
-    rows = [row["item"]["samples"] for row in of_kind("history", records(run))]
-    assert rows == progresses(run) == list(range(48, 481, 48))

@@ -12,8 +12,8 @@ from random import Random
 
 from srcnn import checkpoint
 from srcnn.files import TEMPORARY_PREFIX
+from srcnn.history import METRICS
 from srcnn.manifest import BLOCK_BYTES, MANIFEST, Manifest
-from srcnn.tracking import METRICS
 
 from .job import Job
 

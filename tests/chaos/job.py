@@ -21,7 +21,7 @@ import yaml
 from safetensors import safe_open
 
 from srcnn import checkpoint, files
-from srcnn.tracking import METRICS, STEP_KEY
+from srcnn.history import METRICS, STEP_KEY
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH_SIZE = 16

@@ -1,51 +1,73 @@
-"""The trackers, each in a thread of its own: whatever one does, or fails to do, training does not wait for it."""
+"""What a tracker is. Each works in a thread of its own: whatever one does, or fails to do, training does not wait."""
 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import logging
 import queue
-import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
-import psutil
 
 from srcnn.config import flat, without_credentials
+from srcnn.history import Values, merge_by_step
 
 logger = logging.getLogger(__name__)
-STEP_KEY = "samples"
 FINISH_SECONDS = 60.0
-WANDB = ("wandb", "node metrics")  # those that wandb-core works for
-MOST_PENDING = 1000  # points that wait for a tracker before it is given up
-Values = Mapping[str, float]
-Pictures = Mapping[str, np.ndarray]
+MAX_PENDING = 1000  # points that wait for a tracker before it is given up
+Pictures = Mapping[str, np.ndarray]  # uint8 (H, W, 3), by title
 Level = Literal["INFO", "WARN", "ERROR"]
 
 
-class Tracker(Protocol):
-    """What a Sender drives; all of it may raise, and wait."""
+class Tracker(ABC):
+    """A record of the run besides metrics.jsonl. Every method may raise, and wait: a TrackerThread calls them."""
 
-    def log(self, samples: int, values: Values, pictures: Pictures) -> None: ...
+    next_step = 0  # the first progress that it lacks: a continued run goes on there
+    num_sent = 0
+    url = ""
+
+    def log(self, samples: int, values: Values, pictures: Pictures) -> None:
+        """Sends a point, unless the tracker has it."""
+        if samples >= self.next_step:
+            self.send(samples, values, pictures)
+            self.next_step = samples + 1
+            self.num_sent += 1
+
+    def log_missing(self, points: Sequence[Values]) -> None:
+        """Sends those of metrics.jsonl that the tracker lacks: only numbers, no pictures."""
+        for samples, values in merge_by_step(points).items():
+            self.log(samples, values, {})
+
+    @abstractmethod
+    def send(self, samples: int, values: Values, pictures: Pictures) -> None: ...
+
     def log_artifact(self, title: str, folder: Path) -> None: ...
+
     def alert(self, title: str, text: str, level: Level) -> None: ...
+
     def preempted(self) -> None: ...
+
+    @abstractmethod
     def finish(self, exit_code: int) -> None: ...
 
 
-class Sender:
+class TrackerThread:
     """Hands a tracker what it is to do, in order, in a thread that does not hold up the end of the process.
 
-    The first thing that fails is told to `on_failure`, once; from then on nothing is sent.
+    The first failure is reported to `on_failure`, once; from then on nothing is sent. `close` is called in the end;
+    `kill` where the thread hangs, to end what it waits for.
     """
 
-    def __init__(self, name: str, start: Callable[[], Tracker], on_failure: Callable[[str, str], None]) -> None:
-        self.name, self.on_failure = name, on_failure
-        self.pending: queue.Queue[Callable[[Tracker], None] | None] = queue.Queue(MOST_PENDING)
+    def __init__(
+        self, name: str, start: Callable[[], Tracker], on_failure: Callable[[str, str], None],
+        close: Callable[[], None] = lambda: None, kill: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.name, self.on_failure, self.close, self.kill = name, on_failure, close, kill
+        self.pending: queue.Queue[Callable[[Tracker], None] | None] = queue.Queue(MAX_PENDING)
         self.failed = threading.Event()
         self.lock = threading.Lock()
         self.thread = threading.Thread(target=self._work, args=(start,), name=f"tracker {name}", daemon=True)
@@ -61,8 +83,7 @@ class Sender:
         except Exception as error:  # whatever a tracker raises, training goes on
             self.fail(without_credentials(" ".join(f"{type(error).__name__}: {error}".split())))
         finally:
-            if self.name in WANDB:
-                end_wandb()
+            self.close()
 
     def put(self, action: Callable[[Tracker], None] | None) -> None:
         """Queues it, without waiting."""
@@ -70,8 +91,8 @@ class Sender:
             try:
                 self.pending.put_nowait(action)
             except queue.Full:
-                self.fail(f"{MOST_PENDING} points wait and it takes none")
-                self._free()
+                self.fail(f"queue full ({MAX_PENDING} pending points), the tracker does not respond")
+                self.kill()
 
     def fail(self, reason: str) -> None:
         with self.lock:
@@ -80,24 +101,19 @@ class Sender:
             self.failed.set()
         self.on_failure(self.name, reason)
 
-    def _free(self) -> None:
-        """Ends what the thread waits for."""
-        if self.name in WANDB:
-            kill_wandb_core()
-
     def finish(self, exit_code: int, seconds: float) -> None:
-        """Waits at most so long (and a second) until all is sent and nothing is left to wait for."""
+        """Waits at most so long (and a second) until all is sent."""
         atexit.unregister(self.finish)
         self.put(lambda tracker: tracker.finish(exit_code))
         self.put(None)
         self.thread.join(seconds)
         if self.thread.is_alive():
             self.fail(f"not all was sent within {seconds:.0f} s")
-            self._free()
+            self.kill()
             self.thread.join(1)
 
 
-class TensorBoard:
+class TensorBoard(Tracker):
     """Event files in `run`/srcnn; what earlier ones hold past `logged_samples` is not shown any more."""
 
     def __init__(self, run: Path, config: Mapping[str, Any], logged_samples: int) -> None:
@@ -109,46 +125,15 @@ class TensorBoard:
         if is_new:  # TensorBoard shows each time as one more run
             self.writer.add_hparams(hyperparameters(config), {})
 
-    def log(self, samples: int, values: Values, pictures: Pictures) -> None:
+    def send(self, samples: int, values: Values, pictures: Pictures) -> None:
         for title, value in values.items():
             self.writer.add_scalar(title, value, samples)
         for title, picture in pictures.items():
             self.writer.add_image(title, picture, samples, dataformats="HWC")
         self.writer.flush()
 
-    def log_artifact(self, title: str, folder: Path) -> None:
-        """It takes none."""
-
-    def alert(self, title: str, text: str, level: Level) -> None:
-        """It sends none."""
-
-    def preempted(self) -> None:
-        """It knows no such thing."""
-
     def finish(self, exit_code: int) -> None:
         self.writer.close()
-
-
-def end_wandb() -> None:
-    """Ends wandb-core when it has done its work, and with it wandb's wait for it at the end of the process."""
-    with contextlib.suppress(Exception, SystemExit):
-        sys.modules["wandb"].teardown()
-
-
-def kill_wandb_core() -> None:
-    for process in psutil.Process().children():
-        with contextlib.suppress(psutil.Error):
-            if process.name().startswith("wandb-core"):
-                process.kill()
-
-
-def one_for_each_progress(points: Sequence[Values]) -> dict[int, dict[str, float]]:
-    """Points in order, those of one progress joined."""
-    joined: dict[int, dict[str, float]] = {}
-    for point in sorted(points, key=lambda point: point[STEP_KEY]):
-        values = {key: value for key, value in point.items() if key != STEP_KEY}
-        joined.setdefault(int(point[STEP_KEY]), {}).update(values)
-    return joined
 
 
 def hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ Work = Callable[[Path, Path, Progress | None], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
-class Restoring:
+class RestoreFile:
     """How photo files are restored.
 
     Args:
@@ -48,27 +48,28 @@ class Restoring:
     def __call__(self, path: Path, target: Path, on_progress: Progress | None = None) -> tuple[str, ...]:
         """Restores one photo file into another, with its metadata; returns notes: what was done, what was not kept.
 
-        A JPEG that is good already is copied as it is.
+        A JPEG that needs nothing is copied as it is.
 
         Raises:
             PhotoRefused: the photo cannot be read.
         """
         canvas = read_canvas(path)
-        told = () if canvas.quality is None else (f"JPEG quality {canvas.quality}",)
+        notes = () if canvas.quality is None else (f"JPEG quality {canvas.quality}",)
         if isinstance(self.networks, Network):
             model = self.networks
         elif (name := self.networks.weights_for_quality(canvas.quality)) is None:
-            return (*told, "good already", *keep(path, target, partial(save_canvas, target, canvas, self.quality)))
+            convert = partial(save_canvas, target, canvas, self.quality)
+            return (*notes, "good already", *copy_unchanged(path, target, convert))
         else:
             model = self.networks.load(name)
-            told = (*told, name) if self.networks.family else told
+            notes = (*notes, name) if self.networks.family else notes
         treatment = replace(self.treatment, chroma_quality=canvas.quality if self.smooth_chroma else None,
                             condition=canvas.condition)
         restore_canvas(canvas, model, treatment, on_progress)
-        return (*told, *canvas.notes, *save_canvas(target, canvas, self.quality))
+        return (*notes, *canvas.notes, *save_canvas(target, canvas, self.quality))
 
 
-def keep(path: Path, target: Path, convert: Callable[[], tuple[str, ...]]) -> tuple[str, ...]:
+def copy_unchanged(path: Path, target: Path, convert: Callable[[], tuple[str, ...]]) -> tuple[str, ...]:
     """Copies a JPEG that needs nothing, byte for byte; converts it where another format is wanted."""
     if KINDS.get(target.suffix.lower()) != "JPEG":  # only JPEGs tell that they are good, whatever they are called
         return ("converted only", *convert())
@@ -78,7 +79,7 @@ def keep(path: Path, target: Path, convert: Callable[[], tuple[str, ...]]) -> tu
 
 
 @dataclass(frozen=True)
-class Enlarging:
+class UpscaleFile:
     """How photo files are enlarged: see `srcnn.upscale.upscale`."""
 
     model: Network
@@ -99,16 +100,16 @@ class Enlarging:
 
 
 class Outcome(NamedTuple):
-    """What became of one photo: written to `target`, with notes; or why it was skipped or refused."""
+    """What became of one photo: written to `target`, with notes; or why it was skipped or failed."""
 
     source: Path
     target: Path
     notes: tuple[str, ...] = ()
     skipped: str = ""
-    refused: str = ""
+    error: str = ""
 
 
-def attempt(
+def process_one(
     work: Work, source: Path, target: Path, overwrite: bool = True, on_progress: Progress | None = None
 ) -> Outcome:
     """`work(source, target, on_progress)`, its folder made; a photo that cannot be read or written is an outcome.
@@ -117,16 +118,16 @@ def attempt(
     """
     try:
         if not overwrite and target.exists():
-            older = source.exists() and target.stat().st_mtime < source.stat().st_mtime
-            return Outcome(source, target, skipped="there already" + ", older than the photo" * older)
+            is_older = source.exists() and target.stat().st_mtime < source.stat().st_mtime
+            return Outcome(source, target, skipped="exists, older than the photo" if is_older else "exists")
         target.parent.mkdir(parents=True, exist_ok=True)
         return Outcome(source, target, work(source, target, on_progress))
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        scarce = out_of_memory(error)
-        if isinstance(error, OSError) and error.errno is not None or isinstance(error, RuntimeError) and not scarce:
+        is_scarce = out_of_memory(error)
+        if isinstance(error, OSError) and error.errno is not None or isinstance(error, RuntimeError) and not is_scarce:
             raise
         name = "" if str(source) in str(error) else f"{source}: "
-        return Outcome(source, target, refused=f"{name}{'memory runs out' if scarce else error}")
+        return Outcome(source, target, error=f"{name}{'out of memory' if is_scarce else error}")
 
 
 def work_on_files(
@@ -147,7 +148,7 @@ def work_on_files(
 
     def work_on_one(item: tuple[Path, Path], alone: bool = False) -> Outcome:
         progress = partial(on_progress, item[0]) if on_progress and alone else None
-        return attempt(work, *item, overwrite=overwrite, on_progress=progress)
+        return process_one(work, *item, overwrite=overwrite, on_progress=progress)
 
     with single_threaded_pool(num_threads) as pool:
         for small, group in groupby(targets.items(), lambda item: megapixels(item[0]) <= most):

@@ -1,4 +1,4 @@
-"""The commands for weights: score, verify, export."""
+"""The commands for weights: score, verify, export. PyTorch is imported where one is carried out."""
 
 from __future__ import annotations
 
@@ -7,24 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from srcnn.base import Network
-from srcnn.degrade import Degradation
-from srcnn.device import device_here, to_device
-from srcnn.files import write_json
-from srcnn.jpeg_quality import condition_of_quality
-from srcnn.score import LUMA_NAMES, score_folder, to_json, to_markdown
-from srcnn.upscale import SCALES, weights_for_scale
-from srcnn.weight_files import DEFAULT_WEIGHTS
-from srcnn.weights_io import load_model
+DEFAULT_WEIGHTS = "srcnn-915-q20"
 
 
 def add_weight_commands(commands: Any) -> None:
     score = commands.add_parser("score", help="degrade clean photos, restore them, and measure")
     score.add_argument("source", type=Path, help="folder of clean photos")
     score.add_argument("--quality", type=int, help="JPEG quality to degrade with (default: 20)")
-    score.add_argument("--scale", type=int, choices=SCALES, help="super-resolution by the papers' protocol instead")
-    lumas = "; ".join(f"{key} = {name}" for key, name in LUMA_NAMES.items())
-    score.add_argument("--luma", choices=tuple(LUMA_NAMES), default="l", help=f"{lumas} (default: l)")
+    score.add_argument("--scale", type=int, choices=(2, 3, 4), help="super-resolution by the papers' protocol instead")
+    score.add_argument("--luma", choices=("l", "y"), default="l", help="l = L (full range, Pillow); y = Y (limited"
+                       " range, BT.601, as the papers) (default: l)")
     score.add_argument("--model", metavar="FILE", help="weights: a file, a run folder or a shipped name"
                        f" (default: {DEFAULT_WEIGHTS}, or those for the scale)")
     score.add_argument("--json", type=Path, metavar="FILE", help="write the table as JSON too")
@@ -46,18 +38,21 @@ def add_weight_commands(commands: Any) -> None:
     export.set_defaults(action=export_command)
 
 
-def load_on_device(source: str) -> Network:
-    """The network, on the GPU where there is one."""
-    return to_device(load_model(source), device_here())
-
-
 def score_command(options: argparse.Namespace) -> int:
+    from srcnn.degrade import Degradation
+    from srcnn.device import device_here, to_device
+    from srcnn.files import write_json
+    from srcnn.score import LUMA_NAMES, score_folder, to_json, to_markdown
+    from srcnn.upscale import weights_for_scale
+    from srcnn.weights_io import load_model
+
     if options.scale and options.quality is not None:
         raise ValueError("--scale and --quality: one of the two")
     scale, quality = options.scale or 1, options.quality if options.quality is not None else 20
     degradation = Degradation(jpeg_quality=quality) if scale == 1 else Degradation(jpeg_quality=[], scale=scale)
     name = options.model or (weights_for_scale(scale) if scale > 1 else DEFAULT_WEIGHTS)
-    scores, refused = score_folder(options.source, load_on_device(name), options.luma, degradation, show_progress=True)
+    network = to_device(load_model(name), device_here())
+    scores, refused = score_folder(options.source, network, options.luma, degradation, show_progress=True)
     for reason in refused:
         print(f"refused: {reason}", file=sys.stderr)
     table = to_markdown(scores)
@@ -89,6 +84,8 @@ def verify_weights_command(options: argparse.Namespace) -> int:
 
 def export_command(options: argparse.Namespace) -> int:
     from srcnn.export import export_onnx, export_torch
+    from srcnn.jpeg_quality import condition_of_quality
+    from srcnn.weights_io import load_model
 
     if not (options.onnx or options.torch):
         raise ValueError("say what to write: --onnx FILE or --torch FILE, or both")
