@@ -45,7 +45,7 @@ def test_exactly_read_is_decoded_upright_over_white_and_resized(tmp_path: Path, 
             np.testing.assert_array_equal(read(path, rule, decode), expected)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("orientation", [*range(1, 9), 0, 9, 65535])  # the last three mean upright
 @pytest.mark.parametrize("rule", ["256x256", "x0.25", "long:200", "x0.1"])
 def test_a_reduced_jpeg_is_upright_and_near_the_exact_one(tmp_path: Path, orientation: int, rule: str) -> None:
     path = write(tmp_path / "a.jpg", 1203, 901, orientation=orientation)
