@@ -32,7 +32,7 @@ SUB_IMAGE_COMPRESSION = 3  # BasicSR's default for its sub-images
 WARM_SECONDS = 0.5
 # What is not reading, resizing or spoiling a photo: hashing it, packing its pairs, hashes, index, manifest.
 PACKING = (
-    (write, "scan"), (tar.TarShard, "add"), (tar.TarShard, "finish"), (folder, "claim"), (folder, "write_rows"),
+    (write, "scan"), (tar.TarWriter, "write"), (folder, "claim"), (folder, "write_rows"),
     (folder, "write_record"), (folder, "finish_split"), (os, "fsync"),
 )  # fmt: skip
 

@@ -17,9 +17,10 @@ from shards import plan, pool
 from shards.places import Place, place
 from shards.plan import ShardsConfig, ShardTask
 from shards.pool import ShardsFailed
+from shards.tar import index_tar
 from srcnn import files, sample
 from srcnn.config import plain
-from srcnn.index import INDEX, encode_index, index_entry, index_header, index_tar
+from srcnn.index import INDEX, encode_index, index_entry, index_header
 from srcnn.listing import PHOTOS, encode, read_listing, refused_in
 from srcnn.members import npy_stride
 from srcnn.rows import Rows

@@ -11,8 +11,9 @@ import numpy as np
 
 from shards import pool
 from shards.pool import ShardsFailed
+from shards.tar import names_in, scan_tar
 from srcnn.files import atomic_file, sha256_of
-from srcnn.index import INDEX, encode_index, hash_of_rows, index_entry, names_in, scan_tar
+from srcnn.index import INDEX, encode_index, hash_of_rows, index_entry
 from srcnn.members import decode_picture
 from srcnn.sample import MANIFEST, Manifest, Shard, ShardError, writer_versions
 from srcnn.untrusted import MAX_TILE_SIDE, OutOfBounds, check_name

@@ -17,13 +17,12 @@ from shards.cluster import connected
 from shards.places import is_within, place
 from shards.plan import ShardsConfig, ShardTask, Source
 from shards.pool import ShardsFailed
-from shards.tar import TarShard
+from shards.tar import write_tar
 from srcnn import files, tiles
 from srcnn.degrade import crop_to_multiple, degrade
-from srcnn.index import hash_of_rows
 from srcnn.metrics import psnr
 from srcnn.photo import PhotoRefused, luma_l, open_image, over_white, read_photo, upright_size
-from srcnn.sample import SPLITS, Manifest, PhotoRecord, Refused, Shard
+from srcnn.sample import SPLITS, Manifest, PhotoRecord, Refused
 from srcnn.storage import join
 
 MOST_WORKERS_SERVED = 16  # writing a photo's pairs takes a sixteenth of the time of making them
@@ -138,7 +137,7 @@ def write_shards(
     num_last = workers.num + len(tasks) % workers.num if few else 0
     first, last = tasks[: -num_last or None], tasks[-num_last:] if num_last else ()
     written = workers.start(partial(write_whole_shard, config), first)
-    made = workers.start(partial(make_pairs, config), [source for task in last for source in task.sources])
+    made = workers.start(partial(make_tiles, config), [source for task in last for source in task.sources])
     is_silent = not (show_progress and tasks) or None  # None: where there is no terminal
     with pool.clear_errors(), tqdm(total=len(tasks), desc="shards written", disable=is_silent) as bar:
         for _ in written:
@@ -149,36 +148,37 @@ def write_shards(
 
 
 def write_whole_shard(config: ShardsConfig, task: ShardTask) -> None:
-    write_shard(config, task, map(partial(make_pairs, config), task.sources))
+    write_shard(config, task, map(partial(make_tiles, config), task.sources))
 
 
-def write_shard(config: ShardsConfig, task: ShardTask, made: Iterator[Pairs | Refused]) -> None:
+def write_shard(config: ShardsConfig, task: ShardTask, made: Iterator[PhotoTiles | Refused]) -> None:
     """Writes one shard of the next pairs of `made`, and its record, which also names photos that cannot be decoded:
     their keys stay unused.
     """
     out, name = place(config.out), f"{task.split}/{task.name}"
     photos: list[PhotoRecord] = []
     refused: list[Refused] = []
-    next_key = task.first_sample
-    with out.create(name) as file:
-        tar = TarShard(file, config.encoding)
+
+    def samples() -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
+        next_key, num_written = task.first_sample, 0
         for source in task.sources:
-            pairs = next(made)
-            if isinstance(pairs, Refused):
-                refused.append(replace(pairs, shard=task.name))
+            photo_tiles = next(made)
+            if isinstance(photo_tiles, Refused):
+                refused.append(replace(photo_tiles, shard=task.name))
             else:
-                photos.append(pairs.record(source, task.name, tar.num_samples))
-                for number, sample in enumerate(zip(*pairs.tiles, strict=True), next_key):
-                    tar.add(number, *sample)
+                photos.append(photo_tiles.record(source, task.name, num_written))
+                yield from enumerate(zip(*photo_tiles.tiles, strict=True), next_key)
+                num_written += photos[-1].num_samples
             next_key += config.num_samples_of(source)
-        sha256, rows = tar.finish()
-        shard = Shard(task.name, tar.num_bytes, sha256, tar.num_samples, hash_of_rows(rows))
+
+    with out.create(name) as file:
+        shard, rows = write_tar(file, task.name, samples(), config.encoding)
         folder.write_rows(out, name, rows)
         folder.write_record(out, name, folder.ShardResult(shard, tuple(photos), tuple(refused)))
 
 
 @dataclass(frozen=True)
-class Pairs:
+class PhotoTiles:
     """All tiles of a photo, cut from `width` x `height`: the clean and the degraded ones, or the clean ones alone;
     uint8 (n, H, W) or (n, H, W, 3).
     """
@@ -194,7 +194,7 @@ class Pairs:
         return PhotoRecord(source.name, source.sha256, self.width, self.height, self.quality, *place)
 
 
-def make_pairs(config: ShardsConfig, source: Source) -> Pairs | Refused:
+def make_tiles(config: ShardsConfig, source: Source) -> PhotoTiles | Refused:
     """Decodes, resizes, degrades and cuts one photo."""
     with place(source.root).local_copy(source.name) as path:
         try:
@@ -207,7 +207,7 @@ def make_pairs(config: ShardsConfig, source: Source) -> Pairs | Refused:
     if len(cut[0]) != config.num_samples_of(source):
         return Refused(source.name, "changed while shards were made of it", source.split)
     mean_psnr = float(np.mean([psnr(*pair) for pair in zip(*cut, strict=True)])) if len(cut) == 2 else 0.0
-    return Pairs(cut, width, height, quality, mean_psnr)
+    return PhotoTiles(cut, width, height, quality, mean_psnr)
 
 
 def read_pictures(config: ShardsConfig, source: Source, path: Path) -> tuple[tuple[np.ndarray, ...], int | None]:

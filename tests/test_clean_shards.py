@@ -18,12 +18,12 @@ from small import small_config, small_shards
 from shards.__main__ import report
 from shards.plan import ShardsConfig
 from shards.pool import ShardsFailed
+from shards.tar import index_tar
 from shards.write import Summary, make_shards
 from srcnn.compiled import Scored
 from srcnn.degrade import Degradation
 from srcnn.doctor import DoctorConfig, doctor
 from srcnn.files import sha256_of
-from srcnn.index import index_tar
 from srcnn.jpeg_quality import condition_of_image
 from srcnn.metrics import psnr
 from srcnn.model import SRCNN, ModelConfig, initialize

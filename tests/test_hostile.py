@@ -14,8 +14,9 @@ from seeds import edit_manifest as edit
 from small import draw_photo, small_shards
 
 from shards.foreign import index_folder
+from shards.tar import scan_tar
 from srcnn.cache import SparseCache
-from srcnn.index import MAX_SAMPLE_BYTES, ROW, encode_index, scan_tar
+from srcnn.index import MAX_SAMPLE_BYTES, ROW, encode_index
 from srcnn.reader import ShardReader
 from srcnn.sample import Manifest, ShardError
 from srcnn.verify import verify_shards
