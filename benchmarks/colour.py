@@ -70,7 +70,7 @@ def colour_photos(folder: Path, num: int) -> Iterator[np.ndarray]:
 @torch.inference_mode()
 def measure(clean: np.ndarray, quality: int, subsampling: str, model: SRCNN) -> list[float]:
     """dB, in the order of COLUMNS."""
-    degraded = jpeg(clean, quality, subsampling, optimize=False)
+    degraded = jpeg(clean, quality, subsampling)
     bf16 = computes_bf16(torch.device("cpu"))
     planes = torch.from_numpy(degraded / np.float32(255)).permute(2, 0, 1)
     luma = sum(weight * plane for weight, plane in zip(LUMA_WEIGHTS, planes, strict=True))[None]

@@ -169,7 +169,7 @@ def score(options: argparse.Namespace) -> dict[str, Any]:
     model = to_device(load_model(run), device_here())
     trained_on = read_yaml(run / "config.yaml")
     manifest = json.loads(Path(trained_on["shards"], "val", "manifest.json").read_text())
-    bounds = Degradation(**manifest["config"]["degradation"]).quality_bounds()
+    bounds = Degradation.from_config(manifest["config"]["degradation"]).quality_bounds()
     qualities = [bounds[0]] if bounds and bounds[0] == bounds[1] else QUALITIES
     damages = [Degradation(jpeg_quality=quality) for quality in qualities]
     sets = [ScoredSet(folder, luma, damage) for folder, luma in SETS for damage in damages]

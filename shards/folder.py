@@ -57,13 +57,12 @@ def claim(out: Place, config: ShardsConfig, tasks: list[ShardTask]) -> None:
         begun = _read_json(out, PLAN)
         if not isinstance(begun, dict) or not isinstance(begun.get("config"), dict):
             raise ShardsFailed(f"{join(out.location, PLAN)}: damaged; {cure}")
-        before = plan.LATER_KEYS | begun["config"]
-        now = plan.LATER_KEYS | identity
+        before, now = plan.comparable(begun["config"]), plan.comparable(identity)
         if before != now:
             changed = [key for key in now if before.get(key) != now[key]]
             told = ", ".join(f"{key}: {before.get(key)} there, {now[key]} now" for key in changed)
             raise ShardsFailed(f"{out.location}: holds shards made with another config ({told}); {cure}")
-        if begun | content != begun:
+        if any(begun.get(key) != content[key] for key in ("plan_sha256", "num_shards")):
             raise ShardsFailed(f"{out.location}: holds shards of other photos than those found now; {cure}")
     elif any(not name.startswith(files.TEMPORARY_PREFIX) for name in there):
         raise ShardsFailed(f"{out.location}: is not empty and holds no shards of ours; choose another OUT")

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import PurePosixPath
@@ -33,6 +33,7 @@ WHERE_AND_HOW = (
 )
 # Keys that came later, with the value that older shards have; at this value they are left out of what is noted.
 LATER_KEYS = {"decode": "exact", "contents": "pairs"}
+REMOVED_DEGRADATION_KEY = "jpeg_optimize"  # older shards have it; it changed no pixel
 MAX_JPEG_SIDE = 65500  # pixels; JPEG_MAX_DIMENSION of libjpeg
 
 
@@ -151,6 +152,13 @@ class ShardsConfig:
 def _clean_size(rule: Resize, scale: int, width: int, height: int) -> tuple[int, int]:
     width, height = rule.size(width, height)
     return width - width % scale, height - height % scale
+
+
+def comparable(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """`ShardsConfig.identity` as noted by this version or an older one, with the keys of both."""
+    degradation = {key: value for key, value in identity.get("degradation", {}).items()
+                   if key != REMOVED_DEGRADATION_KEY}
+    return {**LATER_KEYS, **identity, "degradation": degradation}
 
 
 class Source(NamedTuple):  # there may be ten million, and a tuple takes the least time and memory

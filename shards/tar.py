@@ -64,11 +64,11 @@ def write_tar(
             positions.append((start, num_bytes, members))
             start += num_bytes
     file.flush()
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        rows = np.array([index_row(start, num_bytes, members, hash_of(content[start : start + num_bytes]))
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        rows = np.array([index_row(start, num_bytes, members, hash_of(mapped[start : start + num_bytes]))
                          for start, num_bytes, members in positions], ROW)
-        sha256 = hashlib.sha256(content).hexdigest()
-        return Shard(name, len(content), sha256, len(rows), hash_of_rows(rows)), rows
+        sha256 = hashlib.sha256(mapped).hexdigest()
+        return Shard(name, len(mapped), sha256, len(rows), hash_of_rows(rows)), rows
 
 
 def index_tar(path: Path, members: tuple[str, ...]) -> tuple[np.ndarray, list[str]]:

@@ -12,8 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from shards import folder, plan, pool
-from shards.clean import read_clean
 from shards.cluster import connected
+from shards.decode import read_clean
 from shards.places import is_within, place
 from shards.plan import ShardsConfig, ShardTask, Source
 from shards.pool import ShardsFailed

@@ -250,6 +250,25 @@ def test_a_folder_made_before_there_was_a_choice_of_decoding_is_completed_exactl
     assert contents(out) == before
 
 
+def test_a_folder_whose_plan_has_the_removed_key_jpeg_optimize_is_completed(
+    photos_folder: PhotosFolder, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["--photos", photos_folder(6), "--out", out]
+    assert make(*arguments) == 0
+    for path in (out / "plan.json", out / "train/manifest.json", out / "val/manifest.json"):
+        noted = json.loads(path.read_text())
+        noted["config"]["degradation"]["jpeg_optimize"] = True
+        path.write_text(json.dumps(noted, indent=1) + "\n")
+    before = contents(out)
+    assert make(*arguments) == 0 and contents(out) == before, "a finished folder stays as it is"
+    (out / "train/000000.tar").unlink()
+    assert make(*arguments) == 0
+    assert {name: content for name, content in contents(out).items() if name.endswith((".tar", ".npy"))} == {
+        name: content for name, content in before.items() if name.endswith((".tar", ".npy"))
+    }
+
+
 def test_reduced_shards_are_not_completed_exactly(
     photos_folder: PhotosFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
