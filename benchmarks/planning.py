@@ -28,8 +28,7 @@ import numpy as np
 
 from benchmarks.report import machine
 from benchmarks.scaling_model import RESULTS
-from shards import folder, plan
-from shards.places import place
+from shards import output, plan
 from shards.plan import ShardsConfig, ShardTask, Source
 from shards.write import plan_tasks
 from srcnn.index import INDEX, ROW, hash_of_rows, index_entry, index_header
@@ -37,7 +36,7 @@ from srcnn.listing import photos_in
 from srcnn.reader import read_manifest
 from srcnn.rows import Rows
 from srcnn.sample import Manifest, PhotoRecord, Shard
-from srcnn.storage import open_storage
+from srcnn.storage import open_storage, open_writable
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/clusters.md"
 BEGIN, END = "<!-- planning -->", "<!-- end -->"
@@ -77,10 +76,10 @@ def part_finish(options: argparse.Namespace) -> dict[str, Any]:
     """List and manifest of the training split, streamed to the disk; a sparse file for its index."""
     config = settings(options)
     tasks = [task for task in planned(options)[0] if task.split == "train"]
-    out, train = place(config.out), Path(config.out, "train")
-    out.clear(folder.FOLDERS)
+    train = Path(config.out, "train")
+    open_writable(config.out).prepare(output.FOLDERS)
     start = time.perf_counter()
-    shards, photos, psnr = folder.write_listing(out, "train", results(config, tasks), [])
+    shards, photos, psnr = output.write_listing(open_writable(str(train)), results(config, tasks), [])
     num_samples = sum(shard.num_samples for shard in shards)
     names = (config.tile_shape, config.encoding, ("clean.npy", "degraded.npy"), 34816, {})
     manifest = Manifest("train", *names, index_entry(num_samples), shards, photos, psnr, {})
@@ -93,7 +92,7 @@ def part_finish(options: argparse.Namespace) -> dict[str, Any]:
     return {"seconds": seconds, "bytes": sizes, "samples": num_samples, "photos": photos.num_photos}
 
 
-def results(config: ShardsConfig, tasks: list[ShardTask]) -> Iterator[folder.ShardResult]:
+def results(config: ShardsConfig, tasks: list[ShardTask]) -> Iterator[output.ShardResult]:
     """What is known of each shard when it is finished."""
     for task in tasks:
         photos, first = [], 0
@@ -102,7 +101,7 @@ def results(config: ShardsConfig, tasks: list[ShardTask]) -> Iterator[folder.Sha
             photos.append(PhotoRecord(source.name, source.sha256, 1024, 1024, 20, task.name, first, number, 29.1234))
             first += number
         shard = Shard(task.name, first * 34816 + 10240, task.sources[0].sha256, first, hash_of_zeros(first))
-        yield folder.ShardResult(shard, tuple(photos), ())
+        yield output.ShardResult(shard, tuple(photos), ())
 
 
 @lru_cache

@@ -23,7 +23,7 @@ from unittest import mock
 
 from PIL import Image
 
-from shards import folder, pool, tar, write
+from shards import output, tar, workers, write
 from shards.plan import ShardsConfig
 
 SIDE, TILE, QUALITY = 1024, 128, 20
@@ -32,8 +32,8 @@ SUB_IMAGE_COMPRESSION = 3  # BasicSR's default for its sub-images
 WARM_SECONDS = 0.5
 # What is not reading, resizing or spoiling a photo: hashing it, packing its pairs, hashes, index, manifest.
 PACKING = (
-    (write, "scan"), (tar.TarWriter, "write"), (folder, "claim"), (folder, "write_rows"),
-    (folder, "write_record"), (folder, "finish_split"), (os, "fsync"),
+    (write, "scan"), (tar.TarWriter, "write"), (output, "reserve_output"),
+    (output, "write_result"), (output, "finish_split"), (os, "fsync"),
 )  # fmt: skip
 
 
@@ -81,11 +81,11 @@ def sub_images(photo: Path, out: Path) -> None:
 def ours(photos: list[Path], out: Path, cores: int, decode: Any = "exact") -> Iterator[None]:
     """`python -m shards`, hashing and fsync included."""
     config = ShardsConfig(photos=str(photos[0].parent), out=str(out), decode=decode, num_workers=cores)
-    with pool.Workers(cores) as workers:
+    with workers.Workers(cores) as processes:
         list(workers.start(time.sleep, [WARM_SECONDS] * cores * (cores > 1)))
         list(workers.start(warm, range(cores)))
         yield
-        write.fill_folder(config, write.find_sources(config)[0], workers, show_progress=False)
+        write.fill_output(config, write.find_sources(config)[0], processes, show_progress=False)
 
 
 def warm(number: int) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from shards import pool
 from shards.buildings import WALLS, Mood, Rng, Scene, Size, building, mix, noise, to_image, to_rgb
+from shards.workers import Workers, num_cores
 
 MOODS = {"day": ((62, 112, 186), (186, 208, 230), (255, 247, 232), (182, 200, 220), 0.02, 0.55),
          "golden": ((88, 122, 176), (250, 196, 132), (255, 206, 150), (232, 186, 144), 0.12, 0.5),
@@ -176,7 +176,7 @@ def write_skylines(
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"skyline-{index:03d}.png" for index in range(num_photos)]
     missing = [(path, seed * 100_000 + index) for index, path in enumerate(paths) if not path.exists()]
-    with pool.Workers(max(1, min(pool.num_cores(), len(missing)))) as workers:
+    with Workers(max(1, min(num_cores(), len(missing)))) as workers:
         workers.run(partial(_write_skyline, size), missing, "photos drawn", show_progress)
     return paths
 

@@ -5,27 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from tqdm import tqdm
 
-from shards import folder, plan, pool
-from shards.cluster import connected
+from shards import output, plan
 from shards.decode import read_clean
-from shards.places import is_within, place
 from shards.plan import ShardsConfig, ShardTask, Source
-from shards.pool import ShardsFailed
 from shards.tar import write_tar
+from shards.workers import ShardsFailed, Workers, clear_errors, dask_executor, num_cores
 from srcnn import files, tiles
 from srcnn.degrade import crop_to_multiple, degrade
 from srcnn.metrics import psnr
-from srcnn.photo import PhotoRefused, luma_l, open_image, over_white, read_photo, upright_size
+from srcnn.photo import SUFFIXES, PhotoRefused, find_photos, luma_l, open_image, over_white, read_photo, upright_size
 from srcnn.sample import SPLITS, Manifest, PhotoRecord, Refused
-from srcnn.storage import join
+from srcnn.storage import Folder, is_url, is_within, join, open_writable
 
-MOST_WORKERS_SERVED = 16  # writing a photo's pairs takes a sixteenth of the time of making them
+MAX_WORKERS_SERVED = 16  # writing a photo's pairs takes a sixteenth of the time of making them
+
+open_source = lru_cache(maxsize=64)(open_writable)  # a worker keeps its connection from photo to photo
 
 
 @dataclass(frozen=True)
@@ -41,37 +41,38 @@ def make_shards(config: ShardsConfig, show_progress: bool = True, executor: Exec
     """Turns the photos (or pair pictures) of `config` into shards, `out`/train and `out`/val.
 
     Finished shards of an interrupted run are kept; a finished folder is left alone. `executor` does the work where it
-    is given: its workers must see the same places, and import this package.
+    is given: its workers must see the same photos and output, and import this package.
 
     Raises:
         FileNotFoundError: no such folder, or no photo in it.
+        BlockingIOError: another process makes shards in `out`.
         ShardsFailed: `out` holds other shards, the disk is full, a worker died.
     """
     if config.executor and executor is None:
-        with connected(config.executor) as executor:
+        with dask_executor(config.executor) as executor:
             return make_shards(config, show_progress, executor)
-    found, num_ignored = find_sources(config)
-    with pool.Workers(min(config.num_workers or pool.num_cores(), len(found)), executor) as workers:
-        manifests, num_new_shards = fill_folder(config, found, workers, show_progress)
+    sources, num_ignored = find_sources(config)
+    with Workers(min(config.num_workers or num_cores(), len(sources)), executor) as workers:
+        manifests, num_new_shards = fill_output(config, sources, workers, show_progress)
     return Summary(manifests, num_ignored, num_new_shards)
 
 
-def fill_folder(
-    config: ShardsConfig, found: list[Source], workers: pool.Workers, show_progress: bool
+def fill_output(
+    config: ShardsConfig, sources: list[Source], workers: Workers, show_progress: bool
 ) -> tuple[dict[str, Manifest], int]:
     """From the files found to the manifests by split; also how many shards are new."""
-    scanned = workers.run(partial(scan, config), found, "photos looked at", show_progress)
+    scanned = workers.run(partial(scan, config), sources, "photos looked at", show_progress)
     tasks, refused = plan_tasks(config, scanned)
-    out = place(config.out)
-    with out.occupied():
-        folder.claim(out, config, tasks)
-        finished = folder.finished_shards(out, tasks)
+    out = open_writable(config.out)
+    with out.locked():
+        output.reserve_output(out, config, tasks)
+        finished = output.finished_shards(config, tasks)
         missing = [task for task in tasks if task not in finished]
         if missing and finished:
-            folder.check_versions(out)
+            output.check_versions(out)
         write_shards(config, missing, workers, show_progress)
-        out.clear(folder.FOLDERS)  # of what workers left that did not live to the end
-        manifests = {split: folder.finish_split(config, split, tasks, refused) for split in SPLITS}
+        out.prepare(output.FOLDERS)  # of what workers left that did not live to the end
+        manifests = {split: output.finish_split(config, split, tasks, refused) for split in SPLITS}
     return manifests, len(missing)
 
 
@@ -102,7 +103,7 @@ def find_sources(config: ShardsConfig) -> tuple[list[Source], int]:
         apart = [config.out, *([config.val] if split == "train" else [])]
         names: set[str] = set()
         for subfolder in config.folders if config.folders and split != "val" else [""]:
-            photos, others = place(join(root, subfolder) if subfolder else root).photos(apart)
+            photos, others = list_photos(join(root, subfolder) if subfolder else root, apart)
             names.update(str(PurePosixPath(subfolder, name)) for name in photos)
             ignored.update(join(root, str(PurePosixPath(subfolder, name))) for name in others)
         if not names:
@@ -111,9 +112,32 @@ def find_sources(config: ShardsConfig) -> tuple[list[Source], int]:
     return sorted(sources, key=lambda source: (source.split, source.name)), len(ignored)
 
 
+def list_photos(location: str, exclude: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names of all files below a folder or URL, but for hidden ones and those of `exclude`d locations: (photos by their
+    suffix, other files), each sorted.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+    """
+    storage = open_source(location)
+    if isinstance(storage, Folder):
+        folders = [Path(other).expanduser().resolve() for other in exclude if not is_url(other)]
+        found = find_photos(storage.path, exclude=folders[0] if folders else None)
+        photos, others = ([path.relative_to(storage.path).as_posix() for path in paths
+                           if not any(path.resolve().is_relative_to(other) for other in folders[1:])]
+                          for paths in found)
+        return photos, others
+    names = [name for name in storage.files() if not any(part.startswith(".") for part in name.split("/"))
+             and not any(is_within(join(storage.location, name), other) for other in exclude)]
+    if not names:
+        raise FileNotFoundError(f"{storage.location}: nothing is there")
+    is_photo = {name: PurePosixPath(name).suffix.lower() in SUFFIXES for name in names}
+    return [name for name in names if is_photo[name]], [name for name in names if not is_photo[name]]
+
+
 def scan(config: ShardsConfig, source: Source) -> Source | Refused:
     """Hashes a photo and reads its upright size from the header. Raises ReadFailed where its server does not answer."""
-    with place(source.root).local_copy(source.name) as path:
+    with open_source(source.root).local_copy(source.name) as path:
         try:
             with open_image(path, config.max_megapixels) as image:
                 width, height = upright_size(image)
@@ -127,19 +151,19 @@ def _reason(error: Exception, path: Path) -> str:
 
 
 def write_shards(
-    config: ShardsConfig, tasks: Sequence[ShardTask], workers: pool.Workers, show_progress: bool
+    config: ShardsConfig, tasks: Sequence[ShardTask], workers: Workers, show_progress: bool
 ) -> None:
     """Writes the shards: each by a worker of its own, but the last of them here, of pairs that all workers make,
     photo by photo. So every worker is busy to the end, and at all where there are fewer shards than workers. Pairs
     do not travel between machines: there each shard is a worker's own.
     """
-    few = workers.are_here and 1 < workers.num <= MOST_WORKERS_SERVED
+    few = workers.are_local and 1 < workers.num <= MAX_WORKERS_SERVED
     num_last = workers.num + len(tasks) % workers.num if few else 0
     first, last = tasks[: -num_last or None], tasks[-num_last:] if num_last else ()
     written = workers.start(partial(write_whole_shard, config), first)
     made = workers.start(partial(make_tiles, config), [source for task in last for source in task.sources])
     is_silent = not (show_progress and tasks) or None  # None: where there is no terminal
-    with pool.clear_errors(), tqdm(total=len(tasks), desc="shards written", disable=is_silent) as bar:
+    with clear_errors(), tqdm(total=len(tasks), desc="shards written", disable=is_silent) as bar:
         for _ in written:
             bar.update()
         for task in last:
@@ -155,7 +179,7 @@ def write_shard(config: ShardsConfig, task: ShardTask, made: Iterator[PhotoTiles
     """Writes one shard of the next pairs of `made`, and its record, which also names photos that cannot be decoded:
     their keys stay unused.
     """
-    out, name = place(config.out), f"{task.split}/{task.name}"
+    folder = open_writable(join(config.out, task.split))
     photos: list[PhotoRecord] = []
     refused: list[Refused] = []
 
@@ -171,10 +195,9 @@ def write_shard(config: ShardsConfig, task: ShardTask, made: Iterator[PhotoTiles
                 num_written += photos[-1].num_samples
             next_key += config.num_samples_of(source)
 
-    with out.create(name) as file:
+    with folder.create(task.name) as file:
         shard, rows = write_tar(file, task.name, samples(), config.encoding)
-        folder.write_rows(out, name, rows)
-        folder.write_record(out, name, folder.ShardResult(shard, tuple(photos), tuple(refused)))
+        output.write_result(folder, output.ShardResult(shard, tuple(photos), tuple(refused)), rows)
 
 
 @dataclass(frozen=True)
@@ -190,13 +213,14 @@ class PhotoTiles:
     mean_psnr: float
 
     def record(self, source: Source, shard: str, first_sample: int) -> PhotoRecord:
-        place = (shard, first_sample, len(self.tiles[0]), round(self.mean_psnr, 4))
-        return PhotoRecord(source.name, source.sha256, self.width, self.height, self.quality, *place)
+        position = (shard, first_sample, len(self.tiles[0]))
+        return PhotoRecord(source.name, source.sha256, self.width, self.height, self.quality, *position,
+                           round(self.mean_psnr, 4))
 
 
 def make_tiles(config: ShardsConfig, source: Source) -> PhotoTiles | Refused:
     """Decodes, resizes, degrades and cuts one photo."""
-    with place(source.root).local_copy(source.name) as path:
+    with open_source(source.root).local_copy(source.name) as path:
         try:
             pictures, quality = read_pictures(config, source, path)
         except PhotoRefused as error:

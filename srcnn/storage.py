@@ -1,4 +1,7 @@
-"""Where shards lie: a folder, or an object store read by ranges (http, https, s3, gs, az). Nothing is ever executed."""
+"""Where photos and shards lie: a folder, or an object store (http, https, s3, gs, az). Nothing is ever executed.
+
+Names are relative to the folder or URL, with slashes. Folders and the stores of WRITABLE_SCHEMES are also written.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,24 @@ import mmap
 import os
 import random
 import re
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
-from typing import Any, TypeVar
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, TypeVar
 
 import numpy as np
 
 from srcnn.answers import Final, cause, collected, without_secrets
-from srcnn.files import OpenFile
+from srcnn.files import TEMPORARY_PREFIX, FolderLock, OpenFile, atomic_file
 from srcnn.untrusted import open_regular
 
-SCHEMES = ("http", "https", "s3", "gs", "az")
+WRITABLE_SCHEMES = ("s3", "gs", "az")
+SCHEMES = ("http", "https", *WRITABLE_SCHEMES)
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 10.0
 MAX_OPEN_FILES = 256
 MAX_SMALL_BYTES = 1 << 30  # of a file that is read whole, unless its reader knows better
@@ -71,6 +77,13 @@ def join(location: str | Path, name: str) -> str:
     return f"{str(location).rstrip('/')}/{name}" if is_url(location) else str(Path(location, name))
 
 
+def is_within(inner: str, outer: str) -> bool:
+    """Whether a folder, file or URL is the other one or lies below it."""
+    if is_url(inner) or is_url(outer):
+        return f"{inner.rstrip('/')}/".startswith(f"{outer.rstrip('/')}/")
+    return Path(inner).expanduser().resolve().is_relative_to(Path(outer).expanduser().resolve())
+
+
 def open_storage(location: str | Path, access: AccessConfig | None = None) -> Folder | ObjectStore:
     """The storage at a folder's path or a URL.
 
@@ -84,6 +97,18 @@ def open_storage(location: str | Path, access: AccessConfig | None = None) -> Fo
     if is_url(location) or (scheme == "pipe" and ":" in text):
         raise ValueError(f"{scheme}: shards are read from a folder or from {', '.join(SCHEMES)} addresses, no others")
     return Folder(Path(location))
+
+
+def open_writable(location: str) -> Folder | ObjectStore:
+    """The storage at a folder's path, or at a URL that can be written and listed too.
+
+    Raises:
+        ValueError: a URL of another kind.
+    """
+    scheme = location.partition("://")[0]
+    if is_url(location) and scheme not in WRITABLE_SCHEMES:
+        raise ValueError(f"{scheme}: photos and shards lie in a folder or at {', '.join(WRITABLE_SCHEMES)} addresses")
+    return open_storage(location)
 
 
 class Folder:
@@ -165,6 +190,47 @@ class Folder:
                     self._open.pop(next(iter(self._open)))
                 self._open[name] = file
         return file
+
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """Bytes of the files right in this folder of it, by their names there."""
+        with os.scandir(self.path / folder) as entries:
+            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+
+    def names(self) -> list[str]:
+        """Of the files and folders right in it."""
+        return os.listdir(self.path)
+
+    @contextmanager
+    def local_copy(self, name: str) -> Iterator[Path]:
+        """A file of this machine with the content of that one: here itself."""
+        yield self.path / name
+
+    @contextmanager
+    def create(self, name: str) -> Iterator[IO[bytes]]:
+        """A binary file to write and read, which has its name when it is whole, or not at all."""
+        with atomic_file(self.path / name) as file:
+            yield file
+
+    def remove(self, names: Iterable[str]) -> None:
+        for name in names:
+            (self.path / name).unlink(missing_ok=True)
+
+    def prepare(self, folders: Iterable[str]) -> None:
+        """Makes these folders in it, and removes the files that an ended process has left unfinished in them."""
+        for folder in (self.path / name for name in folders):
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+                path.unlink()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Makes the folder and holds its lock. Raises BlockingIOError where another process does."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FolderLock(self.path, seconds=0)
+        try:
+            yield
+        finally:
+            lock.path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Closes the files; reading opens them again."""
@@ -286,11 +352,67 @@ class ObjectStore:
             closed.wait(pause * random.uniform(0.5, 1))
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
-    def persistently(self, name: str, call: Callable[[Any, Any], ResultT]) -> ResultT:
+    def _call(self, name: str, call: Callable[[Any, Any], ResultT]) -> ResultT:
         """`call(obstore, store)`, tried again as reads are. Raises ReadFailed, or FileNotFoundError, naming `name`."""
         return self._again(name, "", lambda: call(self._obstore, self._store))
+
+    def _children(self, folder: str = "") -> tuple[dict[str, int], list[str]]:
+        """Bytes of the objects right below a prefix, and the prefixes there, by the names after it."""
+        start = f"{folder}/" if folder else ""
+        listed = self._call(folder, lambda obstore, store: obstore.list_with_delimiter(store, start or None))
+        sizes = {item["path"].removeprefix(start): item["size"] for item in listed["objects"]}
+        return sizes, [prefix.removeprefix(start).rstrip("/") for prefix in listed["common_prefixes"]]
+
+    def files(self) -> list[str]:
+        """Names of all objects below the URL, sorted."""
+        listed = self._call("", lambda obstore, store: obstore.list(store).collect())
+        return sorted(item["path"] for item in listed)
+
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """As `Folder.sizes`."""
+        return self._children(folder)[0]
+
+    def names(self) -> list[str]:
+        """As `Folder.names`."""
+        sizes, folders = self._children()
+        return [*sizes, *folders]
+
+    @contextmanager
+    def local_copy(self, name: str) -> Iterator[Path]:
+        """A temporary file of this machine with the content of that object."""
+        with tempfile.TemporaryDirectory(prefix="srcnn-") as folder:
+            path = Path(folder, f"photo{PurePosixPath(name).suffix}")
+            path.write_bytes(self.read(name))
+            yield path
+
+    @contextmanager
+    def create(self, name: str) -> Iterator[IO[bytes]]:
+        """As `Folder.create`: a temporary file, which becomes the object at the end."""
+        with tempfile.TemporaryFile(prefix="srcnn-") as file:
+            yield file
+
+            def put(obstore: Any, store: Any) -> None:
+                file.seek(0)
+                obstore.put(store, name, file)
+
+            self._call(name, put)
+
+    def remove(self, names: Iterable[str]) -> None:
+        if names := list(names):
+            self._call(names[0], lambda obstore, store: obstore.delete(store, names))
+
+    def prepare(self, folders: Iterable[str]) -> None:
+        """Nothing: there are no folders, and an object is whole or not there."""
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nothing: object stores have no locks. Two processes that write the same files write them twice."""
+        yield
 
     def close(self) -> None:
         """Ends what is being tried again; later reads are not concerned."""
         before, self._closed = self._closed, threading.Event()
         before.set()
+
+
+Storage = Folder | ObjectStore

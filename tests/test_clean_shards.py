@@ -17,8 +17,8 @@ from small import small_config, small_shards
 
 from shards.__main__ import report
 from shards.plan import ShardsConfig
-from shards.pool import ShardsFailed
 from shards.tar import index_tar
+from shards.workers import ShardsFailed
 from shards.write import Summary, make_shards
 from srcnn.compiled import Scored
 from srcnn.degrade import Degradation

@@ -27,10 +27,10 @@ from conftest import (
 from messages import says
 from PIL import Image
 
-from shards import folder, places
+from shards import output
 from shards.__main__ import main
-from shards.places import Place
 from srcnn.sample import Manifest
+from srcnn.storage import Storage
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_killed_between_manifest_and_records_is_mended(
         original(path, missing_ok)
 
     with monkeypatch.context() as patch:
-        patch.setattr(places.Path, "unlink", unlink)
+        patch.setattr(Path, "unlink", unlink)
         assert make(*options) == 130
     assert (tmp_path / "out/train/manifest.json").is_file()
     assert any(path.name != "manifest.json" for path in (tmp_path / "out/train").glob("*.json"))
@@ -187,15 +187,15 @@ def test_killed_between_a_new_list_of_photos_and_its_manifest_is_mended(
         if (tmp_path / "out").exists():
             break
         assert make(*options) == 0
-    write = folder._write_json
+    write = output._write_json
 
-    def killed(out: Place, name: str, content: object) -> None:
+    def killed(folder: Storage, name: str, content: object) -> None:
         if name.endswith("manifest.json"):
             raise KeyboardInterrupt
-        write(out, name, content)
+        write(folder, name, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "_write_json", killed)
+        patch.setattr(output, "_write_json", killed)
         assert make(*options) == 130
     assert make(*options) == make(*options) == 0
     assert make(*options, "--out", tmp_path / "undisturbed") == 0
