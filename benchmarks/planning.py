@@ -97,7 +97,7 @@ def results(config: ShardsConfig, tasks: list[ShardTask]) -> Iterator[output.Sha
     for task in tasks:
         photos, first = [], 0
         for source in task.sources:
-            number = config.num_samples_of(source)
+            number = config.num_samples(source)
             photos.append(PhotoRecord(source.name, source.sha256, 1024, 1024, 20, task.name, first, number, 29.1234))
             first += number
         shard = Shard(task.name, first * 34816 + 10240, task.sources[0].sha256, first, hash_of_zeros(first))

@@ -60,7 +60,7 @@ def report(config: ShardsConfig, summary: Summary) -> int:
             print(f"refused: {item.name}: {item.reason}", file=sys.stderr)
             num_refused += 1
     if num_refused:
-        advice = "" if config.allow_refused else "; mend or remove them, or accept it: --allow_refused true"
+        advice = "" if config.allow_refused else "; repair or remove them, or accept it: --allow_refused true"
         print(f"{num_refused} photos refused{advice}", file=sys.stderr)
     accepted = not num_refused or config.allow_refused
     return 0 if accepted and any(manifest.num_samples for manifest in manifests) else 1

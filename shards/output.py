@@ -67,7 +67,7 @@ def reserve_output(out: Storage, config: ShardsConfig, tasks: list[ShardTask]) -
             raise ShardsFailed(f"{join(out.location, PLAN)}: damaged; {advice}")
         before, now = plan.comparable(begun["config"]), plan.comparable(identity)
         if before != now:
-            changes = ", ".join(f"{key}: {before.get(key)} there, {now[key]} now"
+            changes = ", ".join(f"{key}: {before.get(key)} in the folder, {now[key]} now"
                                 for key in now if before.get(key) != now[key])
             raise ShardsFailed(f"{out.location}: holds shards made with another config ({changes}); {advice}")
         if any(begun.get(key) != content[key] for key in ("plan_sha256", "num_shards")):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -28,8 +29,7 @@ MAX_WORKERS_SERVED = 16  # writing a photo's pairs takes a sixteenth of the time
 open_source = lru_cache(maxsize=64)(open_writable)  # a worker keeps its connection from photo to photo
 
 
-@dataclass(frozen=True)
-class Summary:
+class Summary(NamedTuple):
     """What `make_shards` did: the manifests by split, how many files were no photos, how many shards are new."""
 
     manifests: dict[str, Manifest]
@@ -79,10 +79,8 @@ def fill_output(
 def plan_tasks(config: ShardsConfig, scanned: Sequence[Source | Refused]) -> tuple[list[ShardTask], list[Refused]]:
     """The shards to be made of what was found, and the photos refused. Raises ShardsFailed where none can be used."""
     sources = plan.assign_splits(config, [item for item in scanned if isinstance(item, Source)])
-    refused = [item for item in scanned if isinstance(item, Refused)]
-    for refuse in (plan.refuse_leaks, partial(plan.refuse_by_size, config)):
-        sources, newly_refused = refuse(sources)
-        refused += newly_refused
+    sources, refused = plan.refuse_unusable(config, sources)
+    refused = [item for item in scanned if isinstance(item, Refused)] + refused
     if not sources:
         reasons = "".join(f"\n  {item.name}: {item.reason}" for item in refused[:10])
         raise ShardsFailed(f"none of the {len(scanned)} photos can be used:{reasons}")
@@ -100,10 +98,10 @@ def find_sources(config: ShardsConfig) -> tuple[list[Source], int]:
         if is_within(root, config.out):
             raise ValueError(f"{root}: lies in the output folder {config.out}; choose another OUT")
         # A validation folder below the training photos is no part of these.
-        apart = [config.out, *([config.val] if split == "train" else [])]
+        exclude = [config.out, *([config.val] if split == "train" else [])]
         names: set[str] = set()
         for subfolder in config.folders if config.folders and split != "val" else [""]:
-            photos, others = list_photos(join(root, subfolder) if subfolder else root, apart)
+            photos, others = list_photos(join(root, subfolder) if subfolder else root, exclude)
             names.update(str(PurePosixPath(subfolder, name)) for name in photos)
             ignored.update(join(root, str(PurePosixPath(subfolder, name))) for name in others)
         if not names:
@@ -117,7 +115,7 @@ def list_photos(location: str, exclude: Sequence[str]) -> tuple[list[str], list[
     suffix, other files), each sorted.
 
     Raises:
-        FileNotFoundError: nothing is there.
+        FileNotFoundError: no such folder, or no file below the URL.
     """
     storage = open_source(location)
     if isinstance(storage, Folder):
@@ -127,12 +125,14 @@ def list_photos(location: str, exclude: Sequence[str]) -> tuple[list[str], list[
                            if not any(path.resolve().is_relative_to(other) for other in folders[1:])]
                           for paths in found)
         return photos, others
-    names = [name for name in storage.files() if not any(part.startswith(".") for part in name.split("/"))
-             and not any(is_within(join(storage.location, name), other) for other in exclude)]
-    if not names:
-        raise FileNotFoundError(f"{storage.location}: nothing is there")
-    is_photo = {name: PurePosixPath(name).suffix.lower() in SUFFIXES for name in names}
-    return [name for name in names if is_photo[name]], [name for name in names if not is_photo[name]]
+    names: dict[bool, list[str]] = {True: [], False: []}  # whether they are photos
+    for name in storage.files():
+        is_hidden = any(part.startswith(".") for part in name.split("/"))
+        if not is_hidden and not any(is_within(join(storage.location, name), other) for other in exclude):
+            names[PurePosixPath(name).suffix.lower() in SUFFIXES].append(name)
+    if not any(names.values()):
+        raise FileNotFoundError(f"{storage.location}: no files here")
+    return names[True], names[False]
 
 
 def scan(config: ShardsConfig, source: Source) -> Source | Refused:
@@ -160,7 +160,7 @@ def write_shards(
     few = workers.are_local and 1 < workers.num <= MAX_WORKERS_SERVED
     num_last = workers.num + len(tasks) % workers.num if few else 0
     first, last = tasks[: -num_last or None], tasks[-num_last:] if num_last else ()
-    written = workers.start(partial(write_whole_shard, config), first)
+    written = workers.start(partial(write_shard, config), first)
     made = workers.start(partial(make_tiles, config), [source for task in last for source in task.sources])
     is_silent = not (show_progress and tasks) or None  # None: where there is no terminal
     with clear_errors(), tqdm(total=len(tasks), desc="shards written", disable=is_silent) as bar:
@@ -171,14 +171,11 @@ def write_shards(
             bar.update()
 
 
-def write_whole_shard(config: ShardsConfig, task: ShardTask) -> None:
-    write_shard(config, task, map(partial(make_tiles, config), task.sources))
-
-
-def write_shard(config: ShardsConfig, task: ShardTask, made: Iterator[PhotoTiles | Refused]) -> None:
-    """Writes one shard of the next pairs of `made`, and its record, which also names photos that cannot be decoded:
-    their keys stay unused.
+def write_shard(config: ShardsConfig, task: ShardTask, made: Iterator[PhotoTiles | Refused] | None = None) -> None:
+    """Writes one shard, of the next tiles of `made` where others make them, and its result, which also names photos
+    that cannot be decoded: their keys stay unused.
     """
+    made = map(partial(make_tiles, config), task.sources) if made is None else made
     folder = open_writable(join(config.out, task.split))
     photos: list[PhotoRecord] = []
     refused: list[Refused] = []
@@ -190,32 +187,23 @@ def write_shard(config: ShardsConfig, task: ShardTask, made: Iterator[PhotoTiles
             if isinstance(photo_tiles, Refused):
                 refused.append(replace(photo_tiles, shard=task.name))
             else:
-                photos.append(photo_tiles.record(source, task.name, num_written))
+                photos.append(replace(photo_tiles.record, shard=task.name, first_sample=num_written))
                 yield from enumerate(zip(*photo_tiles.tiles, strict=True), next_key)
                 num_written += photos[-1].num_samples
-            next_key += config.num_samples_of(source)
+            next_key += config.num_samples(source)
 
     with folder.create(task.name) as file:
         shard, rows = write_tar(file, task.name, samples(), config.encoding)
         output.write_result(folder, output.ShardResult(shard, tuple(photos), tuple(refused)), rows)
 
 
-@dataclass(frozen=True)
-class PhotoTiles:
-    """All tiles of a photo, cut from `width` x `height`: the clean and the degraded ones, or the clean ones alone;
-    uint8 (n, H, W) or (n, H, W, 3).
+class PhotoTiles(NamedTuple):
+    """All tiles of a photo, the clean and the degraded ones, or the clean ones alone: uint8 (n, H, W) or (n, H, W, 3);
+    and its record, without its position in a shard.
     """
 
     tiles: tuple[np.ndarray, ...]
-    width: int
-    height: int
-    quality: int | None
-    mean_psnr: float
-
-    def record(self, source: Source, shard: str, first_sample: int) -> PhotoRecord:
-        position = (shard, first_sample, len(self.tiles[0]))
-        return PhotoRecord(source.name, source.sha256, self.width, self.height, self.quality, *position,
-                           round(self.mean_psnr, 4))
+    record: PhotoRecord
 
 
 def make_tiles(config: ShardsConfig, source: Source) -> PhotoTiles | Refused:
@@ -228,10 +216,11 @@ def make_tiles(config: ShardsConfig, source: Source) -> PhotoTiles | Refused:
     height, width = pictures[0].shape[:2]
     cut_photo = tiles.cut_to_cover if config.is_clean_only(source.split) else tiles.cut
     cut = tuple(cut_photo(picture, config.tile_pixels) for picture in pictures)
-    if len(cut[0]) != config.num_samples_of(source):
+    if len(cut[0]) != config.num_samples(source):
         return Refused(source.name, "changed while shards were made of it", source.split)
     mean_psnr = float(np.mean([psnr(*pair) for pair in zip(*cut, strict=True)])) if len(cut) == 2 else 0.0
-    return PhotoTiles(cut, width, height, quality, mean_psnr)
+    record = PhotoRecord(source.name, source.sha256, width, height, quality, "", 0, len(cut[0]), round(mean_psnr, 4))
+    return PhotoTiles(cut, record)
 
 
 def read_pictures(config: ShardsConfig, source: Source, path: Path) -> tuple[tuple[np.ndarray, ...], int | None]:

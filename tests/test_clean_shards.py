@@ -101,7 +101,7 @@ def test_an_interrupted_making_goes_on_to_the_same_bytes(both, tmp_path):
     before = contents(out)
     for name in ("index.npy", "000001.tar"):
         (out / "train" / name).unlink()
-    with pytest.raises(ShardsFailed, match="contents: clean there, pairs now"):
+    with pytest.raises(ShardsFailed, match="contents: clean .* pairs"):
         make_shards(config_of(out, contents="pairs"), show_progress=False)
     assert make_shards(config_of(out), show_progress=False).num_new_shards == 1 and contents(out) == before
     for path in (out / "train").iterdir():
