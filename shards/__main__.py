@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from shards import index_foreign
-from shards.contact_sheet import contact_sheet_name, write_contact_sheet
+from shards.contact_sheet import write_contact_sheet
 from shards.plan import ShardsConfig
 from shards.workers import ShardsFailed
 from shards.write import Summary, make_shards
@@ -27,9 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
         summary = make_shards(config)
         out = open_writable(config.out)
         for split, manifest in summary.manifests.items():
-            if summary.num_new_shards or contact_sheet_name(split) not in out.names():
+            if summary.num_new_shards or f"{split}.png" not in out.names():
                 write_contact_sheet(out, split, manifest, config.num_sheet_pairs)
-    except (ShardsFailed, FileNotFoundError, ValueError, OSError) as error:
+    except (ShardsFailed, ValueError, OSError) as error:
         print(f"shards: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -54,16 +54,15 @@ def report(config: ShardsConfig, summary: Summary) -> int:
                   file=sys.stderr)
     if summary.num_ignored_files:
         print(f"{summary.num_ignored_files} files that are no photos (by their suffix) were not looked at")
-    num_refused = 0
-    for split, manifest in summary.manifests.items():
-        for item in refused_in(open_storage(join(config.out, split)), manifest):
-            print(f"refused: {item.name}: {item.reason}", file=sys.stderr)
-            num_refused += 1
-    if num_refused:
+    refused = [item for split, manifest in summary.manifests.items()
+               for item in refused_in(open_storage(join(config.out, split)), manifest)]
+    for item in refused:
+        print(f"refused: {item.name}: {item.reason}", file=sys.stderr)
+    if refused:
         advice = "" if config.allow_refused else "; repair or remove them, or accept it: --allow_refused true"
-        print(f"{num_refused} photos refused{advice}", file=sys.stderr)
-    accepted = not num_refused or config.allow_refused
-    return 0 if accepted and any(manifest.num_samples for manifest in manifests) else 1
+        print(f"{len(refused)} photos refused{advice}", file=sys.stderr)
+    is_accepted = config.allow_refused or not refused
+    return 0 if is_accepted and any(manifest.num_samples for manifest in manifests) else 1
 
 
 if __name__ == "__main__":

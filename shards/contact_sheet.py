@@ -7,15 +7,13 @@ from PIL import Image
 
 from srcnn.reader import ShardReader
 from srcnn.sample import Manifest
-from srcnn.storage import Folder, ObjectStore, join
+from srcnn.storage import Storage, join
 
 COLUMNS = 4
 GAP_PIXELS = 8
 
 
-def write_contact_sheet(
-    out: Folder | ObjectStore, split: str, manifest: Manifest, num_pairs: int, seed: int = 0
-) -> None:
+def write_contact_sheet(out: Storage, split: str, manifest: Manifest, num_pairs: int, seed: int = 0) -> None:
     """Writes SPLIT.png beside a split's folder: `num_pairs` random samples, the same ones every time.
 
     Nothing where the split is empty or no pairs are asked for.
@@ -31,9 +29,5 @@ def write_contact_sheet(
     sheet = Image.new(mode, (COLUMNS * width, -(-num_pairs // COLUMNS) * height), "white")
     for number, pair in enumerate(pairs):
         sheet.paste(Image.fromarray(pair), (number % COLUMNS * width, number // COLUMNS * height))
-    with out.create(contact_sheet_name(split)) as file:
+    with out.create(f"{split}.png") as file:
         sheet.save(file, "PNG")
-
-
-def contact_sheet_name(split: str) -> str:
-    return f"{split}.png"

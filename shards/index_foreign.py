@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     try:
         manifest = index_folder(**vars(options))
-    except (ShardsFailed, FileNotFoundError, ValueError, OSError) as error:
+    except (ShardsFailed, ValueError, OSError) as error:
         print(f"shards index: {error}", file=sys.stderr)
         return 1
     shape = "x".join(map(str, manifest.tile_shape))

@@ -135,9 +135,7 @@ def existing_manifest(folder: Storage) -> Manifest | None:
     return Manifest.parse(folder.read(MANIFEST).decode(errors="surrogateescape"), join(folder.location, MANIFEST))
 
 
-def _read_results(
-    folder: Storage, tasks: Sequence[ShardTask], names: Container[str]
-) -> Iterator[ShardResult | None]:
+def _read_results(folder: Storage, tasks: Sequence[ShardTask], names: Container[str]) -> Iterator[ShardResult | None]:
     """What is kept beside each shard, None where nothing is; several are read at once, as a store takes its time."""
 
     def read(task: ShardTask) -> ShardResult | None:

@@ -182,18 +182,15 @@ class ShardTask:
         return f"{self.number:06d}.tar"
 
 
-def split_of(sha256: str, val_fraction: float) -> str:
-    """The split of a photo by its content's hash: adding or removing other photos moves none."""
-    return "val" if int(sha256[:16], 16) < val_fraction * 2**64 else "train"
-
-
 def assign_splits(config: ShardsConfig, sources: Sequence[Source]) -> list[Source]:
-    """Fills in `split` where it is "". With two photos or more neither split stays empty: if the hashes leave one
-    so, the photo with the lowest hash goes to validation, or the one with the highest to training.
+    """Fills in `split` where it is "" by the hash of the photo's content, so that adding photos moves none. With two or
+    more neither split stays empty: the photo of the lowest hash goes to validation, or that of the highest to training.
     """
     fraction = 0.0 if config.val else config.val_fraction
-    assigned = [source if source.split else source._replace(split=split_of(source.sha256, fraction))
-                for source in sources]
+    assigned = []
+    for source in sources:
+        by_hash = "val" if int(source.sha256[:16], 16) < fraction * 2**64 else "train"
+        assigned.append(source._replace(split=source.split or by_hash))
     if fraction and len({source.split for source in assigned}) == 1:
         hashes = {source.sha256 for source in assigned}
         if len(hashes) > 1:

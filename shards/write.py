@@ -150,9 +150,7 @@ def _reason(error: Exception, path: Path) -> str:
     return str(error).removeprefix(f"{path}: ")
 
 
-def write_shards(
-    config: ShardsConfig, tasks: Sequence[ShardTask], workers: Workers, show_progress: bool
-) -> None:
+def write_shards(config: ShardsConfig, tasks: Sequence[ShardTask], workers: Workers, show_progress: bool) -> None:
     """Writes the shards: each by a worker of its own, but the last of them here, of pairs that all workers make,
     photo by photo. So every worker is busy to the end, and at all where there are fewer shards than workers. Pairs
     do not travel between machines: there each shard is a worker's own.
