@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from shards.__main__ import main as shards_command
-from shards.pool import ShardsFailed
 from shards.skylines import write_skylines
+from shards.workers import ShardsFailed
 from srcnn import signals
 
 # What needs torch is imported where it is wanted: the processes that draw import this file too.

@@ -7,30 +7,29 @@ from __future__ import annotations
 
 import sys
 
-from shards import foreign
-from shards.places import place
+from shards import index_foreign
+from shards.contact_sheet import write_contact_sheet
 from shards.plan import ShardsConfig
-from shards.pool import ShardsFailed
-from shards.sheet import sheet_name, write_sheet
+from shards.workers import ShardsFailed
 from shards.write import Summary, make_shards
 from srcnn.config import parse
 from srcnn.photo_list import refused_in
-from srcnn.storage import join, open_storage
+from srcnn.storage import join, open_storage, open_writable
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 photos refused (unless `allow_refused`) or no pair made, 2 a wrong key."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["index"]:
-        return foreign.main(arguments[1:])
+        return index_foreign.main(arguments[1:])
     config = parse(ShardsConfig, "python -m shards", __doc__, arguments)
     try:
         summary = make_shards(config)
-        out = place(config.out)
+        out = open_writable(config.out)
         for split, manifest in summary.manifests.items():
-            if summary.num_new_shards or sheet_name(split) not in out.names():
-                write_sheet(out, split, manifest, config.num_sheet_pairs)
-    except (ShardsFailed, FileNotFoundError, ValueError, OSError) as error:
+            if summary.num_new_shards or f"{split}.png" not in out.names():
+                write_contact_sheet(out, split, manifest, config.num_sheet_pairs)
+    except (ShardsFailed, ValueError, OSError) as error:
         print(f"shards: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -47,24 +46,23 @@ def report(config: ShardsConfig, summary: Summary) -> int:
     for manifest in manifests:
         assert manifest.photos
         kind = "clean tiles" if manifest.is_clean_only else "pairs"
-        told = f"{manifest.split}: {manifest.num_samples} {kind} of {manifest.photos.num_photos} photos"
-        damage = "" if manifest.is_clean_only else f", degraded PSNR {manifest.degraded_psnr:.2f} dB"
-        print(f"{told} in {len(manifest.shards)} shards{damage}")
+        degraded = "" if manifest.is_clean_only else f", degraded PSNR {manifest.degraded_psnr:.2f} dB"
+        print(f"{manifest.split}: {manifest.num_samples} {kind} of {manifest.photos.num_photos} photos "
+              f"in {len(manifest.shards)} shards{degraded}")
         if not manifest.num_samples:
-            cure = "give more photos, or a folder of its own with --val"
-            print(f"warning: no {manifest.split} pairs; {cure}", file=sys.stderr)
+            print(f"warning: no {manifest.split} pairs; give more photos, or a folder of its own with --val",
+                  file=sys.stderr)
     if summary.num_ignored_files:
         print(f"{summary.num_ignored_files} files that are no photos (by their suffix) were not looked at")
-    num_refused = 0
-    for split, manifest in summary.manifests.items():
-        for item in refused_in(open_storage(join(config.out, split)), manifest):
-            print(f"refused: {item.name}: {item.reason}", file=sys.stderr)
-            num_refused += 1
-    if num_refused:
-        cure = "" if config.allow_refused else "; mend or remove them, or accept it: --allow_refused true"
-        print(f"{num_refused} photos refused{cure}", file=sys.stderr)
-    accepted = not num_refused or config.allow_refused
-    return 0 if accepted and any(manifest.num_samples for manifest in manifests) else 1
+    refused = [item for split, manifest in summary.manifests.items()
+               for item in refused_in(open_storage(join(config.out, split)), manifest)]
+    for item in refused:
+        print(f"refused: {item.name}: {item.reason}", file=sys.stderr)
+    if refused:
+        advice = "" if config.allow_refused else "; repair or remove them, or accept it: --allow_refused true"
+        print(f"{len(refused)} photos refused{advice}", file=sys.stderr)
+    is_accepted = config.allow_refused or not refused
+    return 0 if is_accepted and any(manifest.num_samples for manifest in manifests) else 1
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import PurePosixPath
@@ -51,12 +51,12 @@ class ShardsConfig:
             size before it is resized; twice as fast, its clean pictures some 45 dB from the exact ones.
         contents: what training samples are: "pairs" of tiles, or "clean" tiles, to be degraded while training
             (docs/degradations.md), which overlap so that no edge is left out. Validation samples are pairs always.
-        degradation: how the clean photo is spoiled.
+        degradation: how the clean photo is degraded.
         color: "luma" stores Pillow's L, "rgb" all three channels.
         tile_pixels: side of a tile; a multiple of 8, so that tiles lie on the JPEG block grid.
         val_fraction: share of the photos that go to validation when `val` is empty.
         encoding: "npy" (fast to read) or "png" (smaller, for archives and slow links).
-        samples_per_shard: pairs after which a new shard is begun; photos are never torn apart.
+        samples_per_shard: pairs after which a new shard begins; a photo lies in one shard.
         max_megapixels: larger photos are refused.
         num_workers: processes; 0 takes one for each core.
         executor: instead of processes of this machine: the workers of a Dask scheduler, tcp://host:8786.
@@ -129,27 +129,31 @@ class ShardsConfig:
         matches = [folder for folder in self.folders if PurePosixPath(name).is_relative_to(folder)]
         return Resize.parse(self.folders[max(matches, key=len)] if matches else self.resize)
 
-    def num_samples(self, name: str, width: int, height: int, split: str = "") -> int:
-        """How many samples of this split a photo of this size (pixels, upright) will give."""
+    def num_samples(self, source: Source) -> int:
+        """How many samples of its split a photo will give."""
         if self.pairs:
-            return int((width, height) == (2 * self.tile_pixels, self.tile_pixels))
-        sides = self.clean_size(name, width, height)
-        if self.is_clean_only(split):
+            return int((source.width, source.height) == (2 * self.tile_pixels, self.tile_pixels))
+        sides = self.clean_size(source)
+        if self.is_clean_only(source.split):
             return math.prod(len(starts_to_cover(side, self.tile_pixels)) for side in sides)
         return math.prod(grid(*sides[::-1], self.tile_pixels))
 
-    def num_samples_of(self, source: Source) -> int:
-        return self.num_samples(source.name, source.width, source.height, source.split)
-
-    def clean_size(self, name: str, width: int, height: int) -> tuple[int, int]:
+    def clean_size(self, source: Source) -> tuple[int, int]:
         """(width, height) after resizing and cutting to a multiple of the scale."""
-        return _clean_size(self.resize_rule(name), self.degradation.scale, width, height)
+        return _clean_size(self.resize_rule(source.name), self.degradation.scale, source.width, source.height)
 
 
 @lru_cache(maxsize=1 << 16)  # asked for several times for each photo, of which many have one size
 def _clean_size(rule: Resize, scale: int, width: int, height: int) -> tuple[int, int]:
     width, height = rule.size(width, height)
     return width - width % scale, height - height % scale
+
+
+def comparable(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """`ShardsConfig.identity` as noted by this version or an older one, with the keys of both."""
+    degradation = dict(identity.get("degradation", {}))
+    degradation.pop("jpeg_optimize", None)  # it changed no pixel
+    return {**LATER_KEYS, **identity, "degradation": degradation}
 
 
 class Source(NamedTuple):  # there may be ten million, and a tuple takes the least time and memory
@@ -177,18 +181,15 @@ class ShardTask:
         return f"{self.number:06d}.tar"
 
 
-def split_of(sha256: str, val_fraction: float) -> str:
-    """The split of a photo by its content's hash: adding or removing other photos moves none."""
-    return "val" if int(sha256[:16], 16) < val_fraction * 2**64 else "train"
-
-
 def assign_splits(config: ShardsConfig, sources: Sequence[Source]) -> list[Source]:
-    """Fills in `split` where it is "". With two photos or more neither split stays empty: if the hashes leave one
-    so, the photo with the lowest hash goes to validation, or the one with the highest to training.
+    """Fills in `split` where it is "" by the hash of the photo's content, so that adding photos moves none. With two or
+    more neither split stays empty: the photo of the lowest hash goes to validation, or that of the highest to training.
     """
     fraction = 0.0 if config.val else config.val_fraction
-    assigned = [source if source.split else source._replace(split=split_of(source.sha256, fraction))
-                for source in sources]
+    assigned = []
+    for source in sources:
+        by_hash = "val" if int(source.sha256[:16], 16) < fraction * 2**64 else "train"
+        assigned.append(source._replace(split=source.split or by_hash))
     if fraction and len({source.split for source in assigned}) == 1:
         hashes = {source.sha256 for source in assigned}
         if len(hashes) > 1:
@@ -197,11 +198,18 @@ def assign_splits(config: ShardsConfig, sources: Sequence[Source]) -> list[Sourc
     return assigned
 
 
-def refuse_by_size(config: ShardsConfig, sources: Iterable[Source]) -> tuple[list[Source], list[Refused]]:
-    """Parts the photos that give at least one pair from those that give none."""
+def refuse_unusable(config: ShardsConfig, sources: Sequence[Source]) -> tuple[list[Source], list[Refused]]:
+    """Parts the photos that give at least one sample from those that give none, or whose content is in both splits:
+    these are refused for training.
+    """
+    validation = {source.sha256: source.name for source in sources if source.split == "val"}
     usable, refused = [], []
     for source in sources:
-        if reason := _fault_of_size(config, source):
+        if source.split == "train" and source.sha256 in validation:
+            reason = f"the same file as the validation photo {validation[source.sha256]}"
+        else:
+            reason = _fault_of_size(config, source)
+        if reason:
             refused.append(Refused(source.name, reason, source.split))
         else:
             usable.append(source)
@@ -209,11 +217,11 @@ def refuse_by_size(config: ShardsConfig, sources: Iterable[Source]) -> tuple[lis
 
 
 def _fault_of_size(config: ShardsConfig, source: Source) -> str:
-    num_samples = config.num_samples_of(source)
+    num_samples = config.num_samples(source)
     if config.pairs:
         size = f"{2 * config.tile_pixels}x{config.tile_pixels}"
         return "" if num_samples else f"{source.width}x{source.height} pixels, a pair picture has {size}"
-    width, height = config.clean_size(source.name, source.width, source.height)
+    width, height = config.clean_size(source)
     if not num_samples:
         return f"too small: {width}x{height} pixels after resizing, a tile has {config.tile_pixels}"
     is_saved = config.degradation.quality_bounds() and not config.is_clean_only(source.split)
@@ -222,31 +230,14 @@ def _fault_of_size(config: ShardsConfig, source: Source) -> str:
     return ""
 
 
-def refuse_leaks(sources: Sequence[Source]) -> tuple[list[Source], list[Refused]]:
-    """Refuses training photos whose content is in the validation folder too: no photo is in both splits."""
-    held_out = {source.sha256: source.name for source in sources if source.split == "val"}
-    kept, refused = [], []
-    for source in sources:
-        if source.split == "train" and source.sha256 in held_out:
-            reason = f"the same file as the validation photo {held_out[source.sha256]}"
-            refused.append(Refused(source.name, reason, source.split))
-        else:
-            kept.append(source)
-    return kept, refused
-
-
-def plan_shards(config: ShardsConfig, sources: Iterable[Source]) -> list[ShardTask]:
-    """Deals photos, in the order given, to shards of about `samples_per_shard` pairs in each split."""
+def plan_shards(config: ShardsConfig, sources: Sequence[Source]) -> list[ShardTask]:
+    """Deals photos, in the order given, to shards of about `samples_per_shard` samples in each split."""
     tasks: list[ShardTask] = []
-    by_split: dict[str, list[Source]] = {split: [] for split in SPLITS}
-    for source in sources:
-        by_split[source.split].append(source)
-    for split, members in by_split.items():
-        number = first_sample = 0
-        for group in _groups(config, members):
+    for split in SPLITS:
+        first_sample = 0
+        for number, group in enumerate(_groups(config, (source for source in sources if source.split == split))):
             tasks.append(ShardTask(split, number, first_sample, tuple(group)))
-            number += 1
-            first_sample += sum(config.num_samples_of(source) for source in group)
+            first_sample += sum(config.num_samples(source) for source in group)
     return tasks
 
 
@@ -255,7 +246,7 @@ def _groups(config: ShardsConfig, sources: Iterable[Source]) -> Iterator[list[So
     group: list[Source] = []
     group_samples = 0
     for source in sources:
-        num_samples = config.num_samples_of(source)
+        num_samples = config.num_samples(source)
         if group and group_samples + num_samples > config.samples_per_shard:
             yield group
             group, group_samples = [], 0

@@ -4,33 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from shards import folder, plan, pool
-from shards.clean import read_clean
-from shards.cluster import connected
-from shards.places import is_within, place
+from shards import output, plan
+from shards.decode import read_clean
 from shards.plan import ShardsConfig, ShardTask, Source
-from shards.pool import ShardsFailed
-from shards.tar import TarShard
+from shards.tar import write_tar
+from shards.workers import ShardsFailed, Workers, clear_errors, dask_executor, num_cores
 from srcnn import files, tiles
 from srcnn.degrade import crop_to_multiple, degrade
-from srcnn.index import hash_of_rows
-from srcnn.manifest import SPLITS, Manifest, PhotoRecord, Refused, Shard
+from srcnn.manifest import SPLITS, Manifest, PhotoRecord, Refused
 from srcnn.metrics import psnr
-from srcnn.photo import PhotoRefused, luma_l, open_image, over_white, read_photo, upright_size
-from srcnn.storage import join
+from srcnn.photo import SUFFIXES, PhotoRefused, find_photos, luma_l, open_image, over_white, read_photo, upright_size
+from srcnn.storage import Folder, is_url, is_within, join, open_writable
 
-MOST_WORKERS_SERVED = 16  # writing a photo's pairs takes a sixteenth of the time of making them
+MAX_WORKERS_SERVED = 16  # writing a photo's pairs takes a sixteenth of the time of making them
+
+open_source = lru_cache(maxsize=64)(open_writable)  # a worker keeps its connection from photo to photo
 
 
-@dataclass(frozen=True)
-class Summary:
+class Summary(NamedTuple):
     """What `make_shards` did: the manifests by split, how many files were no photos, how many shards are new."""
 
     manifests: dict[str, Manifest]
@@ -42,47 +41,46 @@ def make_shards(config: ShardsConfig, show_progress: bool = True, executor: Exec
     """Turns the photos (or pair pictures) of `config` into shards, `out`/train and `out`/val.
 
     Finished shards of an interrupted run are kept; a finished folder is left alone. `executor` does the work where it
-    is given: its workers must see the same places, and import this package.
+    is given: its workers must see the same photos and output, and import this package.
 
     Raises:
         FileNotFoundError: no such folder, or no photo in it.
+        BlockingIOError: another process makes shards in `out`.
         ShardsFailed: `out` holds other shards, the disk is full, a worker died.
     """
     if config.executor and executor is None:
-        with connected(config.executor) as executor:
+        with dask_executor(config.executor) as executor:
             return make_shards(config, show_progress, executor)
-    found, num_ignored = find_sources(config)
-    with pool.Workers(min(config.num_workers or pool.num_cores(), len(found)), executor) as workers:
-        manifests, num_new_shards = fill_folder(config, found, workers, show_progress)
+    sources, num_ignored = find_sources(config)
+    with Workers(min(config.num_workers or num_cores(), len(sources)), executor) as workers:
+        manifests, num_new_shards = fill_output(config, sources, workers, show_progress)
     return Summary(manifests, num_ignored, num_new_shards)
 
 
-def fill_folder(
-    config: ShardsConfig, found: list[Source], workers: pool.Workers, show_progress: bool
+def fill_output(
+    config: ShardsConfig, sources: list[Source], workers: Workers, show_progress: bool
 ) -> tuple[dict[str, Manifest], int]:
     """From the files found to the manifests by split; also how many shards are new."""
-    scanned = workers.run(partial(scan, config), found, "photos looked at", show_progress)
+    scanned = workers.run(partial(scan, config), sources, "photos looked at", show_progress)
     tasks, refused = plan_tasks(config, scanned)
-    out = place(config.out)
-    with out.occupied():
-        folder.claim(out, config, tasks)
-        finished = folder.finished_shards(out, tasks)
+    out = open_writable(config.out)
+    with out.locked():
+        output.reserve_output(out, config, tasks)
+        finished = output.finished_shards(config, tasks)
         missing = [task for task in tasks if task not in finished]
         if missing and finished:
-            folder.check_versions(out)
+            output.check_versions(out)
         write_shards(config, missing, workers, show_progress)
-        out.clear(folder.FOLDERS)  # of what workers left that did not live to the end
-        manifests = {split: folder.finish_split(config, split, tasks, refused) for split in SPLITS}
+        out.prepare(output.FOLDERS)  # of what workers left that did not live to the end
+        manifests = {split: output.finish_split(config, split, tasks, refused) for split in SPLITS}
     return manifests, len(missing)
 
 
 def plan_tasks(config: ShardsConfig, scanned: Sequence[Source | Refused]) -> tuple[list[ShardTask], list[Refused]]:
     """The shards to be made of what was found, and the photos refused. Raises ShardsFailed where none can be used."""
     sources = plan.assign_splits(config, [item for item in scanned if isinstance(item, Source)])
-    refused = [item for item in scanned if isinstance(item, Refused)]
-    for refuse in (plan.refuse_leaks, partial(plan.refuse_by_size, config)):
-        sources, newly_refused = refuse(sources)
-        refused += newly_refused
+    sources, refused = plan.refuse_unusable(config, sources)
+    refused = [item for item in scanned if isinstance(item, Refused)] + refused
     if not sources:
         reasons = "".join(f"\n  {item.name}: {item.reason}" for item in refused[:10])
         raise ShardsFailed(f"none of the {len(scanned)} photos can be used:{reasons}")
@@ -100,10 +98,10 @@ def find_sources(config: ShardsConfig) -> tuple[list[Source], int]:
         if is_within(root, config.out):
             raise ValueError(f"{root}: lies in the output folder {config.out}; choose another OUT")
         # A validation folder below the training photos is no part of these.
-        apart = [config.out, *([config.val] if split == "train" else [])]
+        exclude = [config.out, *([config.val] if split == "train" else [])]
         names: set[str] = set()
         for subfolder in config.folders if config.folders and split != "val" else [""]:
-            photos, others = place(join(root, subfolder) if subfolder else root).photos(apart)
+            photos, others = list_photos(join(root, subfolder) if subfolder else root, exclude)
             names.update(str(PurePosixPath(subfolder, name)) for name in photos)
             ignored.update(join(root, str(PurePosixPath(subfolder, name))) for name in others)
         if not names:
@@ -112,9 +110,34 @@ def find_sources(config: ShardsConfig) -> tuple[list[Source], int]:
     return sorted(sources, key=lambda source: (source.split, source.name)), len(ignored)
 
 
+def list_photos(location: str, exclude: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names of all files below a folder or URL, but for hidden ones and those of `exclude`d locations: (photos by their
+    suffix, other files), each sorted.
+
+    Raises:
+        FileNotFoundError: no such folder, or no file below the URL.
+    """
+    storage = open_source(location)
+    if isinstance(storage, Folder):
+        folders = [Path(other).expanduser().resolve() for other in exclude if not is_url(other)]
+        found = find_photos(storage.path, exclude=folders[0] if folders else None)
+        photos, others = ([path.relative_to(storage.path).as_posix() for path in paths
+                           if not any(path.resolve().is_relative_to(other) for other in folders[1:])]
+                          for paths in found)
+        return photos, others
+    names: dict[bool, list[str]] = {True: [], False: []}  # whether they are photos
+    for name in storage.files():
+        is_hidden = any(part.startswith(".") for part in name.split("/"))
+        if not is_hidden and not any(is_within(join(storage.location, name), other) for other in exclude):
+            names[PurePosixPath(name).suffix.lower() in SUFFIXES].append(name)
+    if not any(names.values()):
+        raise FileNotFoundError(f"{storage.location}: no files here")
+    return names[True], names[False]
+
+
 def scan(config: ShardsConfig, source: Source) -> Source | Refused:
     """Hashes a photo and reads its upright size from the header. Raises ReadFailed where its server does not answer."""
-    with place(source.root).local_copy(source.name) as path:
+    with open_source(source.root).local_copy(source.name) as path:
         try:
             with open_image(path, config.max_megapixels) as image:
                 width, height = upright_size(image)
@@ -127,20 +150,18 @@ def _reason(error: Exception, path: Path) -> str:
     return str(error).removeprefix(f"{path}: ")
 
 
-def write_shards(
-    config: ShardsConfig, tasks: Sequence[ShardTask], workers: pool.Workers, show_progress: bool
-) -> None:
+def write_shards(config: ShardsConfig, tasks: Sequence[ShardTask], workers: Workers, show_progress: bool) -> None:
     """Writes the shards: each by a worker of its own, but the last of them here, of pairs that all workers make,
     photo by photo. So every worker is busy to the end, and at all where there are fewer shards than workers. Pairs
     do not travel between machines: there each shard is a worker's own.
     """
-    few = workers.are_here and 1 < workers.num <= MOST_WORKERS_SERVED
+    few = workers.are_local and 1 < workers.num <= MAX_WORKERS_SERVED
     num_last = workers.num + len(tasks) % workers.num if few else 0
     first, last = tasks[: -num_last or None], tasks[-num_last:] if num_last else ()
-    written = workers.start(partial(write_whole_shard, config), first)
-    made = workers.start(partial(make_pairs, config), [source for task in last for source in task.sources])
+    written = workers.start(partial(write_shard, config), first)
+    made = workers.start(partial(make_tiles, config), [source for task in last for source in task.sources])
     is_silent = not (show_progress and tasks) or None  # None: where there is no terminal
-    with pool.clear_errors(), tqdm(total=len(tasks), desc="shards written", disable=is_silent) as bar:
+    with clear_errors(), tqdm(total=len(tasks), desc="shards written", disable=is_silent) as bar:
         for _ in written:
             bar.update()
         for task in last:
@@ -148,55 +169,44 @@ def write_shards(
             bar.update()
 
 
-def write_whole_shard(config: ShardsConfig, task: ShardTask) -> None:
-    write_shard(config, task, map(partial(make_pairs, config), task.sources))
-
-
-def write_shard(config: ShardsConfig, task: ShardTask, made: Iterator[Pairs | Refused]) -> None:
-    """Writes one shard of the next pairs of `made`, and its record, which also names photos that cannot be decoded:
-    their keys stay unused.
+def write_shard(config: ShardsConfig, task: ShardTask, made: Iterator[PhotoTiles | Refused] | None = None) -> None:
+    """Writes one shard, of the next tiles of `made` where others make them, and its result, which also names photos
+    that cannot be decoded: their keys stay unused.
     """
-    out, name = place(config.out), f"{task.split}/{task.name}"
+    made = map(partial(make_tiles, config), task.sources) if made is None else made
+    folder = open_writable(join(config.out, task.split))
     photos: list[PhotoRecord] = []
     refused: list[Refused] = []
-    next_key = task.first_sample
-    with out.create(name) as file:
-        tar = TarShard(file, config.encoding)
+
+    def samples() -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
+        next_key, num_written = task.first_sample, 0
         for source in task.sources:
-            pairs = next(made)
-            if isinstance(pairs, Refused):
-                refused.append(replace(pairs, shard=task.name))
+            photo_tiles = next(made)
+            if isinstance(photo_tiles, Refused):
+                refused.append(replace(photo_tiles, shard=task.name))
             else:
-                photos.append(pairs.record(source, task.name, tar.num_samples))
-                for number, sample in enumerate(zip(*pairs.tiles, strict=True), next_key):
-                    tar.add(number, *sample)
-            next_key += config.num_samples_of(source)
-        sha256, rows = tar.finish()
-        shard = Shard(task.name, tar.num_bytes, sha256, tar.num_samples, hash_of_rows(rows))
-        folder.write_rows(out, name, rows)
-        folder.write_record(out, name, folder.ShardResult(shard, tuple(photos), tuple(refused)))
+                photos.append(replace(photo_tiles.record, shard=task.name, first_sample=num_written))
+                yield from enumerate(zip(*photo_tiles.tiles, strict=True), next_key)
+                num_written += photos[-1].num_samples
+            next_key += config.num_samples(source)
+
+    with folder.create(task.name) as file:
+        shard, rows = write_tar(file, task.name, samples(), config.encoding)
+        output.write_result(folder, output.ShardResult(shard, tuple(photos), tuple(refused)), rows)
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """All tiles of a photo, cut from `width` x `height`: the clean and the degraded ones, or the clean ones alone;
-    uint8 (n, H, W) or (n, H, W, 3).
+class PhotoTiles(NamedTuple):
+    """All tiles of a photo, the clean and the degraded ones, or the clean ones alone: uint8 (n, H, W) or (n, H, W, 3);
+    and its record, without its position in a shard.
     """
 
     tiles: tuple[np.ndarray, ...]
-    width: int
-    height: int
-    quality: int | None
-    mean_psnr: float
-
-    def record(self, source: Source, shard: str, first_sample: int) -> PhotoRecord:
-        place = (shard, first_sample, len(self.tiles[0]), round(self.mean_psnr, 4))
-        return PhotoRecord(source.name, source.sha256, self.width, self.height, self.quality, *place)
+    record: PhotoRecord
 
 
-def make_pairs(config: ShardsConfig, source: Source) -> Pairs | Refused:
+def make_tiles(config: ShardsConfig, source: Source) -> PhotoTiles | Refused:
     """Decodes, resizes, degrades and cuts one photo."""
-    with place(source.root).local_copy(source.name) as path:
+    with open_source(source.root).local_copy(source.name) as path:
         try:
             pictures, quality = read_pictures(config, source, path)
         except PhotoRefused as error:
@@ -204,10 +214,11 @@ def make_pairs(config: ShardsConfig, source: Source) -> Pairs | Refused:
     height, width = pictures[0].shape[:2]
     cut_photo = tiles.cut_to_cover if config.is_clean_only(source.split) else tiles.cut
     cut = tuple(cut_photo(picture, config.tile_pixels) for picture in pictures)
-    if len(cut[0]) != config.num_samples_of(source):
+    if len(cut[0]) != config.num_samples(source):
         return Refused(source.name, "changed while shards were made of it", source.split)
     mean_psnr = float(np.mean([psnr(*pair) for pair in zip(*cut, strict=True)])) if len(cut) == 2 else 0.0
-    return Pairs(cut, width, height, quality, mean_psnr)
+    record = PhotoRecord(source.name, source.sha256, width, height, quality, "", 0, len(cut[0]), round(mean_psnr, 4))
+    return PhotoTiles(cut, record)
 
 
 def read_pictures(config: ShardsConfig, source: Source, path: Path) -> tuple[tuple[np.ndarray, ...], int | None]:

@@ -64,7 +64,7 @@ def jpeg(
         share_444: how often the chroma keeps its resolution (4:4:4); else it is halved (4:2:0).
     """
     drawn = _draw_saving(generator, quality, share_444)
-    return Damaged(degrade.jpeg(pixels, *drawn, optimize=False), _condition(pixels, *drawn))
+    return Damaged(degrade.jpeg(pixels, *drawn), _condition(pixels, *drawn))
 
 
 @damage
@@ -83,11 +83,11 @@ def jpeg_twice(
     is_shifted = generator.random() < _share("share_shifted", share_shifted)
     rows, columns = generator.integers(0, MCU_PIXELS, 2) if is_shifted else (0, 0)
     larger = np.pad(pixels, [(rows, 0), (columns, 0), (0, 0)][: pixels.ndim], "symmetric")
-    between = degrade.jpeg(larger, *first, optimize=False)[rows:, columns:]
+    between = degrade.jpeg(larger, *first)[rows:, columns:]
     # libjpeg's steps never grow with the quality: the coarser of both are those of the lower one. "4:2:0" < "4:4:4".
     coarser = min(first[0], last[0]), min(first[1], last[1])
     condition = last if generator.random() < 0.5 else coarser
-    return Damaged(degrade.jpeg(between, *last, optimize=False), _condition(pixels, *condition))
+    return Damaged(degrade.jpeg(between, *last), _condition(pixels, *condition))
 
 
 def _draw_saving(generator: np.random.Generator, quality: Sequence[int], share_444: float) -> tuple[int, str]:

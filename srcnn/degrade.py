@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -20,13 +19,11 @@ class Degradation:
         jpeg_quality: JPEG quality 1..100 by libjpeg's scale; two numbers [low, high] draw one for each photo
             from the hash of its content; an empty list means no JPEG.
         jpeg_subsampling: chroma subsampling of the JPEG.
-        jpeg_optimize: optimised Huffman tables: the same pixels in a smaller file, of which nothing is left in shards.
         scale: bicubic down and up by this factor before the JPEG, the SRCNN paper's input; 1 means none.
     """
 
     jpeg_quality: int | list[int] = 20
     jpeg_subsampling: Literal["4:4:4", "4:2:2", "4:2:0"] = "4:2:0"
-    jpeg_optimize: bool = True
     scale: int = 1
 
     def __post_init__(self) -> None:
@@ -39,6 +36,11 @@ class Degradation:
             raise ValueError(f"scale {self.scale}: expected a whole number from 1")
         if not qualities and self.scale == 1:
             raise ValueError("jpeg_quality [] with scale 1 degrades nothing; give a quality or a scale")
+
+    @staticmethod
+    def from_config(values: Mapping[str, Any]) -> Degradation:
+        """As a manifest or a model card has it; older ones also say `jpeg_optimize`, which changed no pixel."""
+        return Degradation(**{key: value for key, value in values.items() if key != "jpeg_optimize"})
 
     def quality_bounds(self) -> tuple[int, ...]:
         """(low, high), equal where one quality is given; () where there is no JPEG."""
@@ -56,28 +58,13 @@ class Degradation:
         return low + int(content_sha256[32:48], 16) % (high - low + 1)
 
 
-def jpeg(pixels: np.ndarray, quality: int, subsampling: str = "4:2:0", optimize: bool = True) -> np.ndarray:
+def jpeg(pixels: np.ndarray, quality: int, subsampling: str = "4:2:0") -> np.ndarray:
     """Encodes uint8 pixels, (H, W) or (H, W, 3), with Pillow's JPEG and decodes them again; same shape."""
     options = {} if pixels.ndim == 2 else {"subsampling": subsampling}
     buffer = io.BytesIO()
-    with _encoder_buffer(3 * pixels.nbytes) if optimize else nullcontext():
-        Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, optimize=optimize, **options)
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, **options)
     with Image.open(buffer) as image:
         return np.asarray(image)
-
-
-@contextmanager
-def _encoder_buffer(num_bytes: int) -> Iterator[None]:
-    """Optimising, libjpeg needs the whole file in one buffer; Pillow's guess is too small for noise.
-
-    Not for several threads at once: the size is Pillow's own, for all of them.
-    """
-    before = ImageFile.MAXBLOCK
-    ImageFile.MAXBLOCK = max(before, num_bytes)
-    try:
-        yield
-    finally:
-        ImageFile.MAXBLOCK = before
 
 
 def bicubic(pixels: np.ndarray, scale: int) -> np.ndarray:
@@ -120,5 +107,4 @@ def degrade(pixels: np.ndarray, degradation: Degradation, quality: int | None) -
     degraded = pixels if degradation.scale == 1 else bicubic(pixels, degradation.scale)
     if quality is None:
         return degraded
-    # Optimised tables change no pixel, and the file is not kept: half the time of encoding.
-    return jpeg(degraded, quality, degradation.jpeg_subsampling, optimize=False)
+    return jpeg(degraded, quality, degradation.jpeg_subsampling)

@@ -107,7 +107,7 @@ def make_card(model: Network, config: dict[str, Any], photos: Path, commit: str)
     """The card of a run's weights: its settings, without the paths of one machine; data, commit, scores."""
     settings = {key: value for key, value in config.items() if key not in ("run", "shards")}
     data = data_card(Path(config["shards"]))
-    scores = score_sets(model, photos, Degradation(**data["shards"]["degradation"]))
+    scores = score_sets(model, photos, Degradation.from_config(data["shards"]["degradation"]))
     return {"config": settings, "data": data, "commit": commit, "scores": scores}
 
 
@@ -123,7 +123,7 @@ def purpose(trained_on: Degradation) -> str:
 
 def to_markdown(name: str, model: Network, card: dict[str, Any]) -> str:
     """The card for people."""
-    data, trained_on = card["data"], Degradation(**card["data"]["shards"]["degradation"])
+    data, trained_on = card["data"], Degradation.from_config(card["data"]["shards"]["degradation"])
     continued = f", continuing from {card['config']['weights']}" if card["config"]["weights"] else ""
     if trained_on.scale > 1:
         border = f"a border of {trained_on.scale} pixels cut off"

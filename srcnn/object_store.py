@@ -1,4 +1,4 @@
-"""Files below a URL (http, https, s3, gs, az), read by ranges through obstore. Nothing is ever executed."""
+"""Files below a URL (http, https, s3, gs, az), read by ranges and written through obstore. Nothing is ever executed."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import logging
 import os
 import random
 import re
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, TypeVar
 
 from srcnn.config import without_credentials
 
-SCHEMES = ("http", "https", "s3", "gs", "az")
+WRITABLE_SCHEMES = ("s3", "gs", "az")
+SCHEMES = ("http", "https", *WRITABLE_SCHEMES)
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 10.0
 MAX_SMALL_BYTES = 1 << 30  # of a file that is read whole, unless its reader knows better
 CHUNK_BYTES = 1 << 20  # of a response, more or less, before it is looked at whether there is too much of it
@@ -75,7 +79,7 @@ class ObjectStore:
         plain_http = url.startswith("http:") or os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true")
         timeout = timedelta(seconds=access.timeout_seconds)
         options: Any = {"timeout": timeout, "connect_timeout": timeout, "allow_http": plain_http}
-        retries: Any = {"max_retries": 0}  # `_persistently` does it, also for responses that arrive cut short
+        retries: Any = {"max_retries": 0}  # `_retry` does it, also for responses that arrive cut short
         try:
             self._store = from_url(url, client_options=options, retry_config=retries)
         except Exception as error:  # what obstore and its parser of URLs raise has no common base
@@ -135,9 +139,62 @@ class ObjectStore:
             closed.wait(pause * random.uniform(0.5, 1))
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
-    def persistently(self, name: str, call: Callable[[Any, Any], ResultT]) -> ResultT:
+    def _call(self, name: str, call: Callable[[Any, Any], ResultT]) -> ResultT:
         """`call(obstore, store)`, tried again as reads are. Raises ReadFailed, or FileNotFoundError, naming `name`."""
         return self._retry(name, "", lambda: call(self._obstore, self._store))
+
+    def _children(self, folder: str = "") -> tuple[dict[str, int], list[str]]:
+        """Bytes of the objects right below a prefix, and the prefixes there, by the names after it."""
+        start = f"{folder}/" if folder else ""
+        listed = self._call(folder, lambda obstore, store: obstore.list_with_delimiter(store, start or None))
+        sizes = {item["path"].removeprefix(start): item["size"] for item in listed["objects"]}
+        return sizes, [prefix.removeprefix(start).rstrip("/") for prefix in listed["common_prefixes"]]
+
+    def files(self) -> list[str]:
+        """Names of all objects below the URL, sorted."""
+        listed = self._call("", lambda obstore, store: obstore.list(store).collect())
+        return sorted(item["path"] for item in listed)
+
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """As `Folder.sizes`."""
+        return self._children(folder)[0]
+
+    def names(self) -> list[str]:
+        """As `Folder.names`."""
+        sizes, folders = self._children()
+        return [*sizes, *folders]
+
+    @contextmanager
+    def local_copy(self, name: str) -> Iterator[Path]:
+        """A temporary file of this machine with the content of that object."""
+        with tempfile.TemporaryDirectory(prefix="srcnn-") as folder:
+            path = Path(folder, f"photo{PurePosixPath(name).suffix}")
+            path.write_bytes(self.read(name))
+            yield path
+
+    @contextmanager
+    def create(self, name: str) -> Iterator[IO[bytes]]:
+        """As `Folder.create`: a temporary file, which becomes the object at the end."""
+        with tempfile.TemporaryFile(prefix="srcnn-") as file:
+            yield file
+
+            def put(obstore: Any, store: Any) -> None:
+                file.seek(0)
+                obstore.put(store, name, file)
+
+            self._call(name, put)
+
+    def remove(self, names: Iterable[str]) -> None:
+        if names := list(names):
+            self._call(names[0], lambda obstore, store: obstore.delete(store, names))
+
+    def prepare(self, folders: Iterable[str]) -> None:
+        """Nothing: there are no folders, and an object is whole or not there."""
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nothing: object stores have no locks. Two processes that write the same files write them twice."""
+        yield
 
     def close(self) -> None:
         """Ends what is being tried again; later reads are not concerned."""

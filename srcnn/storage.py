@@ -1,4 +1,7 @@
-"""Where shards lie: a folder, or an object store (`object_store`), with one interface."""
+"""Where photos and shards lie: a folder, or an object store (`object_store`), with one interface.
+
+Names are relative to the folder or URL, with slashes. Folders and the stores of WRITABLE_SCHEMES are also written.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,13 @@ import errno
 import mmap
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from srcnn.files import OpenFile
-from srcnn.object_store import MAX_SMALL_BYTES, SCHEMES, AccessConfig, ObjectStore, ReadFailed
+from srcnn.files import TEMPORARY_PREFIX, FolderLock, OpenFile, atomic_file
+from srcnn.object_store import MAX_SMALL_BYTES, SCHEMES, WRITABLE_SCHEMES, AccessConfig, ObjectStore, ReadFailed
 from srcnn.untrusted import open_regular
 
 MAX_OPEN_FILES = 256
@@ -30,6 +34,13 @@ def join(location: str | Path, name: str) -> str:
     return f"{str(location).rstrip('/')}/{name}" if is_url(location) else str(Path(location, name))
 
 
+def is_within(inner: str, outer: str) -> bool:
+    """Whether a folder, file or URL is the other one or lies below it."""
+    if is_url(inner) or is_url(outer):
+        return f"{inner.rstrip('/')}/".startswith(f"{outer.rstrip('/')}/")
+    return Path(inner).expanduser().resolve().is_relative_to(Path(outer).expanduser().resolve())
+
+
 def open_storage(location: str | Path, access: AccessConfig | None = None) -> Folder | ObjectStore:
     """The storage at a folder's path or a URL.
 
@@ -43,6 +54,18 @@ def open_storage(location: str | Path, access: AccessConfig | None = None) -> Fo
     if is_url(location) or (scheme == "pipe" and ":" in text):
         raise ValueError(f"{scheme}: shards are read from a folder or from {', '.join(SCHEMES)} addresses, no others")
     return Folder(Path(location))
+
+
+def open_writable(location: str) -> Folder | ObjectStore:
+    """The storage at a folder's path, or at a URL that can be written and listed too.
+
+    Raises:
+        ValueError: a URL of another kind.
+    """
+    scheme = location.partition("://")[0]
+    if is_url(location) and scheme not in WRITABLE_SCHEMES:
+        raise ValueError(f"{scheme}: photos and shards lie in a folder or at {', '.join(WRITABLE_SCHEMES)} addresses")
+    return open_storage(location)
 
 
 class Folder:
@@ -126,6 +149,47 @@ class Folder:
                 self._open[name] = file
         return file
 
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """Bytes of the files right in this folder of it, by their names there."""
+        with os.scandir(self.path / folder) as entries:
+            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+
+    def names(self) -> list[str]:
+        """Of the files and folders right in it."""
+        return os.listdir(self.path)
+
+    @contextmanager
+    def local_copy(self, name: str) -> Iterator[Path]:
+        """A file of this machine with the content of that one: here itself."""
+        yield self.path / name
+
+    @contextmanager
+    def create(self, name: str) -> Iterator[IO[bytes]]:
+        """A binary file to write and read, which has its name when it is whole, or not at all."""
+        with atomic_file(self.path / name) as file:
+            yield file
+
+    def remove(self, names: Iterable[str]) -> None:
+        for name in names:
+            (self.path / name).unlink(missing_ok=True)
+
+    def prepare(self, folders: Iterable[str]) -> None:
+        """Makes these folders in it, and removes the files that an ended process has left unfinished in them."""
+        for folder in (self.path / name for name in folders):
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+                path.unlink()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Makes the folder and holds its lock. Raises BlockingIOError where another process does."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FolderLock(self.path, seconds=0)
+        try:
+            yield
+        finally:
+            lock.path.unlink(missing_ok=True)
+
     def close(self) -> None:
         """Closes the files; reading opens them again."""
         self._open.clear()
@@ -164,3 +228,6 @@ class _WarmFile(OpenFile):
 
 def _interleave(gaps: list[bytearray], views: tuple[memoryview, ...]) -> list[Any]:
     return [*(buffer for both in zip(gaps, views) for buffer in both), gaps[-1]]
+
+
+Storage = Folder | ObjectStore

@@ -90,7 +90,7 @@ def _index_of(data: bytes, size: int) -> bytes:
 
 
 def read_foreign_tar(data: bytes, folder: Path) -> None:
-    from shards.foreign import guess_members, index_shard
+    from shards.index_foreign import guess_members, index_shard
 
     path = folder / "a.tar"
     path.write_bytes(mend_tar(data))

@@ -18,21 +18,17 @@ def shard_files(encoding: str) -> dict[str, bytes]:
     """The files of a split of five pairs of 16x16 tiles."""
     import numpy as np
 
-    from shards.tar import TarShard
-    from srcnn.index import INDEX, encode_index, hash_of_rows, index_entry
-    from srcnn.manifest import MEMBERS, Manifest, PhotoRecord, PhotosFile, Refused, Shard, npy_stride
+    from shards.tar import write_tar
+    from srcnn.index import INDEX, encode_index, index_entry
+    from srcnn.manifest import MEMBERS, Manifest, PhotoRecord, PhotosFile, Refused, npy_stride
     from srcnn.photo_list import PHOTOS, encode
 
     tiles = np.random.default_rng(0).integers(0, 256, (5, 2, 16, 16), np.uint8) // 32
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with (folder / "000000.tar").open("w+b") as file:
-            tar = TarShard(file, encoding)
-            for number, pair in enumerate(tiles):
-                tar.add(number, *pair)
-            sha256, rows = tar.finish()
+            shard, rows = write_tar(file, "000000.tar", enumerate(map(tuple, tiles)), encoding)
         (folder / INDEX).write_bytes(encode_index(rows))
-        shard = Shard("000000.tar", tar.num_bytes, sha256, 5, hash_of_rows(rows))
         photo = PhotoRecord("sub/a.png", "00", 80, 16, 20, "000000.tar", 0, 5, 30.5)
         listing = encode(photo) + encode(Refused("b.png", "why", "train"))
         (folder / PHOTOS).write_bytes(listing)

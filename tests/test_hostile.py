@@ -13,9 +13,10 @@ from PIL import Image
 from seeds import edit_manifest as edit
 from small import draw_photo, small_shards
 
-from shards.foreign import index_folder
+from shards.index_foreign import index_folder
+from shards.tar import scan_tar
 from srcnn.dataset import ShardDataset, SparseCache
-from srcnn.index import MAX_SAMPLE_BYTES, ROW, encode_index, scan_tar
+from srcnn.index import MAX_SAMPLE_BYTES, ROW, encode_index
 from srcnn.manifest import Manifest, ShardError
 from srcnn.verify import verify_shards
 

@@ -13,7 +13,6 @@ from PIL import Image
 from small import draw_photo
 
 from launch import demo
-from shards import pool
 from srcnn import signals
 from srcnn.history import read_metrics
 
@@ -89,7 +88,8 @@ def run_demo(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "TRAINING", tmp_path / "small.yaml")
     monkeypatch.setattr(demo, "NUM_DRAWN", 2)
     monkeypatch.setattr(demo, "DRAWN_SIZE", (261, 257))
-    monkeypatch.setattr(pool, "num_cores", lambda: 1)  # processes that start cost more than what they do here
+    for name in ("shards.skylines.num_cores", "shards.write.num_cores"):
+        monkeypatch.setattr(name, lambda: 1)  # processes that start cost more than what they do here
     monkeypatch.setattr(signals, "listen", lambda: None)  # it is for a process of one's own
 
     def run(*arguments):

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from messages import facts
 
-from shards.tar import TarShard
+from shards import tar
 from srcnn import manifest as manifest_module
 from srcnn.manifest import IndexFile, Manifest, PhotosFile, Shard, ShardError, TileEncoding
 
@@ -26,11 +26,8 @@ def tiles(num: int, shape: tuple[int, ...]) -> np.ndarray:
 
 def write_tar(path: Path, pairs: np.ndarray, encoding: TileEncoding = "npy") -> None:
     """A shard of the pairs (n, 2, H, W[, 3])."""
-    with path.open("wb") as file:
-        tar = TarShard(file, encoding)
-        for number, (clean, degraded) in enumerate(pairs):
-            tar.add(number, clean, degraded)
-        tar.finish()
+    with path.open("w+b") as file:
+        tar.write_tar(file, path.name, enumerate(map(tuple, pairs)), encoding)
 
 
 def manifest(**changes: Any) -> Manifest:

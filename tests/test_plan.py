@@ -23,12 +23,12 @@ def config(**settings: Any) -> ShardsConfig:
 
 
 def test_the_sources_settings_give_64_pairs_of_a_photo_of_any_size() -> None:
-    assert [config().num_samples("a", *size) for size in ((1, 1), (333, 77), (6000, 4000))] == [64, 64, 64]
+    assert [config().num_samples(source(1, *size)) for size in ((1, 1), (333, 77), (6000, 4000))] == [64, 64, 64]
 
 
 def test_without_resizing_the_edge_remainder_is_left_out() -> None:
     num_samples = config(resize="none").num_samples
-    assert [num_samples("a", *size) for size in ((127, 500), (128, 128), (255, 257), (481, 321))] == [
+    assert [num_samples(source(1, *size)) for size in ((127, 500), (128, 128), (255, 257), (481, 321))] == [
         0,
         1,
         2,
@@ -38,20 +38,20 @@ def test_without_resizing_the_edge_remainder_is_left_out() -> None:
 
 def test_the_scale_crops_before_the_tiles_are_cut() -> None:
     scaled = config(resize="none", degradation=Degradation(scale=5))
-    assert scaled.clean_size("a", 514, 129) == (510, 125)
-    assert (scaled.num_samples("a", 514, 129), scaled.num_samples("a", 515, 134)) == (0, 4)
+    assert scaled.clean_size(source(1, 514, 129)) == (510, 125)
+    assert (scaled.num_samples(source(1, 514, 129)), scaled.num_samples(source(1, 515, 134))) == (0, 4)
 
 
 def test_only_pair_pictures_of_the_right_size_are_pairs() -> None:
     pairs = ShardsConfig(pairs="pairs")
     sizes = ((256, 128), (128, 256), (512, 256), (255, 128), (257, 128))
-    assert [pairs.num_samples("a", *size) for size in sizes] == [1, 0, 0, 0, 0]
+    assert [pairs.num_samples(source(1, *size)) for size in sizes] == [1, 0, 0, 0, 0]
 
 
 def test_the_longest_folder_decides_the_resize_rule() -> None:
     rules = config(folders={"cities": "x0.25", "cities/far": "none", "c": "long:99"}, resize="640x480")
     names = ("cities/a.jpg", "cities/far/a.jpg", "cities/farther/a.jpg", "c/a.jpg", "other/a.jpg")
-    found = [rules.clean_size(name, 800, 400) for name in names]
+    found = [rules.clean_size(source(1, 800, 400, name=name)) for name in names]
     assert found == [(200, 100), (800, 400), (200, 100), (99, 50), (640, 480)]
 
 
@@ -95,7 +95,7 @@ def test_a_training_photo_that_is_in_the_validation_folder_too_is_refused() -> N
         source(2, split="train"),
         source(1, split="val", name="b.jpg"),
     ]
-    kept, refused = plan.refuse_leaks(mine)
+    kept, refused = plan.refuse_unusable(config(), mine)
     assert kept == mine[1:]
     assert [(item.name, item.split) for item in refused] == [("a.jpg", "train")]
     assert "b.jpg" in refused[0].reason
@@ -103,19 +103,19 @@ def test_a_training_photo_that_is_in_the_validation_folder_too_is_refused() -> N
 
 def test_photos_that_give_no_pair_are_refused_with_their_size() -> None:
     sources = [source(1, 500, 127), source(2, 500, 128)]
-    usable, refused = plan.refuse_by_size(config(resize="none"), sources)
+    usable, refused = plan.refuse_unusable(config(resize="none"), sources)
     assert usable == sources[1:]
     assert says(refused[0].reason, "500x127", 128)
-    _, refused = plan.refuse_by_size(ShardsConfig(pairs="pairs"), [source(3, 128, 128)])
+    _, refused = plan.refuse_unusable(ShardsConfig(pairs="pairs"), [source(3, 128, 128)])
     assert says(refused[0].reason, "128x128", "256x128")
 
 
 def test_photos_larger_than_a_jpeg_can_be_are_refused() -> None:
     wide = [source(1, 65500, 128), source(2, 65501, 128)]
-    usable, refused = plan.refuse_by_size(config(resize="none"), wide)
+    usable, refused = plan.refuse_unusable(config(resize="none"), wide)
     assert usable == wide[:1] and says(refused[0].reason, "65501x128", "JPEG", 65500)
     without_jpeg = config(resize="none", degradation=Degradation(jpeg_quality=[], scale=2))
-    assert plan.refuse_by_size(without_jpeg, wide) == (wide, [])
+    assert plan.refuse_unusable(without_jpeg, wide) == (wide, [])
 
 
 SIZES = st.lists(st.tuples(st.integers(64, 400), st.integers(64, 400)), min_size=1, max_size=40)
@@ -135,7 +135,7 @@ def test_every_photo_is_in_one_shard_and_keys_follow_each_other(
         assert [task.name for task in mine] == [f"{number:06d}.tar" for number in range(len(mine))]
         next_sample = 0
         for task in mine:
-            counts = [settings.num_samples(photo.name, photo.width, photo.height) for photo in task.sources]
+            counts = [settings.num_samples(photo) for photo in task.sources]
             assert task.first_sample == next_sample
             assert sum(counts) <= per_shard or len(counts) == 1
             next_sample += sum(counts)

@@ -200,7 +200,7 @@ def test_the_sheet_shows_clean_beside_degraded_tiles(tmp_path: Path, photos_fold
 
 
 def test_preprocessing_does_not_import_torch() -> None:
-    modules = "shards.__main__, shards.skylines, srcnn.photo, srcnn.degrade, srcnn.tiles, srcnn.manifest, srcnn.metrics"
+    modules = "shards.write, shards.__main__, shards.skylines, srcnn.photo, srcnn.degrade, srcnn.tiles, srcnn.metrics"
     heavy = "{'torch', 'torchvision', 'accelerate', 'wandb', 'matplotlib'}"
     program = f"import sys, {modules}; print(sorted({heavy} & sys.modules.keys()))"
     command = [sys.executable, "-c", program]

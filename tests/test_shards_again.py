@@ -27,10 +27,10 @@ from conftest import (
 from messages import says
 from PIL import Image
 
-from shards import folder, places
+from shards import output
 from shards.__main__ import main
-from shards.places import Place
 from srcnn.manifest import Manifest
+from srcnn.storage import Storage
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_killed_between_manifest_and_records_is_mended(
         original(path, missing_ok)
 
     with monkeypatch.context() as patch:
-        patch.setattr(places.Path, "unlink", unlink)
+        patch.setattr(Path, "unlink", unlink)
         assert make(*options) == 130
     assert (tmp_path / "out/train/manifest.json").is_file()
     assert any(path.name != "manifest.json" for path in (tmp_path / "out/train").glob("*.json"))
@@ -187,15 +187,15 @@ def test_killed_between_a_new_list_of_photos_and_its_manifest_is_mended(
         if (tmp_path / "out").exists():
             break
         assert make(*options) == 0
-    write = folder._write_json
+    write = output._write_json
 
-    def killed(out: Place, name: str, content: object) -> None:
+    def killed(folder: Storage, name: str, content: object) -> None:
         if name.endswith("manifest.json"):
             raise KeyboardInterrupt
-        write(out, name, content)
+        write(folder, name, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "_write_json", killed)
+        patch.setattr(output, "_write_json", killed)
         assert make(*options) == 130
     assert make(*options) == make(*options) == 0
     assert make(*options, "--out", tmp_path / "undisturbed") == 0
@@ -248,6 +248,25 @@ def test_a_folder_made_before_there_was_a_choice_of_decoding_is_completed_exactl
     assert says(capsys.readouterr().err, out, "decode", "exact", "reduced")
     assert make(*arguments, "--decode", "exact") == 0
     assert contents(out) == before
+
+
+def test_a_folder_whose_plan_has_the_removed_key_jpeg_optimize_is_completed(
+    photos_folder: PhotosFolder, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["--photos", photos_folder(6), "--out", out]
+    assert make(*arguments) == 0
+    for path in (out / "plan.json", out / "train/manifest.json", out / "val/manifest.json"):
+        noted = json.loads(path.read_text())
+        noted["config"]["degradation"]["jpeg_optimize"] = True
+        path.write_text(json.dumps(noted, indent=1) + "\n")
+    before = contents(out)
+    assert make(*arguments) == 0 and contents(out) == before, "a finished folder stays as it is"
+    (out / "train/000000.tar").unlink()
+    assert make(*arguments) == 0
+    assert {name: content for name, content in contents(out).items() if name.endswith((".tar", ".npy"))} == {
+        name: content for name, content in before.items() if name.endswith((".tar", ".npy"))
+    }
 
 
 def test_reduced_shards_are_not_completed_exactly(

@@ -17,7 +17,7 @@ from conftest import REPOSITORY, SMALL, PhotosFolder, contents, make, quiet_env,
 from messages import facts, says
 
 from shards.plan import ShardsConfig
-from shards.pool import ShardsFailed
+from shards.workers import ShardsFailed
 from shards.write import make_shards
 
 pytest.importorskip("distributed")

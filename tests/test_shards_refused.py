@@ -25,7 +25,7 @@ from messages import lines_with, numbers, says
 from PIL import Image
 from test_photo import write_png_header
 
-from shards import folder
+from shards import output
 from shards.__main__ import main
 from srcnn.manifest import Manifest
 
@@ -154,13 +154,13 @@ def test_a_photo_that_changed_underway_is_refused(
     tmp_path: Path, photos_folder: PhotosFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photos = photos_folder(3)
-    claim = folder.claim
+    reserve_output = output.reserve_output
 
     def change_a_photo(*arguments: object) -> None:
-        claim(*arguments)  # type: ignore[arg-type]
+        reserve_output(*arguments)  # type: ignore[arg-type]
         Image.fromarray(photo_pixels(0, 300, 300)).save(photos / "photo-001.png")
 
-    monkeypatch.setattr(folder, "claim", change_a_photo)
+    monkeypatch.setattr(output, "reserve_output", change_a_photo)
     assert make("--photos", photos, "--out", tmp_path / "out") == 1
     refused = refused_of(tmp_path / "out/train", tmp_path / "out/val")
     assert [item.name for item in refused] == ["photo-001.png"] and refused[0].reason

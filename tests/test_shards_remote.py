@@ -12,8 +12,7 @@ from conftest import SMALL, PhotosFolder, contents, make, run_shards
 from messages import lines_with, numbers, says
 from servers import s3
 
-from shards.places import place
-from shards.write import find_sources
+from shards.write import find_sources, list_photos, open_source
 from srcnn.dataset import ShardDataset
 
 obstore = pytest.importorskip("obstore")
@@ -33,7 +32,7 @@ def bucket(tmp_path: Path, photos_folder: PhotosFolder) -> Iterator[Bucket]:
     photos_folder(1, "local/photos/more", first_seed=6)
     (photos / "list.txt").write_text("no photo")
     (photos / ".hidden.png").write_text("no photo either")
-    place.cache_clear()  # of the server of another test
+    open_source.cache_clear()  # of the server of another test
     name = f"city-{tmp_path.name.replace('_', '-').lower()}"[:50].rstrip("-")  # moto's buckets outlive its server
     with s3(tmp_path / "local", name):
         yield Bucket(f"s3://{name}", obstore.store.from_url(f"s3://{name}"))
@@ -120,4 +119,4 @@ def test_a_validation_folder_below_the_photos_is_no_part_of_these(kind: str, buc
     sources, ignored = find_sources(ShardsConfig(photos=root, val=f"{root}/more", out=str(tmp_path / "out")))
     assert [(source.split, source.name) for source in sources] == [
         *(("train", f"photo-{number:03d}.png") for number in range(6)), ("val", "photo-006.png")]
-    assert ignored == 1 and place(root).photos()[1] == ["list.txt"]
+    assert ignored == 1 and list_photos(root, ())[1] == ["list.txt"]

@@ -1,4 +1,4 @@
-"""tarfile and `index_tar` are the oracles of what is written in one pass."""
+"""tarfile and `index_tar` are the oracles of what is written."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.tar import TarShard
-from srcnn.index import index_tar
-from srcnn.manifest import MEMBERS, TileEncoding, encode_tile
+from shards.tar import index_tar, write_tar
+from srcnn.index import hash_of_rows
+from srcnn.manifest import MEMBERS, Shard, TileEncoding, encode_tile
 
 
 @pytest.mark.parametrize("num_pairs", [0, 1, 5, 40])
@@ -23,11 +23,9 @@ def test_a_shard_is_what_tarfile_writes_and_its_rows_what_is_read_there(
 ) -> None:
     pairs = np.random.default_rng(0).integers(0, 256, (num_pairs, 2, *shape), dtype=np.uint8)
     path, expected = tmp_path / "a.tar", io.BytesIO()
-    with path.open("wb") as file:
-        shard = TarShard(file, encoding)
-        for number, (clean, degraded) in enumerate(pairs):
-            shard.add(1_234_567_000 + number, clean, degraded)
-        sha256, rows = shard.finish()
+    with path.open("w+b") as file:
+        samples = ((1_234_567_000 + number, tuple(pair)) for number, pair in enumerate(pairs))
+        shard, rows = write_tar(file, "a.tar", samples, encoding)
     with tarfile.open(fileobj=expected, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for number, pair in enumerate(pairs):
             for part, tile in zip(("clean", "degraded"), pair, strict=True):
@@ -36,6 +34,6 @@ def test_a_shard_is_what_tarfile_writes_and_its_rows_what_is_read_there(
                 member.size, member.mode = len(content), 0o644
                 tar.addfile(member, io.BytesIO(content))
     assert path.read_bytes() == expected.getvalue()
-    assert sha256 == hashlib.sha256(expected.getvalue()).hexdigest()
-    assert (shard.num_bytes, shard.num_samples) == (len(expected.getvalue()), num_pairs)
+    sha256 = hashlib.sha256(expected.getvalue()).hexdigest()
+    assert shard == Shard("a.tar", len(expected.getvalue()), sha256, num_pairs, hash_of_rows(rows))
     np.testing.assert_array_equal(rows, index_tar(path, MEMBERS[encoding])[0])

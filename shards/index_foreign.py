@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from shards import pool
-from shards.pool import ShardsFailed
+from shards.tar import names_in, scan_tar
+from shards.workers import ShardsFailed, Workers, num_cores
 from srcnn.files import atomic_file, sha256_of
-from srcnn.index import INDEX, encode_index, hash_of_rows, index_entry, names_in, scan_tar
+from srcnn.index import INDEX, encode_index, hash_of_rows, index_entry
 from srcnn.manifest import MANIFEST, Manifest, Shard, ShardError, decode_picture, writer_versions
 from srcnn.untrusted import MAX_TILE_SIDE, OutOfBounds, check_name
 
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     try:
         manifest = index_folder(**vars(options))
-    except (ShardsFailed, FileNotFoundError, ValueError, OSError) as error:
+    except (ShardsFailed, ValueError, OSError) as error:
         print(f"shards index: {error}", file=sys.stderr)
         return 1
     shape = "x".join(map(str, manifest.tile_shape))
@@ -63,12 +63,12 @@ def index_folder(
     members = guess_members(paths, clean, degraded)
     shape = (tile_pixels, tile_pixels) if color == "luma" else (tile_pixels, tile_pixels, 3)
     work = partial(index_shard, members=members, tile_shape=shape)
-    with pool.Workers(min(num_workers or pool.num_cores(), len(paths))) as workers:
+    with Workers(min(num_workers or num_cores(), len(paths))) as workers:
         results = workers.run(work, paths, "shards indexed", show_progress=True)
     problems = [problem for _, _, found in results for problem in found]
     if problems:
-        told = "".join(f"\n  {problem}" for problem in problems[:20])
-        raise ShardError(f"{folder}: {len(problems)} pairs or shards cannot be used:{told}")
+        lines = "".join(f"\n  {problem}" for problem in problems[:20])
+        raise ShardError(f"{folder}: {len(problems)} pairs or shards cannot be used:{lines}")
     if not any(len(rows) for _, rows, _ in results):
         raise ShardError(f"{folder}: its shards hold no pairs")
     rows = np.concatenate([rows for _, rows, _ in results])
@@ -106,8 +106,8 @@ def guess_members(paths: list[Path], clean: str, degraded: str) -> tuple[str, st
     found = next(filter(None, map(names_in, paths)), set())
     usual = [[f"{part}.{name}" for name in GUESSES if f"{part}.{name}" in found] for part in ("clean", "degraded")]
     if not all(given or names for given, names in zip((clean, degraded), usual, strict=True)) and found:
-        cure = "say which are the pair: --clean NAME --degraded NAME"
-        raise ShardError(f"{paths[0].parent}: the members are called {', '.join(sorted(found)[:20])}; {cure}")
+        raise ShardError(f"{paths[0].parent}: the members are called {', '.join(sorted(found)[:20])}; say which are "
+                         "the pair: --clean NAME --degraded NAME")
     first, second = (names[0] if names else "" for names in usual)
     return (clean or first).lower(), (degraded or second).lower()
 
@@ -119,14 +119,13 @@ def index_shard(
     content, rows, keys, problems = scan_tar(path, members)
     channels = 3 if len(tile_shape) == 3 else 1
     for key, (start, _, clean, clean_bytes, degraded, degraded_bytes, _) in zip(keys, rows.tolist(), strict=True):
-        places = ((start + clean, clean_bytes), (start + degraded, degraded_bytes))
+        spans = ((start + clean, clean_bytes), (start + degraded, degraded_bytes))
         try:
-            shapes = [decode_picture(content[place : place + size], channels).shape for place, size in places]
+            shapes = [decode_picture(content[first : first + size], channels).shape for first, size in spans]
         except (ValueError, MemoryError) as error:
             problems.append(f"{path}: {key}: {error}")
             continue
         if shapes[0] != shapes[1] or shapes[0][0] < tile_shape[0] or shapes[0][1] < tile_shape[1]:
             sizes = " and ".join(f"{width}x{height}" for height, width, *_ in shapes)
-            expected = f"expected equal ones, {tile_shape[0]} pixels at least"
-            problems.append(f"{path}: {key}: pictures of {sizes}; {expected}")
+            problems.append(f"{path}: {key}: pictures of {sizes}; expected equal ones, {tile_shape[0]} pixels at least")
     return Shard(path.name, len(content), sha256_of(path), len(rows), hash_of_rows(rows)), rows, problems
