@@ -17,7 +17,7 @@ from shards import plan
 from shards.plan import ShardsConfig, ShardTask
 from shards.tar import index_tar
 from shards.workers import ShardsFailed, Workers
-from srcnn import files, sample
+from srcnn import files
 from srcnn.config import plain
 from srcnn.index import INDEX, IndexReader, encode_index, index_entry, index_header
 from srcnn.manifest import (
@@ -32,6 +32,7 @@ from srcnn.manifest import (
     Shard,
     ShardError,
     npy_stride,
+    writer_versions,
 )
 from srcnn.photo_list import PHOTOS, encode, read_listing, refused_in
 from srcnn.storage import Storage, join, open_writable
@@ -74,13 +75,13 @@ def reserve_output(out: Storage, config: ShardsConfig, tasks: list[ShardTask]) -
     elif any(not name.startswith((files.TEMPORARY_PREFIX, files.LOCK)) for name in names):
         raise ShardsFailed(f"{out.location}: is not empty and holds no shards of ours; choose another OUT")
     else:
-        _write_json(out, PLAN, content | {"versions": sample.writer_versions()})
+        _write_json(out, PLAN, content | {"versions": writer_versions()})
     out.prepare(FOLDERS)
 
 
 def check_versions(out: Storage) -> None:
     """Raises ShardsFailed where the shards there were made by another Pillow or JPEG library: pixels would differ."""
-    begun, now = _read_json(out, PLAN).get("versions"), sample.writer_versions()
+    begun, now = _read_json(out, PLAN).get("versions"), writer_versions()
     if begun != now:
         advice = "install those again, or remove this folder to make all shards anew"
         raise ShardsFailed(f"{out.location}: its finished shards were made with {begun}, here is {now}; {advice}")
@@ -180,7 +181,7 @@ def finish_split(config: ShardsConfig, split: str, tasks: list[ShardTask], refus
         shards=shards,
         photos=photos,
         degraded_psnr=degraded_psnr,
-        versions=sample.writer_versions(),
+        versions=writer_versions(),
     )
     if existing and replace(manifest, versions=existing.versions) == existing:
         manifest = existing

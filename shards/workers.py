@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from srcnn import sample
+from srcnn.manifest import writer_versions
 
 MAX_SUBMITTED = 4096  # chunks of tasks that are with the workers: enough for a cluster, little memory for its scheduler
 MAX_CHUNK = 256
@@ -71,7 +71,7 @@ class Workers:
         """
         if (executor := self._executor) is None:
             return map(work, tasks)
-        work_on_chunk = partial(_work_on_chunk, work, sample.writer_versions())
+        work_on_chunk = partial(_work_on_chunk, work, writer_versions())
         chunks = (tasks[first : first + chunk] for first in range(0, len(tasks), chunk))
         futures = (executor.submit(work_on_chunk, part) for part in chunks)
         return chain.from_iterable(_results(deque(islice(futures, MAX_SUBMITTED)), futures))
@@ -104,7 +104,7 @@ def _work_on_chunk(
     work: Callable[[TaskT], ResultT], versions: dict[str, str], tasks: Sequence[TaskT]
 ) -> list[ResultT]:
     """What a worker does. Raises ShardsFailed where it would make other pixels than the main process."""
-    if (here := sample.writer_versions()) != versions:
+    if (here := writer_versions()) != versions:
         raise ShardsFailed(f"the worker on {socket.gethostname()} has {here}, the main process {versions}: the pixels "
                            "would differ; install the same on all machines")
     return [work(task) for task in tasks]
