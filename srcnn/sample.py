@@ -17,6 +17,7 @@ from typing import Any
 
 from PIL import features
 
+from srcnn.errors import UserError
 from srcnn.files import write_json
 from srcnn.members import BLOCK_BYTES, Encoding, npy_stride
 from srcnn.untrusted import (
@@ -37,7 +38,7 @@ PLAN = "plan.json"  # beside the splits: what was begun there
 SPLITS = ("train", "val")
 
 
-class ShardError(ValueError):
+class ShardError(UserError):
     """Shards or a manifest that do not hold what they should; the message names the file and the cure."""
 
 
