@@ -15,16 +15,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from srcnn.meter import Meter
 from srcnn.metrics import tile_psnr
 from srcnn.model import SRCNN, initialize
 from srcnn.optimizer import OptimizerConfig
 from srcnn.profile_step import DTYPES, matrix_peak
 from srcnn.reader import ShardReader
-from srcnn.state import start_accelerator, start_run
 from srcnn.step import resolve_pending_step, train_step
 from srcnn.stream import Batch
 from srcnn.train_config import TrainConfig
+from srcnn.trainer import Trainer
 from srcnn.transforms import to_float_batch
 
 NUM_VAL_PAIRS = 128  # the last ones, never trained on
@@ -90,17 +89,16 @@ def our_step(seed: int, precision: str, batch_size: int, **settings: Any) -> tup
         initialization="pytorch", centred=False, augment=False, seed=seed, optimizer=OptimizerConfig(lr=LR),
         batch_size_per_process=batch_size, mixed_precision=precision if precision in DTYPES else "no", **settings,
     )  # fmt: skip
-    run = start_run(config, start_accelerator(config))
-    meter = Meter(run.accelerator.device)
+    trainer = Trainer(config, datasets=(None, None))
 
     def step(batch: Batch) -> float:
-        meter.restart()
-        fitting = replace(config, batch_size_per_process=len(batch.clean))
-        train_step(fitting, run, batch, meter)
-        resolve_pending_step(fitting, run, meter)
-        return float(meter.sums[2] / meter.sums[3])
+        trainer.meter.restart()
+        trainer.config = replace(config, batch_size_per_process=len(batch.clean))
+        train_step(trainer, batch)
+        resolve_pending_step(trainer)
+        return float(trainer.meter.sums[2] / trainer.meter.sums[3])
 
-    return step, run.network
+    return step, trainer.network
 
 
 class Contestant:

@@ -19,15 +19,14 @@ from benchmarks import gpu_kernels, gpu_source
 from benchmarks.contestant import LR, SourceNetwork
 from benchmarks.gpu_part import Contestant, Part, Race, convolutions, forget_accelerator
 from srcnn.loss import CompileMode
-from srcnn.meter import Meter
 from srcnn.model import SRCNN, ModelConfig, initialize
 from srcnn.optimizer import OptimizerConfig
 from srcnn.profile_step import DTYPES, matrix_peak, now, training_flop
 from srcnn.reader import ShardReader
-from srcnn.state import start_accelerator, start_run
 from srcnn.step import train_step
 from srcnn.stream import Batch
 from srcnn.train_config import TrainConfig
+from srcnn.trainer import Trainer
 
 BATCH = 1024  # of the ladder: enough that the card is busy, not so much that float32 does not fit
 MORE_BATCHES = (256, 4096, 16384)
@@ -151,9 +150,8 @@ def product(batch: Batch, compiled: Any, **settings: Any) -> Contestant:
         initialization="pytorch", centred=False, augment=False, optimizer=OptimizerConfig(lr=LR),
         batch_size_per_process=len(batch.clean), mixed_precision="bf16", compile=compiled, **settings,
     )  # fmt: skip
-    run = start_run(config, start_accelerator(config))
-    meter = Meter(run.accelerator.device)
-    return Contestant(lambda: train_step(config, run, batch, meter), len(batch.clean))
+    trainer = Trainer(config, datasets=(None, None))
+    return Contestant(lambda: train_step(trainer, batch), len(batch.clean))
 
 
 def batch_of(part: Part, num_tiles: int) -> Batch:

@@ -10,12 +10,9 @@ import torch
 
 from benchmarks.gpu_part import Part, forget_accelerator, product_settings
 from benchmarks.measure import set_state
-from srcnn.meter import Meter
-from srcnn.profile_step import ENDLESS, BenchmarkConfig, alternate, stretch
-from srcnn.reader import ShardReader
-from srcnn.state import Run, open_split, start_accelerator, start_run
+from srcnn.profile_step import ENDLESS, BenchmarkConfig, measure_rates, time_steps
 from srcnn.stream import StreamConfig
-from srcnn.trainer import batches
+from srcnn.trainer import Trainer
 
 EPOCH_TILES = 13_056  # the source project's training set: 12 batches of 1,088, 3 of 4,352
 WAYS = (("device", 2), ("host", 2), ("no", 2), ("host", 8), ("no", 8), ("no", 16))  # resident, threads
@@ -43,20 +40,19 @@ def measure_batch(part: Part, batch_size: int, ways: tuple[tuple[str, int], ...]
         batch_size_per_process=batch_size, total_samples=ENDLESS, num_rounds=1 if part.quick else 3,
         **product_settings(part),
     )  # fmt: skip
-    run = start_run(config, start_accelerator(config))
-    reader = open_split(config, "train")
-    with closing(reader):
+    trainer = Trainer(config)
+    with closing(trainer):
         for resident, threads in ways:
             stream = StreamConfig(resident=cast(Any, resident), num_threads=threads)
             name = f"resident {resident}, {threads} threads, batch {batch_size}"
-            row = part.attempt(name, lambda: measure_way(part, replace(config, stream=stream), run, reader),
+            row = part.attempt(name, lambda: measure_way(part, replace(config, stream=stream), trainer),
                                VARIANT_SECONDS)
             if row is not None:
                 rows.append({"batch_size": batch_size, "resident": resident, "num_threads": threads} | row)
                 part.note(rows=rows, compile=config.compile)
 
 
-def measure_way(part: Part, config: BenchmarkConfig, run: Run, reader: ShardReader) -> dict[str, Any]:
+def measure_way(part: Part, config: BenchmarkConfig, trainer: Trainer) -> dict[str, Any]:
     """Tiles/s with this stream and with one of its batches again and again, share of time that it is waited for, and
     the seconds of an epoch of the source's size.
     """
@@ -64,9 +60,9 @@ def measure_way(part: Part, config: BenchmarkConfig, run: Run, reader: ShardRead
     rate = max((row["tiles_per_second"] for row in rates.values() if "compile" in row), default=EXPECTED_RATE)
     batch_size = config.batch_size_per_process
     num_steps = 1 if part.quick else max(3, round(STRETCH_SECONDS * rate / batch_size))
-    config = replace(config, num_steps=num_steps)
-    epoch = replace(config, num_steps=-(-part.found["epoch_tiles"] // batch_size))
-    meter = Meter(run.accelerator.device)
-    stream = batches(config, run, reader, meter)
-    with closing(stream):
-        return alternate(config, run, stream, meter, "epoch_seconds", lambda: stretch(epoch, run, stream, meter))
+    trainer.config = config
+    num_steps_of_epoch = -(-part.found["epoch_tiles"] // batch_size)
+    batches = trainer.batches()
+    with closing(batches):
+        measured = measure_rates(trainer, batches, num_steps, config.num_rounds)
+        return measured | {"epoch_seconds": time_steps(trainer, batches, num_steps_of_epoch)}
