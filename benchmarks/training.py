@@ -34,14 +34,13 @@ from torch import nn
 
 from benchmarks.dataset import TILE_PIXELS, make_shards
 from benchmarks.measure import WORK, Failed, alternate, call, log, machine, not_measured, table
+from srcnn import trainer as trainer_module
 from srcnn.dataset import ShardDataset
 from srcnn.loader import Batch
-from srcnn.meter import Meter
 from srcnn.metrics import tile_psnr
 from srcnn.optimizer import OptimizerConfig
 from srcnn.profile_step import DTYPES, PEAK_SIDES, matrix_peak, now, training_flop
 from srcnn.srcnn_model import SRCNN, ModelConfig
-from srcnn.state import start_accelerator, start_run
 from srcnn.step import resolve_pending_step, train_step
 from srcnn.train_config import TrainConfig
 from srcnn.transforms import to_float_batch
@@ -104,16 +103,16 @@ def srcnn_step(seed: int, precision: Any, compile: bool, batch_size: int) -> tup
         initialization="pytorch", centred=False, augment=False, seed=seed, optimizer=OptimizerConfig(lr=LR),
         batch_size_per_process=batch_size, mixed_precision=precision, compile=compile,
     )  # fmt: skip
-    run = start_run(config, start_accelerator(config))
-    meter = Meter(run.accelerator.device)
+    trainer = trainer_module.Trainer(config, datasets=(None, None))
 
     def step(batch: Batch) -> float:
-        meter.restart()
-        train_step(replace(config, batch_size_per_process=len(batch.clean)), run, batch, meter)
-        resolve_pending_step(config, run, meter)
-        return float(meter.sums[2] / meter.sums[3])
+        trainer.meter.restart()
+        trainer.config = replace(config, batch_size_per_process=len(batch.clean))
+        train_step(trainer, batch)
+        resolve_pending_step(trainer)
+        return float(trainer.meter.sums[2] / trainer.meter.sums[3])
 
-    return step, run.network
+    return step, trainer.network
 
 
 @dataclass(frozen=True)

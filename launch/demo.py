@@ -132,7 +132,7 @@ def train_on(shards: Path, run: Path) -> None:
     try:
         train(config)
     except signals.StopRequested as stop:
-        signals.exit_now(f"demo: stopped after a checkpoint ({stop}); the same command goes on from there", stop.status)
+        signals.exit_now(f"demo: {stop}: checkpoint saved; run the same command to resume", stop.status)
     except (DistributedError, FloatingPointError) as error:
         raise DemoFailed(f"{error}; to train anew remove {run}") from error
 

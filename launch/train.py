@@ -1,7 +1,7 @@
 """accelerate launch launch/train.py --config configs/train.yaml [--key value ...]
 
-Trains on the shards of `--shards` into the folder `--run`; the same command continues an interrupted run. Told to stop
-(SIGTERM, SIGUSR1, Ctrl-C), it leaves a checkpoint and ends with status 75 (130 after Ctrl-C).
+Trains on the shards of `--shards` into the folder `--run`; the same command continues an interrupted run. After a stop
+signal (SIGTERM, SIGUSR1, Ctrl-C) it leaves a checkpoint and ends with status 75 (130 after Ctrl-C).
 """
 
 from srcnn import signals

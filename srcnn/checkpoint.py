@@ -1,4 +1,4 @@
-"""Save / load / latest / best of a run: each checkpoint a folder that is complete and verified, or not there.
+"""Checkpoints of a run: each a folder that is complete and verified, or does not exist.
 
 `checkpoints/step-NNNNNNNN/` holds model.safetensors (for use), training.pt (to continue: loads with weights_only) and
 files.json, written last, with the size and sha256 of the others. `best` is a link to the best one by validation PSNR.
@@ -21,6 +21,7 @@ import torch
 
 from srcnn import files
 from srcnn.base import Network
+from srcnn.errors import UserError
 from srcnn.untrusted import read_json
 from srcnn.weight_files import load_plain, save_tensors
 from srcnn.weights_io import save_model, save_state_dict
@@ -28,9 +29,8 @@ from srcnn.weights_io import save_model, save_state_dict
 FILES = "files.json"
 MODEL, TRAINING = "model.safetensors", "training.pt"
 MAX_TRAINING_BYTES = 4 << 30
-FIRST = "step-00000000"
 _STEP = re.compile(r"step-\d{8,}")
-REPLACED_PREFIX = ".replaced-"  # what another of the same step takes the place of
+REPLACED_PREFIX = ".replaced-"  # a checkpoint while a new one of the same step takes its name
 logger = logging.getLogger(__name__)
 
 
@@ -54,7 +54,7 @@ class Snapshot:
 
 
 def detach_to_cpu(value: Any) -> Any:
-    """The same nested dicts and lists with tensors that are in the host's memory and nobody else's."""
+    """The same nested dicts and lists with copies of the tensors in the host's memory."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
@@ -63,7 +63,7 @@ def detach_to_cpu(value: Any) -> Any:
 
 
 class AsyncCheckpointWriter:
-    """Writes snapshots by a thread, one at a time, while training goes on."""
+    """Writes snapshots in a thread, one at a time, while training goes on."""
 
     def __init__(self, run: Path, keep: int, lock: files.FolderLock) -> None:
         """`keep`: the latest ones kept; the best is kept beside them. `lock`: on the run folder, until `close`."""
@@ -73,7 +73,7 @@ class AsyncCheckpointWriter:
         self._writing: tuple[Snapshot, Future[None]] | None = None
         self._best: Snapshot | None = None  # for a run folder that is made anew
         self._unsaved_best: Snapshot | None = None
-        self._problems: list[OSError] = []
+        self._errors: list[OSError] = []
 
     def submit(self, snapshot: Snapshot) -> None:
         """Begins to write, once the one before is written."""
@@ -81,13 +81,13 @@ class AsyncCheckpointWriter:
         self._writing = snapshot, self._pool.submit(self._write, self._unsaved_best, snapshot)
 
     def wait(self) -> list[OSError]:
-        """Waits for the one being written; then as `problems`."""
+        """Waits for the one being written; then as `errors`."""
         self._finish()
-        found, self._problems = self._problems, []
+        found, self._errors = self._errors, []
         return found
 
-    def problems(self) -> list[OSError]:
-        """Why checkpoints could not be written, since this was asked last; waits for none."""
+    def errors(self) -> list[OSError]:
+        """Why checkpoints could not be written, since the last call; waits for none. Raises what is no OSError."""
         return self.wait() if self._writing is None or self._writing[1].done() else []
 
     def _finish(self) -> None:
@@ -95,14 +95,14 @@ class AsyncCheckpointWriter:
             return
         (snapshot, future), self._writing = self._writing, None
         self._best = snapshot if snapshot.is_best else self._best
-        problem = future.exception()
-        if problem is None:
+        error = future.exception()
+        if error is None:
             self._unsaved_best = None
-        elif isinstance(problem, OSError):
-            self._problems.append(problem)
+        elif isinstance(error, OSError):
+            self._errors.append(error)
             self._unsaved_best = snapshot if snapshot.is_best else self._unsaved_best
         else:
-            raise problem
+            raise error
 
     def close(self) -> None:
         """Lets go of the run folder, once all is written."""
@@ -111,24 +111,24 @@ class AsyncCheckpointWriter:
 
     def _write(self, unsaved_best: Snapshot | None, snapshot: Snapshot) -> None:
         if self._lock is None or not self._lock.is_held():
-            logger.warning("%s is gone, or not what it was; it is made anew", self.run)
+            logger.warning("%s was removed or replaced; creating it again", self.run)
             self.run.mkdir(parents=True, exist_ok=True)
             self._lock = files.FolderLock(self.run, seconds=0)
             unsaved_best = unsaved_best or self._best
-        problem = None
+        failure = None
         for one in (unsaved_best, snapshot):
             try:
                 if one is not None:
                     save(self.run, one, self.keep)
             except OSError as error:  # of the best: no reason not to save the latest
-                problem = error
-        if problem is not None:
-            raise problem
+                failure = error
+        if failure is not None:
+            raise failure
 
 
 def save(run: Path, snapshot: Snapshot, keep: int) -> Path:
     """Writes a checkpoint under a temporary name and renames it; then drops all but the latest `keep` and the best,
-    and whatever is numbered higher: damaged ones that were passed over. Raises OSError, and leaves what was there.
+    and any of a higher step: damaged ones that were skipped. Raises OSError, and leaves what was there.
     """
     folder = step_folder(run, snapshot.step)
     temporary = folder.with_name(f"{files.TEMPORARY_PREFIX}{folder.name}")
@@ -160,15 +160,15 @@ def _fill(folder: Path, snapshot: Snapshot) -> None:
 
 
 def clear_leftovers(run: Path) -> None:
-    """Removes what a kill left half-written, and puts back what it left half-replaced."""
+    """Removes what a kill left half-written, and restores what it left half-replaced."""
     for replaced in (run / "checkpoints").glob(f"{REPLACED_PREFIX}*"):
         folder = replaced.with_name(replaced.name.removeprefix(REPLACED_PREFIX))
         if folder.exists():
             shutil.rmtree(replaced)
         else:
             os.replace(replaced, folder)
-    for place in (run, run / "report", run / "checkpoints"):
-        for leftover in place.glob(f"{files.TEMPORARY_PREFIX}*"):
+    for folder in (run, run / "report", run / "checkpoints"):
+        for leftover in folder.glob(f"{files.TEMPORARY_PREFIX}*"):
             shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
 
 
@@ -191,13 +191,13 @@ def _link(link: Path, folder: Path) -> None:
 
 def _rotate(run: Path, newest: Path, keep: int) -> None:
     best = (run / "best").resolve()
-    older = [folder for folder in step_folders(run) if folder.name <= newest.name]
+    older = [folder for folder in step_folders(run) if step_of(folder) <= step_of(newest)]
     for folder in step_folders(run):
         if folder not in older[-keep:] and folder.resolve() != best:
             try:
                 shutil.rmtree(folder)
             except OSError as error:
-                logger.warning("%s: an old checkpoint that cannot be removed: %s", folder, error)
+                logger.warning("%s: cannot remove this old checkpoint: %s", folder, error)
 
 
 def step_folder(run: Path, step: int) -> Path:
@@ -207,27 +207,32 @@ def step_folder(run: Path, step: int) -> Path:
 
 def step_folders(run: Path) -> list[Path]:
     """The run's checkpoint folders, oldest first, verified or not."""
-    return sorted(path for path in (run / "checkpoints").glob("step-*") if _STEP.fullmatch(path.name))
+    return sorted((path for path in (run / "checkpoints").glob("step-*") if _STEP.fullmatch(path.name)), key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """The step of a checkpoint folder."""
+    return int(folder.name.removeprefix("step-"))
 
 
 def latest(run: Path) -> Path | None:
-    """The newest checkpoint that is whole; damaged ones are reported and passed over. None where nothing is lost.
+    """The newest checkpoint that is whole; damaged ones are reported and skipped. None where nothing is lost.
 
     Raises:
-        ValueError: there are checkpoints of some steps, but none that is whole.
+        UserError: there are checkpoints of some steps, but none that is whole.
     """
     folders = step_folders(run)
     for folder in reversed(folders):
         if not (problem := find_corruption(folder)):
             return folder
-        logger.warning("%s: %s; taking the one before it", folder, problem)
-    if folders and folders[-1].name > FIRST:
-        raise ValueError(f"{run}: none of its {len(folders)} checkpoints is whole; --fresh begins anew and keeps them")
+        logger.warning("%s: %s; skipping this checkpoint", folder, problem)
+    if folders and step_of(folders[-1]) > 0:
+        raise UserError(f"{run}: none of its {len(folders)} checkpoints is intact; --fresh starts over and keeps them")
     return None
 
 
 def find_corruption(folder: Path) -> str:
-    """What is wrong with a checkpoint folder; "" where it is whole."""
+    """What is wrong with a checkpoint folder; "" where it is intact."""
     try:
         listed = read_json(folder / FILES)
         if set(listed) != {MODEL, TRAINING}:
@@ -244,22 +249,22 @@ def load_training(folder: Path) -> dict[str, Any]:
     """The training state of a checkpoint; only tensors and plain values are read, nothing is executed.
 
     Raises:
-        ValueError: it holds something else, or nothing that PyTorch can read.
+        UserError: it holds something else, or nothing that PyTorch can read.
     """
     try:
         state = load_plain(folder / TRAINING, MAX_TRAINING_BYTES)
     except FileNotFoundError:
         raise
     except Exception as error:  # what torch raises on a damaged or unsafe file has no common base
-        raise ValueError(f"{folder / TRAINING}: not the plain state of a training run: {error}") from error
+        raise UserError(f"{folder / TRAINING}: not the plain state of a training run: {error}") from error
     if not isinstance(state, dict):
-        raise ValueError(f"{folder / TRAINING}: not the state of a training run")
+        raise UserError(f"{folder / TRAINING}: not the state of a training run")
     return state
 
 
 def tracker_id_of(state: dict[str, Any]) -> str:
-    """The id of the run at the trackers. Raises ValueError where it could not be a part of a file's name."""
+    """The id of the run at the trackers. Raises UserError where it could not be a part of a file's name."""
     found = state.get("tracker_id")
     if not isinstance(found, str) or not re.fullmatch(r"\w{1,64}", found):
-        raise ValueError(f"tracker_id {found!r}: expected letters and digits")
+        raise UserError(f"tracker_id {found!r}: expected letters and digits")
     return found

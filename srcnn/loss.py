@@ -1,4 +1,4 @@
-"""What goes through the compiler in training: the network together with the loss and the scores of what it restores."""
+"""The loss of a batch with the scores of what the network restores, in one module that can be compiled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 
 
 class LossAndScores(nn.Module):
-    """A network and what is to be known of a step, so that nothing of a batch's size has to leave a compiled graph.
+    """A network with its loss and scores, so that nothing of a batch's size has to leave a compiled graph.
 
     (clean, degraded), float (N, C, H, W) in [0, 1] -> the losses of the tiles without `border` pixels on each side,
     summed, float32 (), to go back from; and float64 (4,), what a `Meter` sums: PSNR in, PSNR out (dB, of
@@ -33,6 +33,8 @@ class LossAndScores(nn.Module):
     ) -> None:
         super().__init__()
         self.network, self.border, self.loss, self.luma_weight = network, border, loss, luma_weight
+        # On the network's device: its gradient travels with the network's, see step.py.
+        self.stop_flag = nn.Parameter(torch.zeros((), device=next(network.parameters()).device))
         self.score = compile_static_shape(self._score, lambda clean, *_: len(clean), mode) if mode else self._score
 
     def forward(self, clean: torch.Tensor, degraded: torch.Tensor, *conditions: torch.Tensor) -> tuple[
@@ -56,10 +58,8 @@ class LossAndScores(nn.Module):
 def compile_static_shape(
     function: Callable[..., Any], size_of: Callable[..., int], mode: CompileMode
 ) -> Callable[..., Any]:
-    """The function, compiled for the size of the batches that come first; a batch of another size goes as it is.
-
-    There are few: the last part of a batch, and the black tile of a rank that wants to stop, which has no minute to
-    wait for the compiler. Where the mode makes CUDA graphs, the next call overwrites what this one gave.
+    """The function, compiled for the first batch size it gets; batches of another size, as the last part of a batch may
+    be, run uncompiled. Where the mode makes CUDA graphs, the next call overwrites the results of this one.
     """
     compiled = torch.compile(function, dynamic=False, mode=mode)
     sizes: list[int] = []

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, features
 
+from srcnn.errors import UserError
 from srcnn.files import write_json
 from srcnn.untrusted import (
     MAX_COUNT,
@@ -113,7 +114,7 @@ PLAN = "plan.json"  # beside the splits: what was begun there
 SPLITS = ("train", "val")
 
 
-class ShardError(ValueError):
+class ShardError(UserError):
     """Shards or a manifest that do not hold what they should; the message names the file and says what to do."""
 
 

@@ -1,4 +1,4 @@
-"""What a training step costs and gives, summed between two log lines."""
+"""Loss, PSNR and times of the training steps, summed between two log lines."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
-from srcnn.distributed import sum_over_ranks
-from srcnn.state import Run
+from srcnn.state import TrainState
 
 
 class Meter:
     """Sums over the steps since the last log line; they stay on the device until they are read."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator, self.device = accelerator, accelerator.device
         self.gradient_norm = self.learning_rate = 0.0  # of the last step
         self.restart()
 
@@ -31,7 +31,7 @@ class Meter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What is done within is no part of the time that steps take."""
+        """Excludes what is done within from the time that steps take."""
         begin = time.perf_counter()
         try:
             yield
@@ -43,39 +43,40 @@ class Meter:
         self.sums += sums
         self.gradient_norm, self.learning_rate = gradient_norm, learning_rate
 
-    def read(self, run: Run, wish: bool = False) -> tuple[dict[str, float], bool]:
+    def read(self, state: TrainState, save_overdue: bool = False) -> tuple[dict[str, float], bool]:
         """The means over all ranks since the last restart, none of the tiles where every step was skipped; and whether
-        any rank has a `wish`, which travels with the sums.
+        `save_overdue` is set on any rank, which is reduced with the sums.
         """
         seconds = time.perf_counter() - self.began
-        others = torch.tensor([self.waited, wish, self.tiles_before], dtype=torch.float64, device=self.device)
-        totals = sum_over_ranks(torch.cat([self.sums, others])).tolist()
-        psnr_in, psnr_out, loss, num_tiles, waited_seconds, num_wishes, tiles_before = totals
+        others = torch.tensor([self.waited, save_overdue, self.tiles_before], dtype=torch.float64, device=self.device)
+        totals = self.accelerator.reduce(torch.cat([self.sums, others])).tolist()
+        psnr_in, psnr_out, loss, num_tiles, waited_seconds, num_overdue, tiles_before = totals
         sums = {"train/loss": loss, "train/psnr_in": psnr_in, "train/psnr": psnr_out} if num_tiles else {}
         values = {key: total / num_tiles for key, total in sums.items()} | {
             "learning_rate": self.learning_rate,
             "gradient_norm": self.gradient_norm,
-            "skipped_steps": run.skipped_steps,
+            "skipped_steps": state.skipped_steps,
             "tiles_per_second": (num_tiles - tiles_before) / seconds,
-            "data_wait": waited_seconds / run.accelerator.num_processes / seconds,
+            "data_wait": waited_seconds / self.accelerator.num_processes / seconds,
             "memory_gib": memory_gib(self.device),
-            "step": run.step,
+            "step": state.step,
         }
-        return values, num_wishes > 0
+        return values, num_overdue > 0
 
     def state(self) -> dict[str, Any]:
         """This rank's sums as plain values."""
         last = {"gradient_norm": self.gradient_norm, "learning_rate": self.learning_rate}
         return last | {"sums": self.sums.tolist()}
 
-    def load(self, states: list[dict[str, Any]], rank: int, num_ranks: int) -> None:
-        """Takes up the sums of all ranks: each its own, or where their number has changed, the first one all.
+    def load(self, states: list[dict[str, Any]]) -> None:
+        """Restores the sums of all ranks: each its own, or where their number has changed, the first one all.
 
         Raises:
-            ValueError: they are no finite sums.
+            ValueError: these are not finite sums.
         """
         if not states or any(len(state["sums"]) != len(self.sums) for state in states):
             raise ValueError(f"sums of {len(states)} ranks: expected {len(self.sums)} for each of some")
+        rank, num_ranks = self.accelerator.process_index, self.accelerator.num_processes
         if len(states) == num_ranks:
             sums = states[rank]["sums"]
         else:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from srcnn.base import Network
+from srcnn.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class OptimizerConfig:
         momentum: sgd only.
         schedule: "constant", or "cosine" down to zero at `total_samples`.
         warmup_samples: tiles over which the rate rises from zero in a line.
-        clip_norm: gradients longer than this are shortened to it; 0 means never.
+        clip_norm: gradients longer than this are scaled down to it; 0: never.
         average_halflife_samples: keep an exponential average of the weights with this half-life in tiles, validated
             and saved instead of the last weights; 0 means none.
     """
@@ -40,18 +42,18 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         if self.lr <= 0 or self.last_layer_lr_factor <= 0:
-            raise ValueError(f"optimizer.lr {self.lr} and last_layer_lr_factor must be above zero")
+            raise UserError(f"optimizer.lr {self.lr} and last_layer_lr_factor must be above zero")
         if min(self.weight_decay, self.momentum, self.warmup_samples, self.clip_norm) < 0:
-            raise ValueError("optimizer: weight_decay, momentum, warmup_samples and clip_norm cannot be negative")
+            raise UserError("optimizer: weight_decay, momentum, warmup_samples and clip_norm cannot be negative")
         if self.average_halflife_samples < 0:
-            raise ValueError("optimizer.average_halflife_samples cannot be negative; 0 means no average")
+            raise UserError("optimizer.average_halflife_samples cannot be negative; 0 means no average")
 
 
 def build_optimizer(model: Network, config: OptimizerConfig) -> torch.optim.Optimizer:
     """The optimizer over two groups: the first layers, and the last with its own rate. `peak_lr` is kept in each.
 
-    Fused, one kernel for all parameters, it heeds `found_inf` on the device; on a CPU it takes a third of the time. The
-    learning rate is a number that goes along with the kernel: a new one in each step waits for nothing.
+    Fused, it is one kernel for all parameters, which reads `found_inf` on the device; on a CPU it takes a third of the
+    time. The learning rate is an argument of the kernel: a new one in each step waits for nothing.
     """
     last_lr = config.lr * config.last_layer_lr_factor
     last = list(model.last_layer.parameters())
@@ -103,6 +105,5 @@ def update_average(average: Network, model: Network, config: OptimizerConfig, sa
     The half-life is at most a tenth of the tiles seen, so that the random start is soon forgotten.
     """
     halflife = min(config.average_halflife_samples, samples / 10)
-    share = 1 - 0.5 ** (new_samples / halflife)
-    with torch.no_grad():
-        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), share)
+    average_parameters = get_ema_multi_avg_fn(0.5 ** (new_samples / halflife))  # type: ignore[no-untyped-call]
+    average_parameters(list(average.parameters()), list(model.parameters()), None)

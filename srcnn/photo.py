@@ -18,6 +18,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
+from srcnn.errors import UserError
 from srcnn.untrusted import MAX_PHOTO_BYTES, OutOfBounds, check_image, open_regular, pillow_limit_lifted
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
@@ -36,7 +37,7 @@ ORIENTATION_TAG = 0x0112
 LumaKind = Literal["l", "y"]
 
 
-class PhotoRefused(ValueError):
+class PhotoRefused(UserError):
     """A photo that cannot be used; the message says which one and why."""
 
 

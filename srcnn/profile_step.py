@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import islice, repeat
 from pathlib import Path
 from statistics import median
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from torch.profiler import profile
+from torch.profiler import profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
 from srcnn.config import plain
-from srcnn.distributed import sum_over_ranks
+from srcnn.errors import UserError
 from srcnn.files import write_json
 from srcnn.loader import Batch
-from srcnn.meter import Meter, memory_gib
+from srcnn.meter import memory_gib
 from srcnn.srcnn_model import ModelConfig
-from srcnn.state import Run, open_split, start_accelerator, start_run
 from srcnn.step import resolve_pending_step, train_step
 from srcnn.train_config import TrainConfig
-from srcnn.trainer import batches
+from srcnn.trainer import Trainer
 from srcnn.unet import UNetConfig
 from srcnn.weights_io import make_network
 
@@ -44,7 +43,7 @@ class BenchmarkConfig(TrainConfig):
 
     Args:
         num_steps: optimizer steps of a stretch that is timed.
-        num_rounds: stretches with the real stream and with one batch again and again, in turn; medians are told.
+        num_rounds: stretches with the real stream and with one batch again and again, in turn; medians are reported.
         json: write the numbers to this file too.
         trace: write a profiler's trace of three steps to this file (for perfetto.dev or chrome://tracing).
     """
@@ -57,7 +56,7 @@ class BenchmarkConfig(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.num_steps, self.num_rounds) < 1:
-            raise ValueError("num_steps and num_rounds: expected at least 1")
+            raise UserError("num_steps and num_rounds: expected at least 1")
 
 
 def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
@@ -67,24 +66,22 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
         What `json` holds: tiles/s over all ranks with the stream and without it, GFLOP/s, seconds of each phase.
 
     Raises:
-        FileNotFoundError, ShardError: no shards, or not what their manifest says.
+        UserError, FileNotFoundError, ShardError: no shards, or not what their manifest says.
         OSError, ValueError: samples cannot be read.
     """
-    config = replace(config, total_samples=ENDLESS)
-    accelerator = start_accelerator(config)
-    reader = open_split(config, "train")
-    run = start_run(config, accelerator)
-    meter = Meter(accelerator.device)
-    stream = batches(config, run, reader, meter)
+    trainer = TimedTrainer(replace(config, total_samples=ENDLESS))
+    accelerator = trainer.accelerator
+    batches = trainer.batches()
     try:
-        measured = measure_rates(config, run, stream, meter)
+        measured = measure_rates(trainer, batches, config.num_steps, config.num_rounds)
         if config.trace:
-            write_trace(config, run, stream, meter)
-        phases = measure_phases(config, run, stream, meter)
+            write_trace(trainer, batches, config.trace)
+        phases = measure_phases(trainer, batches, config.num_steps)
     finally:
-        reader.close()
-    results = about(config, run) | measured | {"seconds_per_step": phases, "memory_gib": memory_gib(accelerator.device)}
-    flop = training_flop(config.network, config.pair_shape(reader.tile_shape)[0])
+        trainer.close()
+    results = describe(trainer) | measured
+    results |= {"seconds_per_step": phases, "memory_gib": memory_gib(accelerator.device)}
+    flop = training_flop(config.network, config.pair_shape(trainer.dataset.tile_shape)[0])
     results["gflop_per_tile"] = flop / 1e9
     results["share_of_peak"] = flop * results["tiles_per_second_synthetic"] / 1e9 / results["peak_gflop_per_second"]
     if accelerator.is_main_process:
@@ -94,9 +91,9 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     return results
 
 
-def about(config: BenchmarkConfig, run: Run) -> dict[str, Any]:
+def describe(trainer: Trainer) -> dict[str, Any]:
     """What is measured, and on what."""
-    accelerator = run.accelerator
+    accelerator, config = trainer.accelerator, trainer.config
     device = accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} cores"
     batch_size = config.global_batch_size(accelerator.num_processes)
@@ -106,7 +103,7 @@ def about(config: BenchmarkConfig, run: Run) -> dict[str, Any]:
         "precision": accelerator.mixed_precision,
         "batch_size": batch_size,
         "tiles_at_once": config.tiles_at_once(device.type, -(-batch_size // accelerator.num_processes)),
-        "gradient_bytes": sum(parameter.numel() * 4 for parameter in run.network.parameters()),
+        "gradient_bytes": sum(parameter.numel() * 4 for parameter in trainer.network.parameters()),
     }
 
 
@@ -133,129 +130,102 @@ def matrix_peak(device: torch.device, dtype: torch.dtype, sides: Sequence[int] =
 
 
 def now(device: torch.device) -> float:
-    """Seconds, once the device has done all it was given."""
+    """Seconds, once the device has done all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
-def measure_rates(config: BenchmarkConfig, run: Run, stream: Iterator[Batch], meter: Meter) -> dict[str, Any]:
-    """Tiles/s over all ranks with the stream, and with one batch again and again; GFLOP/s of products between them."""
-    device = run.accelerator.device
-    dtype = DTYPES.get(run.accelerator.mixed_precision, torch.float32)
+class TimedTrainer(Trainer):
+    """A trainer whose phases can be timed. The device is waited for at both ends of each."""
 
-    def peak() -> float:
-        run.accelerator.wait_for_everyone()
-        return over_ranks(matrix_peak(device, dtype), device) / 1e9
+    seconds: dict[str, float] | None = None
 
-    return alternate(config, run, stream, meter, "peak_gflop_per_second", peak)
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        if self.seconds is None:
+            with record_function(name):
+                yield
+            return
+        begin = now(self.accelerator.device)
+        yield
+        self.seconds[name] += now(self.accelerator.device) - begin
 
 
-def alternate(
-    config: BenchmarkConfig, run: Run, stream: Iterator[Batch], meter: Meter, name_between: str,
-    between: Callable[[], float],
-) -> dict[str, Any]:
+def measure_rates(trainer: Trainer, batches: Iterator[Batch], num_steps: int, num_rounds: int) -> dict[str, Any]:
     """Medians over the rounds, and all of them: tiles/s over all ranks with the stream, and with one of its batches
-    again and again; the share of time that the stream is waited for; and what is measured between the rounds.
+    again and again; the share of time that the stream is waited for; GFLOP/s of products between the rounds.
     """
-    device = run.accelerator.device
-    same = next(stream).map(torch.clone)
-    found: dict[str, list[float]] = defaultdict(list)
-    for batch in (same, next(stream), next(stream)):
-        train_step(config, run, batch, meter)
-    for _ in range(config.num_rounds):
-        for name, source in (("tiles_per_second", stream), ("tiles_per_second_synthetic", repeat(same))):
-            meter.restart()
-            seconds = stretch(config, run, source, meter)
-            found[name].append(config.num_steps * config.global_batch_size(run.accelerator.num_processes) / seconds)
-            if source is stream:
-                found["data_wait"].append(over_ranks(meter.waited / seconds, device) / run.accelerator.num_processes)
-        found[name_between].append(between())
-    return {name: median(values) for name, values in found.items()} | {"rounds": dict(found)}
+    accelerator = trainer.accelerator
+    device, dtype = accelerator.device, DTYPES.get(accelerator.mixed_precision, torch.float32)
+    batch_size = trainer.config.global_batch_size(accelerator.num_processes)
+    same = next(batches).map(torch.clone)
+    rounds: dict[str, list[float]] = defaultdict(list)
+    for batch in (same, next(batches), next(batches)):
+        train_step(trainer, batch)
+    for _ in range(num_rounds):
+        for name, source in (("tiles_per_second", batches), ("tiles_per_second_synthetic", repeat(same))):
+            trainer.meter.restart()
+            seconds = time_steps(trainer, source, num_steps)
+            rounds[name].append(num_steps * batch_size / seconds)
+            if source is batches:
+                rounds["data_wait"].append(sum_over_ranks(trainer, trainer.meter.waited / seconds)
+                                           / accelerator.num_processes)
+        accelerator.wait_for_everyone()
+        rounds["peak_gflop_per_second"].append(sum_over_ranks(trainer, matrix_peak(device, dtype)) / 1e9)
+    return {name: median(values) for name, values in rounds.items()} | {"rounds": dict(rounds)}
 
 
-def stretch(config: BenchmarkConfig, run: Run, source: Iterator[Batch], meter: Meter) -> float:
-    """Seconds of `num_steps` steps, from when all ranks begin to when the last has ended."""
-    device = run.accelerator.device
-    run.accelerator.wait_for_everyone()
+def time_steps(trainer: Trainer, batches: Iterator[Batch], num_steps: int) -> float:
+    """Seconds of so many steps, from when all ranks begin to when the last has ended."""
+    trainer.accelerator.wait_for_everyone()
+    begin = now(trainer.accelerator.device)
+    for batch in islice(batches, num_steps):
+        train_step(trainer, batch)
+    resolve_pending_step(trainer)
+    now(trainer.accelerator.device)
+    trainer.accelerator.wait_for_everyone()
+    return now(trainer.accelerator.device) - begin
+
+
+def sum_over_ranks(trainer: Trainer, value: float) -> float:
+    device = trainer.accelerator.device
+    return float(trainer.accelerator.reduce(torch.tensor(value, dtype=torch.float64, device=device)))
+
+
+def measure_phases(trainer: TimedTrainer, batches: Iterator[Batch], num_steps: int) -> dict[str, float]:
+    """Seconds of a step's phases, on the main process; on a GPU they add up to more than an undisturbed step takes."""
+    seconds = trainer.seconds = defaultdict(float)
+    device = trainer.accelerator.device
+
+    def all_reduce(_: Any, bucket: Any) -> torch.futures.Future[torch.Tensor]:
+        reduced: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+        with trainer.phase("all-reduce"):
+            dist.all_reduce(bucket.buffer().div_(trainer.accelerator.num_processes))
+        reduced.set_result(bucket.buffer())
+        return reduced
+
+    if isinstance(trainer.model, DistributedDataParallel):
+        trainer.model.register_comm_hook(None, all_reduce)
     begin = now(device)
-    for batch in islice(source, config.num_steps):
-        train_step(config, run, batch, meter)
-    resolve_pending_step(config, run, meter)
-    now(device)
-    run.accelerator.wait_for_everyone()
-    return now(device) - begin
-
-
-def over_ranks(value: float, device: torch.device) -> float:
-    """The sum over all ranks."""
-    return sum_over_ranks(torch.tensor(value, dtype=torch.float64, device=device)).item()
-
-
-class Timed:
-    """An object whose calls, or calls of some methods, are timed; for the rest it is the object."""
-
-    def __init__(self, inner: Any, timed: Callable[..., Any], **phases: str) -> None:
-        self.__dict__.update(inner=inner, timed=timed, phases=phases)
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self.inner, name)
-        return self.timed(self.phases[name], found) if name in self.phases else found
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self.inner, name, value)
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self.timed(self.phases["__call__"], self.inner)(*arguments)
-
-
-def measure_phases(config: BenchmarkConfig, run: Run, stream: Iterator[Batch], meter: Meter) -> dict[str, float]:
-    """Seconds of a step's phases, on the main process. The device is waited for at each end, so that on a GPU they add
-    up to more than an undisturbed step takes.
-    """
-    seconds: dict[str, float] = defaultdict(float)
-    device = run.accelerator.device
-
-    def timed(phase: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def timing(*arguments: Any, **named: Any) -> Any:
-            begin = now(device)
-            result = call(*arguments, **named)
-            seconds[phase] += now(device) - begin
-            return result
-
-        return timing
-
-    def all_reduce(gradients: torch.Tensor) -> Any:
-        done: Any = torch.futures.Future()
-        timed("all-reduce", dist.all_reduce)(gradients.div_(run.accelerator.num_processes))
-        done.set_result(gradients)
-        return done
-
-    if isinstance(run.model, DistributedDataParallel):
-        run.model.register_comm_hook(None, lambda _, bucket: all_reduce(bucket.buffer()))
-    watched: dict[str, Any] = {
-        "accelerator": Timed(run.accelerator, timed, backward="backward", clip_grad_norm_="optimizer"),
-        "model": Timed(run.model, timed, __call__="forward"),
-        "optimizer": Timed(run.optimizer, timed, step="optimizer", zero_grad="optimizer"),
-        "to_float_batch": timed("bytes to floats", run.to_float_batch),
-    }
-    watched_run, watched_meter = replace(run, **watched), cast(Meter, Timed(meter, timed, add="meter"))
-    begin = now(device)
-    for _ in range(config.num_steps):
-        train_step(config, watched_run, timed("waiting for data", next)(stream), watched_meter)
+    for _ in range(num_steps):
+        with trainer.phase("waiting for data"):
+            batch = next(batches)
+        train_step(trainer, batch)
     total = now(device) - begin
     seconds["backward"] -= seconds.get("all-reduce", 0.0)
     seconds["the rest"] = total - sum(seconds.values())
-    return {phase: part / config.num_steps for phase, part in seconds.items()}
+    trainer.seconds = None
+    return {phase: part / num_steps for phase, part in seconds.items()}
 
 
-def write_trace(config: BenchmarkConfig, run: Run, stream: Iterator[Batch], meter: Meter) -> None:
-    """A trace of the main process's next steps."""
-    with profile() if run.accelerator.is_main_process else nullcontext() as profiler:
-        for batch in islice(stream, NUM_TRACED_STEPS):
-            train_step(config, run, batch, meter)
+def write_trace(trainer: Trainer, batches: Iterator[Batch], path: str) -> None:
+    """A profiler's trace of the main process's next steps."""
+    with profile() if trainer.accelerator.is_main_process else nullcontext() as profiler:
+        for batch in islice(batches, NUM_TRACED_STEPS):
+            train_step(trainer, batch)
     if profiler:
-        profiler.export_chrome_trace(config.trace)
+        profiler.export_chrome_trace(path)
 
 
 def table(results: dict[str, Any]) -> str:

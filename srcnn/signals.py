@@ -1,6 +1,6 @@
-"""Warnings from outside - SIGTERM, Slurm's SIGUSR1, Ctrl-C, the end of the launcher - become a stop after a checkpoint.
+"""Stop signals - SIGTERM, Slurm's SIGUSR1, Ctrl-C, the end of the launcher - become a stop after a checkpoint.
 
-A thread of its own hears them, so that a second one ends the process even while it waits for other ranks.
+They are handled by a thread of its own, so that a second one ends the process even while it waits for other ranks.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-EXIT_REQUEUE = 75  # exit status of a run that was told to stop: EX_TEMPFAIL of sysexits.h, "try again later"
+EXIT_REQUEUE = 75  # exit status after a stop request: EX_TEMPFAIL of sysexits.h, "try again later"
 EXIT_INTERRUPTED = 130  # after Ctrl-C, as shells have it
 LAUNCHER_ENDED = signal.SIGUSR2  # chosen here: what the kernel sends when the launcher is gone
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT, LAUNCHER_ENDED)
 SAME_SIGNAL_SECONDS = 5.0  # a scheduler's signal comes twice, from itself and through the launcher
 SAME_CTRL_C_SECONDS = 1.0
+LAUNCHERS = ("accelerate", "accelerate.commands.launch", "accelerate-launch", "torchrun", "torch.distributed.run")
 
 
 class StopRequested(RuntimeError):
-    """A rank was told to stop; every rank raises this at the same step. `status` is the exit status."""
+    """A rank was asked to stop; every rank raises this at the same step. `status` is the exit status."""
 
     @property
     def status(self) -> int:
@@ -33,18 +34,18 @@ class StopRequested(RuntimeError):
 
 
 @dataclass
-class _Heard:
-    warning: str = ""
+class _StopState:
+    reason: str = ""
     at: float = 0.0
-    nothing_to_lose: bool = True
+    exit_immediately: bool = True
 
 
-_heard = _Heard()
+_stop = _StopState()
 
 
 def install_signal_handlers() -> None:
-    """From now on a first warning is kept for `warned`, or ends the process with STOPPED while there is nothing to
-    lose; a second one ends it at once. Signals that are ignored stay ignored. Only for the main thread, and once.
+    """From now on a first stop signal is kept for `stop_requested`, or ends the process with EXIT_REQUEUE until
+    `enable_graceful_stop`; a second one ends it at once. Ignored signals stay ignored. Once, from the main thread.
     """
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
@@ -52,19 +53,19 @@ def install_signal_handlers() -> None:
     for number in STOP_SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
-    threading.Thread(target=_hear, args=(ours, theirs), name="signals", daemon=True).start()
+    threading.Thread(target=_signal_loop, args=(ours, theirs), name="signals", daemon=True).start()
     follow_launcher()
 
 
 def follow_launcher() -> None:
-    """The end of the launcher, where there is one, is a warning from now on: one of a single process passes no signal
-    on, and none can pass on that it was killed. Linux only.
+    """The end of the launcher, where there is one, is a stop signal from now on: one of a single process passes no
+    signal on, and none can pass on that it was killed. Linux only.
     """
     parent = os.getppid()
     if sys.platform != "linux" or parent == 0:  # 0: in another container
         return
     command = _read(parent, "cmdline")
-    if sys.argv[0].encode() in command and (b"accelerate" in command or b"torch" in command):
+    if is_launcher(command):
         ctypes.CDLL(None).prctl(1, int(LAUNCHER_ENDED))  # PR_SET_PDEATHSIG of <linux/prctl.h>
         is_orphan = os.getppid() != parent
     else:
@@ -72,6 +73,13 @@ def follow_launcher() -> None:
         is_orphan = "TORCHELASTIC_RUN_ID" in os.environ and (adopts or not command)  # without: it is just ending
     if is_orphan:  # it had ended before
         os.kill(os.getpid(), LAUNCHER_ENDED)
+
+
+def is_launcher(command: bytes) -> bool:
+    """Whether a command line, as /proc has it, is Python with a launcher: not a shell that names one somewhere."""
+    interpreter, *arguments = (os.path.basename(word) for word in command.decode(errors="replace").split("\0"))
+    program = next((word for word in arguments if not word.startswith("-")), "")
+    return interpreter.startswith("python") and program in LAUNCHERS
 
 
 def _read(process: int, name: str) -> bytes:
@@ -82,18 +90,13 @@ def _read(process: int, name: str) -> bytes:
 
 
 def stop_requested() -> StopRequested | None:
-    """The warning that came, if one did."""
-    return StopRequested(_heard.warning) if _heard.warning else None
+    """The stop request, if a signal came."""
+    return StopRequested(_stop.reason) if _stop.reason else None
 
 
 def enable_graceful_stop() -> None:
-    """There is something to lose: a warning no longer ends the process at once."""
-    _heard.nothing_to_lose = False
-
-
-def graceful_stop_enabled() -> bool:
-    """Whether there is something to lose."""
-    return not _heard.nothing_to_lose
+    """From now on there is something to save: a stop signal no longer ends the process at once."""
+    _stop.exit_immediately = False
 
 
 def exit_now(line: str, status: int) -> None:
@@ -105,33 +108,31 @@ def exit_now(line: str, status: int) -> None:
     os._exit(status)
 
 
-def _hear(_ours: socket.socket, theirs: socket.socket) -> None:
+def _signal_loop(_ours: socket.socket, theirs: socket.socket) -> None:
     while numbers := theirs.recv(64):
         for number in numbers:
             if number in STOP_SIGNALS:
-                _heed(signal.Signals(number))
+                _handle_signal(signal.Signals(number))
 
 
-def _heed(number: signal.Signals) -> None:
+def _handle_signal(number: signal.Signals) -> None:
     now = time.monotonic()
-    if not _heard.warning:
-        name = "the launcher ended" if number == LAUNCHER_ENDED else number.name
-        _heard.at, _heard.warning = now, name
-        if _heard.nothing_to_lose:
-            _say(f"{name}: stopped before the first step")
-            os._exit(StopRequested(name).status)
-        _say(f"{name}: stopping after a checkpoint; a second signal stops at once")
-    elif number != LAUNCHER_ENDED and now - _heard.at > _seconds_of(number):
-        _say(f"{number.name}: stopped at once")
+    if not _stop.reason:
+        reason = "the launcher ended" if number == LAUNCHER_ENDED else number.name
+        _stop.at, _stop.reason = now, reason
+        if _stop.exit_immediately:
+            _print(f"{reason}: stopped before the first step")
+            os._exit(StopRequested(reason).status)
+        _print(f"{reason}: stopping after a checkpoint; a second signal stops at once")
+    elif number != LAUNCHER_ENDED and now - _stop.at > _same_seconds(number):
+        _print(f"{number.name}: stopped at once")
         os._exit(128 + number)
 
 
-def _seconds_of(number: signal.Signals) -> float:
+def _same_seconds(number: signal.Signals) -> float:
     return SAME_CTRL_C_SECONDS if number == signal.SIGINT else SAME_SIGNAL_SECONDS
 
 
-def _say(line: str) -> None:
-    try:
+def _print(line: str) -> None:
+    with suppress(OSError):  # whoever read it is gone, which may be why the signal came
         os.write(2, f"srcnn: {line}\n".encode())
-    except OSError:
-        pass  # whoever read it is gone, which may be why the signal came

@@ -1,116 +1,187 @@
-"""One optimizer step. The host queues it and does not wait: how it ended it hears while the next one is computed."""
+"""One optimizer step, enqueued asynchronously: on a GPU its outcome is read while the next gradient is computed."""
 
 from __future__ import annotations
 
+import json
+import logging
 import math
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import torch
 
-from srcnn.distributed import DistributedError, raise_if_any_rank_failed
+from srcnn.dataset import ShardDataset
+from srcnn.distributed import all_gather_json, raise_if_any_rank_failed
 from srcnn.loader import Batch
-from srcnn.meter import Meter
 from srcnn.optimizer import lr_factor, set_lr, update_average
-from srcnn.queued import Queued, on_its_way
-from srcnn.signals import StopRequested
-from srcnn.state import Run
-from srcnn.train_config import TrainConfig
 from srcnn.transforms import conditions_for
 
+if TYPE_CHECKING:
+    from srcnn.trainer import Trainer
 
-def train_step(
-    config: TrainConfig, run: Run, batch: Batch, meter: Meter, trouble: Exception | None = None
-) -> Queued | None:
+SKIPPED = "skipped.jsonl"
+NAME_BYTES = 100  # of a tar header: where the name of a member stands
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PendingStep:
+    """A submitted optimizer step whose outcome (applied or skipped) the host has not read yet.
+
+    Attributes:
+        step, samples: the training's after it.
+        batch_size: tiles over all ranks.
+        tiles: this rank's, the numbers of the pairs in their split.
+        sums: of this rank's tiles, as a `Meter` takes them.
+        outcome: waits for the device; (length of the gradient, stop flag), the same on all ranks. A length that is not
+            finite: the device has skipped the step. A flag other than 0: some rank cannot go on, or could not tell.
+    """
+
+    step: int
+    samples: int
+    batch_size: int
+    tiles: torch.Tensor
+    sums: torch.Tensor
+    learning_rate: float
+    outcome: Callable[[], tuple[float, ...]]
+
+
+def train_step(trainer: Trainer, batch: Batch) -> None:
     """One optimizer step over one global batch: the mean loss over all pixels of all ranks' tiles.
 
-    The ranks agree on every step without a word: a loss that is not finite on one of them, or its `trouble`, makes the
-    gradient NaN, which the all-reduce brings to all. None of them takes such a step then; the device leaves it out by
-    itself. The host looks at the length of the gradient, in `settle`, at once or, where `run.lags`, while the device
-    works on the gradient of the next step, which is not applied before. So one step at most is open, and it counts in
-    `run.step` and `run.samples` already.
+    The ranks need no further collective to agree. A loss that is not finite on one of them makes the gradient NaN on
+    all, and none takes the step. Whether a rank cannot go on (`trainer.error`) is one more gradient, that of
+    `stop_flag`: all of them hear of it after the same step, which is whole on all, as each had its batch.
 
-    Returns:
-        The step that turned out to be skipped, if one did: its samples are used up, the weights are as before. It is
-        this step or, where `run.lags`, the one before.
+    Where `trainer.async_steps`, the host reads the outcome while the device works on the next gradient, which is not
+    applied before. So at most one step is pending; `state.step` and `state.samples` count it already.
 
     Raises:
-        DistributedError, Stopped: some rank had trouble; on all ranks, and as if that step had not begun.
+        DistributedError, StopRequested: some rank cannot go on, or was asked to stop; on all ranks, between two steps.
+        FloatingPointError: too many steps in a row were skipped; on all ranks.
     """
-    accelerator = run.accelerator
-    clean, degraded = run.to_float_batch(batch, config.augment)
+    config, state, accelerator = trainer.config, trainer.state, trainer.accelerator
+    with trainer.phase("bytes to floats"):
+        clean, degraded = trainer.to_float_batch(batch, config.augment)
     batch_size = config.global_batch_size(accelerator.num_processes)
-    # Gradients are averaged over the ranks, whose parts may be unequal.
-    weight = math.nan if trouble else accelerator.num_processes / batch_size
-    arrays = [clean, degraded, *conditions_for(run.network, batch)]
+    weight = accelerator.num_processes / batch_size  # DDP averages over the ranks, whose parts may be unequal
+    arrays = [clean, degraded, *conditions_for(trainer.network, batch)]
     at_once = config.tiles_at_once(accelerator.device.type, len(clean))
-    sums = torch.zeros_like(meter.sums)
-    # Gradients keep their memory: what a CUDA graph gave as one would be overwritten by the next part of the batch.
-    run.optimizer.zero_grad(set_to_none=False)
+    sums = torch.zeros_like(trainer.meter.sums)
+    # Gradients keep their memory: what a CUDA graph gave as one would be overwritten by the next micro-batch.
+    trainer.model.zero_grad(set_to_none=False)
 
     def accumulate(*arrays: torch.Tensor) -> None:
-        loss, scores = run.model(*arrays)
-        accelerator.backward(loss * (weight + 0 * loss.detach()))  # NaN where the loss is not finite
+        with trainer.phase("forward"):
+            loss, scores = trainer.model(*arrays)
+        with trainer.phase("backward"):
+            weights = torch.full_like(loss, weight).masked_fill(~loss.detach().isfinite(), math.nan)
+            accelerator.backward(loss * weights + trainer.stop_flag * float(trainer.error is not None))
         sums.add_(scores)
 
-    *first, last = zip(*(torch.split(array, at_once) for array in arrays), strict=True)
-    with accelerator.no_sync(run.model):  # the gradients travel once
-        for chunk in first:
-            accumulate(*chunk)
-    accumulate(*last)
-    skipped = resolve_pending_step(config, run, meter)
-    gradient_norm = accelerator.clip_grad_norm_(run.network.parameters(), config.optimizer.clip_norm or math.inf)
-    before = scaler_state(run)
-    learning_rate = apply(config, run, gradient_norm)
-    run.step, run.samples = run.step + 1, run.samples + batch_size
-    run.queued = Queued(run.step, run.samples, batch_size, batch.samples, sums, on_its_way(gradient_norm),
-                        learning_rate, trouble, before)
-    return skipped if run.lags else resolve_pending_step(config, run, meter)
+    micro_batches = list(zip(*(torch.split(array, at_once) for array in arrays), strict=True))
+    with accelerator.no_sync(trainer.model):  # one all-reduce, with the last micro-batch
+        for micro_batch in micro_batches[:-1]:
+            accumulate(*micro_batch)
+    accumulate(*micro_batches[-1])
+    resolve_pending_step(trainer)
+    with trainer.phase("optimizer"):
+        parameters = trainer.network.parameters()
+        gradient_norm = accelerator.clip_grad_norm_(parameters, config.optimizer.clip_norm or math.inf)
+        learning_rate = update_weights(trainer, gradient_norm)
+    state.step, state.samples = state.step + 1, state.samples + batch_size
+    outcome = copy_scalars_async(torch.stack([gradient_norm, cast(torch.Tensor, trainer.stop_flag.grad)]))
+    trainer.pending = PendingStep(state.step, state.samples, batch_size, batch.samples, sums, learning_rate, outcome)
+    if not trainer.async_steps:
+        resolve_pending_step(trainer)
 
 
-def apply(config: TrainConfig, run: Run, gradient_norm: torch.Tensor) -> float:
-    """Changes the weights, which the device leaves out where the gradient is not finite; returns the learning rate.
+def update_weights(trainer: Trainer, gradient_norm: torch.Tensor) -> float:
+    """The optimizer's update, unless the gradient is not finite, which the device decides; returns the learning rate.
 
-    fp16's scaler looks at the gradients itself, on the device too, and lowers its scale where they are not finite.
+    `found_inf` is the contract between torch.amp.GradScaler and fused optimizers; fp16's own scaler sets it itself.
     """
-    set_lr(run.optimizer, lr_factor(config.optimizer, run.samples, config.total_samples))
-    run.optimizer.optimizer.found_inf = (~gradient_norm.isfinite()).float()  # as torch.amp.GradScaler tells it
-    run.optimizer.step()
-    return float(run.optimizer.param_groups[0]["lr"])
+    config = trainer.config
+    set_lr(trainer.optimizer, lr_factor(config.optimizer, trainer.state.samples, config.total_samples))
+    trainer.optimizer.optimizer.found_inf = (~gradient_norm.isfinite()).float()
+    trainer.optimizer.step()
+    return float(trainer.optimizer.param_groups[0]["lr"])
 
 
-def resolve_pending_step(config: TrainConfig, run: Run, meter: Meter) -> Queued | None:
-    """Waits for the step that is open, if one is, and counts it; returns it where it was skipped.
+def copy_scalars_async(scalars: torch.Tensor) -> Callable[[], tuple[float, ...]]:
+    """Begins to copy a vector to the host; the function returned waits for it and gives its numbers."""
+    if scalars.device.type != "cuda":
+        return lambda: tuple(map(float, scalars))
+    copy = scalars.to("cpu", non_blocking=True)  # into pinned memory
+    copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # leaves the core to readers
+    copied.record()
+
+    def wait() -> tuple[float, ...]:
+        copied.synchronize()
+        return tuple(map(float, copy))
+
+    return wait
+
+
+def resolve_pending_step(trainer: Trainer) -> None:
+    """Waits for the outcome of the pending step, if there is one, and counts it as applied or skipped.
 
     Raises:
-        DistributedError, Stopped: as `train_step`.
+        DistributedError, StopRequested, FloatingPointError: as `train_step`.
     """
-    step, run.queued = run.queued, None
-    if step is None:
-        return None
-    gradient_norm = step.gradient_norm()
+    pending, trainer.pending = trainer.pending, None
+    if pending is None:
+        return
+    state = trainer.state
+    gradient_norm, stop_flag = pending.outcome()
     if math.isfinite(gradient_norm):
-        meter.add(step.sums, gradient_norm, step.learning_rate)
-        if run.average is not None:
-            update_average(run.average, run.network, config.optimizer, step.samples, step.batch_size)
-        run.skipped_in_a_row = 0
-        return None
+        with trainer.phase("meter"):
+            trainer.meter.add(pending.sums, gradient_norm, pending.learning_rate)
+        if trainer.average is not None:
+            update_average(trainer.average, trainer.network, trainer.config.optimizer, pending.samples,
+                           pending.batch_size)
+        state.skipped_in_a_row = 0
+    else:
+        state.skipped_steps += 1
+        state.skipped_in_a_row += 1
+        report_skipped_step(trainer, pending)
+    if stop_flag != 0:  # NaN, where a loss was: a rank may have had something to say
+        raise_if_any_rank_failed(trainer.error, trainer.group)
+
+
+def report_skipped_step(trainer: Trainer, skipped: PendingStep) -> None:
+    """Records a step skipped for a non-finite loss or gradient, with its tiles; not those of fp16's search for a scale.
+
+    Raises:
+        FloatingPointError: too many steps in a row were skipped; on all ranks.
+    """
+    in_a_row = trainer.state.skipped_in_a_row
+    is_too_many = in_a_row > trainer.config.max_skipped_steps
+    if trainer.accelerator.scaler and not is_too_many:
+        return
+    keys = all_gather_json(sample_keys(trainer.dataset, skipped.tiles.tolist()), trainer.group)
+    path = Path(trainer.config.run, SKIPPED)
+    if trainer.accelerator.is_main_process:
+        logger.warning("loss or gradient is not finite: step %d skipped, its tiles are in %s", skipped.step, path)
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                entry = {"step": skipped.step, "samples": skipped.samples, "keys_of_ranks": keys}
+                file.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            logger.warning("%s cannot be written: %s", path, error)
+    if is_too_many:
+        raise FloatingPointError(f"loss or gradient was not finite in {in_a_row} steps in a row: lower optimizer.lr "
+                                 f"and start a new run; the tiles of these steps are in {path}")
+    if trainer.tracking:
+        trainer.tracking.skipped(skipped.step)
+
+
+def sample_keys(dataset: ShardDataset, samples: list[int]) -> list[str]:
+    """The names of the samples' first members in the shards; their numbers where these cannot be read."""
     try:
-        raise_if_any_rank_failed(step.trouble, run.group)
-    except (DistributedError, StopRequested):
-        run.step, run.samples = step.step - 1, step.samples - step.batch_size
-        for tensor, before in zip(scaler_tensors(run), step.scaler_before, strict=True):
-            tensor.copy_(before)
-        raise
-    run.skipped_steps += 1
-    run.skipped_in_a_row += 1
-    return step
-
-
-def scaler_tensors(run: Run) -> list[torch.Tensor]:
-    """What a step changes of fp16's scaler; its `state_dict` would wait for the device."""
-    scaler: Any = run.accelerator.scaler
-    return [scaler._scale, scaler._growth_tracker] if scaler else []
-
-
-def scaler_state(run: Run) -> list[torch.Tensor]:
-    return [tensor.clone() for tensor in scaler_tensors(run)]
+        headers = [bytes(dataset.fetch(sample, sample + 1)[0][:NAME_BYTES]) for sample in samples]
+    except (OSError, ValueError) as error:
+        return [f"samples {samples} of {dataset.location} ({error})"]
+    return [header.rstrip(b"\0").decode(errors="backslashreplace") for header in headers]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from srcnn.errors import UserError
 from srcnn.loader import StreamConfig
 from srcnn.loss import CompileMode, LossName
 from srcnn.optimizer import OptimizerConfig
@@ -104,23 +105,22 @@ class TrainConfig:
         for key in ("total_samples", "batch_size_per_process", "log_every_samples", "validate_every_samples",
                     "keep_checkpoints"):
             if getattr(self, key) < 1:
-                raise ValueError(f"{key} {getattr(self, key)}: expected at least 1")
+                raise UserError(f"{key} {getattr(self, key)}: expected at least 1")
         for key in ("batch_size", "micro_batch_size", "overfit_tiles", "num_pictures", "save_every_samples",
                     "save_every_minutes", "max_skipped_steps", "luma_weight"):
             if getattr(self, key) < 0:
-                raise ValueError(f"{key} {getattr(self, key)}: cannot be negative")
+                raise UserError(f"{key} {getattr(self, key)}: cannot be negative")
         if self.timeout_minutes <= 0:
-            raise ValueError(f"timeout_minutes {self.timeout_minutes}: must be above zero")
+            raise UserError(f"timeout_minutes {self.timeout_minutes}: must be above zero")
         if self.unet.widths and (self.model != ModelConfig() or self.initialization == "paper"):
-            raise ValueError("unet.widths: a U-Net has no use for the settings of model, nor for the paper's "
-                             "initialization; leave them out, or unet")
-
+            raise UserError("unet.widths: a U-Net has no use for the settings of model, nor for the paper's "
+                            "initialization; leave them out, or unet")
         if self.luma_weight and self.network.channels != 3:
-            raise ValueError(f"luma_weight {self.luma_weight}: the network has {self.network.channels} channels, not 3")
+            raise UserError(f"luma_weight {self.luma_weight}: the network has {self.network.channels} channels, not 3")
         if self.degrades and self.overfit_tiles:
-            raise ValueError(f"overfit_tiles {self.overfit_tiles}: takes pairs of the shards; leave degradation out")
+            raise UserError(f"overfit_tiles {self.overfit_tiles}: takes pairs of the shards; leave degradation out")
         if self.degrades and self.stream.resident == "device":
-            raise ValueError("stream.resident device: pairs are made on the host (degradation): take host, or no")
+            raise UserError("stream.resident device: pairs are made on the host (degradation): take host, or no")
 
     @property
     def degrades(self) -> bool:
@@ -131,7 +131,7 @@ class TrainConfig:
         """Of the training pairs, (H, W) or (H, W, 3), where the shards' tiles have `tile_shape`.
 
         Raises:
-            ValueError: these are too small.
+            UserError: these are too small.
         """
         return self.degradation.pair_shape(tile_shape) if self.degrades else tile_shape
 
@@ -146,10 +146,10 @@ class TrainConfig:
         return "default" if self.compile is True else self.compile or None
 
     def global_batch_size(self, num_ranks: int) -> int:
-        """Tiles of an optimizer step over all ranks. Raises ValueError where some rank would have none."""
+        """Tiles of an optimizer step over all ranks. Raises UserError where some rank would have none."""
         size = self.batch_size or self.batch_size_per_process * num_ranks
         if size < num_ranks:
-            raise ValueError(f"batch_size {size}: expected at least one tile for each of the {num_ranks} ranks")
+            raise UserError(f"batch_size {size}: expected at least one tile for each of the {num_ranks} ranks")
         return size
 
     def tiles_at_once(self, device_type: str, num_tiles: int) -> int:

@@ -1,4 +1,4 @@
-"""Batches of bytes -> what a network takes: floats, flipped and turned."""
+"""Batches of bytes -> floats, flipped and turned."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def to_float_batch(batch: Batch, augment: bool = False) -> tuple[torch.Tensor, t
 
 
 def conditions_for(network: Network, batch: Batch) -> list[torch.Tensor]:
-    """What the network is called with after the degraded tiles: a batch's conditions, if it takes and there are any."""
+    """The arguments of a network after the degraded tiles: a batch's conditions, if it is conditioned and has any."""
     return [batch.conditions] if network.conditioned and batch.conditions is not None else []
 
 

@@ -22,6 +22,8 @@ import numpy as np
 import yaml
 from PIL import Image, TiffImagePlugin
 
+from srcnn.errors import UserError
+
 MAX_MANIFEST_BYTES = 512 << 20  # two million shards; parsed it takes some ten times as much memory
 MAX_YAML_BYTES, MAX_YAML_DEPTH = 1 << 20, 20
 MAX_COUNT = 1 << 60  # of anything: sums of a few stay below 2^63
@@ -38,7 +40,7 @@ _lifting = threading.Lock()
 _lifted: list[int | None] = []  # Pillow's own limit, once for every picture that is open without it
 
 
-class OutOfBounds(ValueError):
+class OutOfBounds(UserError):
     """Something foreign is of another kind, type or size than it may be; the message says which."""
 
 

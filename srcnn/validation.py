@@ -1,4 +1,4 @@
-"""Batches as the network wants them, and the validation: every tile exactly once, the same on any number of ranks."""
+"""Validation: every tile exactly once, the same on any number of ranks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from srcnn.base import Network
 from srcnn.dataset import ShardDataset
 from srcnn.device import full_precision, to_device
 from srcnn.device_loader import on_device
-from srcnn.distributed import run_on_all_ranks, sum_over_ranks
+from srcnn.distributed import run_on_all_ranks
 from srcnn.loader import StreamConfig, val_batches
 from srcnn.metrics import luma, ssim, tile_psnr
 from srcnn.transforms import conditions_for, to_float_batch
@@ -37,8 +37,8 @@ def validate(
 
     Raises:
         FloatingPointError: the network's output is not finite; on all ranks alike.
-        DistributedError: a rank cannot read its pairs; on all ranks, where `group` is that of `process_group`.
-        Stopped: a rank was told to stop; likewise.
+        DistributedError: a rank cannot read its pairs; on all ranks, where `group` is that of `new_cpu_group`.
+        StopRequested: a rank was asked to stop; likewise.
     """
     model = to_device(model.without_centering(), accelerator.device).eval()  # free of autocast
     size = BATCH_SIZE.get(accelerator.device.type, 64)
@@ -49,14 +49,15 @@ def validate(
     def score() -> torch.Tensor:
         sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=accelerator.device)
         for batch in on_device(batches, accelerator.device):
-            if warning := signals.stop_requested():
-                raise warning
+            if request := signals.stop_requested():
+                raise request
             sums += score_sums(model, *to_float_batch(batch), *conditions_for(model, batch))
         return sums
 
     names = SCORES + LUMA_SCORES if len(reader.tile_shape) == 3 else SCORES
-    *totals, num_tiles = sum_over_ranks(run_on_all_ranks(score, group)).tolist()
-    assert num_tiles == reader.num_samples, "a validation tile was missed or counted twice"
+    *totals, num_tiles = accelerator.reduce(run_on_all_ranks(score, group)).tolist()
+    if num_tiles != reader.num_samples:
+        raise RuntimeError(f"validation counted {num_tiles:g} tiles of {reader.num_samples}")
     values = {f"val/{name}": total / num_tiles for name, total in zip(names, totals, strict=True)}
     if not math.isfinite(values["val/loss"]):
         raise FloatingPointError("the network's output is no longer finite: lower optimizer.lr and start a new run")
@@ -69,16 +70,16 @@ def score_sums(
     model: Network, clean: torch.Tensor, degraded: torch.Tensor, *conditions: torch.Tensor
 ) -> torch.Tensor:
     """SCORES, of three channels LUMA_SCORES too, and 1, each summed over the tiles; float64 (6,) or (8,)."""
-    with full_precision():
+    with full_precision():  # SSIM's convolutions too: TF32 would take the digits that its variances differ in
         restored = model(degraded, *conditions)
-    shown = restored.clamp(0, 1)
-    scores = [
-        tile_psnr(clean, degraded),
-        tile_psnr(clean, shown),
-        ssim(clean, degraded),
-        ssim(clean, shown),
-        (restored - clean).double().square().mean(dim=(1, 2, 3)),
-    ]
-    if clean.shape[1] == 3:
-        scores += [tile_psnr(luma(clean), luma(other)) for other in (degraded, shown)]
+        shown = restored.clamp(0, 1)
+        scores = [
+            tile_psnr(clean, degraded),
+            tile_psnr(clean, shown),
+            ssim(clean, degraded),
+            ssim(clean, shown),
+            (restored - clean).double().square().mean(dim=(1, 2, 3)),
+        ]
+        if clean.shape[1] == 3:
+            scores += [tile_psnr(luma(clean), luma(other)) for other in (degraded, shown)]
     return torch.stack([score.double().sum().to(clean.device) for score in (*scores, torch.ones(len(clean)))])

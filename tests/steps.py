@@ -7,12 +7,11 @@ import torch
 from accelerate.state import AcceleratorState
 from small import small_config
 
-from srcnn import state as runs
 from srcnn.dataset import ShardDataset
 from srcnn.device_loader import on_device
 from srcnn.loader import StreamConfig, train_batches
-from srcnn.meter import Meter
 from srcnn.shuffle import BatchPlan
+from srcnn.trainer import Trainer
 from srcnn.transforms import to_float_batch
 
 
@@ -24,20 +23,19 @@ def any_device():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def begun(folder, shards, start_accelerator=runs.start_accelerator, **changes):
-    """A config, a run of its own at its start, its meter and its batches."""
-    config = small_config(folder, shards, **changes)
-    run = runs.start_run(config, start_accelerator(config))
+def begun(folder, shards, **changes):
+    """A trainer at its start, which holds no run folder, and batches for it."""
+    trainer = Trainer(small_config(folder, shards, **changes))
     batches = train_batches(ShardDataset(shards / "train"), StreamConfig(), BatchPlan(0, 0, 10_000, 8))
-    return config, run, Meter(run.accelerator.device), on_device(batches, run.accelerator.device)
+    return trainer, on_device(batches, trainer.accelerator.device)
 
 
-def kept(run):
+def kept(trainer):
     """Copies of all that a step changes."""
-    scaler = run.accelerator.scaler
-    average = run.average.state_dict() if run.average is not None else {}
-    return copied([run.network.state_dict(), average, run.optimizer.state_dict()["state"],
-                   scaler.state_dict() if scaler else {}, run.step, run.samples])
+    scaler = trainer.accelerator.scaler
+    average = trainer.average.state_dict() if trainer.average is not None else {}
+    return copied([trainer.network.state_dict(), average, trainer.optimizer.state_dict()["state"],
+                   scaler.state_dict() if scaler else {}, trainer.state.step, trainer.state.samples])
 
 
 def copied(value):
@@ -49,17 +47,17 @@ def copied(value):
 
 
 @contextmanager
-def spoiled(run):
+def spoiled(trainer):
     """A pixel of the pairs is infinite."""
-    before = run.to_float_batch
+    before = trainer.to_float_batch
 
     def infinite(batch, augment):
         clean, degraded = to_float_batch(batch, augment)
         degraded[-1, 0, 3, 5] = torch.inf
         return clean, degraded
 
-    run.to_float_batch = infinite
+    trainer.to_float_batch = infinite
     try:
         yield
     finally:
-        run.to_float_batch = before
+        trainer.to_float_batch = before

@@ -90,6 +90,13 @@ def test_a_best_checkpoint_that_could_not_be_written_comes_with_the_next(tmp_pat
     writer.close()
 
 
+def test_steps_sort_as_numbers(tmp_path, model):
+    for step in (99_999_999, 100_000_000):
+        save(tmp_path, step, model, keep=1)
+    assert checkpoint.latest(tmp_path).name == "step-100000000"
+    assert len(checkpoint.step_folders(tmp_path)) == 1
+
+
 def test_damaged_checkpoints_that_were_passed_over_do_not_push_out_new_ones(tmp_path, model):
     save(tmp_path, 1, model, is_best=True)
     (save(tmp_path, 9, model) / checkpoint.MODEL).write_bytes(b"damaged")

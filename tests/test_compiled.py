@@ -12,6 +12,7 @@ from small import small_config, small_shards
 from steps import any_device, begun, kept  # noqa: F401  # a fixture
 
 from srcnn.config import parse
+from srcnn.distributed import DistributedError
 from srcnn.loss import LossAndScores, compile_static_shape
 from srcnn.metrics import psnr
 from srcnn.srcnn_model import SRCNN, ModelConfig
@@ -72,10 +73,10 @@ def test_what_a_graph_overwrites_is_not_used_after(tmp_path, shards, monkeypatch
         return graphed(function) if mode == "reduce-overhead" else function
 
     monkeypatch.setattr("srcnn.loss.compile_static_shape", once)
-    monkeypatch.setattr("srcnn.state.compile_static_shape", once)
+    monkeypatch.setattr("srcnn.trainer.compile_static_shape", once)
     config = small_config(tmp_path / "plain", shards, micro_batch_size=3)
     train(config)
-    monkeypatch.setattr("srcnn.state.ASYNC_DEVICES", ("cpu",))
+    monkeypatch.setattr("srcnn.trainer.ASYNC_DEVICES", ("cpu",))
     train(replace(config, run=str(tmp_path / "graphs"), compile="reduce-overhead"))
     assert_same_run(tmp_path / "graphs", tmp_path / "plain")
 
@@ -93,19 +94,19 @@ def test_true_is_a_mode_and_so_is_the_name_of_one(capsys):
 @pytest.mark.usefixtures("any_device")
 @pytest.mark.parametrize("mode,precision", [("default", "no"), ("reduce-overhead", "bf16")])
 def test_a_compiled_step_is_the_plain_one_and_is_compiled_once(tmp_path, shards, mode, precision):
-    """The last part of a batch is smaller, and a rank in trouble brings one black tile."""
+    """The last part of a batch is smaller; a rank that cannot go on brings its last batch again."""
     results = []
     for compiles in (False, mode):
-        config, run, meter, batches = begun(tmp_path, shards, compile=compiles, mixed_precision=precision,
-                                            micro_batch_size=3, loss_crop=True)
-        train_step(config, run, next(batches), meter)
+        trainer, batches = begun(tmp_path, shards, compile=compiles, mixed_precision=precision, micro_batch_size=3,
+                                 loss_crop=True)
+        train_step(trainer, next(batches))
         with torch._dynamo.config.patch(error_on_recompile=True):
             for _ in range(2):
-                train_step(config, run, next(batches), meter)
-            with pytest.raises(RuntimeError, match="a cable"):
-                batch = next(batches)
-                train_step(config, run, batch.map(lambda part: part[:1]), meter, OSError("a cable"))
-        results.append((kept(run)[0], meter.sums))
+                train_step(trainer, next(batches))
+            batch, trainer.error = next(batches), OSError("a cable")
+            with pytest.raises(DistributedError, match="a cable"):
+                train_step(trainer, batch)
+        results.append((kept(trainer)[0], trainer.meter.sums))
     assert not torch._dynamo.utils.counters["graph_break"]
     tolerance = 1e-5 if precision == "no" else 1e-3
     torch.testing.assert_close(results[1][0], results[0][0], rtol=0, atol=tolerance)

@@ -98,24 +98,29 @@ def test_fp16_trains_too_while_its_scaler_looks_for_a_scale(tmp_path, shards, pl
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name,first", [("adam", 0), ("sgd", 0), ("adamw", 3)])
 def test_a_step_that_is_not_finite_is_left_out_by_the_device(tmp_path, shards, monkeypatch, device, name, first):
-    monkeypatch.setattr("srcnn.state.ASYNC_DEVICES", ("cpu", "cuda"))
+    monkeypatch.setattr("srcnn.trainer.ASYNC_DEVICES", ("cpu", "cuda"))
+    reported = []
+    monkeypatch.setattr("srcnn.step.report_skipped_step", lambda _, step: reported.append(step))
     with working_on(device):
-        config, run, meter, batches = begun(tmp_path, shards, optimizer=replace(OPTIMIZER, name=name))
-        assert run.lags and run.accelerator.device.type == device
+        trainer, batches = begun(tmp_path, shards, optimizer=replace(OPTIMIZER, name=name))
+        assert trainer.async_steps and trainer.accelerator.device.type == device
         for _ in range(first):
-            train_step(config, run, next(batches), meter)
-        resolve_pending_step(config, run, meter)
-        before, spoilt = kept(run), next(batches)
-        with spoiled(run):
-            assert train_step(config, run, spoilt, meter) is None, "it is not known yet"
-        after = kept(run)
-        skipped = train_step(config, run, next(batches), meter)
+            train_step(trainer, next(batches))
+        resolve_pending_step(trainer)
+        before, spoilt = kept(trainer), next(batches)
+        with spoiled(trainer):
+            train_step(trainer, spoilt)
+        assert not reported, "it is not known yet"
+        after = kept(trainer)
+        train_step(trainer, next(batches))
+        resolve_pending_step(trainer)
+        (skipped,) = reported
         assert (skipped.step, skipped.samples) == (first + 1, 8 * first + 8)
         assert torch.equal(skipped.tiles, spoilt.samples)
         assert_same_bits(after[:2], before[:2])
         for number, values in before[2].items():
             assert_same_bits(after[2][number], values)
-        assert resolve_pending_step(config, run, meter) is None and run.skipped_steps == 1
+        assert trainer.state.skipped_steps == 1
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -134,20 +139,20 @@ def test_continued_it_is_the_same_to_the_last_bit(tmp_path, shards, reproducible
 @needs_gpu
 def test_on_a_gpu_weights_gradients_and_state_are_channels_last_and_a_step_waits_for_nothing(tmp_path, shards):
     with working_on("cuda"):
-        config, run, meter, batches = begun(tmp_path, shards, optimizer=OPTIMIZER)
-        assert run.lags
+        trainer, batches = begun(tmp_path, shards, optimizer=OPTIMIZER)
+        assert trainer.async_steps
         for _ in range(3):
-            train_step(config, run, next(batches), meter)
+            train_step(trainer, next(batches))
         batch = next(batches)
-        resolve_pending_step(config, run, meter)  # which does wait
+        resolve_pending_step(trainer)  # which does wait
         torch.cuda.set_sync_debug_mode("error")
         try:
-            train_step(config, run, batch, meter)
+            train_step(trainer, batch)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        resolve_pending_step(config, run, meter)
-        weight = run.network.conv3.weight
-        moments = run.optimizer.state[weight]
+        resolve_pending_step(trainer)
+        weight = trainer.network.conv3.weight
+        moments = trainer.optimizer.state[weight]
         for tensor in (weight, weight.grad, moments["exp_avg"], moments["exp_avg_sq"]):
             assert tensor.is_contiguous(memory_format=torch.channels_last)
 

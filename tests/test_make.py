@@ -90,7 +90,7 @@ def run_demo(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "DRAWN_SIZE", (261, 257))
     for name in ("shards.skylines.num_cores", "shards.write.num_cores"):
         monkeypatch.setattr(name, lambda: 1)  # processes that start cost more than what they do here
-    monkeypatch.setattr(signals, "listen", lambda: None)  # it is for a process of one's own
+    monkeypatch.setattr(signals, "install_signal_handlers", lambda: None)  # it is for a process of one's own
 
     def run(*arguments):
         if arguments:

@@ -107,5 +107,11 @@ def test_a_job_knows_its_own_run_folder_again(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # a launcher's rank of the same job
     train(fresh)
     assert is_restart(tmp_path / "run") and not (tmp_path / "run.before-2").exists()
+    monkeypatch.delenv("KUBERNETES_JOB_UID")
+    monkeypatch.setenv("SLURM_JOB_ID", "9")
+    train(small_config(tmp_path / "run", shards, total_samples=16))
+    assert not is_restart(tmp_path / "run"), "two commands in one allocation"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert is_restart(tmp_path / "run"), "requeued"
     monkeypatch.setenv("KUBERNETES_JOB_UID", "5678")
     assert not is_restart(tmp_path / "run")

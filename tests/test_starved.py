@@ -32,21 +32,22 @@ SPOILED = """
 import sys
 from contextlib import nullcontext
 from steps import spoiled
-from srcnn import run as runs, signals, train as training
+from srcnn import trainer as training
+from srcnn.train_config import TrainConfig
 what, when = sys.argv.pop().split(":")
 first, last, rank = map(int, sys.argv.pop().split(":"))
 if when == "late":
-    runs.LAGGING = ("cpu",)
+    training.ASYNC_DEVICES = ("cpu",)
 step = training.train_step
-def disturbed(config, run, batch, meter, trouble=None):
-    here = first <= run.step < last and run.accelerator.process_index == rank
-    if here and what == "trouble":
-        trouble = trouble or OSError("a cable")
-    with spoiled(run) if here and what != "trouble" else nullcontext():
-        return step(config, run, batch, meter, trouble)
+def disturbed(trainer, batch):
+    here = first <= trainer.state.step < last and trainer.accelerator.process_index == rank
+    if here and what == "error":
+        trainer.error = trainer.error or OSError("a cable")
+    with spoiled(trainer) if here and what != "error" else nullcontext():
+        return step(trainer, batch)
 training.train_step = disturbed
 from srcnn.launcher import launch
-launch("spoiled", None, runs.TrainConfig, training.train)
+launch("spoiled", None, TrainConfig, training.train)
 """
 
 
@@ -84,16 +85,16 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_all_up_to_a_limit(
 
 
 @slow
-def test_a_rank_that_fails_is_heard_of_late_and_its_step_taken_back_by_all(tmp_path, shards):
-    """As on GPUs: the others have begun the next step by then."""
+def test_a_rank_that_fails_is_heard_of_late_and_all_stop_after_the_same_step(tmp_path, shards):
+    """As on GPUs: the others have computed the next gradient by then."""
     settings = {"shards": shards, "total_samples": 96, "log_every_samples": 48, "validate_every_samples": 96,
                 "optimizer": {"lr": 2e-3, "average_halflife_samples": 500}}
     run = tmp_path / "run"
-    status, output = train_spoiled(tmp_path, "5:6:1", "trouble:late", run=str(run), **settings)
+    status, output = train_spoiled(tmp_path, "4:5:1", "error:late", run=str(run), **settings)
     assert status == 1 and output.count("spoiled: a cable") == 2, output
     assert (state(run)["step"], state(run)["samples"]) == (5, 60)
     for folder in (run, tmp_path / "whole"):
-        status, output = train_spoiled(tmp_path, "99:99:1", "trouble:late", run=str(folder), **settings)
+        status, output = train_spoiled(tmp_path, "99:99:1", "error:late", run=str(folder), **settings)
         assert status == 0, output
     assert_same_run(run, tmp_path / "whole")
 
@@ -199,12 +200,12 @@ def test_fresh_begins_anew_and_deletes_nothing(tmp_path, shards):
     succeed(start(1, tmp_path, "--fresh", run=str(run), seed=1, **settings,
                   environment={"TORCHELASTIC_RESTART_COUNT": "1"}))
     assert len(list(tmp_path.glob("run.before-*"))) == 1, "a launcher's restart continues"
-    jobs = {"TORCHELASTIC_RUN_ID": "job 7"}, {"SLURM_JOB_ID": "8", "SLURM_RESTART_COUNT": "1"}
-    for num_kept, job in enumerate(jobs, 2):
-        for _ in range(2):
-            succeed(start(1, tmp_path, "--fresh", run=str(run), seed=1, **settings, environment=job))
+    for num_kept, environment in enumerate(({"TORCHELASTIC_RUN_ID": "job-7"}, {"SLURM_JOB_ID": "8"}), 2):
+        for requeues in ("1", "2"):
+            environment |= {"SLURM_RESTART_COUNT": requeues}
+            succeed(start(1, tmp_path, "--fresh", run=str(run), seed=1, **settings, environment=environment))
             kept = sorted(path.name for path in tmp_path.glob("run.before-*"))
-            assert len(kept) == num_kept, "a job begins anew once, whoever joins or requeues"
+            assert len(kept) == num_kept, "a job starts over once, whoever joins or requeues"
 
 
 @slow

@@ -1,10 +1,13 @@
 """A step: what the host does not wait for, and that it makes no difference when it hears how a step ended."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from jobs import assert_same_bits, assert_same_run, state
 from small import small_config, small_shards
 from steps import begun, kept, spoiled
@@ -13,12 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from srcnn import signals
 from srcnn.dataset import ShardDataset
 from srcnn.distributed import DistributedError
+from srcnn.errors import UserError
 from srcnn.optimizer import OptimizerConfig, build_optimizer, complete_state
 from srcnn.signals import StopRequested
 from srcnn.srcnn_model import SRCNN
 from srcnn.state import start_accelerator
 from srcnn.step import resolve_pending_step, train_step
-from srcnn.trainer import train
+from srcnn.trainer import Trainer, train
 
 AVERAGED = OptimizerConfig(lr=2e-3, average_halflife_samples=100, schedule="cosine")
 OPTIMIZERS = [AVERAGED, OptimizerConfig("adamw", weight_decay=0.1), OptimizerConfig("sgd", lr=0.02)]
@@ -37,77 +41,95 @@ def no_report(monkeypatch):
 @pytest.fixture(params=["at once", "late"])
 def hears(request, monkeypatch):
     """When the host hears how a step ended; late is what it does on a GPU."""
-    monkeypatch.setattr("srcnn.state.ASYNC_DEVICES", ("cpu", "cuda") if request.param == "late" else ())
+    monkeypatch.setattr("srcnn.trainer.ASYNC_DEVICES", ("cpu", "cuda") if request.param == "late" else ())
     return request.param
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: optimizer.name)
 def test_it_makes_no_difference_when_the_host_hears_of_a_step(tmp_path, shards, monkeypatch, optimizer):
     for devices in ((), ("cpu",)):
-        monkeypatch.setattr("srcnn.state.ASYNC_DEVICES", devices)
+        monkeypatch.setattr("srcnn.trainer.ASYNC_DEVICES", devices)
         train(small_config(tmp_path / f"{len(devices)}", shards, optimizer=optimizer, micro_batch_size=3,
                            log_every_samples=24, validate_every_samples=40, save_every_samples=16))
     assert_same_run(tmp_path / "1", tmp_path / "0")
 
 
+@pytest.fixture
+def skipped(monkeypatch):
+    """The steps that were reported as skipped."""
+    found = []
+    monkeypatch.setattr("srcnn.step.report_skipped_step", lambda _, step: found.append(step))
+    return found
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: optimizer.name)
 @pytest.mark.parametrize("first", [0, 2])
-def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(tmp_path, shards, hears, optimizer, first):
-    config, run, meter, batches = begun(tmp_path, shards, optimizer=optimizer)
+def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(tmp_path, shards, hears, skipped, optimizer, first):
+    trainer, batches = begun(tmp_path, shards, optimizer=optimizer)
     for _ in range(first):
-        train_step(config, run, next(batches), meter)
-    resolve_pending_step(config, run, meter)
-    before, sums = kept(run), meter.sums.clone()
+        train_step(trainer, next(batches))
+    resolve_pending_step(trainer)
+    before, sums, state = kept(trainer), trainer.meter.sums.clone(), trainer.state
     spoilt = next(batches)
-    with spoiled(run):
-        skipped = train_step(config, run, spoilt, meter)
-        skipped = skipped or resolve_pending_step(config, run, meter)
-    assert (skipped.step, skipped.samples) == (run.step, run.samples) == (first + 1, 8 * first + 8)
-    assert torch.equal(skipped.tiles, spoilt.samples)
-    assert (run.skipped_steps, run.skipped_in_a_row) == (1, 1)
-    after = kept(run)
+    with spoiled(trainer):
+        train_step(trainer, spoilt)
+        resolve_pending_step(trainer)
+    (step,) = skipped
+    assert (step.step, step.samples) == (state.step, state.samples) == (first + 1, 8 * first + 8)
+    assert torch.equal(step.tiles, spoilt.samples)
+    assert (state.skipped_steps, state.skipped_in_a_row) == (1, 1)
+    after = kept(trainer)
     assert_same_bits(after[:2], before[:2])
     for number, values in before[2].items():
         assert_same_bits(after[2][number], values)
-    assert torch.equal(meter.sums, sums)
-    assert train_step(config, run, next(batches), meter) is None and resolve_pending_step(config, run, meter) is None
-    assert run.skipped_in_a_row == 0 and all(parameter.isfinite().all() for parameter in run.network.parameters())
-    assert all(value.isfinite().all() for values in run.optimizer.state_dict()["state"].values()
+    assert torch.equal(trainer.meter.sums, sums)
+    train_step(trainer, next(batches))
+    resolve_pending_step(trainer)
+    assert skipped == [step] and state.skipped_in_a_row == 0
+    assert all(parameter.isfinite().all() for parameter in trainer.network.parameters())
+    assert all(value.isfinite().all() for values in trainer.optimizer.state_dict()["state"].values()
                for value in values.values())
 
 
-def test_momentum_begins_at_zero_though_the_first_step_is_skipped(tmp_path, shards, hears):
+def test_momentum_begins_at_zero_though_the_first_step_is_skipped(tmp_path, shards, hears, skipped):
     """The fused kernel leaves the memory of a skipped first step as it finds it."""
     ends = []
     for skips in (False, True):
-        config, run, meter, batches = begun(tmp_path, shards, optimizer=OptimizerConfig("sgd", lr=0.02))
+        trainer, batches = begun(tmp_path, shards, optimizer=OptimizerConfig("sgd", lr=0.02))
         batch = next(batches)
         if skips:
-            with spoiled(run):
-                train_step(config, run, batch, meter)
-                resolve_pending_step(config, run, meter)
-        train_step(config, run, batch, meter)
-        resolve_pending_step(config, run, meter)
-        ends.append(kept(run)[:3])
+            with spoiled(trainer):
+                train_step(trainer, batch)
+                resolve_pending_step(trainer)
+        train_step(trainer, batch)
+        resolve_pending_step(trainer)
+        ends.append(kept(trainer)[:3])
     assert_same_bits(*ends)
 
 
-@pytest.mark.parametrize("trouble", [OSError("a cable"), StopRequested("SIGTERM")])
-def test_trouble_ends_the_run_as_if_its_step_had_not_begun(tmp_path, shards, monkeypatch, hears, trouble):
-    """The fourth batch cannot be had."""
+@pytest.mark.parametrize("error", [OSError("a cable"), StopRequested("SIGTERM")])
+def test_an_error_ends_the_run_after_a_whole_step(tmp_path, shards, monkeypatch, hears, error):
+    """The fourth batch cannot be read."""
     config = small_config(tmp_path / "run", shards, optimizer=AVERAGED, log_every_samples=64, validate_every_samples=64)
+    whole = Trainer.batches
     steps = []
 
-    def failing(config, run, batch, meter, before=None):
-        steps.append(run.step)
-        return train_step(config, run, batch, meter, before or (trouble if run.step == 3 else None))
+    def failing(trainer):
+        batches = whole(trainer)
+        yield from (next(batches) for _ in range(3))
+        raise error
+
+    def counted(trainer, batch):
+        steps.append(trainer.state.step)
+        train_step(trainer, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr("srcnn.trainer.train_step", failing)
-        kind = StopRequested if isinstance(trouble, StopRequested) else DistributedError
-        with pytest.raises(kind, match=str(trouble)):
+        patch.setattr(Trainer, "batches", failing)
+        patch.setattr("srcnn.trainer.train_step", counted)
+        kind = StopRequested if isinstance(error, StopRequested) else DistributedError
+        with pytest.raises(kind, match=str(error)):
             train(config)
-    assert steps == ([0, 1, 2, 3] if hears == "at once" else [0, 1, 2, 3, 4])
+    assert steps == ([0, 1, 2] if hears == "at once" else [0, 1, 2, 3])
     assert (state(tmp_path / "run")["step"], state(tmp_path / "run")["samples"]) == (3, 24)
     train(config)
     train(replace(config, run=str(tmp_path / "whole")))
@@ -117,32 +139,30 @@ def test_trouble_ends_the_run_as_if_its_step_had_not_begun(tmp_path, shards, mon
 
 @pytest.mark.parametrize("number", [1, 4, 8])
 def test_told_to_stop_at_any_step_it_goes_on_to_the_same_end(tmp_path, shards, monkeypatch, hears, number):
-    config = small_config(tmp_path / "run", shards, optimizer=AVERAGED)
+    config = small_config(tmp_path / "run", shards, optimizer=AVERAGED, validate_every_samples=64)
     asked = []
 
-    def warned():
+    def stop_requested():
         asked.append(1)
-        return StopRequested("SIGTERM") if len(asked) > 2 * number else None  # it is asked twice a step
+        return StopRequested("SIGTERM") if len(asked) >= number else None
 
     with monkeypatch.context() as patch:
-        patch.setattr(signals, "stop_requested", warned)
+        patch.setattr(signals, "stop_requested", stop_requested)
         with pytest.raises(StopRequested):
             train(config)
     assert state(tmp_path / "run")["samples"] <= 8 * number
     train(config)
-    train(small_config(tmp_path / "whole", shards, optimizer=AVERAGED))
+    train(replace(config, run=str(tmp_path / "whole")))
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
 def test_skipped_steps_are_written_down_with_their_own_tiles(tmp_path, shards, monkeypatch, hears):
     batches = []
 
-    def spoiling(config, run, batch, meter, trouble=None):
+    def spoiling(trainer, batch):
         batches.append(batch.samples.tolist())
-        if run.step not in (3, 4):
-            return train_step(config, run, batch, meter, trouble)
-        with spoiled(run):
-            return train_step(config, run, batch, meter, trouble)
+        with spoiled(trainer) if trainer.state.step in (3, 4) else nullcontext():
+            train_step(trainer, batch)
 
     monkeypatch.setattr("srcnn.trainer.train_step", spoiling)
     config = small_config(tmp_path / "run", shards, log_every_samples=8, max_skipped_steps=2)
@@ -157,7 +177,7 @@ def test_skipped_steps_are_written_down_with_their_own_tiles(tmp_path, shards, m
     assert state(tmp_path / "run")["skipped_steps"] == 2
 
 
-def test_trouble_leaves_the_scaler_of_fp16_as_it_was(tmp_path, shards, hears):
+def test_an_error_leaves_the_scaler_of_fp16_as_after_the_last_step(tmp_path, shards, monkeypatch, hears):
     """A scaler works on a CPU too; after two of three steps that make it grow."""
 
     def with_scaler(config):
@@ -166,22 +186,21 @@ def test_trouble_leaves_the_scaler_of_fp16_as_it_was(tmp_path, shards, hears):
         accelerator.native_amp, accelerator.state._mixed_precision = True, "fp16"  # so that gradients are unscaled
         return accelerator
 
-    config, run, meter, batches = begun(tmp_path, shards, with_scaler)
+    monkeypatch.setattr("srcnn.trainer.start_accelerator", with_scaler)
+    trainer, batches = begun(tmp_path, shards)
     try:
-        for _ in range(2):
-            train_step(config, run, next(batches), meter)
-        resolve_pending_step(config, run, meter)
-        before = kept(run)
-        assert before[3]["_growth_tracker"] == 2
+        train_step(trainer, next(batches))
+        batch, trainer.error = next(batches), OSError("a cable")
         with pytest.raises(DistributedError, match="a cable"):
-            train_step(config, run, next(batches), meter, OSError("a cable"))
-            train_step(config, run, next(batches), meter, OSError("a cable"))
-        assert_same_bits(kept(run), before)
-        train_step(config, run, next(batches), meter)
-        resolve_pending_step(config, run, meter)
-        assert run.accelerator.scaler.get_scale() == 8.0
+            train_step(trainer, batch)
+            train_step(trainer, batch)  # where the first one's outcome is read late
+        assert trainer.state.step == 2 and kept(trainer)[3]["_growth_tracker"] == 2
+        trainer.error = None
+        train_step(trainer, next(batches))
+        resolve_pending_step(trainer)
+        assert trainer.accelerator.scaler.get_scale() == 8.0
     finally:
-        run.accelerator.state._mixed_precision = "no"
+        trainer.accelerator.state._mixed_precision = "no"
 
 
 class Reads(TorchDispatchMode):
@@ -195,14 +214,14 @@ class Reads(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: optimizer.name)
-def test_the_host_reads_one_number_a_step_and_that_of_the_step_before(tmp_path, shards, hears, optimizer):
-    config, run, meter, batches = begun(tmp_path, shards, optimizer=optimizer, augment=False)
+def test_the_host_reads_two_numbers_a_step_and_those_of_the_step_before(tmp_path, shards, hears, optimizer):
+    trainer, batches = begun(tmp_path, shards, optimizer=optimizer, augment=False)
     counts = []
     for batch in (next(batches), next(batches), next(batches)):
         with Reads() as reads:
-            train_step(config, run, batch, meter)
+            train_step(trainer, batch)
         counts.append(reads.number)
-    assert counts == ([1, 1, 1] if hears == "at once" else [0, 1, 1])
+    assert counts == ([2, 2, 2] if hears == "at once" else [0, 2, 2])
 
 
 def test_a_state_saved_in_another_memory_layout_is_laid_out_as_the_weights(tmp_path):
@@ -222,8 +241,24 @@ def test_a_state_saved_in_another_memory_layout_is_laid_out_as_the_weights(tmp_p
 
 
 def test_gradients_keep_their_memory(tmp_path, shards):
-    config, run, meter, batches = begun(tmp_path, shards, micro_batch_size=3)
-    places = [parameter.grad.data_ptr() for parameter in run.network.parameters()]
+    trainer, batches = begun(tmp_path, shards, micro_batch_size=3)
+    addresses = [parameter.grad.data_ptr() for parameter in trainer.network.parameters()]
     for _ in range(2):
-        train_step(config, run, next(batches), meter)
-    assert [parameter.grad.data_ptr() for parameter in run.network.parameters()] == places
+        train_step(trainer, next(batches))
+    assert [parameter.grad.data_ptr() for parameter in trainer.network.parameters()] == addresses
+
+
+def test_gradients_are_not_divided_by_accelerates_number_of_accumulation_steps(tmp_path, shards, monkeypatch):
+    norms = []
+    for steps in ("1", "4"):
+        monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", steps)
+        trainer, batches = begun(tmp_path, shards)
+        train_step(trainer, next(batches))
+        norms.append(trainer.meter.gradient_norm)
+    assert norms[0] == norms[1] > 0
+
+
+def test_distributed_types_other_than_data_parallel_ranks_are_refused(tmp_path, shards, monkeypatch):
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(UserError, match="FSDP"):
+        start_accelerator(small_config(tmp_path, shards))

@@ -291,9 +291,9 @@ def test_a_scaler_is_kept_in_checkpoints_and_lowered_by_steps_that_are_not_finit
         return clean, degraded * 1e30
 
     monkeypatch.setattr("srcnn.trainer.start_accelerator", with_scaler)
-    monkeypatch.setattr("srcnn.state.build_optimizer", keep)
+    monkeypatch.setattr("srcnn.trainer.build_optimizer", keep)
     if not is_finite:
-        monkeypatch.setattr("srcnn.state.to_float_batch", far_too_bright)
+        monkeypatch.setattr("srcnn.trainer.to_float_batch", far_too_bright)
     config = small_config(tmp_path / "run", shards, total_samples=32)
     train(config)
     state = checkpoint.load_training(checkpoint.latest(tmp_path / "run"))
