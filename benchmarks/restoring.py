@@ -28,16 +28,16 @@ from benchmarks.dataset import photos_below
 from benchmarks.loading.environments import python_of, versions
 from benchmarks.measure import WORK, Failed, alternate, call_json, log, machine, medians, not_measured, table
 from shards.skylines import draw_skyline
-from srcnn.apply import Treatment
-from srcnn.canvas import read_canvas, save_canvas
-from srcnn.device import to_device
-from srcnn.metrics import psnr
-from srcnn.output_paths import output_paths
-from srcnn.photo import luma_l
-from srcnn.restore_files import RestoreFile, work_on_files
-from srcnn.restore_image import restore_pixels
-from srcnn.weight_files import DEFAULT_WEIGHTS
-from srcnn.weights_io import load_model, save_state_dict
+from srcnn.commands.output_paths import output_paths
+from srcnn.models.device import to_device
+from srcnn.models.weight_files import DEFAULT_WEIGHTS
+from srcnn.models.weights import load_model, save_state_dict
+from srcnn.photos.metrics import psnr
+from srcnn.photos.photo_file import read_canvas, save_canvas
+from srcnn.photos.reading import luma_l
+from srcnn.restoration.restore import restore_pixels
+from srcnn.restoration.restore_files import RestoreFile, work_on_files
+from srcnn.restoration.tiled_inference import Treatment
 
 CELL = (800, 600)  # width, height of the pictures that the photo is put together from
 VARIANTS = ("whole", "256", "512", "1024")

@@ -1,8 +1,8 @@
 """How well an epoch is shuffled, measured on batches: `python -m benchmarks.shuffle --shards data/shards/train`.
 
 Two sets: the tiles of a shards folder, and a million tiles made of the same photos, 64 neighbouring tiles each.
-Six orders: an ideal shuffle (NumPy's), the three of `srcnn.shuffle`, and webdataset's own shuffle stages with a small
-and a large buffer. Prints the tables of docs/shuffle.md.
+Six orders: an ideal shuffle (NumPy's), the three of `srcnn.data.shuffle`, and webdataset's own shuffle stages with a
+small and a large buffer. Prints the tables of docs/shuffle.md.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import numpy as np
 from webdataset.filters import shuffle
 
 from benchmarks.measure import table
-from srcnn.dataset import ShardDataset
-from srcnn.loader import StreamConfig
-from srcnn.photo_list import photos_in
-from srcnn.shuffle import BlockShuffle, Shuffle
+from srcnn.data.dataset import ShardDataset
+from srcnn.data.loader import StreamConfig
+from srcnn.data.photo_list import photos_in
+from srcnn.data.shuffle import BlockShuffle, Shuffle
 
 VALUES = ("mean luma", "variance", "squared error")
 SIMULATED_SAMPLES = 1_000_000

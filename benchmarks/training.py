@@ -34,17 +34,17 @@ from torch import nn
 
 from benchmarks.dataset import TILE_PIXELS, make_shards
 from benchmarks.measure import WORK, Failed, alternate, call, log, machine, not_measured, table
-from srcnn import trainer as trainer_module
-from srcnn.dataset import ShardDataset
-from srcnn.loader import Batch
-from srcnn.metrics import tile_psnr
-from srcnn.optimizer import OptimizerConfig
-from srcnn.profile_step import DTYPES, PEAK_SIDES, matrix_peak, now, training_flop
-from srcnn.srcnn_model import SRCNN, ModelConfig
-from srcnn.step import resolve_pending_step, train_step
-from srcnn.train_config import TrainConfig
-from srcnn.transforms import to_float_batch
-from srcnn.weights_io import initialize
+from srcnn.data.dataset import ShardDataset
+from srcnn.data.loader import Batch
+from srcnn.data.transforms import to_float_batch
+from srcnn.models.srcnn import SRCNN, ModelConfig
+from srcnn.models.weights import initialize
+from srcnn.photos.metrics import tile_psnr
+from srcnn.training import trainer_module
+from srcnn.training.benchmark import DTYPES, PEAK_SIDES, matrix_peak, now, training_flop
+from srcnn.training.config import TrainConfig
+from srcnn.training.optimizer import OptimizerConfig
+from srcnn.training.step import resolve_pending_step, train_step
 
 PARTS = ("step", "curves", "ranks")
 # Name -> the precision of srcnn's step, and whether it is compiled; None: the source's loop.

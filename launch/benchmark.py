@@ -6,8 +6,8 @@ of a step goes, and what share of the device's peak that is. Takes all keys of l
 
 from __future__ import annotations
 
-from srcnn.launcher import launch
-from srcnn.profile_step import BenchmarkConfig, benchmark
+from srcnn.training.benchmark import BenchmarkConfig, benchmark
+from srcnn.training.launcher import launch
 
 if __name__ == "__main__":
     launch("launch/benchmark.py", __doc__, BenchmarkConfig, benchmark)

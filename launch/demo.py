@@ -14,7 +14,7 @@ from pathlib import Path
 from shards.__main__ import main as shards_command
 from shards.skylines import write_skylines
 from shards.workers import ShardsFailed
-from srcnn import signals
+from srcnn.runtime import signals
 
 # What needs torch is imported where it is wanted: the processes that draw import this file too.
 
@@ -83,7 +83,7 @@ def show_restored(picture: Path) -> None:
     if picture.is_file():
         print(f"{picture} is there already")
         return
-    from srcnn.photos_commands import compare_photo
+    from srcnn.commands.photos import compare_photo
 
     before, after = compare_photo(PHOTOGRAPH, picture, JPEG_QUALITY)
     print(f"look at {picture}: PSNR {before:.2f} dB as a JPEG of quality {JPEG_QUALITY}, {after:.2f} dB restored")
@@ -99,8 +99,8 @@ def make_tiles(photos: Path, shards: Path) -> None:
                 "--val_fraction", "0.25"]
     if shards_command([*settings, "--photos", str(photos), "--out", str(shards), "--allow_refused", "true"]):
         raise DemoFailed
-    from srcnn.dataset import ShardDataset
-    from srcnn.manifest import ShardError
+    from srcnn.data.dataset import ShardDataset
+    from srcnn.data.manifest import ShardError
 
     try:
         for split in ("train", "val"):
@@ -116,13 +116,13 @@ def train_on(shards: Path, run: Path) -> None:
     Raises:
         DemoFailed: the run folder is of another training, or the training failed.
     """
-    from srcnn.config import parse
-    from srcnn.distributed import DistributedError
-    from srcnn.train_config import TrainConfig
-    from srcnn.trainer import train
+    from srcnn.runtime.distributed import DistributedError
+    from srcnn.runtime.settings import parse
+    from srcnn.training.config import TrainConfig
+    from srcnn.training.trainer import train
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("srcnn.run_log").setLevel(logging.INFO)  # the progress, where there is no terminal for a bar
+    logging.getLogger("srcnn.tracking.run_log").setLevel(logging.INFO)  # progress where no bar is shown
     settings = ["--config", str(TRAINING), "--shards", str(shards), "--run", str(run)]
     config = parse(TrainConfig, "python -m launch.demo", __doc__, settings)
     if Path(run, "report/index.html").is_file():
@@ -139,7 +139,7 @@ def train_on(shards: Path, run: Path) -> None:
 
 def conclude(own: Path | None, picture: Path, shards: Path, run: Path) -> None:
     """The gain, where to look, what to do next."""
-    from srcnn.history import read_metrics
+    from srcnn.tracking.history import read_metrics
 
     best = max((point for point in read_metrics(run) if "val/psnr" in point), key=lambda point: point["val/psnr"])
     photos = "Photos kept out of the training" if own else "Drawn photos kept out of the training"

@@ -15,7 +15,7 @@ import sys
 import threading
 from pathlib import Path
 
-from srcnn.signals import EXIT_REQUEUE
+from srcnn.runtime.signals import EXIT_REQUEUE
 
 TRAIN = "launch/train.py"
 WRONG_SETTINGS = 2
@@ -78,10 +78,10 @@ def has_children() -> bool:
 
 def is_over(arguments: list[str]) -> bool:
     """Whether the run that is meant has come to its end: pods that have ended do not come again to meet others."""
-    from srcnn import checkpoint
-    from srcnn.config import parse
-    from srcnn.resume import is_restart
-    from srcnn.train_config import TrainConfig
+    from srcnn.runtime.settings import parse
+    from srcnn.training import checkpoint
+    from srcnn.training.config import TrainConfig
+    from srcnn.training.resume import is_restart
 
     config = parse(TrainConfig, "launch/pod.py", __doc__ or "", arguments)
     folder = Path(config.run)

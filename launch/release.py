@@ -13,11 +13,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from srcnn.config import read_yaml
-from srcnn.files import write_json
-from srcnn.model_cards import make_card, to_markdown
-from srcnn.weight_files import WEIGHTS
-from srcnn.weights_io import load_model, save_model
+from srcnn.models.weight_files import WEIGHTS
+from srcnn.models.weights import load_model, save_model
+from srcnn.restoration.model_cards import make_card, to_markdown
+from srcnn.runtime.files import write_json
+from srcnn.runtime.settings import read_yaml
 
 
 def main() -> int:

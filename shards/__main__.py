@@ -12,9 +12,9 @@ from shards.contact_sheet import write_contact_sheet
 from shards.plan import ShardsConfig
 from shards.workers import ShardsFailed
 from shards.write import Summary, make_shards
-from srcnn.config import parse
-from srcnn.photo_list import refused_in
-from srcnn.storage import join, open_storage, open_writable
+from srcnn.data.photo_list import refused_in
+from srcnn.runtime.settings import parse
+from srcnn.runtime.storage import join, open_storage, open_writable
 
 
 def main(arguments: list[str] | None = None) -> int:

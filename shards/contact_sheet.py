@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from srcnn.dataset import ShardDataset
-from srcnn.manifest import Manifest
-from srcnn.storage import Storage, join
+from srcnn.data.dataset import ShardDataset
+from srcnn.data.manifest import Manifest
+from srcnn.runtime.storage import Storage, join
 
 COLUMNS = 4
 GAP_PIXELS = 8

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from srcnn.photo import (
+from srcnn.photos.reading import (
     TURNS,
     Photo,
     Resize,
@@ -34,7 +34,7 @@ def read_clean(path: Path, rule: Resize, decode: Decode, max_megapixels: float) 
     LEAST_MARGIN times as large as wanted; any other photo comes out as with "exact".
 
     Raises:
-        PhotoRefused: as `srcnn.photo.read_photo`.
+        PhotoRefused: as `srcnn.photos.reading.read_photo`.
     """
     with open_image(path, max_megapixels) as image:
         size = rule.size(*upright_size(image))

@@ -11,10 +11,10 @@ import numpy as np
 
 from shards.tar import names_in, scan_tar
 from shards.workers import ShardsFailed, Workers, num_cores
-from srcnn.files import atomic_file, sha256_of
-from srcnn.index import INDEX, encode_index, hash_of_rows, index_entry
-from srcnn.manifest import MANIFEST, Manifest, Shard, ShardError, decode_picture, writer_versions
-from srcnn.untrusted import MAX_TILE_SIDE, OutOfBounds, check_name
+from srcnn.data.index import INDEX, encode_index, hash_of_rows, index_entry
+from srcnn.data.manifest import MANIFEST, Manifest, Shard, ShardError, decode_picture, writer_versions
+from srcnn.runtime.files import atomic_file, sha256_of
+from srcnn.runtime.untrusted import MAX_TILE_SIDE, OutOfBounds, check_name
 
 GUESSES = ("png", "jpg", "jpeg", "webp", "npy")
 

@@ -17,10 +17,8 @@ from shards import plan
 from shards.plan import ShardsConfig, ShardTask
 from shards.tar import index_tar
 from shards.workers import ShardsFailed, Workers
-from srcnn import files
-from srcnn.config import plain
-from srcnn.index import INDEX, IndexReader, encode_index, index_entry, index_header
-from srcnn.manifest import (
+from srcnn.data.index import INDEX, IndexReader, encode_index, index_entry, index_header
+from srcnn.data.manifest import (
     MANIFEST,
     PLAN,
     SPLITS,
@@ -34,9 +32,11 @@ from srcnn.manifest import (
     npy_stride,
     writer_versions,
 )
-from srcnn.photo_list import PHOTOS, encode, read_listing, refused_in
-from srcnn.storage import Storage, join, open_writable
-from srcnn.untrusted import parse_json, record
+from srcnn.data.photo_list import PHOTOS, encode, read_listing, refused_in
+from srcnn.runtime import files
+from srcnn.runtime.settings import plain
+from srcnn.runtime.storage import Storage, join, open_writable
+from srcnn.runtime.untrusted import parse_json, record
 
 FOLDERS = ("", *SPLITS)
 NUM_READERS = 16

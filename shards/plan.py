@@ -12,11 +12,11 @@ from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any, Literal, NamedTuple
 
-from srcnn.degrade import Degradation
-from srcnn.manifest import MEMBERS, SPLITS, Refused, TileEncoding
-from srcnn.photo import MAX_MEGAPIXELS, Resize
-from srcnn.tiles import JPEG_BLOCK_PIXELS, grid, starts_to_cover
-from srcnn.untrusted import MAX_TILE_SIDE
+from srcnn.data.manifest import MEMBERS, SPLITS, Refused, TileEncoding
+from srcnn.photos.degradation import Degradation
+from srcnn.photos.reading import MAX_MEGAPIXELS, Resize
+from srcnn.photos.tiling import JPEG_BLOCK_PIXELS, grid, starts_to_cover
+from srcnn.runtime.untrusted import MAX_TILE_SIDE
 
 # Keys that say where and how fast, not what: shards made with other values of these are the same shards.
 WHERE_AND_HOW = (

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from shards.workers import Workers, num_cores
-from srcnn.files import atomic_file
+from srcnn.runtime.files import atomic_file
 
 # Colours of the zenith, of the horizon (which haze takes on), and of the light on walls; the share of windows lit.
 MOODS = [

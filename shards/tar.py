@@ -14,9 +14,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from srcnn.index import MAX_SAMPLE_BYTES, ROW, hash_of, hash_of_rows, index_row
-from srcnn.manifest import BLOCK_BYTES, MEMBERS, Shard, ShardError, TileEncoding, encode_tile, key
-from srcnn.untrusted import open_regular
+from srcnn.data.index import MAX_SAMPLE_BYTES, ROW, hash_of, hash_of_rows, index_row
+from srcnn.data.manifest import BLOCK_BYTES, MEMBERS, Shard, ShardError, TileEncoding, encode_tile, key
+from srcnn.runtime.untrusted import open_regular
 
 MAX_TAR_HEADER_BYTES = 1 << 20  # of a long name, or of the attributes of a member
 _KEY = re.compile(r"(?!__[^/]*__/)((?:.*/)?[^./]+)\.([^/]+)")  # webdataset's: the first dot of the base name ends it

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from srcnn.manifest import writer_versions
+from srcnn.data.manifest import writer_versions
 
 MAX_SUBMITTED = 4096  # chunks of tasks that are with the workers: enough for a cluster, little memory for its scheduler
 MAX_CHUNK = 256

@@ -17,12 +17,22 @@ from shards.decode import read_clean
 from shards.plan import ShardsConfig, ShardTask, Source
 from shards.tar import write_tar
 from shards.workers import ShardsFailed, Workers, clear_errors, dask_executor, num_cores
-from srcnn import files, tiles
-from srcnn.degrade import crop_to_multiple, degrade
-from srcnn.manifest import SPLITS, Manifest, PhotoRecord, Refused
-from srcnn.metrics import psnr
-from srcnn.photo import SUFFIXES, PhotoRefused, find_photos, luma_l, open_image, over_white, read_photo, upright_size
-from srcnn.storage import Folder, is_url, is_within, join, open_writable
+from srcnn.data.manifest import SPLITS, Manifest, PhotoRecord, Refused
+from srcnn.photos import tiling
+from srcnn.photos.degradation import crop_to_multiple, degrade
+from srcnn.photos.metrics import psnr
+from srcnn.photos.reading import (
+    SUFFIXES,
+    PhotoRefused,
+    find_photos,
+    luma_l,
+    open_image,
+    over_white,
+    read_photo,
+    upright_size,
+)
+from srcnn.runtime import files
+from srcnn.runtime.storage import Folder, is_url, is_within, join, open_writable
 
 MAX_WORKERS_SERVED = 16  # writing a photo's pairs takes a sixteenth of the time of making them
 
@@ -212,7 +222,7 @@ def make_tiles(config: ShardsConfig, source: Source) -> PhotoTiles | Refused:
         except PhotoRefused as error:
             return Refused(source.name, _reason(error, path), source.split)
     height, width = pictures[0].shape[:2]
-    cut_photo = tiles.cut_to_cover if config.is_clean_only(source.split) else tiles.cut
+    cut_photo = tiling.cut_to_cover if config.is_clean_only(source.split) else tiling.cut
     cut = tuple(cut_photo(picture, config.tile_pixels) for picture in pictures)
     if len(cut[0]) != config.num_samples(source):
         return Refused(source.name, "changed while shards were made of it", source.split)

@@ -9,21 +9,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from srcnn.dataset import webdataset_pipeline
-    from srcnn.metrics import psnr, psnr_b, ssim
-    from srcnn.restore_image import restore
-    from srcnn.srcnn_model import SRCNN, ModelConfig
-    from srcnn.train_config import TrainConfig
-    from srcnn.unet import UNet, UNetConfig
-    from srcnn.weights_io import load_model, save_model
+    from srcnn.data.dataset import webdataset_pipeline
+    from srcnn.models.srcnn import SRCNN, ModelConfig
+    from srcnn.models.unet import UNet, UNetConfig
+    from srcnn.models.weights import load_model, save_model
+    from srcnn.photos.metrics import psnr, psnr_b, ssim
+    from srcnn.restoration.restore import restore
+    from srcnn.restoration.upscale import upscale
+    from srcnn.training.config import TrainConfig
+    from srcnn.training.trainer import train
 
 __all__ = ["SRCNN", "ModelConfig", "TrainConfig", "UNet", "UNetConfig", "load_model", "psnr", "psnr_b", "restore",
-           "save_model", "ssim", "webdataset_pipeline"]
+           "save_model", "ssim", "train", "upscale", "webdataset_pipeline"]
 _MODULES = {
-    "SRCNN": "srcnn_model", "ModelConfig": "srcnn_model", "load_model": "weights_io", "save_model": "weights_io",
-    "UNet": "unet", "UNetConfig": "unet", "psnr": "metrics", "psnr_b": "metrics", "ssim": "metrics",
-    "webdataset_pipeline": "dataset",
-    "TrainConfig": "train_config", "restore": "restore_image",
+    "SRCNN": "models.srcnn", "ModelConfig": "models.srcnn", "UNet": "models.unet", "UNetConfig": "models.unet",
+    "load_model": "models.weights", "save_model": "models.weights",
+    "psnr": "photos.metrics", "psnr_b": "photos.metrics", "ssim": "photos.metrics",
+    "restore": "restoration.restore", "upscale": "restoration.upscale",
+    "TrainConfig": "training.config", "train": "training.trainer",
+    "webdataset_pipeline": "data.dataset",
 }
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from srcnn.photos_commands import add_photo_commands
-from srcnn.training_commands import add_training_commands
-from srcnn.weights_commands import add_weight_commands
+from srcnn.commands.photos import add_photo_commands
+from srcnn.commands.training import add_training_commands
+from srcnn.commands.weights import add_weight_commands
 
 
 def main(arguments: list[str] | None = None) -> int:

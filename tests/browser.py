@@ -37,7 +37,7 @@ def guarded(real, place):
     return call
 socket.socket.connect = guarded(socket.socket.connect, 1)
 socket.getaddrinfo = guarded(socket.getaddrinfo, 0)
-from srcnn.demo import serve
+from srcnn.commands.demo import serve
 serve(port=int(sys.argv[1]), max_upload_bytes={MAX_UPLOAD_BYTES})
 """
 

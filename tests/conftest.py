@@ -19,10 +19,10 @@ from hypothesis import settings
 from PIL import Image
 
 from shards.__main__ import main
-from srcnn.dataset import read_manifest
-from srcnn.manifest import Manifest, PhotoRecord, Refused
-from srcnn.photo_list import photos_in, refused_in
-from srcnn.storage import open_storage
+from srcnn.data.dataset import read_manifest
+from srcnn.data.manifest import Manifest, PhotoRecord, Refused
+from srcnn.data.photo_list import photos_in, refused_in
+from srcnn.runtime.storage import open_storage
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"

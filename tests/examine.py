@@ -11,7 +11,7 @@ from messages import numbers, says
 from small import small_config
 
 from srcnn.__main__ import main
-from srcnn.config import to_yaml
+from srcnn.runtime.settings import to_yaml
 
 
 def examine(shards, *arguments, **changes):

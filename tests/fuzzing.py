@@ -47,7 +47,7 @@ def open_split(folder: Path, files: dict[str, bytes]) -> None:
     """Reads all pairs of a split whose manifest names its files' own sizes and hashes, as a stranger's would."""
     import numpy as np
 
-    from srcnn.dataset import ShardDataset
+    from srcnn.data.dataset import ShardDataset
 
     manifest = json.loads(files["manifest.json"])
     refit(manifest, files)
@@ -60,7 +60,7 @@ def open_split(folder: Path, files: dict[str, bytes]) -> None:
 
 
 def read_manifest(data: bytes, folder: Path) -> None:
-    from srcnn.manifest import Manifest
+    from srcnn.data.manifest import Manifest
 
     Manifest.parse(data, "manifest.json")
     (folder / "manifest.json").write_bytes(data)
@@ -81,7 +81,7 @@ def _index_of(data: bytes, size: int) -> bytes:
     """The index of the npy shard with the hashes of these bytes."""
     import numpy as np
 
-    from srcnn.index import encode_index, hash_of
+    from srcnn.data.index import encode_index, hash_of
 
     rows = np.load(io.BytesIO(shard_files("npy")["index.npy"]))
     content = data[:size].ljust(size, b"\0")
@@ -99,7 +99,7 @@ def read_foreign_tar(data: bytes, folder: Path) -> None:
 
 
 def read_member(data: bytes, folder: Path) -> None:
-    from srcnn.manifest import decode_picture, decode_tile
+    from srcnn.data.manifest import decode_picture, decode_tile
 
     for read in (lambda: decode_picture(mend_png(data), 3), lambda: decode_tile(data, "npy", (16, 16)),
                  lambda: decode_tile(mend_png(data), "png", (16, 16))):
@@ -109,8 +109,8 @@ def read_member(data: bytes, folder: Path) -> None:
 
 def read_photo_file(data: bytes, folder: Path) -> None:
     """As `srcnn restore` and `make shards` read it; and written in every format, with its metadata."""
-    from srcnn.canvas import read_canvas, save_canvas
-    from srcnn.photo import PhotoRefused, open_image, read_photo, upright_size
+    from srcnn.photos.photo_file import read_canvas, save_canvas
+    from srcnn.photos.reading import PhotoRefused, open_image, read_photo, upright_size
 
     path = folder / "photo.png"
     path.write_bytes(mend_png(data))
@@ -129,9 +129,9 @@ def read_photo_file(data: bytes, folder: Path) -> None:
 
 def read_config(data: bytes, folder: Path) -> None:
     from shards.plan import ShardsConfig
-    from srcnn.config import parse
-    from srcnn.train_config import TrainConfig
-    from srcnn.untrusted import check_yaml
+    from srcnn.runtime.settings import parse
+    from srcnn.runtime.untrusted import check_yaml
+    from srcnn.training.config import TrainConfig
 
     (folder / "config.yaml").write_bytes(data)
     check_yaml(folder / "config.yaml")
@@ -141,7 +141,7 @@ def read_config(data: bytes, folder: Path) -> None:
 
 
 def read_safetensors(data: bytes, folder: Path) -> None:
-    from srcnn.weights_io import load_model
+    from srcnn.models.weights import load_model
 
     (folder / "model.safetensors").write_bytes(data)
     load_model(folder / "model.safetensors")
@@ -149,7 +149,7 @@ def read_safetensors(data: bytes, folder: Path) -> None:
 
 def read_pth(data: bytes, folder: Path) -> None:
     """Whole files, and pickles in an otherwise whole file."""
-    from srcnn.weights_io import load_model
+    from srcnn.models.weights import load_model
 
     parts = unzipped(weights(".pth"))
     packed = data if data[:2] == b"PK" else zipped(parts | {name: data for name in parts if name.endswith("data.pkl")})
@@ -159,8 +159,8 @@ def read_pth(data: bytes, folder: Path) -> None:
 
 def read_checkpoint(data: bytes, folder: Path) -> None:
     """As a run that continues: files.json is right, the training state is not."""
-    from srcnn import checkpoint, resume
-    from srcnn.srcnn_model import SRCNN, ModelConfig
+    from srcnn.models.srcnn import SRCNN, ModelConfig
+    from srcnn.training import checkpoint, resume
 
     parts = unzipped(training_state())
     packed = data if data[:2] == b"PK" else zipped(parts | {name: data for name in parts if name.endswith("data.pkl")})
@@ -177,8 +177,8 @@ def read_checkpoint(data: bytes, folder: Path) -> None:
 
 
 def read_report(data: bytes, folder: Path) -> None:
-    from srcnn.history import checked_points, results_table
-    from srcnn.report import draw_curves, html_page
+    from srcnn.tracking.history import checked_points, results_table
+    from srcnn.training.report import draw_curves, html_page
 
     (folder / "metrics.jsonl").write_bytes(data)
     points = checked_points(folder)
@@ -190,9 +190,9 @@ def read_report(data: bytes, folder: Path) -> None:
 
 def targets() -> dict[str, Target]:
     """By name."""
-    from srcnn.manifest import ShardError
-    from srcnn.object_store import ReadFailed
-    from srcnn.photo import PhotoRefused
+    from srcnn.data.manifest import ShardError
+    from srcnn.photos.reading import PhotoRefused
+    from srcnn.runtime.object_store import ReadFailed
 
     validation = b'"val/psnr": 30.1, "val/psnr_in": 29.0, "val/gain": 1.1, "val/gain_percent": 3, "val/ssim_in": 0.8'
     points = b'{"samples": 9, "train/loss": 0.1}\n{"samples": 9, ' + validation + b', "val/ssim": 0.9}\n'

@@ -17,8 +17,8 @@ import torch
 import yaml
 from conftest import heed_ctrl_c
 
-from srcnn import checkpoint
-from srcnn.history import read_metrics
+from srcnn.tracking.history import read_metrics
+from srcnn.training import checkpoint
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "launch/train.py"
@@ -26,7 +26,7 @@ SETTINGS = {"model": {"filters": [8, 4], "residual": True}, "optimizer": {"lr": 
             "trackers": [], "mixed_precision": "no", "timeout_minutes": 0.5}
 LONG = {"total_samples": 10**7, "log_every_samples": 240, "validate_every_samples": 960, "save_every_samples": 240}
 TIMINGS = ("tiles_per_second", "data_wait", "memory_gib")
-PRELOADED = ["torch", "torch._dynamo", "accelerate", "srcnn.launcher", "srcnn.trainer", "jobs"]
+PRELOADED = ["torch", "torch._dynamo", "accelerate", "srcnn.training.launcher", "srcnn.training.trainer", "jobs"]
 STARTED = []  # ranks of the test that runs
 
 

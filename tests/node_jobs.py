@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import yaml
 
-from srcnn import checkpoint
+from srcnn.training import checkpoint
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "accelerate" / "cpunodes2.yaml"

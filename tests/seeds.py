@@ -19,9 +19,9 @@ def shard_files(encoding: str) -> dict[str, bytes]:
     import numpy as np
 
     from shards.tar import write_tar
-    from srcnn.index import INDEX, encode_index, index_entry
-    from srcnn.manifest import MEMBERS, Manifest, PhotoRecord, PhotosFile, Refused, npy_stride
-    from srcnn.photo_list import PHOTOS, encode
+    from srcnn.data.index import INDEX, encode_index, index_entry
+    from srcnn.data.manifest import MEMBERS, Manifest, PhotoRecord, PhotosFile, Refused, npy_stride
+    from srcnn.data.photo_list import PHOTOS, encode
 
     tiles = np.random.default_rng(0).integers(0, 256, (5, 2, 16, 16), np.uint8) // 32
     with tempfile.TemporaryDirectory() as name:
@@ -41,7 +41,7 @@ def shard_files(encoding: str) -> dict[str, bytes]:
 
 def refit(manifest: dict, files: dict[str, bytes]) -> None:
     """Makes sizes and hashes in a split's manifest those of its files, as a stranger would."""
-    from srcnn.index import ROW
+    from srcnn.data.index import ROW
 
     for entry in manifest["shards"]:
         if entry["name"] in files:
@@ -88,8 +88,8 @@ def edit_split(folder, change_shards=lambda it: None, change_photos=lambda it: N
 @cache
 def weights(suffix: str) -> bytes:
     """A small network's."""
-    from srcnn.srcnn_model import SRCNN, ModelConfig
-    from srcnn.weights_io import save_model, save_state_dict
+    from srcnn.models.srcnn import SRCNN, ModelConfig
+    from srcnn.models.weights import save_model, save_state_dict
 
     model = SRCNN(ModelConfig(filters=(2, 2)))
     with tempfile.TemporaryDirectory() as name:
@@ -103,7 +103,7 @@ def training_state() -> bytes:
     """As a checkpoint holds it, in the main."""
     import torch
 
-    from srcnn.srcnn_model import SRCNN, ModelConfig
+    from srcnn.models.srcnn import SRCNN, ModelConfig
 
     network, buffer = SRCNN(ModelConfig(filters=(2, 2))), io.BytesIO()
     moments = {0: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(2, 1, 9, 9)}}

@@ -10,12 +10,12 @@ from PIL import Image
 
 from shards.plan import ShardsConfig
 from shards.write import make_shards
-from srcnn import checkpoint
-from srcnn.files import sha256_of, write_json
-from srcnn.optimizer import OptimizerConfig
-from srcnn.srcnn_model import SRCNN, ModelConfig
-from srcnn.train_config import TrainConfig
-from srcnn.weights_io import initialize
+from srcnn.models.srcnn import SRCNN, ModelConfig
+from srcnn.models.weights import initialize
+from srcnn.runtime.files import sha256_of, write_json
+from srcnn.training import checkpoint
+from srcnn.training.config import TrainConfig
+from srcnn.training.optimizer import OptimizerConfig
 
 MADE = {}  # folders of small_shards, by what they hold; gone with the process
 

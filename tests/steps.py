@@ -7,12 +7,12 @@ import torch
 from accelerate.state import AcceleratorState
 from small import small_config
 
-from srcnn.dataset import ShardDataset
-from srcnn.device_loader import on_device
-from srcnn.loader import StreamConfig, train_batches
-from srcnn.shuffle import BatchPlan
-from srcnn.trainer import Trainer
-from srcnn.transforms import to_float_batch
+from srcnn.data.dataset import ShardDataset
+from srcnn.data.device_loader import on_device
+from srcnn.data.loader import StreamConfig, train_batches
+from srcnn.data.shuffle import BatchPlan
+from srcnn.data.transforms import to_float_batch
+from srcnn.training.trainer import Trainer
 
 
 @pytest.fixture

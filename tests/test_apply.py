@@ -9,8 +9,8 @@ import pytest
 import torch
 from small import changing_network, random_photo
 
-from srcnn.apply import run_network
-from srcnn.restore_image import restore, restore_pixels
+from srcnn.restoration.restore import restore, restore_pixels
+from srcnn.restoration.tiled_inference import run_network
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +22,9 @@ STARVED = """
 import resource, sys
 import numpy, torch
 torch.set_num_threads(1)
-from srcnn.apply import Treatment
-from srcnn.weights_io import load_model
-from srcnn.restore_image import restore_pixels
+from srcnn.restoration.tiled_inference import Treatment
+from srcnn.models.weights import load_model
+from srcnn.restoration.restore import restore_pixels
 model = load_model("srcnn-955-q20")
 photo = numpy.load(sys.argv[1])
 restore_pixels(photo[:40, :40], model, exact=True)
@@ -58,7 +58,7 @@ def test_a_tile_halved_on_the_way_changes_nothing(model, monkeypatch, channels, 
             raise torch.OutOfMemoryError("no more")
         return run_network(planes, network, bf16)
 
-    monkeypatch.setattr("srcnn.apply.run_network", scarce)
+    monkeypatch.setattr("srcnn.restoration.tiled_inference.run_network", scarce)
     found = restore_pixels(pixels, model, 100, exact=True, quality=quality)
     difference = np.abs(found.astype(int) - expected)
     assert failed and difference.max() <= 1 and (difference > 0).mean() < 1e-3
@@ -66,7 +66,7 @@ def test_a_tile_halved_on_the_way_changes_nothing(model, monkeypatch, channels, 
     def hopeless(planes, network, bf16=False):
         raise torch.OutOfMemoryError("none at all")
 
-    monkeypatch.setattr("srcnn.apply.run_network", hopeless)
+    monkeypatch.setattr("srcnn.restoration.tiled_inference.run_network", hopeless)
     with pytest.raises(torch.OutOfMemoryError, match="none at all"):
         restore_pixels(pixels, model, 100)
 

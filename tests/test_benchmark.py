@@ -4,8 +4,8 @@ import pytest
 import torch
 from small import small_config, small_shards
 
-from srcnn.profile_step import BenchmarkConfig, benchmark, matrix_peak, training_flop
-from srcnn.srcnn_model import ModelConfig
+from srcnn.models.srcnn import ModelConfig
+from srcnn.training.benchmark import BenchmarkConfig, benchmark, matrix_peak, training_flop
 
 pytestmark = pytest.mark.slow  # of what is measured once, not of the product
 
@@ -28,7 +28,7 @@ def test_too_few_steps_are_refused():
 
 @pytest.mark.parametrize("lagging", [(), ("cpu",)])
 def test_it_tells_the_phases_of_a_step(tmp_path, monkeypatch, lagging):
-    monkeypatch.setattr("srcnn.trainer.ASYNC_DEVICES", lagging)
+    monkeypatch.setattr("srcnn.training.trainer.ASYNC_DEVICES", lagging)
     settings = vars(small_config(tmp_path / "run", small_shards(tmp_path)))
     results = benchmark(BenchmarkConfig(**settings, num_steps=2, num_rounds=1))
     assert {"forward", "backward", "optimizer", "meter", "the rest"} <= set(results["seconds_per_step"])

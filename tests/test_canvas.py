@@ -12,8 +12,8 @@ from conftest import photo_pixels
 from messages import facts, says
 from PIL import Image, ImageCms, PngImagePlugin
 
-from srcnn.canvas import Canvas, read_canvas, save_canvas, upright_array
-from srcnn.metadata import Metadata, patched_exif
+from srcnn.photos.metadata import Metadata, patched_exif
+from srcnn.photos.photo_file import Canvas, read_canvas, save_canvas, upright_array
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="6"/></x:xmpmeta>'

@@ -7,10 +7,10 @@ import pytest
 import torch
 from messages import facts
 
-from srcnn import checkpoint
-from srcnn.files import FolderLock
-from srcnn.srcnn_model import SRCNN, ModelConfig
-from srcnn.weights_io import load_model
+from srcnn.models.srcnn import SRCNN, ModelConfig
+from srcnn.models.weights import load_model
+from srcnn.runtime.files import FolderLock
+from srcnn.training import checkpoint
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from srcnn.chroma import LUMA_RIDGE, RADIUS, REACH, box_means, chroma_ridge, smooth_chroma
-from srcnn.tiles import windows
+from srcnn.photos.tiling import windows
+from srcnn.restoration.chroma import LUMA_RIDGE, RADIUS, REACH, box_means, chroma_ridge, smooth_chroma
 
 SIZES = [(1, 1), (1, 7), (6, 1), (5, 9), (31, 44)]
 

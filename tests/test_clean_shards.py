@@ -20,23 +20,22 @@ from shards.plan import ShardsConfig
 from shards.tar import index_tar
 from shards.workers import ShardsFailed
 from shards.write import Summary, make_shards
-from srcnn.dataset import ShardDataset
-from srcnn.degrade import Degradation
-from srcnn.doctor import DoctorConfig, doctor
-from srcnn.files import sha256_of
-from srcnn.jpeg_quality import condition_of_image
-from srcnn.loader import val_batches
-from srcnn.loss import LossAndScores
-from srcnn.manifest import Manifest, ShardError
-from srcnn.metrics import psnr
-from srcnn.srcnn_model import SRCNN, ModelConfig
-from srcnn.state import check_samples
-from srcnn.tiles import cut_to_cover, starts_to_cover
-from srcnn.training_pairs import DegradationConfig
-from srcnn.transforms import conditions_for
-from srcnn.validation import validate
-from srcnn.verify import verify_shards
-from srcnn.weights_io import initialize
+from srcnn.commands.doctor import DoctorConfig, doctor
+from srcnn.data.dataset import ShardDataset
+from srcnn.data.loader import val_batches
+from srcnn.data.manifest import Manifest, ShardError
+from srcnn.data.training_pairs import DegradationConfig
+from srcnn.data.verify import verify_shards
+from srcnn.models.srcnn import SRCNN, ModelConfig
+from srcnn.models.weights import initialize
+from srcnn.photos.degradation import Degradation
+from srcnn.photos.jpeg_quality import condition_of_image
+from srcnn.photos.metrics import psnr
+from srcnn.photos.tiling import cut_to_cover, starts_to_cover
+from srcnn.runtime.files import sha256_of
+from srcnn.training.loss import LossAndScores, conditions_for
+from srcnn.training.state import check_samples
+from srcnn.training.validation import validate
 
 
 @pytest.fixture(scope="module", params=["npy", "png"])

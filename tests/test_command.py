@@ -10,15 +10,15 @@ from messages import numbers, says
 from PIL import Image
 from small import draw_photo, small_config, small_shards
 
-from srcnn import weights_commands
 from srcnn.__main__ import command_line, main
-from srcnn.pretrained import FAMILY
-from srcnn.restore_image import restore
-from srcnn.score import LUMA_NAMES
-from srcnn.trainer import train
-from srcnn.upscale import SCALES
-from srcnn.weight_files import DEFAULT_WEIGHTS
-from srcnn.weights_io import load_model
+from srcnn.commands import weights
+from srcnn.models.pretrained import FAMILY
+from srcnn.models.weight_files import DEFAULT_WEIGHTS
+from srcnn.models.weights import load_model
+from srcnn.restoration.restore import restore
+from srcnn.restoration.score import LUMA_NAMES
+from srcnn.restoration.upscale import SCALES
+from srcnn.training.trainer import train
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_help_needs_neither_pytorch_nor_seconds_of_the_processor():
 
 def test_what_the_help_says_is_what_the_library_takes():
     options = command_line()
-    assert options.parse_args(["restore", "x"]).model == FAMILY and DEFAULT_WEIGHTS == weights_commands.DEFAULT_WEIGHTS
+    assert options.parse_args(["restore", "x"]).model == FAMILY and DEFAULT_WEIGHTS == weights.DEFAULT_WEIGHTS
     for luma, scale in zip(LUMA_NAMES, SCALES, strict=False):
         options.parse_args(["score", "x", "--luma", luma, "--scale", str(scale)])
         options.parse_args(["upscale", "x", "--scale", str(scale)])

@@ -8,8 +8,7 @@ from PIL import Image
 from small import draw_photo
 from uploads import BAD, MODEL, write_jpeg
 
-from srcnn.canvas import Canvas
-from srcnn.demo import (
+from srcnn.commands.demo import (
     DETAIL_PIXELS,
     DETAIL_ZOOM,
     DemoRequest,
@@ -20,9 +19,10 @@ from srcnn.demo import (
     shipped_weights,
     visible,
 )
-from srcnn.figures import magnify
-from srcnn.photo import PhotoRefused
-from srcnn.weights_io import load_model
+from srcnn.models.weights import load_model
+from srcnn.photos.photo_file import Canvas
+from srcnn.photos.reading import PhotoRefused
+from srcnn.restoration.figures import magnify
 
 
 @pytest.mark.parametrize("middle", [(0, 0), (242, 330), (120, 5), (40, 290)])

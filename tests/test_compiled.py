@@ -11,15 +11,15 @@ from jobs import assert_same_bits, assert_same_run
 from small import small_config, small_shards
 from steps import any_device, begun, kept  # noqa: F401  # a fixture
 
-from srcnn.config import parse
-from srcnn.distributed import DistributedError
-from srcnn.loss import LossAndScores, compile_static_shape
-from srcnn.metrics import psnr
-from srcnn.srcnn_model import SRCNN, ModelConfig
-from srcnn.step import train_step
-from srcnn.train_config import TrainConfig
-from srcnn.trainer import train
-from srcnn.weights_io import initialize
+from srcnn.models.srcnn import SRCNN, ModelConfig
+from srcnn.models.weights import initialize
+from srcnn.photos.metrics import psnr
+from srcnn.runtime.distributed import DistributedError
+from srcnn.runtime.settings import parse
+from srcnn.training.config import TrainConfig
+from srcnn.training.loss import LossAndScores, compile_static_shape
+from srcnn.training.step import train_step
+from srcnn.training.trainer import train
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +72,11 @@ def test_what_a_graph_overwrites_is_not_used_after(tmp_path, shards, monkeypatch
     def once(function, _, mode):  # the way from bytes to floats is compiled without graphs
         return graphed(function) if mode == "reduce-overhead" else function
 
-    monkeypatch.setattr("srcnn.loss.compile_static_shape", once)
-    monkeypatch.setattr("srcnn.trainer.compile_static_shape", once)
+    monkeypatch.setattr("srcnn.training.loss.compile_static_shape", once)
+    monkeypatch.setattr("srcnn.training.trainer.compile_static_shape", once)
     config = small_config(tmp_path / "plain", shards, micro_batch_size=3)
     train(config)
-    monkeypatch.setattr("srcnn.trainer.ASYNC_DEVICES", ("cpu",))
+    monkeypatch.setattr("srcnn.training.trainer.ASYNC_DEVICES", ("cpu",))
     train(replace(config, run=str(tmp_path / "graphs"), compile="reduce-overhead"))
     assert_same_run(tmp_path / "graphs", tmp_path / "plain")
 

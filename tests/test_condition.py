@@ -9,17 +9,17 @@ from small import draw_photo, random_photo
 from test_unet import COLOUR, some_unet
 
 from srcnn.__main__ import main
-from srcnn.apply import Treatment
-from srcnn.degrade import Degradation, degrade
-from srcnn.device import to_device
-from srcnn.jpeg_quality import condition_of_image, condition_of_quality
-from srcnn.metrics import psnr
-from srcnn.restore_files import RestoreFile
-from srcnn.restore_image import restore, restore_pixels
-from srcnn.score import score_photo
-from srcnn.srcnn_model import SRCNN, ModelConfig
-from srcnn.upscale import upscale
-from srcnn.weights_io import initialize, save_model
+from srcnn.models.device import to_device
+from srcnn.models.srcnn import SRCNN, ModelConfig
+from srcnn.models.weights import initialize, save_model
+from srcnn.photos.degradation import Degradation, degrade
+from srcnn.photos.jpeg_quality import condition_of_image, condition_of_quality
+from srcnn.photos.metrics import psnr
+from srcnn.restoration.restore import restore, restore_pixels
+from srcnn.restoration.restore_files import RestoreFile
+from srcnn.restoration.score import score_photo
+from srcnn.restoration.tiled_inference import Treatment
+from srcnn.restoration.upscale import upscale
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def rgb_network(request):
 @pytest.mark.parametrize("size", [(1, 1), (3, 40), (61, 83)])
 @pytest.mark.parametrize("tile_pixels", [16, 1000])
 def test_greyscale_through_a_network_for_rgb_is_the_luma_of_its_result(monkeypatch, rgb_network, size, tile_pixels):
-    monkeypatch.setattr("srcnn.unet.HALO_PIXELS", 1000)
+    monkeypatch.setattr("srcnn.models.unet.HALO_PIXELS", 1000)
     grey = random_photo(*size)
     side = rgb_network.min_pixels
     padded = np.pad(grey, [(0, max(0, side - length)) for length in size], mode="edge")
@@ -69,7 +69,7 @@ def test_a_network_of_other_channels_is_refused():
 
 
 def test_tiles_equal_the_whole_photo(monkeypatch, model):
-    monkeypatch.setattr("srcnn.unet.HALO_PIXELS", 1000)
+    monkeypatch.setattr("srcnn.models.unet.HALO_PIXELS", 1000)
     photo, condition = random_photo(101, 67, 3), condition_of_quality(10)
     whole, tiled = (restore_pixels(photo, model, side, exact=True, condition=condition) for side in (1000, 20))
     differs = np.abs(whole.astype(int) - tiled)

@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 import yaml
 
-from srcnn.config import nearest, parse, to_yaml, without_credentials
+from srcnn.runtime.settings import nearest, parse, to_yaml, without_credentials
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def test_what_is_no_credential_stays_as_it_is(text: str) -> None:
     ("run: !!python/object/apply:os.getcwd []\n", "python/object"),
 ])
 def test_a_config_of_a_stranger_ends_with_one_line(tmp_path, capsys, text, problem):
-    from srcnn.train_config import TrainConfig
+    from srcnn.training.config import TrainConfig
 
     path = tmp_path / "config.yaml"
     path.write_text(text)
@@ -204,7 +204,7 @@ def test_a_config_of_a_stranger_ends_with_one_line(tmp_path, capsys, text, probl
 
 
 def test_a_boolean_needs_no_value():
-    from srcnn.train_config import TrainConfig
+    from srcnn.training.config import TrainConfig
 
     assert parse(TrainConfig, "test", "", ["--fresh", "--seed", "3"]).fresh
     assert parse(TrainConfig, "test", "", ["--seed", "3", "--fresh"]).seed == 3

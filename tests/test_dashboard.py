@@ -12,8 +12,8 @@ from small import small_config, small_shards
 from wandb_files import records, wandb_files
 from wandb_server import closed_port, wandb_server
 
-from srcnn.dashboard import LOADS, PICTURES, workspace
-from srcnn.trainer import train
+from srcnn.tracking.dashboard import LOADS, PICTURES, workspace
+from srcnn.training.trainer import train
 
 pytest.importorskip("wandb_workspaces")
 

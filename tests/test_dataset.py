@@ -17,13 +17,13 @@ from PIL import Image
 from small import draw_photo, small_shards
 
 from shards.__main__ import main as shards_main
-from srcnn import storage
-from srcnn.dataset import PairBuffer, ShardDataset
-from srcnn.index import INDEX, ROW, hash_of, hash_of_rows, index_entry, index_header
-from srcnn.loader import StreamConfig, train_batches, val_batches
-from srcnn.manifest import Manifest, Shard, ShardError, npy_stride
-from srcnn.object_store import ReadFailed
-from srcnn.shuffle import BatchPlan
+from srcnn.data.dataset import PairBuffer, ShardDataset
+from srcnn.data.index import INDEX, ROW, hash_of, hash_of_rows, index_entry, index_header
+from srcnn.data.loader import StreamConfig, train_batches, val_batches
+from srcnn.data.manifest import Manifest, Shard, ShardError, npy_stride
+from srcnn.data.shuffle import BatchPlan
+from srcnn.runtime import storage
+from srcnn.runtime.object_store import ReadFailed
 
 KINDS = {"npy": {}, "png": {"encoding": "png"}, "rgb": {"color": "rgb"}}
 NUM_PAIRS = 75

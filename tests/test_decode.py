@@ -10,8 +10,8 @@ from conftest import photo_pixels
 from PIL import Image, ImageFilter
 
 from shards.decode import Decode, read_clean
-from srcnn.metrics import psnr
-from srcnn.photo import Resize, luma_l, over_white, read_photo
+from srcnn.photos.metrics import psnr
+from srcnn.photos.reading import Resize, luma_l, over_white, read_photo
 
 
 def resized(pixels: np.ndarray, rule: str) -> np.ndarray:

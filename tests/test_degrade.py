@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from messages import facts
 from PIL import Image
 
-from srcnn.degrade import Degradation, bicubic, bicubic_levels, crop_to_multiple, degrade, jpeg, to_uint8
-from srcnn.metrics import psnr
+from srcnn.photos.degradation import Degradation, bicubic, bicubic_levels, crop_to_multiple, degrade, jpeg, to_uint8
+from srcnn.photos.metrics import psnr
 
 
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])

@@ -11,17 +11,17 @@ from PIL import Image
 from small import draw_photo
 from uploads import BAD, MAKER, MODEL, write_jpeg
 
-from srcnn.apply import Treatment
-from srcnn.demo import DETAIL_PIXELS
-from srcnn.device import device_here
-from srcnn.metrics import psnr
-from srcnn.photo import luma_l
-from srcnn.pretrained import FAMILY, WeightSelector
-from srcnn.restore_files import RestoreFile
+from srcnn.commands.demo import DETAIL_PIXELS
+from srcnn.models.device import device_here
+from srcnn.models.pretrained import FAMILY, WeightSelector
+from srcnn.photos.metrics import psnr
+from srcnn.photos.reading import luma_l
+from srcnn.restoration.restore_files import RestoreFile
+from srcnn.restoration.tiled_inference import Treatment
 
 
 def test_without_gradio_the_cure_is_named(monkeypatch):
-    from srcnn.demo import serve
+    from srcnn.commands.demo import serve
 
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.setattr("os.environ", {})

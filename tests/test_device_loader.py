@@ -10,15 +10,15 @@ from accelerate import Accelerator
 from messages import facts
 from small import small_shards
 
-from srcnn.dataset import ShardDataset
-from srcnn.device_loader import LARGEST_SHARE, ResidentDataset, device_batches
-from srcnn.distributed import DistributedError
-from srcnn.loader import StreamConfig
-from srcnn.manifest import ShardError
-from srcnn.shuffle import BatchPlan
-from srcnn.srcnn_model import SRCNN, ModelConfig
-from srcnn.transforms import to_float_batch
-from srcnn.validation import validate
+from srcnn.data.dataset import ShardDataset
+from srcnn.data.device_loader import LARGEST_SHARE, ResidentDataset, device_batches
+from srcnn.data.loader import StreamConfig
+from srcnn.data.manifest import ShardError
+from srcnn.data.shuffle import BatchPlan
+from srcnn.data.transforms import to_float_batch
+from srcnn.models.srcnn import SRCNN, ModelConfig
+from srcnn.runtime.distributed import DistributedError
+from srcnn.training.validation import validate
 
 CPU = torch.device("cpu")
 

@@ -15,10 +15,10 @@ from small import small_shards, write_photos
 from shards.plan import ShardsConfig
 from shards.write import make_shards
 from srcnn.__main__ import main
-from srcnn.degrade import Degradation
-from srcnn.doctor import CHECKS
-from srcnn.optimizer import OptimizerConfig
-from srcnn.srcnn_model import ModelConfig
+from srcnn.commands.doctor import CHECKS
+from srcnn.models.srcnn import ModelConfig
+from srcnn.photos.degradation import Degradation
+from srcnn.training.optimizer import OptimizerConfig
 
 SUBJECTS = list(CHECKS)
 NUM_TRAIN = 75  # pairs of 32x32 that small_shards makes

@@ -17,13 +17,13 @@ from examine import assert_note, assert_problem, content_of, examine, marked, nu
 from messages import numbers, says
 from small import small_config, small_shards
 
-from srcnn import checkpoint
-from srcnn.distributed import addresses_of
-from srcnn.doctor import checkpoint_bytes
-from srcnn.doctor_machine import num_cores
-from srcnn.optimizer import OptimizerConfig
-from srcnn.srcnn_model import ModelConfig
-from srcnn.trainer import train
+from srcnn.commands.doctor import checkpoint_bytes
+from srcnn.commands.doctor_machine import num_cores
+from srcnn.models.srcnn import ModelConfig
+from srcnn.runtime.distributed import addresses_of
+from srcnn.training import checkpoint
+from srcnn.training.optimizer import OptimizerConfig
+from srcnn.training.trainer import train
 
 on_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="asks for what only a machine without GPU lacks")
 

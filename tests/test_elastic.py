@@ -8,8 +8,8 @@ from messages import lines_with
 from servers import FaultyServer
 from small import small_shards
 
-from srcnn.dataset import ShardDataset
-from srcnn.shuffle import BlockShuffle
+from srcnn.data.dataset import ShardDataset
+from srcnn.data.shuffle import BlockShuffle
 
 pytestmark = pytest.mark.slow
 

@@ -10,13 +10,13 @@ import torch
 from messages import facts
 from torch import nn
 
-from srcnn import export
 from srcnn.__main__ import main
-from srcnn.export import export_onnx, export_torch
-from srcnn.jpeg_quality import CONDITION_SIZE, condition_of_quality
-from srcnn.srcnn_model import SRCNN, ModelConfig
-from srcnn.unet import UNet, UNetConfig
-from srcnn.weights_io import initialize, save_model
+from srcnn.models import export
+from srcnn.models.export import export_onnx, export_torch
+from srcnn.models.srcnn import SRCNN, ModelConfig
+from srcnn.models.unet import UNet, UNetConfig
+from srcnn.models.weights import initialize, save_model
+from srcnn.photos.jpeg_quality import CONDITION_SIZE, condition_of_quality
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

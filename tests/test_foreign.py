@@ -15,11 +15,11 @@ from small import draw_photo, small_config
 
 from shards.__main__ import main
 from srcnn import dataset as dataset_module
-from srcnn.dataset import ShardDataset
-from srcnn.distributed import DistributedError
-from srcnn.loader import StreamConfig, train_batches, val_batches
-from srcnn.shuffle import BatchPlan, crops_at
-from srcnn.trainer import train
+from srcnn.data.dataset import ShardDataset
+from srcnn.data.loader import StreamConfig, train_batches, val_batches
+from srcnn.data.shuffle import BatchPlan, crops_at
+from srcnn.runtime.distributed import DistributedError
+from srcnn.training.trainer import train
 
 webdataset = pytest.importorskip("webdataset")
 

@@ -12,13 +12,13 @@ from jobs import assert_same_bits, state
 from small import changing_network, draw_photo, small_config, small_shards
 from steps import any_device, begun, kept, spoiled  # noqa: F401  # a fixture
 
-from srcnn.device import full_precision, to_device
-from srcnn.history import read_metrics
-from srcnn.loader import StreamConfig
-from srcnn.optimizer import OptimizerConfig
-from srcnn.restore_image import restore
-from srcnn.step import resolve_pending_step, train_step
-from srcnn.trainer import train
+from srcnn.data.loader import StreamConfig
+from srcnn.models.device import full_precision, to_device
+from srcnn.restoration.restore import restore
+from srcnn.tracking.history import read_metrics
+from srcnn.training.optimizer import OptimizerConfig
+from srcnn.training.step import resolve_pending_step, train_step
+from srcnn.training.trainer import train
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
@@ -37,8 +37,8 @@ def working_on(device):
     """What is begun here computes on the device, in whole float32 where it is float32."""
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.MonkeyPatch.context() as patch, full_precision():
-        patch.setattr("srcnn.state.device_here", lambda: torch.device(device))
-        patch.setattr("srcnn.trainer.write_report", lambda *_: None)
+        patch.setattr("srcnn.training.state.device_here", lambda: torch.device(device))
+        patch.setattr("srcnn.training.trainer.write_report", lambda *_: None)
         yield
 
 
@@ -98,9 +98,9 @@ def test_fp16_trains_too_while_its_scaler_looks_for_a_scale(tmp_path, shards, pl
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name,first", [("adam", 0), ("sgd", 0), ("adamw", 3)])
 def test_a_step_that_is_not_finite_is_left_out_by_the_device(tmp_path, shards, monkeypatch, device, name, first):
-    monkeypatch.setattr("srcnn.trainer.ASYNC_DEVICES", ("cpu", "cuda"))
+    monkeypatch.setattr("srcnn.training.trainer.ASYNC_DEVICES", ("cpu", "cuda"))
     reported = []
-    monkeypatch.setattr("srcnn.step.report_skipped_step", lambda _, step: reported.append(step))
+    monkeypatch.setattr("srcnn.training.step.report_skipped_step", lambda _, step: reported.append(step))
     with working_on(device):
         trainer, batches = begun(tmp_path, shards, optimizer=replace(OPTIMIZER, name=name))
         assert trainer.async_steps and trainer.accelerator.device.type == device

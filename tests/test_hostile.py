@@ -15,10 +15,10 @@ from small import draw_photo, small_shards
 
 from shards.index_foreign import index_folder
 from shards.tar import scan_tar
-from srcnn.dataset import ShardDataset, SparseCache
-from srcnn.index import MAX_SAMPLE_BYTES, ROW, encode_index
-from srcnn.manifest import Manifest, ShardError
-from srcnn.verify import verify_shards
+from srcnn.data.dataset import ShardDataset, SparseCache
+from srcnn.data.index import MAX_SAMPLE_BYTES, ROW, encode_index
+from srcnn.data.manifest import Manifest, ShardError
+from srcnn.data.verify import verify_shards
 
 
 @pytest.fixture(scope="module")

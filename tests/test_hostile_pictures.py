@@ -12,14 +12,14 @@ from messages import facts
 from PIL import Image, PngImagePlugin
 from small import draw_photo
 
-from srcnn.canvas import read_canvas, save_canvas
-from srcnn.manifest import decode_picture, decode_tile
-from srcnn.metadata import Metadata
-from srcnn.output_paths import output_paths
-from srcnn.photo import PhotoRefused, open_image, read_photo
-from srcnn.restore_files import RestoreFile, work_on_files
-from srcnn.srcnn_model import SRCNN, ModelConfig
-from srcnn.untrusted import MAX_JPEG_SCANS, OutOfBounds
+from srcnn.commands.output_paths import output_paths
+from srcnn.data.manifest import decode_picture, decode_tile
+from srcnn.models.srcnn import SRCNN, ModelConfig
+from srcnn.photos.metadata import Metadata
+from srcnn.photos.photo_file import read_canvas, save_canvas
+from srcnn.photos.reading import PhotoRefused, open_image, read_photo
+from srcnn.restoration.restore_files import RestoreFile, work_on_files
+from srcnn.runtime.untrusted import MAX_JPEG_SCANS, OutOfBounds
 
 
 def chunk(kind, content):

@@ -19,16 +19,16 @@ from safetensors.torch import save as safetensors_bytes
 from seeds import weights
 from small import small_shards
 
-from srcnn.dataset import ShardDataset
-from srcnn.history import checked_points, results_table
-from srcnn.object_store import AccessConfig, ReadFailed
-from srcnn.report import html_page
-from srcnn.srcnn_model import SRCNN, ModelConfig
-from srcnn.storage import open_storage
-from srcnn.untrusted import OutOfBounds, check_yaml
-from srcnn.verify import verify_shards
-from srcnn.weight_files import MAX_WEIGHTS_BYTES
-from srcnn.weights_io import load_model
+from srcnn.data.dataset import ShardDataset
+from srcnn.data.verify import verify_shards
+from srcnn.models.srcnn import SRCNN, ModelConfig
+from srcnn.models.weight_files import MAX_WEIGHTS_BYTES
+from srcnn.models.weights import load_model
+from srcnn.runtime.object_store import AccessConfig, ReadFailed
+from srcnn.runtime.storage import open_storage
+from srcnn.runtime.untrusted import OutOfBounds, check_yaml
+from srcnn.tracking.history import checked_points, results_table
+from srcnn.training.report import html_page
 
 HASTY = AccessConfig(timeout_seconds=2, give_up_seconds=0.2)
 

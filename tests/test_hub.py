@@ -15,13 +15,13 @@ from hub_server import TOKEN, hub_server
 from messages import facts, lines_with, says
 from wandb_server import closed_port
 
-from srcnn import hub
-from srcnn.config import to_yaml
-from srcnn.history import STEP_KEY, checked_points
-from srcnn.report import training_card
-from srcnn.srcnn_model import SRCNN, ModelConfig
-from srcnn.weight_files import DEFAULT_WEIGHTS, WEIGHTS
-from srcnn.weights_io import initialize, load_model, save_model
+from srcnn.models import hub
+from srcnn.models.srcnn import SRCNN, ModelConfig
+from srcnn.models.weight_files import DEFAULT_WEIGHTS, WEIGHTS
+from srcnn.models.weights import initialize, load_model, save_model
+from srcnn.runtime.settings import to_yaml
+from srcnn.tracking.history import STEP_KEY, checked_points
+from srcnn.training.report import training_card
 
 PUSH = """
 import sys
@@ -114,7 +114,7 @@ def test_a_second_push_and_one_to_a_branch_leave_the_others_be(tmp_path, server)
 
 
 def test_importing_the_network_does_not_import_the_hubs_client():
-    script = "import sys, srcnn.weights_io; assert not {'huggingface_hub', 'srcnn.hub'} & set(sys.modules)"
+    script = "import sys, srcnn.weights_io; assert not {'huggingface_hub', 'srcnn.models.hub'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 

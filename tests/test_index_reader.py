@@ -6,10 +6,10 @@ from messages import facts
 from servers import FaultyServer, parse_range
 from small import small_shards
 
-from srcnn.dataset import ShardDataset
-from srcnn.index import ROW, encode_index, index_entry
-from srcnn.manifest import ShardError
-from srcnn.object_store import AccessConfig
+from srcnn.data.dataset import ShardDataset
+from srcnn.data.index import ROW, encode_index, index_entry
+from srcnn.data.manifest import ShardError
+from srcnn.runtime.object_store import AccessConfig
 
 
 @pytest.fixture
@@ -29,8 +29,8 @@ def test_an_index_is_what_numpy_reads(tmp_path):
 
 @pytest.mark.parametrize("most_rows_kept", [10**6, 1])
 def test_a_large_index_is_asked_for_shard_by_shard_and_checked(server, monkeypatch, most_rows_kept):
-    monkeypatch.setattr("srcnn.index.WHOLE_BYTES", 0)
-    monkeypatch.setattr("srcnn.index.MAX_CACHED_ROWS", most_rows_kept)
+    monkeypatch.setattr("srcnn.data.index.WHOLE_BYTES", 0)
+    monkeypatch.setattr("srcnn.data.index.MAX_CACHED_ROWS", most_rows_kept)
     access = AccessConfig(timeout_seconds=10, give_up_seconds=20)
     reader, local = ShardDataset(server.url, access=access), ShardDataset(server.folder)
     for samples in (np.arange(75), np.array([70, 3, 40, 4, 71])):

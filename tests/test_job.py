@@ -3,7 +3,7 @@
 import pytest
 from messages import says
 
-from srcnn.cluster_job import STARTS, Job, current_job, read_starts, record_start
+from srcnn.tracking.cluster_job import STARTS, Job, current_job, read_starts, record_start
 
 SLURM = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "city", "SLURM_CLUSTER_NAME": "alps", "SLURM_JOB_NUM_NODES": "2",
          "SLURM_JOB_NODELIST": "n[03-04]"}

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, JpegPresets
 from small import draw_photo
 
-from srcnn.jpeg_quality import ANNEX_K_LUMA, condition_of_image, condition_of_quality, quality_of, quality_tables
+from srcnn.photos.jpeg_quality import ANNEX_K_LUMA, condition_of_image, condition_of_quality, quality_of, quality_tables
 
 QUALITIES = range(1, 101)
 
@@ -98,7 +98,7 @@ def test_photos_of_real_cameras(shared_data):
 
 
 def test_it_starts_without_torch():
-    code = "import sys, srcnn.jpeg_quality; sys.exit('torch' in sys.modules)"
+    code = "import sys, srcnn.photos.jpeg_quality; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 

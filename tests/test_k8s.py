@@ -10,10 +10,10 @@ import yaml
 from pods import K8S, KUBECTL, ROOT, build, overlay, verdict
 
 from shards.plan import ShardsConfig
-from srcnn.config import parse, read_yaml
-from srcnn.run_log import PREEMPTED_SECONDS
-from srcnn.signals import EXIT_REQUEUE, SAME_SIGNAL_SECONDS
-from srcnn.train_config import TrainConfig
+from srcnn.runtime.settings import parse, read_yaml
+from srcnn.runtime.signals import EXIT_REQUEUE, SAME_SIGNAL_SECONDS
+from srcnn.tracking.run_log import PREEMPTED_SECONDS
+from srcnn.training.config import TrainConfig
 
 pytestmark = pytest.mark.skipif(not KUBECTL, reason="no kubectl here")
 FOLDERS = ("volumes", "base", "gpu1", "gpu8", "shards", "mine")

@@ -16,8 +16,8 @@ from PIL import Image
 from small import draw_photo, small_shards, write_photos
 from wandb_files import records
 
-from srcnn.history import read_metrics
-from srcnn.metrics import psnr
+from srcnn.photos.metrics import psnr
+from srcnn.tracking.history import read_metrics
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {"model": {"filters": [8, 4], "residual": True}, "optimizer": {"lr": 2e-3}, "total_samples": 96,
@@ -103,8 +103,8 @@ def test_wrong_keys_and_missing_shards_end_with_a_line_that_says_so(tmp_path, co
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_config_is_valid(path):
     from shards.plan import ShardsConfig
-    from srcnn.config import parse
-    from srcnn.train_config import TrainConfig
+    from srcnn.runtime.settings import parse
+    from srcnn.training.config import TrainConfig
 
     assert path.read_text().startswith("# ")
     if path.stem == "sweep":

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from srcnn.device import full_precision
-from srcnn.layers import Col2imConv, Conv, Im2colConv, Relu, im2col, pad, relu, shift_and_add
-from srcnn.srcnn_model import SRCNN, ModelConfig
+from srcnn.models.device import full_precision
+from srcnn.models.layers import Col2imConv, Conv, Im2colConv, Relu, im2col, pad, relu, shift_and_add
+from srcnn.models.srcnn import SRCNN, ModelConfig
 
 SHAPES = [(1, 1, 13, 17), (3, 1, 9, 30), (2, 3, 19, 11)]
 
@@ -56,7 +56,7 @@ def test_sum_shifted_of_a_hand_made_case():
 @pytest.mark.parametrize("width", [1, 2, 4])
 @pytest.mark.parametrize("size", [(1, 1), (1, 6), (5, 2), (9, 12)])
 def test_padding_is_replicate_padding_with_its_gradient(monkeypatch, size, width, on_cpu):
-    monkeypatch.setattr("srcnn.layers.use_cpu_kernels", lambda maps: on_cpu)
+    monkeypatch.setattr("srcnn.models.layers.use_cpu_kernels", lambda maps: on_cpu)
     maps = torch.randn(2, 3, *size, dtype=torch.float64)
     ours = gradients(lambda maps: pad(maps, width), maps)
     theirs = gradients(lambda maps: functional.pad(maps, (width,) * 4, mode="replicate"), maps)

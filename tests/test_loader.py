@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small import small_shards
 
-from srcnn.dataset import PairBuffer, ShardDataset
-from srcnn.loader import BATCHES_IN_USE, StreamConfig, train_batches, val_batches
-from srcnn.manifest import ShardError
-from srcnn.parallel import in_order_until_stopped
-from srcnn.prefetch import BufferRing, read_ahead
-from srcnn.shuffle import BatchPlan, BlockShuffle, UniformShuffle, batch_numbers, sequential_batches
+from srcnn.data.dataset import PairBuffer, ShardDataset
+from srcnn.data.loader import BATCHES_IN_USE, StreamConfig, train_batches, val_batches
+from srcnn.data.manifest import ShardError
+from srcnn.data.prefetch import BufferRing, read_ahead
+from srcnn.data.shuffle import BatchPlan, BlockShuffle, UniformShuffle, batch_numbers, sequential_batches
+from srcnn.runtime.parallel import in_order_until_stopped
 
 RUNS = StreamConfig(order="runs", run_samples=4, window_samples=24, num_lanes=4, prefetch_batches=2)
 ORDERS = [StreamConfig(order="uniform", prefetch_batches=2), RUNS, replace(RUNS, lanes="kept")]

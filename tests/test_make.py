@@ -13,8 +13,8 @@ from PIL import Image
 from small import draw_photo
 
 from launch import demo
-from srcnn import signals
-from srcnn.history import read_metrics
+from srcnn.runtime import signals
+from srcnn.tracking.history import read_metrics
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {"model": {"filters": [8, 4], "residual": True}, "total_samples": 48, "batch_size": 12,

@@ -17,10 +17,10 @@ from messages import numbers
 from PIL import Image, JpegImagePlugin
 
 from srcnn.__main__ import main
-from srcnn.device import to_device
-from srcnn.restore_image import restore
-from srcnn.srcnn_model import SRCNN, ModelConfig
-from srcnn.weights_io import initialize, load_model, save_model
+from srcnn.models.device import to_device
+from srcnn.models.srcnn import SRCNN, ModelConfig
+from srcnn.models.weights import initialize, load_model, save_model
+from srcnn.restoration.restore import restore
 
 imagecodecs = pytest.importorskip("imagecodecs")
 tifffile = pytest.importorskip("tifffile")

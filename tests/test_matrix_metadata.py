@@ -34,9 +34,9 @@ from matrix import (
 from PIL import ExifTags, Image
 from test_matrix import call, check_lossy, check_upright, only_file, run, weights  # noqa: F401  (fixtures)
 
-from srcnn.device import to_device
-from srcnn.restore_image import restore
-from srcnn.weights_io import load_model
+from srcnn.models.device import to_device
+from srcnn.models.weights import load_model
+from srcnn.restoration.restore import restore
 
 PIXELS_PER_METRE = 11811  # 300 dpi
 UNCOMPARED = {"Orientation", "ExifImageWidth", "ExifImageHeight", "JpgFromRawStart", "PreviewImageStart",

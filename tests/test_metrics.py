@@ -6,7 +6,7 @@ import torch
 from messages import facts
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from srcnn.metrics import IDENTICAL_PSNR, blocking_effect, psnr, psnr_b, ssim, tile_psnr
+from srcnn.photos.metrics import IDENTICAL_PSNR, blocking_effect, psnr, psnr_b, ssim, tile_psnr
 
 
 @pytest.fixture

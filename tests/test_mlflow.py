@@ -13,8 +13,8 @@ from mlflow_server import mlflow_server
 from small import bare_checkpoint, small_shards
 from wandb_server import closed_port
 
-from srcnn.history import read_metrics
-from srcnn.run_log import Tracking
+from srcnn.tracking.history import read_metrics
+from srcnn.tracking.run_log import Tracking
 
 pytestmark = pytest.mark.slow
 
@@ -125,8 +125,8 @@ def test_a_real_training_killed_and_started_again_is_one_run_equal_to_its_number
 DEAD = """
 import sys, time
 from pathlib import Path
-from srcnn import run_log
-from srcnn.run_log import Tracking
+from srcnn.tracking import run_log
+from srcnn.tracking.run_log import Tracking
 run_log.FINISH_SECONDS = 5.0
 began = time.monotonic()
 record = Tracking(Path(sys.argv[1]), ["mlflow"], {}, 100, 0, -1, "theid")

@@ -5,9 +5,9 @@ import torch
 from messages import facts
 from torch import nn
 
-from srcnn.srcnn_model import SRCNN, ModelConfig
-from srcnn.weight_files import DEFAULT_WEIGHTS, find_weights
-from srcnn.weights_io import initialize, load_model, save_model, save_state_dict
+from srcnn.models.srcnn import SRCNN, ModelConfig
+from srcnn.models.weight_files import DEFAULT_WEIGHTS, find_weights
+from srcnn.models.weights import initialize, load_model, save_model, save_state_dict
 
 
 class SourceSRCNN(nn.Module):

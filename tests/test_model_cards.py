@@ -11,12 +11,20 @@ from messages import facts, lines_with, says
 from PIL import Image
 from small import draw_photo, small_shards
 
-from srcnn.degrade import Degradation
-from srcnn.files import write_json
-from srcnn.model_cards import ScoredSet, card_scores, make_card, purpose, sets_for, to_markdown, verify_weights
-from srcnn.srcnn_model import SRCNN, ModelConfig
-from srcnn.weight_files import WEIGHTS
-from srcnn.weights_io import save_model
+from srcnn.models.srcnn import SRCNN, ModelConfig
+from srcnn.models.weight_files import WEIGHTS
+from srcnn.models.weights import save_model
+from srcnn.photos.degradation import Degradation
+from srcnn.restoration.model_cards import (
+    ScoredSet,
+    card_scores,
+    make_card,
+    purpose,
+    sets_for,
+    to_markdown,
+    verify_weights,
+)
+from srcnn.runtime.files import write_json
 
 REPOSITORY = Path(__file__).parents[1]
 SETTINGS = {"run": "runs/mine", "weights": "", "total_samples": 640}

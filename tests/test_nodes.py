@@ -13,8 +13,8 @@ from node_jobs import ROOT, NodesJob
 from nodes import cluster, needs_nodes
 from small import small_shards
 
-from srcnn.history import read_metrics
-from srcnn.srcnn_model import ModelConfig
+from srcnn.models.srcnn import ModelConfig
+from srcnn.tracking.history import read_metrics
 
 pytestmark = [pytest.mark.slow, needs_nodes()]
 COMMON = SETTINGS | {"total_samples": 2400, "log_every_samples": 240, "validate_every_samples": 960,

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from srcnn.optimizer import OptimizerConfig, build_optimizer, lr_factor, set_lr, update_average
-from srcnn.srcnn_model import SRCNN, ModelConfig
-from srcnn.weights_io import initialize
+from srcnn.models.srcnn import SRCNN, ModelConfig
+from srcnn.models.weights import initialize
+from srcnn.training.optimizer import OptimizerConfig, build_optimizer, lr_factor, set_lr, update_average
 
 
 def test_the_schedule_depends_on_samples_alone():

@@ -12,7 +12,7 @@ from conftest import photo_pixels
 from messages import facts, says
 from PIL import Image
 
-from srcnn.photo import (
+from srcnn.photos.reading import (
     PhotoRefused,
     open_image,
     over_white,

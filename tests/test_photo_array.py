@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from messages import facts
 
-from srcnn.photo import Resize, find_photos, luma_l, luma_y, open_image, read_photo, upright_size
+from srcnn.photos.reading import Resize, find_photos, luma_l, luma_y, open_image, read_photo, upright_size
 
 
 def test_photos_are_found_in_the_order_of_their_names_whatever_these_are(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from messages import facts
 from seeds import edit_manifest, edit_split
 from small import small_shards
 
-from srcnn.manifest import PhotoRecord, Refused, ShardError
-from srcnn.photo_list import decode, encode
-from srcnn.verify import verify_shards
+from srcnn.data.manifest import PhotoRecord, Refused, ShardError
+from srcnn.data.photo_list import decode, encode
+from srcnn.data.verify import verify_shards
 
 
 @pytest.fixture(scope="module")

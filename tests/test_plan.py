@@ -10,7 +10,7 @@ from messages import facts, says
 
 from shards import plan
 from shards.plan import ShardsConfig, Source
-from srcnn.degrade import Degradation
+from srcnn.photos.degradation import Degradation
 
 
 def source(number: int, width: int = 1600, height: int = 1067, split: str = "", name: str = "") -> Source:

@@ -12,10 +12,10 @@ from nodes import cluster, needs_nodes
 from pods import K8S, KUBECTL, Pod, build, carry_through, name_pods, overlay, until, verdict
 from small import small_config, small_shards, write_photos
 
-from srcnn.optimizer import OptimizerConfig
-from srcnn.signals import EXIT_REQUEUE
-from srcnn.srcnn_model import ModelConfig
-from srcnn.trainer import train
+from srcnn.models.srcnn import ModelConfig
+from srcnn.runtime.signals import EXIT_REQUEUE
+from srcnn.training.optimizer import OptimizerConfig
+from srcnn.training.trainer import train
 
 pytestmark = [pytest.mark.slow, needs_nodes(), pytest.mark.skipif(not KUBECTL, reason="no kubectl here")]
 SETTINGS = {"model": {"filters": [8, 4], "residual": True}, "optimizer": {"lr": 2e-3}, "batch_size": 12, "trackers": [],

@@ -15,10 +15,10 @@ from PIL import Image
 from small import draw_photo
 
 from srcnn.__main__ import main
-from srcnn.pretrained import FAMILY, GOOD_QUALITY, WeightSelector
-from srcnn.restore_image import restore
-from srcnn.weight_files import find_weights
-from srcnn.weights_io import load_model
+from srcnn.models.pretrained import FAMILY, GOOD_QUALITY, WeightSelector
+from srcnn.models.weight_files import find_weights
+from srcnn.models.weights import load_model
+from srcnn.restoration.restore import restore
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]

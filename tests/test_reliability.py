@@ -30,8 +30,8 @@ from jobs import (
 from messages import lines_with, says
 from small import small_shards
 
-from srcnn.history import read_metrics
-from srcnn.signals import EXIT_INTERRUPTED, EXIT_REQUEUE, SAME_SIGNAL_SECONDS
+from srcnn.runtime.signals import EXIT_INTERRUPTED, EXIT_REQUEUE, SAME_SIGNAL_SECONDS
+from srcnn.tracking.history import read_metrics
 
 slow = pytest.mark.slow
 ACCUMULATED = {"micro_batch_size": 2, "optimizer": {"lr": 2e-3, "average_halflife_samples": 500, "schedule": "cosine"}}

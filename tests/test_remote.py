@@ -20,11 +20,11 @@ from messages import facts, numbers
 from servers import FaultyServer, nginx, s3
 from small import small_shards
 
-from srcnn.dataset import ShardDataset
-from srcnn.loader import StreamConfig, train_batches, val_batches
-from srcnn.manifest import ShardError
-from srcnn.object_store import AccessConfig, ReadFailed
-from srcnn.shuffle import BatchPlan
+from srcnn.data.dataset import ShardDataset
+from srcnn.data.loader import StreamConfig, train_batches, val_batches
+from srcnn.data.manifest import ShardError
+from srcnn.data.shuffle import BatchPlan
+from srcnn.runtime.object_store import AccessConfig, ReadFailed
 
 NUM_TRAIN, NUM_VAL, STRIDE = 75, 45, 4096  # what small_shards makes, 30 pairs a shard
 RUN, NUM_RUNS = 5, 15  # a run lies within a shard
@@ -238,7 +238,7 @@ def test_a_cache_that_cannot_be_written_is_warned_of_once(shards, server, tmp_pa
 
 DIGEST = """
 import hashlib, sys
-from srcnn.loader import AccessConfig, BatchPlan, ShardDataset, StreamConfig, train_batches
+from srcnn.data.loader import AccessConfig, BatchPlan, ShardDataset, StreamConfig, train_batches
 config = StreamConfig("runs", 5, 20, num_lanes=2)
 reader = ShardDataset(sys.argv[1], access=AccessConfig(cache=sys.argv[2]))
 for batch in train_batches(reader, config, BatchPlan(7, 0, 75, 15)):

@@ -15,14 +15,14 @@ from messages import facts
 from PIL import Image
 from small import changing_network, draw_photo, random_photo
 
-from srcnn.degrade import Degradation, degrade
-from srcnn.device import computes_bf16
-from srcnn.metrics import psnr
-from srcnn.output_paths import output_paths
-from srcnn.restore_files import RestoreFile
-from srcnn.restore_image import restore, restore_pixels
-from srcnn.srcnn_model import SRCNN, ModelConfig, fused_bf16, supports_fused_bf16
-from srcnn.weights_io import initialize, load_model
+from srcnn.commands.output_paths import output_paths
+from srcnn.models.device import computes_bf16
+from srcnn.models.srcnn import SRCNN, ModelConfig, fused_bf16, supports_fused_bf16
+from srcnn.models.weights import initialize, load_model
+from srcnn.photos.degradation import Degradation, degrade
+from srcnn.photos.metrics import psnr
+from srcnn.restoration.restore import restore, restore_pixels
+from srcnn.restoration.restore_files import RestoreFile
 
 
 @pytest.fixture(scope="module")
@@ -120,9 +120,9 @@ def test_images_are_restored_in_place_and_keep_their_transparency(model, mode):
 
 def test_restore_is_a_plain_function_however_it_was_imported():
     import srcnn
-    import srcnn.restore_image
+    import srcnn.restoration.restore
 
-    assert inspect.isfunction(srcnn.restore) and srcnn.restore is srcnn.restore_image.restore
+    assert inspect.isfunction(srcnn.restore) and srcnn.restore is srcnn.restoration.restore.restore
     assert pickle.loads(pickle.dumps(srcnn.restore)) is srcnn.restore
 
 
@@ -174,7 +174,7 @@ def test_the_fast_path_is_within_a_hundredth_of_a_decibel(weights):
 @pytest.mark.parametrize("channels", [1, 3])
 @torch.inference_mode()
 def test_strips_give_what_the_network_gives_in_bfloat16(monkeypatch, kernels, size, channels):
-    monkeypatch.setattr("srcnn.srcnn_model.STRIP_PIXELS", 1000)
+    monkeypatch.setattr("srcnn.models.srcnn.STRIP_PIXELS", 1000)
     network = SRCNN(ModelConfig(kernels, (16, 8), channels, residual=True))
     initialize(network, "pytorch", 0)
     pixels = torch.rand(channels, *size, generator=torch.Generator().manual_seed(1))

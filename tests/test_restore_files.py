@@ -14,19 +14,19 @@ from conftest import heed_ctrl_c
 from PIL import Image
 from small import draw_photo, write_photos
 
-from srcnn.apply import Treatment
-from srcnn.output_paths import output_paths
-from srcnn.restore_files import RestoreFile, work_on_files
-from srcnn.weights_io import load_model
+from srcnn.commands.output_paths import output_paths
+from srcnn.models.weights import load_model
+from srcnn.restoration.restore_files import RestoreFile, work_on_files
+from srcnn.restoration.tiled_inference import Treatment
 
 ROOT = Path(__file__).resolve().parents[1]
 PEAK = """
 import resource, sys
 import numpy
 from pathlib import Path
-from srcnn.srcnn_model import SRCNN
-from srcnn.srcnn_model import ModelConfig
-from srcnn.restore_files import RestoreFile
+from srcnn.models.srcnn import SRCNN
+from srcnn.models.srcnn import ModelConfig
+from srcnn.restoration.restore_files import RestoreFile
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 model = SRCNN(ModelConfig(filters=(8, 4), residual=True))
@@ -74,7 +74,7 @@ def test_a_bad_photo_is_told_in_its_place_and_the_others_go_on(tmp_path, network
 def test_large_photos_between_small_ones_keep_the_order_and_tell_their_progress(
     tmp_path, network, num_threads, monkeypatch
 ):
-    monkeypatch.setattr("srcnn.restore_files.SIDE_BY_SIDE_MEGAPIXELS", 0.02)
+    monkeypatch.setattr("srcnn.restoration.restore_files.SIDE_BY_SIDE_MEGAPIXELS", 0.02)
     photos = write_photos(tmp_path / "photos", 5)
     Image.fromarray(draw_photo(0, 210, 300)).save(photos / "photo 2.png")
     calls = []
@@ -96,7 +96,7 @@ def test_a_full_disk_ends_it(tmp_path, network, num_threads, monkeypatch):
         written.append(path)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("srcnn.restore_files.save_canvas", full)
+    monkeypatch.setattr("srcnn.restoration.restore_files.save_canvas", full)
     with pytest.raises(OSError, match="No space"):
         list(work_on_files(output_paths(photos, tmp_path / "out")[0], RestoreFile(network)))
     assert len(written) < 8

@@ -8,12 +8,12 @@ import torch
 from messages import facts
 from small import small_config, small_shards
 
-from srcnn import checkpoint
-from srcnn.distributed import DistributedError
-from srcnn.files import sha256_of, write_json
-from srcnn.resume import is_restart
-from srcnn.trainer import train
-from srcnn.untrusted import read_json
+from srcnn.runtime.distributed import DistributedError
+from srcnn.runtime.files import sha256_of, write_json
+from srcnn.runtime.untrusted import read_json
+from srcnn.training import checkpoint
+from srcnn.training.resume import is_restart
+from srcnn.training.trainer import train
 
 
 @pytest.fixture(scope="module")

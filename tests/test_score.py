@@ -11,12 +11,12 @@ from skimage.color import rgb2ycbcr
 from small import draw_photo, identity_network
 
 from srcnn.__main__ import main
-from srcnn.apply import run_network
-from srcnn.degrade import Degradation, bicubic_levels
-from srcnn.score import degraded_pair, mean_score, score_folder, score_photo, to_json, to_markdown
-from srcnn.srcnn_model import SRCNN, ModelConfig
-from srcnn.weight_files import DEFAULT_WEIGHTS, WEIGHTS
-from srcnn.weights_io import load_model, save_model
+from srcnn.models.srcnn import SRCNN, ModelConfig
+from srcnn.models.weight_files import DEFAULT_WEIGHTS, WEIGHTS
+from srcnn.models.weights import load_model, save_model
+from srcnn.photos.degradation import Degradation, bicubic_levels
+from srcnn.restoration.score import degraded_pair, mean_score, score_folder, score_photo, to_json, to_markdown
+from srcnn.restoration.tiled_inference import run_network
 
 
 @pytest.fixture

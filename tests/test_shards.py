@@ -15,10 +15,10 @@ from conftest import REPOSITORY, SMALL, PhotosFolder, make, pairs_of, photos_of,
 from PIL import Image
 
 from shards.__main__ import main
-from srcnn.degrade import jpeg
-from srcnn.manifest import Manifest
-from srcnn.metrics import psnr
-from srcnn.photo import luma_l
+from srcnn.data.manifest import Manifest
+from srcnn.photos.degradation import jpeg
+from srcnn.photos.metrics import psnr
+from srcnn.photos.reading import luma_l
 
 
 def test_every_pair_is_a_tile_of_the_photo_and_of_its_jpeg(
@@ -200,7 +200,8 @@ def test_the_sheet_shows_clean_beside_degraded_tiles(tmp_path: Path, photos_fold
 
 
 def test_preprocessing_does_not_import_torch() -> None:
-    modules = "shards.write, shards.__main__, shards.skylines, srcnn.photo, srcnn.degrade, srcnn.tiles, srcnn.metrics"
+    modules = ("shards.write, shards.__main__, shards.skylines, srcnn.photos.reading, srcnn.photos.degradation, "
+               "srcnn.photos.tiling, srcnn.photos.metrics")
     heavy = "{'torch', 'torchvision', 'accelerate', 'wandb', 'matplotlib'}"
     program = f"import sys, {modules}; print(sorted({heavy} & sys.modules.keys()))"
     command = [sys.executable, "-c", program]

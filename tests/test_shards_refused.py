@@ -27,7 +27,7 @@ from test_photo import write_png_header
 
 from shards import output
 from shards.__main__ import main
-from srcnn.manifest import Manifest
+from srcnn.data.manifest import Manifest
 
 
 def test_photos_that_cannot_be_used_are_named_with_the_reason_and_counted(

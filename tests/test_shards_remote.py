@@ -13,7 +13,7 @@ from messages import lines_with, numbers, says
 from servers import s3
 
 from shards.write import find_sources, list_photos, open_source
-from srcnn.dataset import ShardDataset
+from srcnn.data.dataset import ShardDataset
 
 obstore = pytest.importorskip("obstore")
 

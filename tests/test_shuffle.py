@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srcnn.shuffle import (
+from srcnn.data.shuffle import (
     BatchPlan,
     BlockShuffle,
     UniformShuffle,

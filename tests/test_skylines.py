@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from shards.skylines import draw_skyline, write_skylines
-from srcnn.degrade import jpeg
-from srcnn.metrics import psnr
-from srcnn.photo import luma_l
+from srcnn.photos.degradation import jpeg
+from srcnn.photos.metrics import psnr
+from srcnn.photos.reading import luma_l
 
 SMALL = (321, 257)
 

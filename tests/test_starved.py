@@ -15,9 +15,9 @@ from messages import lines_with, says
 from servers import FaultyServer
 from small import small_shards
 
-from srcnn import checkpoint
-from srcnn.history import read_metrics
-from srcnn.signals import EXIT_REQUEUE
+from srcnn.runtime.signals import EXIT_REQUEUE
+from srcnn.tracking.history import read_metrics
+from srcnn.training import checkpoint
 
 slow = pytest.mark.slow
 FULL = os.strerror(errno.ENOSPC)
@@ -32,8 +32,8 @@ SPOILED = """
 import sys
 from contextlib import nullcontext
 from steps import spoiled
-from srcnn import trainer as training
-from srcnn.train_config import TrainConfig
+from srcnn.training import trainer as training
+from srcnn.training.config import TrainConfig
 what, when = sys.argv.pop().split(":")
 first, last, rank = map(int, sys.argv.pop().split(":"))
 if when == "late":
@@ -46,7 +46,7 @@ def disturbed(trainer, batch):
     with spoiled(trainer) if here and what != "error" else nullcontext():
         return step(trainer, batch)
 training.train_step = disturbed
-from srcnn.launcher import launch
+from srcnn.training.launcher import launch
 launch("spoiled", None, TrainConfig, training.train)
 """
 

@@ -13,16 +13,16 @@ from small import small_config, small_shards
 from steps import begun, kept, spoiled
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from srcnn import signals
-from srcnn.dataset import ShardDataset
-from srcnn.distributed import DistributedError
-from srcnn.errors import UserError
-from srcnn.optimizer import OptimizerConfig, build_optimizer, complete_state
-from srcnn.signals import StopRequested
-from srcnn.srcnn_model import SRCNN
-from srcnn.state import start_accelerator
-from srcnn.step import resolve_pending_step, train_step
-from srcnn.trainer import Trainer, train
+from srcnn.data.dataset import ShardDataset
+from srcnn.models.srcnn import SRCNN
+from srcnn.runtime import signals
+from srcnn.runtime.distributed import DistributedError
+from srcnn.runtime.errors import UserError
+from srcnn.runtime.signals import StopRequested
+from srcnn.training.optimizer import OptimizerConfig, build_optimizer, complete_state
+from srcnn.training.state import start_accelerator
+from srcnn.training.step import resolve_pending_step, train_step
+from srcnn.training.trainer import Trainer, train
 
 AVERAGED = OptimizerConfig(lr=2e-3, average_halflife_samples=100, schedule="cosine")
 OPTIMIZERS = [AVERAGED, OptimizerConfig("adamw", weight_decay=0.1), OptimizerConfig("sgd", lr=0.02)]
@@ -35,20 +35,20 @@ def shards(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch):
-    monkeypatch.setattr("srcnn.trainer.write_report", lambda *_: None)
+    monkeypatch.setattr("srcnn.training.trainer.write_report", lambda *_: None)
 
 
 @pytest.fixture(params=["at once", "late"])
 def hears(request, monkeypatch):
     """When the host hears how a step ended; late is what it does on a GPU."""
-    monkeypatch.setattr("srcnn.trainer.ASYNC_DEVICES", ("cpu", "cuda") if request.param == "late" else ())
+    monkeypatch.setattr("srcnn.training.trainer.ASYNC_DEVICES", ("cpu", "cuda") if request.param == "late" else ())
     return request.param
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: optimizer.name)
 def test_it_makes_no_difference_when_the_host_hears_of_a_step(tmp_path, shards, monkeypatch, optimizer):
     for devices in ((), ("cpu",)):
-        monkeypatch.setattr("srcnn.trainer.ASYNC_DEVICES", devices)
+        monkeypatch.setattr("srcnn.training.trainer.ASYNC_DEVICES", devices)
         train(small_config(tmp_path / f"{len(devices)}", shards, optimizer=optimizer, micro_batch_size=3,
                            log_every_samples=24, validate_every_samples=40, save_every_samples=16))
     assert_same_run(tmp_path / "1", tmp_path / "0")
@@ -58,7 +58,7 @@ def test_it_makes_no_difference_when_the_host_hears_of_a_step(tmp_path, shards, 
 def skipped(monkeypatch):
     """The steps that were reported as skipped."""
     found = []
-    monkeypatch.setattr("srcnn.step.report_skipped_step", lambda _, step: found.append(step))
+    monkeypatch.setattr("srcnn.training.step.report_skipped_step", lambda _, step: found.append(step))
     return found
 
 
@@ -125,7 +125,7 @@ def test_an_error_ends_the_run_after_a_whole_step(tmp_path, shards, monkeypatch,
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "batches", failing)
-        patch.setattr("srcnn.trainer.train_step", counted)
+        patch.setattr("srcnn.training.trainer.train_step", counted)
         kind = StopRequested if isinstance(error, StopRequested) else DistributedError
         with pytest.raises(kind, match=str(error)):
             train(config)
@@ -164,7 +164,7 @@ def test_skipped_steps_are_written_down_with_their_own_tiles(tmp_path, shards, m
         with spoiled(trainer) if trainer.state.step in (3, 4) else nullcontext():
             train_step(trainer, batch)
 
-    monkeypatch.setattr("srcnn.trainer.train_step", spoiling)
+    monkeypatch.setattr("srcnn.training.trainer.train_step", spoiling)
     config = small_config(tmp_path / "run", shards, log_every_samples=8, max_skipped_steps=2)
     train(config)
     entries = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
@@ -186,7 +186,7 @@ def test_an_error_leaves_the_scaler_of_fp16_as_after_the_last_step(tmp_path, sha
         accelerator.native_amp, accelerator.state._mixed_precision = True, "fp16"  # so that gradients are unscaled
         return accelerator
 
-    monkeypatch.setattr("srcnn.trainer.start_accelerator", with_scaler)
+    monkeypatch.setattr("srcnn.training.trainer.start_accelerator", with_scaler)
     trainer, batches = begun(tmp_path, shards)
     try:
         train_step(trainer, next(batches))

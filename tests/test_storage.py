@@ -13,8 +13,8 @@ import pytest
 from messages import facts
 from servers import FaultyServer, nginx, s3
 
-from srcnn.object_store import AccessConfig, ReadFailed
-from srcnn.storage import open_storage
+from srcnn.runtime.object_store import AccessConfig, ReadFailed
+from srcnn.runtime.storage import open_storage
 
 NUM_BYTES = 100_003
 CONTENT = np.random.default_rng(0).integers(0, 256, NUM_BYTES, np.uint8).tobytes()

@@ -6,12 +6,12 @@ import pytest
 from servers import FaultyServer
 from small import small_shards
 
-from srcnn import loader
-from srcnn.dataset import ShardDataset
-from srcnn.loader import StreamConfig, train_batches
-from srcnn.object_store import AccessConfig
-from srcnn.prefetch import BlockFetcher
-from srcnn.shuffle import BatchPlan
+from srcnn.data import loader
+from srcnn.data.dataset import ShardDataset
+from srcnn.data.loader import StreamConfig, train_batches
+from srcnn.data.prefetch import BlockFetcher
+from srcnn.data.shuffle import BatchPlan
+from srcnn.runtime.object_store import AccessConfig
 
 NUM_RANKS, NUM_NODES, NUM_EPOCHS, SEED, BATCH_SIZE = 8, 2, 2, 5, 16
 NUM_PAIRS, RUN = 1050, 4  # 70 photos of 15 tiles, 30 pairs a shard: runs are cut by shards

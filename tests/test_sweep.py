@@ -10,9 +10,9 @@ import yaml
 from small import small_shards
 from wandb_server import wandb_server
 
-from srcnn.config import flat, parse, read_yaml
-from srcnn.history import read_metrics
-from srcnn.train_config import TrainConfig
+from srcnn.runtime.settings import flat, parse, read_yaml
+from srcnn.tracking.history import read_metrics
+from srcnn.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent

@@ -10,7 +10,7 @@ from messages import says
 from small import bare_checkpoint
 from wandb_server import closed_port, wandb_server
 
-from srcnn.run_log import Tracking
+from srcnn.tracking.run_log import Tracking
 
 pytestmark = pytest.mark.slow
 POINTS = list(range(10, 101, 10))

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from shards.tar import index_tar, write_tar
-from srcnn.index import hash_of_rows
-from srcnn.manifest import MEMBERS, Shard, TileEncoding, encode_tile
+from srcnn.data.index import hash_of_rows
+from srcnn.data.manifest import MEMBERS, Shard, TileEncoding, encode_tile
 
 
 @pytest.mark.parametrize("num_pairs", [0, 1, 5, 40])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srcnn.tiles import JPEG_BLOCK_PIXELS, cut, grid, join, spans, windows
+from srcnn.photos.tiling import JPEG_BLOCK_PIXELS, cut, grid, join, spans, windows
 
 SIDES, COLOURS = st.integers(1, 70), st.sampled_from([(), (3,)])
 

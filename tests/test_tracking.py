@@ -15,10 +15,10 @@ import torch
 from messages import lines_with, says
 from tensorboard.backend.event_processing import event_accumulator
 
-from srcnn import run_log as module
-from srcnn import tracker
-from srcnn.history import read_metrics
-from srcnn.run_log import Tracking
+from srcnn.tracking import run_log as module
+from srcnn.tracking import tracker
+from srcnn.tracking.history import read_metrics
+from srcnn.tracking.run_log import Tracking
 
 
 def tracking(run, logged=-1, names=()):
@@ -105,8 +105,8 @@ def told_of_lines(run, text):
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
-from srcnn.run_log import Tracking
-from srcnn.history import read_metrics
+from srcnn.tracking.run_log import Tracking
+from srcnn.tracking.history import read_metrics
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 record = Tracking(Path(sys.argv[1]), [], {}, 100, 0, -1, "id")
 for samples in range(1, 10):

@@ -10,19 +10,19 @@ from accelerate import Accelerator
 from messages import facts, lines_with
 from small import small_config, small_shards
 
-from srcnn import checkpoint
-from srcnn.dataset import ShardDataset
-from srcnn.distributed import DistributedError
-from srcnn.history import read_metrics
-from srcnn.loader import Batch, StreamConfig
-from srcnn.optimizer import OptimizerConfig, build_optimizer
-from srcnn.shuffle import symmetries_at
-from srcnn.srcnn_model import SRCNN, ModelConfig
-from srcnn.state import start_accelerator
-from srcnn.trainer import train
-from srcnn.transforms import to_float_batch, transform
-from srcnn.validation import validate
-from srcnn.weights_io import initialize, load_model
+from srcnn.data.dataset import ShardDataset
+from srcnn.data.loader import Batch, StreamConfig
+from srcnn.data.shuffle import symmetries_at
+from srcnn.data.transforms import to_float_batch, transform
+from srcnn.models.srcnn import SRCNN, ModelConfig
+from srcnn.models.weights import initialize, load_model
+from srcnn.runtime.distributed import DistributedError
+from srcnn.tracking.history import read_metrics
+from srcnn.training import checkpoint
+from srcnn.training.optimizer import OptimizerConfig, build_optimizer
+from srcnn.training.state import start_accelerator
+from srcnn.training.trainer import train
+from srcnn.training.validation import validate
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +259,7 @@ def test_validation_does_not_depend_on_the_batch_size(shards, monkeypatch):
     reader, accelerator = ShardDataset(shards / "val"), Accelerator(cpu=True)
     scores = []
     for size in (1, 7, 64):
-        monkeypatch.setitem(__import__("srcnn.validation").validation.BATCH_SIZE, "cpu", size)
+        monkeypatch.setitem(__import__("srcnn.training.validation").validation.BATCH_SIZE, "cpu", size)
         scores.append(validate(model, reader, accelerator)["val/psnr"])
     assert scores == pytest.approx([scores[0]] * 3, abs=1e-5)
 
@@ -290,10 +290,10 @@ def test_a_scaler_is_kept_in_checkpoints_and_lowered_by_steps_that_are_not_finit
         clean, degraded = to_float_batch(batch, augment)
         return clean, degraded * 1e30
 
-    monkeypatch.setattr("srcnn.trainer.start_accelerator", with_scaler)
-    monkeypatch.setattr("srcnn.trainer.build_optimizer", keep)
+    monkeypatch.setattr("srcnn.training.trainer.start_accelerator", with_scaler)
+    monkeypatch.setattr("srcnn.training.trainer.build_optimizer", keep)
     if not is_finite:
-        monkeypatch.setattr("srcnn.trainer.to_float_batch", far_too_bright)
+        monkeypatch.setattr("srcnn.training.trainer.to_float_batch", far_too_bright)
     config = small_config(tmp_path / "run", shards, total_samples=32)
     train(config)
     state = checkpoint.load_training(checkpoint.latest(tmp_path / "run"))

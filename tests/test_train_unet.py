@@ -13,23 +13,23 @@ from conftest import REPOSITORY, quiet_env
 from messages import facts, says
 from small import draw_photo, small_config, small_shards
 
-from srcnn import checkpoint
-from srcnn.config import parse, plain, to_yaml
-from srcnn.dataset import ShardDataset
-from srcnn.degrade import Degradation, degrade
-from srcnn.device import prefers_bf16
-from srcnn.distributed import DistributedError
-from srcnn.doctor import DoctorConfig, doctor
-from srcnn.loss import pixel_loss
-from srcnn.restore_image import restore_pixels
-from srcnn.resume import check_resumable, stream_state
-from srcnn.srcnn_model import ModelConfig
-from srcnn.state import open_split
-from srcnn.train_config import TrainConfig
-from srcnn.trainer import train
-from srcnn.unet import UNet, UNetConfig
-from srcnn.validation import validate
-from srcnn.weights_io import load_model, save_model
+from srcnn.commands.doctor import DoctorConfig, doctor
+from srcnn.data.dataset import ShardDataset
+from srcnn.models.device import prefers_bf16
+from srcnn.models.srcnn import ModelConfig
+from srcnn.models.unet import UNet, UNetConfig
+from srcnn.models.weights import load_model, save_model
+from srcnn.photos.degradation import Degradation, degrade
+from srcnn.restoration.restore import restore_pixels
+from srcnn.runtime.distributed import DistributedError
+from srcnn.runtime.settings import parse, plain, to_yaml
+from srcnn.training import checkpoint
+from srcnn.training.config import TrainConfig
+from srcnn.training.loss import pixel_loss
+from srcnn.training.resume import check_resumable, stream_state
+from srcnn.training.state import open_split
+from srcnn.training.trainer import train
+from srcnn.training.validation import validate
 
 TINY = {"model": ModelConfig(), "unet": UNetConfig((4, 6), 1)}
 

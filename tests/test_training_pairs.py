@@ -11,20 +11,21 @@ from jobs import assert_same_run
 from PIL import Image
 from small import draw_photo, small_config, small_shards
 
-from srcnn import damages, signals
-from srcnn.damages import DAMAGES, Damaged, check_damage, damage
-from srcnn.dataset import ShardDataset
-from srcnn.jpeg_quality import CONDITION_SIZE, condition_of_image
-from srcnn.loader import StreamConfig, train_batches
-from srcnn.prefetch import BufferRing
-from srcnn.shuffle import BatchPlan, generator_at, symmetries_at
-from srcnn.signals import StopRequested
-from srcnn.srcnn_model import ModelConfig
-from srcnn.state import open_shards
-from srcnn.train_config import TrainConfig
-from srcnn.trainer import train
-from srcnn.training_pairs import DegradationConfig, PairMaker, training_pair, turned
-from srcnn.transforms import transform
+from srcnn.data.dataset import ShardDataset
+from srcnn.data.loader import StreamConfig, train_batches
+from srcnn.data.prefetch import BufferRing
+from srcnn.data.shuffle import BatchPlan, generator_at, symmetries_at
+from srcnn.data.training_pairs import DegradationConfig, PairMaker, training_pair, turned
+from srcnn.data.transforms import transform
+from srcnn.models.srcnn import ModelConfig
+from srcnn.photos import damages
+from srcnn.photos.damages import DAMAGES, Damaged, check_damage, damage
+from srcnn.photos.jpeg_quality import CONDITION_SIZE, condition_of_image
+from srcnn.runtime import signals
+from srcnn.runtime.signals import StopRequested
+from srcnn.training.config import TrainConfig
+from srcnn.training.state import open_shards
+from srcnn.training.trainer import train
 
 EVERY = {name: {} for name in ("bicubic", "blur", "clean", "jpeg", "jpeg_twice", "noise", "webp")}
 MIXED = DegradationConfig(24, [1.0, 0.5], {**EVERY, "bicubic": {"scales": [2, 3]}, "jpeg": {"weight": 3}}, 0.2)
@@ -69,7 +70,7 @@ def test_samples_are_the_same_for_any_ranks_and_after_any_stop(shards, stream):
 
 
 def test_a_set_in_memory_gives_the_same_samples(shards):
-    from srcnn.device_loader import device_batches
+    from srcnn.data.device_loader import device_batches
 
     found = []
     for resident in ("no", "host"):
@@ -263,7 +264,7 @@ def test_a_name_is_not_taken_twice():
     def jpeg(pixels, generator):
         return Damaged(pixels)
 
-    with pytest.raises(ValueError, match="srcnn.damages.*jpeg"):
+    with pytest.raises(ValueError, match="srcnn.photos.damages.*jpeg"):
         damage(jpeg)
     assert DAMAGES["jpeg"] is damages.jpeg
 

@@ -15,12 +15,12 @@ from small import random_photo
 from test_model import check_saved_folded
 from torch import nn
 
-from srcnn.jpeg_quality import CONDITION_SIZE, condition_of_quality
-from srcnn.profile_step import training_flop
-from srcnn.restore_image import restore_pixels
-from srcnn.srcnn_model import SRCNN
-from srcnn.unet import UNet, UNetConfig, to_rgb, to_ycbcr
-from srcnn.weights_io import initialize, load_model, make_network, save_model
+from srcnn.models.srcnn import SRCNN
+from srcnn.models.unet import UNet, UNetConfig, to_rgb, to_ycbcr
+from srcnn.models.weights import initialize, load_model, make_network, save_model
+from srcnn.photos.jpeg_quality import CONDITION_SIZE, condition_of_quality
+from srcnn.restoration.restore import restore_pixels
+from srcnn.training.benchmark import training_flop
 
 COLOUR = {"channels": 3, "unshuffle": 2, "ycbcr": True}
 KINDS = [{}, {"channels": 3}, {"unshuffle": 2}, {"channels": 3, "unshuffle": 4}, COLOUR, COLOUR | {"condition": True}]
@@ -289,7 +289,7 @@ def test_it_goes_through_a_folder_of_the_hub(tmp_path, kind):
 def test_tiles_with_the_whole_radius_around_them_equal_the_whole_photo(monkeypatch, shape, tile):
     """Also where the tile asked for is no multiple of the smallest maps' pixels."""
     model = some_unet(channels=1)
-    monkeypatch.setattr("srcnn.unet.HALO_PIXELS", 1000)
+    monkeypatch.setattr("srcnn.models.unet.HALO_PIXELS", 1000)
     photo = random_photo(*shape)
     whole, tiled = (restore_pixels(photo, model, side, exact=True) for side in (1000, tile))
     assert not np.array_equal(whole, photo)
@@ -299,7 +299,7 @@ def test_tiles_with_the_whole_radius_around_them_equal_the_whole_photo(monkeypat
 
 def test_tiles_that_the_memory_halves_equal_the_whole_photo(monkeypatch):
     model = some_unet()
-    monkeypatch.setattr("srcnn.unet.HALO_PIXELS", 1000)
+    monkeypatch.setattr("srcnn.models.unet.HALO_PIXELS", 1000)
     photo = random_photo(101, 120)
     expected = restore_pixels(photo, model, 1000, exact=True)
     forward = UNet.forward

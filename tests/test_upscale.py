@@ -9,13 +9,13 @@ from messages import facts
 from PIL import ExifTags, Image
 from small import draw_photo, identity_network
 
-from srcnn.apply import Pixels, Treatment, run_network
-from srcnn.canvas import Canvas, read_canvas
-from srcnn.photo import read_photo
-from srcnn.restore_files import UpscaleFile
-from srcnn.srcnn_model import SRCNN, ModelConfig
-from srcnn.unet import LUMA_WEIGHTS
-from srcnn.upscale import upscale, upscale_canvas, upscaled_part, weights_for_scale
+from srcnn.models.srcnn import SRCNN, ModelConfig
+from srcnn.models.unet import LUMA_WEIGHTS
+from srcnn.photos.photo_file import Canvas, read_canvas
+from srcnn.photos.reading import read_photo
+from srcnn.restoration.restore_files import UpscaleFile
+from srcnn.restoration.tiled_inference import Pixels, Treatment, run_network
+from srcnn.restoration.upscale import upscale, upscale_canvas, upscaled_part, weights_for_scale
 
 
 @pytest.fixture
@@ -198,8 +198,8 @@ def test_tensors_and_floats_are_enlarged_as_arrays(network):
 
 
 def test_what_would_be_too_large_is_refused_before_the_work(network, monkeypatch):
-    monkeypatch.setattr("srcnn.upscale.MAX_MEGAPIXELS", 0.1)
-    monkeypatch.setattr("srcnn.upscale.restore_tiles", lambda *arguments: pytest.fail("begun"))
+    monkeypatch.setattr("srcnn.restoration.upscale.MAX_MEGAPIXELS", 0.1)
+    monkeypatch.setattr("srcnn.restoration.upscale.restore_tiles", lambda *arguments: pytest.fail("begun"))
     with pytest.raises(ValueError, match=facts("1203x84", "scale")):
         upscale_canvas(Canvas(Image.new("L", (401, 28))), network, 3)
 

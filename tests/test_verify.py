@@ -15,10 +15,10 @@ from small import draw_photo, small_shards, write_photos
 
 from shards.__main__ import main as shards_main
 from srcnn.__main__ import main
-from srcnn.degrade import Degradation
-from srcnn.manifest import ShardError
-from srcnn.object_store import AccessConfig
-from srcnn.verify import verify_shards
+from srcnn.data.manifest import ShardError
+from srcnn.data.verify import verify_shards
+from srcnn.photos.degradation import Degradation
+from srcnn.runtime.object_store import AccessConfig
 
 KINDS = ("npy", "png", "rgb", "foreign")
 SHARD = "train/000001.tar"

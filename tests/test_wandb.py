@@ -13,7 +13,7 @@ from messages import lines_with
 from wandb_files import rows, wandb_files
 from wandb_server import closed_port, wandb_server
 
-from srcnn.history import read_metrics
+from srcnn.tracking.history import read_metrics
 
 slow = pytest.mark.slow
 BIN = Path(sys.executable).parent
@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 logging.basicConfig(level=logging.INFO, format="%(message)s")
-from srcnn import run_log
-from srcnn.run_log import Tracking
+from srcnn.tracking import run_log
+from srcnn.tracking.run_log import Tracking
 run_log.FINISH_SECONDS = float(os.environ.get("FINISH", run_log.FINISH_SECONDS))
 run, logged, first, last, how = Path(sys.argv[1]), *map(int, sys.argv[2:5]), sys.argv[5]
 record = Tracking(run, ["wandb"], {"shards": "https://ann:hunter2@host/x", "lr": 0.5}, 1000, 0, logged, "theid")

@@ -11,7 +11,7 @@ from small import small_shards
 from wandb_files import WANDB, records, wandb_files
 from wandb_server import wandb_server
 
-from srcnn.history import read_metrics
+from srcnn.tracking.history import read_metrics
 
 pytestmark = pytest.mark.slow
 SLURM = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "city", "SLURM_JOB_NODELIST": "n03"}

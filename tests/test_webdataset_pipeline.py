@@ -5,7 +5,7 @@ import pytest
 from small import small_shards
 
 import srcnn
-from srcnn.dataset import ShardDataset
+from srcnn.data.dataset import ShardDataset
 
 
 @pytest.mark.parametrize("encoding", ["npy", "png"])

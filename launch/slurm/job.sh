@@ -1,6 +1,6 @@
 # What the jobs of this folder share; sbatch copies only them to where it runs them, so they find this from the root.
 
-export STOPPED=75 # told to stop: EX_TEMPFAIL, as a rank's in srcnn/signals.py
+export STOPPED=75 # told to stop: EX_TEMPFAIL, as a rank's in srcnn/runtime/signals.py
 LAST_SECONDS=300  # from the end of a first node to that of the last: a report, the last checkpoint, wandb
 
 say() { echo "$(date '+%F %T') srcnn: $*"; }

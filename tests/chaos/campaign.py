@@ -10,7 +10,7 @@ from random import Random
 from signal import SIGTERM
 from typing import Any
 
-from srcnn.files import TEMPORARY_PREFIX
+from srcnn.runtime.files import TEMPORARY_PREFIX
 
 from .damage import Context, repair_shards
 from .faults import STARTING, Fault, Moment, with_clock

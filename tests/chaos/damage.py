@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from srcnn import checkpoint
-from srcnn.files import TEMPORARY_PREFIX
-from srcnn.history import METRICS
-from srcnn.manifest import BLOCK_BYTES, MANIFEST, Manifest
+from srcnn.data.manifest import BLOCK_BYTES, MANIFEST, Manifest
+from srcnn.runtime.files import TEMPORARY_PREFIX
+from srcnn.tracking.history import METRICS
+from srcnn.training import checkpoint
 
 from .job import Job
 

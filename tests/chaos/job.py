@@ -20,8 +20,9 @@ import torch
 import yaml
 from safetensors import safe_open
 
-from srcnn import checkpoint, files
-from srcnn.history import METRICS, STEP_KEY
+from srcnn.runtime import files
+from srcnn.tracking.history import METRICS, STEP_KEY
+from srcnn.training import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH_SIZE = 16

@@ -13,8 +13,8 @@ import obstore
 from obstore.store import from_url
 from timing import Batches, main
 
-from srcnn.loader import StreamConfig
-from srcnn.object_store import AccessConfig
+from srcnn.data.loader import StreamConfig
+from srcnn.runtime.object_store import AccessConfig
 
 
 def stream(location: str, num_workers: int, batch_size: int) -> Batches:

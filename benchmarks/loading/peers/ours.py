@@ -6,9 +6,9 @@ from pathlib import Path
 
 from timing import Batches, main
 
-from srcnn.dataset import ShardDataset
-from srcnn.loader import StreamConfig, train_batches
-from srcnn.shuffle import BatchPlan
+from srcnn.data.dataset import ShardDataset
+from srcnn.data.loader import StreamConfig, train_batches
+from srcnn.data.shuffle import BatchPlan
 
 ENDLESS = 2**40
 

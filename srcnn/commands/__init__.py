@@ -1,0 +1,1 @@
+"""What `srcnn ...` does on a command line."""

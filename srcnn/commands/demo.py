@@ -1,0 +1,369 @@
+"""`srcnn demo`: a page in the browser where a photo is dropped, degraded on request, restored and compared.
+
+Needs gradio, but no network.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+import shutil
+import signal
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from srcnn.models.device import device_here
+from srcnn.models.pretrained import FAMILY, WeightSelector
+from srcnn.models.weight_files import WEIGHTS
+from srcnn.photos.jpeg_quality import quality_of
+from srcnn.photos.metrics import psnr, ssim
+from srcnn.photos.photo_file import Canvas, read_canvas, save_canvas
+from srcnn.photos.reading import Photo, eight_bits, luma_l, open_image, over_white, suffix_of
+from srcnn.restoration.figures import magnify, strongest_part
+from srcnn.restoration.restore_files import RestoreFile
+from srcnn.restoration.tiled_inference import Progress, Treatment
+
+MAX_MEGAPIXELS = 50.0
+PREVIEW_SIDE = 1600  # pixels of the longer side that the browser is sent at most
+MAP_SIDE = 640
+DETAIL_PIXELS, DETAIL_ZOOM = 80, 4  # together as wide as the screen of a phone lets a picture be
+SSIM_ROWS = 64  # of a photo measured at a time: they stay in the cache, five times as fast as the whole
+MAX_UPLOAD_BYTES = 100 << 20
+EXPIRE_SECONDS = 3600  # what a visitor left is kept no longer
+CSS = """
+footer {display: none !important}
+.detail img {image-rendering: pixelated; object-fit: none !important}
+.report table, .report tr, .report td, .report th {border: 0 !important}
+.report td, .report th {padding: .2em .9em .2em 0 !important; text-align: left; white-space: nowrap}
+.report .refused {border-left: 4px solid #d92d20; padding: .4em .8em; font-weight: 600}
+.report:has(.progress-level) .prose {visibility: hidden}
+.report p {margin: .4em 0 !important; overflow-wrap: anywhere}
+"""
+
+
+@dataclass(frozen=True)
+class DemoRequest:
+    """What was chosen on the page.
+
+    Attributes:
+        weights: their name, or a family of which the photo's JPEG quality picks one.
+        strength: share of the network's change, 0..1.
+        degrade_quality: of the JPEG that the photo is made before, 1..100; None: it is restored as it came.
+    """
+
+    weights: str = FAMILY
+    strength: float = 1.0
+    degrade_quality: int | None = None
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What came of it: the restored file, uint8 pixels as a viewer shows them, and a report in HTML."""
+
+    file: Path
+    before: np.ndarray
+    after: np.ndarray
+    profile: bytes | None
+    report: str
+
+
+def shipped_weights() -> list[str]:
+    """The names of the shipped networks that restore JPEGs; those that enlarge end in x2, x3, x4."""
+    return sorted(path.stem for path in WEIGHTS.glob("*.safetensors") if not re.search(r"-x\d+$", path.stem))
+
+
+def describe(upload: Path, max_megapixels: float = MAX_MEGAPIXELS) -> str:
+    """A line in HTML on a photo that was uploaded, from its header. Raises PhotoRefused."""
+    with open_image(upload, max_megapixels) as image:
+        quality = quality_of(image)
+        kind = "JPEG" if image.format == "MPO" else image.format
+        saved = f", saved with quality {quality} or about" if quality else ""
+        size = f"{image.width} × {image.height} pixels, {kind}{saved}, {file_size(upload)}"
+    return f"<p>{html.escape(upload.name)}: {size}</p>"
+
+
+def file_size(path: Path) -> str:
+    """In the units of gradio's own line on the upload."""
+    num_kilobytes = path.stat().st_size / 1024
+    return f"{num_kilobytes:.1f} KB" if num_kilobytes < 1024 else f"{num_kilobytes / 1024:.1f} MB"
+
+
+def process(
+    upload: Path,
+    folder: Path,
+    request: DemoRequest,
+    max_megapixels: float = MAX_MEGAPIXELS,
+    on_progress: Progress | None = None,
+) -> DemoResult:
+    """Degrades an uploaded photo where that is wanted and restores it, into a file of its name in `folder`.
+
+    Raises:
+        PhotoRefused: no picture, damaged, animated, too large; ValueError, OSError: it cannot be written.
+    """
+    original = read_canvas(upload, max_megapixels)
+    files = {"original": upload}
+    notes: list[str] = []
+    if request.degrade_quality is not None:
+        files["degraded"] = folder / f"{upload.stem}-degraded.jpg"
+        notes += save_canvas(files["degraded"], original, request.degrade_quality, subsampling="4:2:0")
+    source, target = files.get("degraded", upload), folder / f"{upload.stem}-restored{suffix_of(upload)}"
+    files["restored"] = target
+    work = RestoreFile(WeightSelector(request.weights, device_here()), Treatment(strength=request.strength))
+    notes += work(source, target, on_progress)
+    before, after = (visible(read_canvas(path)) for path in (source, target))
+    report = [f"<p>{html.escape(', '.join([*notes, f'strength {request.strength:g}']))}.</p>"]
+    if "degraded" in files:
+        report.append(scores(visible(original), before, after))
+    report.append(f"<p>File: {', '.join(f'{name} {file_size(path)}' for name, path in files.items())}.</p>")
+    if (side := max(after.shape[:2])) > PREVIEW_SIDE:
+        report.append(f"<p>The photo is shown at {100 * PREVIEW_SIDE / side:.0f} % of its size;"
+                      " details and the download are in full size.</p>")
+    return DemoResult(target, before, after, original.metadata.icc_profile, "".join(report))
+
+
+def visible(canvas: Canvas) -> np.ndarray:
+    """What a viewer shows: uint8 (H, W) or (H, W, 3), over white where it is transparent."""
+    levels = canvas.read_all((slice(0, canvas.size[0]), slice(0, canvas.size[1])))
+    if levels.dtype != np.uint8:
+        levels = eight_bits(levels)
+    if not canvas.has_alpha:
+        return levels
+    return over_white(Photo(levels[..., 0] if canvas.is_grey else levels[..., :3], levels[..., -1]))
+
+
+def scores(clean: np.ndarray, before: np.ndarray, after: np.ndarray) -> str:
+    """A table in HTML of both photos beside the clean one: PSNR and SSIM of the luma (Pillow's L)."""
+    luma, *lumas = (luma_l(pixels) for pixels in (clean, before, after))
+    rows = [("PSNR, dB", [psnr(luma, other) for other in lumas], 2)]
+    if min(luma.shape) >= 11:
+        rows.append(("SSIM", [mean_ssim(luma, other) for other in lumas], 4))
+    cells = "".join(
+        f"<tr><td>{name}</td><td>{first:.{places}f}</td><td>{second:.{places}f}</td>"
+        f"<td>{second - first:+.{places}f}</td></tr>" for name, (first, second), places in rows)
+    return f"<table><tr><th>Luma</th><th>degraded</th><th>restored</th><th>gain</th></tr>{cells}</table>"
+
+
+def mean_ssim(clean: np.ndarray, other: np.ndarray) -> float:
+    """SSIM of two greyscale uint8 photos, the mean over all windows; strips of rows bound the memory."""
+    total, num_rows = 0.0, clean.shape[0] - 10
+    for top in range(0, num_rows, SSIM_ROWS):
+        bottom = min(num_rows, top + SSIM_ROWS)
+        strips = [torch.from_numpy(photo[top : bottom + 10].copy())[None, None] / 255.0 for photo in (clean, other)]
+        total += (bottom - top) * float(ssim(*strips))
+    return total / num_rows
+
+
+def changed_most(before: np.ndarray, after: np.ndarray) -> tuple[int, int]:
+    """The middle (row, column) of that detail, of a grid of them, whose luma changed most."""
+    change = np.abs(luma_l(after).astype(np.int16) - luma_l(before))
+    rows, columns = strongest_part(change, DETAIL_PIXELS)
+    return (rows.start + rows.stop) // 2, (columns.start + columns.stop) // 2
+
+
+def detail_at(middle: tuple[int, int], shape: tuple[int, ...]) -> tuple[slice, slice]:
+    """Rows and columns of the detail around a pixel, moved so that it lies in the photo."""
+    starts = [max(0, min(at - DETAIL_PIXELS // 2, side - DETAIL_PIXELS))
+              for at, side in zip(middle, shape[:2], strict=True)]
+    rows, columns = (slice(start, min(start + DETAIL_PIXELS, side))
+                     for start, side in zip(starts, shape[:2], strict=True))
+    return rows, columns
+
+
+def preview(pixels: np.ndarray, side: int = PREVIEW_SIDE) -> Image.Image:
+    """RGB, reduced to at most `side` pixels."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return image.convert("RGB")
+
+
+def map_of(pixels: np.ndarray, detail: tuple[slice, slice]) -> Image.Image:
+    """The photo, small, with a frame around the detail."""
+    small = preview(pixels, MAP_SIDE)
+    factor = small.width / pixels.shape[1]
+    left, top, right, bottom = (round(edge * factor) for edge in (
+        detail[1].start, detail[0].start, detail[1].stop, detail[0].stop))
+    draw = ImageDraw.Draw(small)
+    for margin, width, colour in ((3, 4, "black"), (2, 2, "yellow")):
+        draw.rectangle([left - margin, top - margin, right + margin, bottom + margin], outline=colour, width=width)
+    return small
+
+
+class DemoSession:
+    """What one visitor sees, in a folder of files: the pixels are mapped to memory when a detail is wanted."""
+
+    def __init__(self, folder: Path, result: DemoResult) -> None:
+        self.folder, self.profile = folder, result.profile
+        self.pixels = [folder / f"{name}.npy" for name in ("before", "after")]
+        for path, pixels in zip(self.pixels, (result.before, result.after), strict=True):
+            np.save(path, pixels)
+
+    def whole(self) -> tuple[str, str]:
+        """Two pictures for the slider."""
+        before, after = (preview(np.load(path, mmap_mode="r")) for path in self.pixels)
+        return self.save(before, "whole-before"), self.save(after, "whole-after")
+
+    def detail(self, middle: tuple[int, int] | None = None) -> tuple[str, str, str]:
+        """The map, and a detail before and after: around a pixel (row, column), or where it changed most."""
+        before, after = (np.load(path, mmap_mode="r") for path in self.pixels)
+        part = detail_at(middle or changed_most(before, after), after.shape)
+        position = f"{part[0].start}-{part[1].start}"
+        large = [self.save(Image.fromarray(magnify(pixels[part], DETAIL_ZOOM)), f"{name}-{position}")
+                 for name, pixels in (("before", before), ("after", after))]
+        return self.save(map_of(after, part), f"map-{position}"), large[0], large[1]
+
+    def clicked(self, column: float, row: float) -> tuple[str, str, str]:
+        """The detail around a pixel of the map."""
+        height, width = np.load(self.pixels[1], mmap_mode="r").shape[:2]
+        factor = max(1.0, max(height, width) / MAP_SIDE)
+        return self.detail((int(row * factor), int(column * factor)))
+
+    def save(self, image: Image.Image, name: str) -> str:
+        """PNG, with the photo's profile, for the browser to show the colours as they are meant."""
+        path = self.folder / f"{name}.png"
+        image.save(path, compress_level=1, icc_profile=self.profile)
+        return str(path)
+
+    def delete(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def without_paths(error: BaseException, upload: str) -> str:
+    """What is wrong, in HTML, with the file's name only."""
+    message = str(error).replace(upload, Path(upload).name) or type(error).__name__
+    return f'<p class="refused" role="alert">{html.escape(message)}</p>'
+
+
+def build_page(gradio: ModuleType, folder: Path, max_megapixels: float) -> Any:
+    """The page as gradio Blocks; what visitors restore lies below `folder` until they restore another or leave."""
+    hidden = gradio.update(visible=False)
+
+    def uploaded(upload: str | None) -> tuple[str, Any]:
+        try:
+            return (describe(Path(upload), max_megapixels) if upload else ""), hidden
+        except (ValueError, OSError) as error:
+            return without_paths(error, str(upload)), hidden
+
+    def restore(
+        upload: str | None, degrade: bool, quality: float, weights: str, strength: float, earlier: DemoSession | None,
+        progress: Any = gradio.Progress(),
+    ) -> tuple[Any, ...]:
+        if earlier:
+            earlier.delete()
+        nothing = (hidden, *[gradio.skip()] * 5, None)
+        if not upload:
+            return '<p class="refused" role="alert">Choose a photo first.</p>', *nothing
+        own = Path(tempfile.mkdtemp(dir=folder))
+        try:
+            request = DemoRequest(weights, strength, int(quality) if degrade else None)
+            result = process(Path(upload), own, request, max_megapixels,
+                             lambda done, tiles: progress(done / tiles, desc="Restoring"))
+            session = DemoSession(own, result)
+            button = gradio.update(value=str(result.file), label=f"Download {result.file.name}")
+            return result.report, gradio.update(visible=True), session.whole(), *session.detail(), button, session
+        except (ValueError, OSError, MemoryError) as error:
+            shutil.rmtree(own, ignore_errors=True)
+            return without_paths(error, upload), *nothing
+
+    def clicked(session: DemoSession | None, event: Any) -> Any:
+        return session.clicked(*event.index) if session else [gradio.skip()] * 3
+
+    clicked.__annotations__["event"] = gradio.SelectData  # by which gradio knows what to pass
+
+    with gradio.Blocks(analytics_enabled=False, title="srcnn: restore a photo",
+                       delete_cache=(EXPIRE_SECONDS // 6, EXPIRE_SECONDS)) as page:
+        gradio.Markdown("# Restore a photo\nNothing leaves the machine that this page comes from.")
+        state = gradio.State(None, time_to_live=EXPIRE_SECONDS,
+                             delete_callback=lambda session: session and session.delete())
+        with gradio.Row():
+            upload, degrade, quality, weights, strength, button, report = inputs(gradio)
+            column, whole, download, overview, before, after = results(gradio)
+        degrade.change(lambda on: gradio.update(visible=on), degrade, quality, show_progress="hidden")
+        upload.change(uploaded, upload, [report, column], show_progress="hidden")
+        button.click(restore, [upload, degrade, quality, weights, strength, state],
+                     [report, column, whole, overview, before, after, download, state],
+                     concurrency_limit=1, show_progress_on=report)
+        overview.select(clicked, state, [overview, before, after], show_progress="hidden")
+    return page.queue(max_size=16)
+
+
+def inputs(gradio: ModuleType) -> tuple[Any, ...]:
+    """The left column: the file, how to degrade it, how to restore it, the button, the report."""
+    with gradio.Column(scale=1, min_width=300):
+        upload = gradio.File(label="Photo (JPEG, PNG, WebP, TIFF, BMP)", elem_id="upload", height=180)
+        degrade = gradio.Checkbox(label="Degrade it first, to try: then the original is known",
+                                  elem_id="degrade")
+        quality = gradio.Slider(1, 95, 20, step=1, label="JPEG quality to degrade with", elem_id="quality",
+                                visible=False)
+        weights = gradio.Dropdown([("fitted to the photo's JPEG quality", FAMILY), *shipped_weights()],
+                                  value=FAMILY, label="Network", elem_id="network")
+        strength = gradio.Slider(0, 1, 1, step=0.05, label="Strength", elem_id="strength",
+                                 info="0 leaves the photo as it is")
+        button = gradio.Button("Restore", variant="primary", elem_id="restore")
+        report = gradio.HTML(elem_id="report", elem_classes="report", min_height=110)
+    return upload, degrade, quality, weights, strength, button, report
+
+
+def results(gradio: ModuleType) -> tuple[Any, ...]:
+    """The right column, hidden until there is something: the whole, the download, the map, two details."""
+    with gradio.Column(scale=2, min_width=340), gradio.Column(visible=False, elem_id="results") as shown:
+        whole = gradio.ImageSlider(label="Before | after", elem_id="whole", interactive=False,
+                                   buttons=["fullscreen"])
+        download = gradio.DownloadButton("Download", elem_id="download", variant="primary")
+        overview = gradio.Image(label="Click to see the detail there", elem_id="overview", buttons=[],
+                                interactive=False, height=300)
+        with gradio.Row():
+            before, after = (gradio.Image(label=f"Detail {name}, {DETAIL_ZOOM} times as large", height=360,
+                                          elem_id=name, elem_classes="detail", buttons=[], interactive=False,
+                                          min_width=330) for name in ("before", "after"))
+    return shown, whole, download, overview, before, after
+
+
+def gradio_without_network(folder: str) -> ModuleType:
+    """Imports gradio, set to send nothing anywhere, to reach itself without a proxy, and to keep its files below
+    `folder`; parts of it read these variables only once.
+    """
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_SHARE": "False",
+                   "GRADIO_RUN_HISTORY": "False", "GRADIO_TEMP_DIR": folder}
+    for name in ("no_proxy", "NO_PROXY"):
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1", "localhost")))
+    try:
+        import gradio
+    except ImportError as error:
+        raise ValueError('the page needs gradio 6: pip install "srcnn[demo]"') from error
+    return gradio
+
+
+def serve(
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    open_browser: bool = False,
+    max_megapixels: float = MAX_MEGAPIXELS,
+    max_upload_bytes: int = MAX_UPLOAD_BYTES,
+) -> None:
+    """Shows the page until Ctrl-C or SIGTERM; then its temporary files are gone.
+
+    Raises:
+        ValueError: gradio is not installed.
+        OSError: the port is taken.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with tempfile.TemporaryDirectory(prefix="srcnn-demo-", ignore_cleanup_errors=True) as folder:
+        gradio = gradio_without_network(folder)
+        page = build_page(gradio, Path(folder), max_megapixels)
+        plain = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+        _, address, _ = page.launch(
+            server_name=host, server_port=port, inbrowser=open_browser, share=False, quiet=True,
+            prevent_thread_lock=True, inline=False, footer_links=[], enable_monitoring=False, ssr_mode=False,
+            mcp_server=False, pwa=False, max_file_size=max_upload_bytes, theme=plain, css=CSS)
+        print(f"{address} shows the page; Ctrl-C ends it", flush=True)
+        page.block_thread()

@@ -1,0 +1,254 @@
+"""The commands for photos: restore, upscale, degrade, compare, demo.
+
+What is slow to import, PyTorch for one, is imported where a command is carried out: `--help` does without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+from srcnn.models.device import device_here, to_device
+from srcnn.models.pretrained import WeightSelector
+from srcnn.models.weights import load_model
+from srcnn.restoration.restore_files import Outcome, Work
+from srcnn.restoration.tiled_inference import Progress
+
+STANDARD_INPUT = "-"
+CHUNK_BYTES = 1 << 20
+PICTURE_WIDTH, LEAST_WIDTH = 1920, 300  # pixels of a comparison, three pictures side by side: it fits on a screen
+MODEL_HELP = "a file, a run folder, a shipped name"
+DEFAULT_FAMILY = "srcnn-915"
+
+
+def add_photo_commands(commands: Any) -> None:
+    restore = commands.add_parser("restore", help="restore damaged photos: files, folders, patterns, standard input")
+    restore.set_defaults(action=restore_command)
+    upscale = commands.add_parser("upscale", help="enlarge photos 2, 3 or 4 times by super-resolution")
+    upscale.add_argument("--scale", type=int, choices=(2, 3, 4), default=2, help="times as wide and high (default: 2)")
+    upscale.set_defaults(action=upscale_command)
+    degrade = commands.add_parser("degrade", help="save clean photos as JPEGs of low quality, to try restoring")
+    degrade.set_defaults(action=degrade_command)
+    for command in (restore, upscale, degrade):
+        command.add_argument("sources", nargs="+", metavar="SOURCE",
+                             help="a photo, a folder that is read with everything below it, a pattern ('*.jpg')"
+                             + ("" if command is degrade else ", or - for standard input"))
+        command.add_argument("-o", "--out", type=Path, metavar="OUT", required=command is degrade,
+                             help="folder for the results; of one photo also a file" + (
+                                 "" if command is degrade else " (default: beside each photo, see --suffix)"))
+        command.add_argument("--overwrite", action="store_true", help="write results again that exist")
+    degrade.add_argument("--quality", type=int, default=20, help="JPEG quality, 1..100 (default: 20)")
+    degrade.set_defaults(suffix="", format="jpg")
+    for command, ending in ((restore, "_restored"), (upscale, "_xN")):
+        command.add_argument("--format", choices=("jpg", "png", "webp", "tiff"), help="default: as the photo's own")
+        command.add_argument("--quality", type=int, default=95, help="of JPEG and WebP written, 1..100 (default: 95)")
+        command.add_argument("--suffix", metavar="TEXT", help="put at the end of each name (default: nothing below -o,"
+                             f" {ending} beside the photos)")
+        command.add_argument("--tile", type=int, default=0, metavar="PIXELS",
+                             help="side of the tiles that go through the network (default: what is fast)")
+        command.add_argument("--exact", action="store_true",
+                             help="float32 throughout; default: bfloat16 where there is a unit for it, within 0.01 dB")
+    restore.add_argument("--strength", type=float, default=1.0,
+                         help="share of the change that is made, 0..1 (default: 1)")
+    restore.add_argument("--keep-chroma", action="store_true", help="leave the chroma of JPEGs as it is; default: "
+                         "smoothed along the edges of the restored luma")
+    restore.add_argument("--model", default=DEFAULT_FAMILY, metavar="FILE",
+                         help=f"weights: {MODEL_HELP}, or a family of these, of which each photo's JPEG quality picks"
+                         f" one (default: {DEFAULT_FAMILY})")
+    upscale.add_argument("--model", metavar="FILE", help=f"weights: {MODEL_HELP} (default: those for the scale)")
+
+    compare = commands.add_parser("compare", help="draw a clean photo degraded, restored and as it was, with a detail")
+    compare.add_argument("source", type=Path, help="a clean photo")
+    compare.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="picture to write (.png, .jpg)")
+    compare.add_argument("--quality", type=int, default=20, help="JPEG quality to degrade with (default: 20)")
+    compare.add_argument("--model", default=DEFAULT_FAMILY, metavar="FILE",
+                         help=f"weights, as for restore (default: {DEFAULT_FAMILY})")
+    compare.add_argument("--width", type=int, default=PICTURE_WIDTH, metavar="PIXELS",
+                         help=f"of the whole picture at most (default: {PICTURE_WIDTH})")
+    compare.set_defaults(action=compare_command)
+
+    page = commands.add_parser("demo", help="a page in the browser where photos are dropped, restored and compared")
+    page.add_argument("--host", default="127.0.0.1",
+                      help="address to listen at (default: 127.0.0.1: this machine only)")
+    page.add_argument("--port", type=int, default=7860, help="(default: 7860)")
+    page.add_argument("--open", action="store_true", help="open the page in the browser")
+    page.set_defaults(action=demo_command)
+
+
+def restore_command(options: argparse.Namespace) -> int:
+    from srcnn.models.device import device_here
+    from srcnn.restoration.restore_files import RestoreFile
+    from srcnn.restoration.tiled_inference import Treatment
+
+    check_quality(options.quality)
+    treatment = Treatment(options.tile, options.exact, options.strength)
+
+    def prepare() -> Work:
+        weights = WeightSelector(options.model, device_here())
+        return RestoreFile(weights, treatment, not options.keep_chroma, options.quality)
+
+    return run_on_files(options, prepare, "photos restored", "_restored")
+
+
+def upscale_command(options: argparse.Namespace) -> int:
+    from srcnn.restoration.restore_files import UpscaleFile
+    from srcnn.restoration.tiled_inference import Treatment
+    from srcnn.restoration.upscale import weights_for_scale
+
+    check_quality(options.quality)
+    treatment = Treatment(options.tile, options.exact)
+
+    def prepare() -> Work:
+        model = load_model(options.model or weights_for_scale(options.scale))
+        return UpscaleFile(to_device(model, device_here()), options.scale, treatment, options.quality)
+
+    return run_on_files(options, prepare, "photos enlarged", f"_x{options.scale}")
+
+
+def degrade_command(options: argparse.Namespace) -> int:
+    from srcnn.photos.degradation import Degradation
+    from srcnn.photos.photo_file import read_canvas, save_canvas
+
+    Degradation(jpeg_quality=options.quality)  # checks the range
+
+    def work(path: Path, target: Path, on_progress: Progress | None) -> tuple[str, ...]:
+        canvas = read_canvas(path)
+        return (*canvas.notes, *save_canvas(target, canvas, options.quality, subsampling="4:2:0"))
+
+    return run_on_files(options, lambda: work, "photos degraded", "")
+
+
+def check_quality(quality: int) -> None:
+    if not 1 <= quality <= 100:
+        raise ValueError(f"--quality {quality}: expected 1..100")
+
+
+def run_on_files(options: argparse.Namespace, prepare: Callable[[], Work], title: str, ending: str) -> int:
+    """The work on all that the command names; the exit status, 1 where something failed."""
+    from srcnn.commands.output_paths import output_paths
+    from srcnn.restoration.restore_files import work_on_files
+
+    format_suffix = f".{options.format}" if options.format else ""
+    if options.sources == [STANDARD_INPUT]:
+        return run_on_standard_input(options.out, format_suffix, prepare(), options.overwrite)
+    suffix = options.suffix if options.suffix is not None else "" if options.out else ending
+    targets, num_others = output_paths(options.sources, options.out, format_suffix, suffix)
+    outcomes = work_on_files(targets, prepare(), overwrite=options.overwrite, on_progress=tile_bars())
+    return report_each(outcomes, title, len(targets), num_others)
+
+
+def run_on_standard_input(out: Path | None, format_suffix: str, work: Work, overwrite: bool) -> int:
+    """A photo from standard input into a file, or to standard output."""
+    from srcnn.photos.reading import suffix_of
+    from srcnn.runtime.untrusted import MAX_PHOTO_BYTES
+
+    with tempfile.TemporaryDirectory(prefix="srcnn-") as folder:
+        path = Path(folder, "input")
+        with path.open("wb") as file:
+            while chunk := sys.stdin.buffer.read(CHUNK_BYTES):
+                if file.tell() + len(chunk) > MAX_PHOTO_BYTES:
+                    raise ValueError(f"standard input: more than {MAX_PHOTO_BYTES} bytes")
+                file.write(chunk)
+        try:
+            path = path.rename(path.with_suffix(suffix_of(path)))
+            target = out or Path(folder, f"output{format_suffix or path.suffix}")
+            if target.exists() and not overwrite:
+                raise ValueError(f"{target}: exists (--overwrite writes it again)")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            notes = work(path, target, None)
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(path), "standard input")) from error
+        print(f"standard input: {', '.join(notes) or 'done'}", file=sys.stderr)
+        if out is None:
+            with target.open("rb") as result:
+                shutil.copyfileobj(result, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+    return 0
+
+
+def report_each(outcomes: Iterable[Outcome], title: str, num_photos: int, num_others: int = 0) -> int:
+    """Names every photo written or failed, on the way, and sums up; returns the exit status: 1 if any failed."""
+    from tqdm import tqdm
+
+    num_failed = num_skipped = 0
+    for outcome in tqdm(outcomes, title, num_photos, disable=None):
+        if outcome.error:
+            num_failed += 1
+            tqdm.write(f"error: {outcome.error}", file=sys.stderr)
+        elif outcome.skipped:
+            num_skipped += 1
+            tqdm.write(f"{outcome.target}: {outcome.skipped} (--overwrite writes it again)", file=sys.stderr)
+        else:
+            tqdm.write(f"{outcome.target}{f' ({notes})' if (notes := ', '.join(outcome.notes)) else ''}")
+    summary = f"{title}: {num_photos - num_failed - num_skipped}, skipped: {num_skipped}, failed: {num_failed}"
+    others = f", other files in the folders, ignored: {num_others}" if num_others else ""
+    print(summary + others, file=sys.stderr)
+    return int(num_failed > 0)
+
+
+def tile_bars() -> Callable[[Path, int, int], None]:
+    """Shows on the terminal, below the bar of the photos, how far one large photo is."""
+    from tqdm import tqdm
+
+    bars: dict[Path, tqdm[Any]] = {}
+
+    def show(path: Path, num_done: int, num_tiles: int) -> None:
+        if num_done == 1:
+            bars[path] = tqdm(total=num_tiles, desc=path.name, unit="tile", position=1, leave=False, disable=None)
+        bars[path].update()
+        if num_done == num_tiles:
+            bars.pop(path).close()
+
+    return show
+
+
+def compare_command(options: argparse.Namespace) -> int:
+    if options.width < LEAST_WIDTH:
+        raise ValueError(f"--width {options.width}: expected {LEAST_WIDTH} at least")
+    before, after = compare_photo(options.source, options.out, options.quality, options.model, options.width)
+    print(f"{options.out}: PSNR of the luma {before:.2f} dB as JPEG of quality {options.quality}, "
+          f"{after:.2f} dB restored")
+    return 0
+
+
+def compare_photo(
+    source: Path, out: Path, quality: int = 20, model: str = DEFAULT_FAMILY, width: int = PICTURE_WIDTH
+) -> tuple[float, float]:
+    """Draws a clean photo as JPEG of a quality, restored, and as it was, into `out`, `width` pixels wide at most;
+    returns the PSNR of the luma of the first two, dB.
+
+    Raises:
+        ValueError: the quality is none, or no photo is in `source` (PhotoRefused).
+        FileNotFoundError: no such photo, no such weights.
+    """
+    from PIL import Image
+
+    from srcnn.photos.degradation import Degradation, degrade
+    from srcnn.photos.photo_file import Canvas, save_canvas
+    from srcnn.photos.reading import over_white, read_photo
+    from srcnn.restoration.figures import before_after, psnr_luma
+    from srcnn.restoration.restore import restore
+
+    degradation = Degradation(jpeg_quality=quality)
+    clean = over_white(read_photo(source))
+    degraded = degrade(clean, degradation, quality)
+    restored = restore(degraded, model, quality=quality)
+    picture = before_after(degraded, restored, clean, (f"JPEG quality {quality}", "restored", "original"), width)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_canvas(out, Canvas(Image.fromarray(picture)))
+    return psnr_luma(degraded, clean), psnr_luma(restored, clean)
+
+
+def demo_command(options: argparse.Namespace) -> int:
+    from srcnn.commands.demo import serve  # brings gradio, an extra
+
+    serve(options.host, options.port, open_browser=options.open)
+    return 0

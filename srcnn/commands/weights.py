@@ -1,0 +1,105 @@
+"""The commands for weights: score, verify, export. PyTorch is imported where one is carried out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+DEFAULT_WEIGHTS = "srcnn-915-q20"
+
+
+def add_weight_commands(commands: Any) -> None:
+    score = commands.add_parser("score", help="degrade clean photos, restore them, and measure")
+    score.add_argument("source", type=Path, help="folder of clean photos")
+    score.add_argument("--quality", type=int, help="JPEG quality to degrade with (default: 20)")
+    score.add_argument("--scale", type=int, choices=(2, 3, 4), help="super-resolution by the papers' protocol instead")
+    score.add_argument("--luma", choices=("l", "y"), default="l", help="l = L (full range, Pillow); y = Y (limited"
+                       " range, BT.601, as the papers) (default: l)")
+    score.add_argument("--model", metavar="FILE", help="weights: a file, a run folder or a shipped name"
+                       f" (default: {DEFAULT_WEIGHTS}, or those for the scale)")
+    score.add_argument("--json", type=Path, metavar="FILE", help="write the table as JSON too")
+    score.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as Markdown too")
+    score.set_defaults(action=score_command)
+
+    verify = commands.add_parser("verify", help="score the shipped weights again, and compare with their cards")
+    verify.add_argument("names", nargs="*", metavar="NAME", help="shipped weights (default: all)")
+    verify.add_argument("--photos", type=Path, required=True, metavar="DIR",
+                        help="folder with the sets of clean photos: live1_y, classic5, set5, ...")
+    verify.set_defaults(action=verify_weights_command)
+
+    export = commands.add_parser("export", help="write weights for other programs: ONNX, torch.export")
+    export.add_argument("model", help="a file, a run folder or a shipped name")
+    export.add_argument("--onnx", type=Path, metavar="FILE", help="for ONNX Runtime and the like (needs srcnn[export])")
+    export.add_argument("--torch", type=Path, metavar="FILE", help="a .pt2 for torch.export.load")
+    export.add_argument("--quality", type=int, help="of a network that is told of the JPEG: write it for this quality, "
+                        "1..100, without that input")
+    export.set_defaults(action=export_command)
+
+
+def score_command(options: argparse.Namespace) -> int:
+    from srcnn.models.device import device_here, to_device
+    from srcnn.models.weights import load_model
+    from srcnn.photos.degradation import Degradation
+    from srcnn.restoration.score import LUMA_NAMES, score_folder, to_json, to_markdown
+    from srcnn.restoration.upscale import weights_for_scale
+    from srcnn.runtime.files import write_json
+
+    if options.scale and options.quality is not None:
+        raise ValueError("--scale and --quality: one of the two")
+    scale, quality = options.scale or 1, options.quality if options.quality is not None else 20
+    degradation = Degradation(jpeg_quality=quality) if scale == 1 else Degradation(jpeg_quality=[], scale=scale)
+    name = options.model or (weights_for_scale(scale) if scale > 1 else DEFAULT_WEIGHTS)
+    network = to_device(load_model(name), device_here())
+    scores, refused = score_folder(options.source, network, options.luma, degradation, show_progress=True)
+    for reason in refused:
+        print(f"refused: {reason}", file=sys.stderr)
+    table = to_markdown(scores)
+    done = f"scale {scale}" if scale > 1 else f"JPEG quality {quality}"
+    print(f"{done}, luma {LUMA_NAMES[options.luma]}, {name}\n\n{table}", end="")
+    if options.json:
+        settings = {"quality": None if scale > 1 else quality, "scale": scale, "luma": options.luma, "model": name}
+        write_json(options.json, settings | {"photos": (rows := to_json(scores))[:-1], "mean": rows[-1]})
+    if options.markdown:
+        options.markdown.write_text(table, encoding="utf-8")
+    return int(bool(refused))
+
+
+def verify_weights_command(options: argparse.Namespace) -> int:
+    from srcnn.restoration.model_cards import verify_weights
+
+    num_checked = num_wrong = num_absent = 0
+    print("| weights | photos | card dB | measured dB | |\n|---|---|---:|---:|---|")
+    for row in verify_weights(options.names, options.photos):
+        num_absent += row.measured is None and not row.problem
+        num_checked += row.measured is not None
+        num_wrong += bool(row.problem)
+        measured = "" if row.measured is None else f"{row.measured['psnr']:.4f}"
+        verdict = "right" if row.ok else row.problem or "not checked: these photos are not there"
+        print(f"| {row.weights} | {row.title} | {row.card['psnr']:.4f} | {measured} | {verdict} |", flush=True)
+    print(f"rows checked: {num_checked}, wrong: {num_wrong}, not checked: {num_absent}", file=sys.stderr)
+    return int(num_wrong > 0)
+
+
+def export_command(options: argparse.Namespace) -> int:
+    from srcnn.models.export import export_onnx, export_torch
+    from srcnn.models.weights import load_model
+    from srcnn.photos.jpeg_quality import condition_of_quality
+
+    if not (options.onnx or options.torch):
+        raise ValueError("say what to write: --onnx FILE or --torch FILE, or both")
+    model, about = load_model(options.model), {"name": Path(options.model).stem}
+    if options.quality is not None:
+        if not model.conditioned or not 1 <= options.quality <= 100:
+            raise ValueError(f"--quality {options.quality}: expected 1..100, and a network that is told of the JPEG")
+        model = model.with_condition(condition_of_quality(options.quality))
+        about["quality"] = str(options.quality)
+    for path, write in ((options.onnx, export_onnx), (options.torch, export_torch)):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            difference = write(model, path, about)
+            checked = "not compared with PyTorch (no onnxruntime)" if difference is None else \
+                f"within {difference:.1e} of PyTorch on odd sizes"
+            print(f"{path}: {checked}")
+    return 0

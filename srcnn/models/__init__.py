@@ -1,0 +1,1 @@
+"""The networks, their layers, their weights in files, in the package and on the hub."""

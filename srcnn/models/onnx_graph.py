@@ -1,0 +1,163 @@
+"""The networks as ONNX graphs, put together node by node, of the operators' versions that nearly every runtime has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from srcnn.models.base import Network
+from srcnn.models.srcnn import SRCNN
+from srcnn.models.unet import Block, UNet
+from srcnn.photos.jpeg_quality import CONDITION_SIZE
+
+OPSET = 13  # of 2020; the operators used have gained nothing since that is of use here
+INPUT, CONDITION, OUTPUT = "degraded", "condition", "restored"
+SIDES = ("batch", "channels", "height", "width")
+
+
+class Graph:
+    """Nodes and constants that grow; what a node gives is named by what its caller wants it called, or its number."""
+
+    def __init__(self, model: Network) -> None:
+        weights = model.state_dict().items()
+        self.values = [numpy_helper.from_array(tensor.contiguous().numpy(), name) for name, tensor in weights]
+        self.nodes: list[onnx.NodeProto] = []
+
+    def add(self, kind: str, *inputs: str, to: str = "", **settings: Any) -> str:
+        result = to or f"{kind.lower()}{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, inputs, [result], name=f"{len(self.nodes)} {kind}", **settings))
+        return result
+
+    def constant(self, name: str, numbers: torch.Tensor) -> str:
+        self.values.append(numpy_helper.from_array(numbers.contiguous().numpy(), name))
+        return name
+
+    def whole_numbers(self, name: str, *numbers: int) -> str:
+        self.values.append(helper.make_tensor(name, TensorProto.INT64, [len(numbers)], numbers))
+        return name
+
+    def convolution(self, layer: nn.Conv2d | nn.ConvTranspose2d, name: str, maps: str, to: str = "") -> str:
+        kind = "Conv" if isinstance(layer, nn.Conv2d) else "ConvTranspose"
+        pads, strides = [*layer.padding, *layer.padding], list(layer.stride)
+        return self.add(kind, maps, f"{name}.weight", f"{name}.bias", to=to, pads=pads, strides=strides)
+
+    def split(self, maps: str, sizes: list[int]) -> Iterator[str]:
+        """Parts of so many channels each."""
+        names = [f"{maps}.{number}" for number in range(len(sizes))]
+        self.nodes.append(helper.make_node("Split", [maps, self.whole_numbers(f"{maps}.sizes", *sizes)], names, axis=1))
+        return iter(names)
+
+
+def onnx_model(model: Network, notes: dict[str, str]) -> onnx.ModelProto:
+    """The network as ONNX: "degraded" (N, C, H, W) -> "restored"; a conditioned one has a second input, "condition",
+    (N, CONDITION_SIZE). `notes` are its metadata_props.
+    """
+    graph = Graph(model)
+    kind = _unet(graph, model) if isinstance(model, UNet) else _srcnn(graph, model)
+    shape = [model.config.channels if side == "channels" else side for side in SIDES]
+    inputs = [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, shape)]
+    if model.conditioned:
+        inputs.append(helper.make_tensor_value_info(CONDITION, TensorProto.FLOAT, [SIDES[0], CONDITION_SIZE]))
+    output = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, shape)
+    opsets = [helper.make_opsetid("", OPSET)]
+    version = helper.find_min_ir_version_for(opsets)
+    whole = helper.make_graph(graph.nodes, kind, inputs, [output], initializer=graph.values)
+    built = helper.make_model(whole, producer_name="srcnn", opset_imports=opsets, ir_version=version)
+    helper.set_model_props(built, notes)
+    return built
+
+
+def _srcnn(graph: Graph, model: Network) -> str:
+    """Pad, Conv, Relu, Pad, ..., Conv, and Add where it is residual."""
+    assert isinstance(model, SRCNN)
+    last = INPUT
+    for number, width in enumerate(model.pads, 1):
+        if width:
+            pads = graph.whole_numbers(f"pads{number}", *[0, 0, width, width] * 2)
+            last = graph.add("Pad", last, pads, to=f"padded{number}", mode="edge")
+        result = OUTPUT if number == 3 and not model.residual else f"maps{number}"
+        last = graph.add("Conv", last, f"conv{number}.weight", f"conv{number}.bias", to=result)
+        if number < 3:
+            last = graph.add("Relu", last, to=f"relu{number}")
+    if model.residual:
+        graph.add("Add", INPUT, last, to=OUTPUT)
+    return "SRCNN"
+
+
+def _unet(graph: Graph, model: UNet) -> str:
+    """As UNet.forward, with the sizes counted by the graph itself: it holds for any photo."""
+    names = {module: name for name, module in model.named_modules()}
+    modulations = _modulations(graph, model)
+
+    def layer(module: nn.Module, maps: str) -> str:
+        assert isinstance(module, (nn.Conv2d, nn.ConvTranspose2d))
+        return graph.convolution(module, names[module], maps)
+
+    def blocks(sequence: nn.Module, maps: str) -> str:
+        for block in sequence.children():
+            assert isinstance(block, Block)
+            inner = layer(block.conv1, maps)
+            if model.conditioned:
+                scale, shift = modulations[block]
+                inner = graph.add("Add", graph.add("Add", inner, graph.add("Mul", inner, scale)), shift)
+            maps = graph.add("Add", maps, layer(block.conv2, graph.add("Relu", inner)))
+        return maps
+
+    sides = graph.add("Slice", graph.add("Shape", INPUT), graph.whole_numbers("two", 2), graph.whole_numbers("four", 4))
+    missing = graph.add("Mod", graph.add("Neg", sides), graph.whole_numbers("multiple", model.multiple))
+    edge = model.config.unshuffle
+    after = graph.add("Add", missing, graph.whole_numbers("edge", edge))
+    pads = graph.add("Concat", graph.whole_numbers("before", 0, 0, edge, edge, 0, 0), after, axis=0)
+    maps = layer(model.head, _planes(graph, model, graph.add("Pad", INPUT, pads, mode="edge")))
+    skipped = []
+    for before, down in zip(model.before, model.down, strict=True):
+        skipped.append(blocks(before, maps))
+        maps = layer(down, skipped[-1])
+    maps = blocks(model.bottom, maps)
+    for up, then in zip(reversed(model.up), reversed(model.after), strict=True):
+        maps = blocks(then, graph.add("Add", layer(up, maps), skipped.pop()))
+    corner, axes = graph.whole_numbers("corner", 0, 0), graph.whole_numbers("rows and columns", 2, 3)
+    change = graph.add("Slice", _pixels(graph, model, layer(model.tail, maps)), corner, sides, axes)
+    graph.add("Add", INPUT, change, to=OUTPUT)
+    return "U-Net"
+
+
+def _modulations(graph: Graph, model: UNet) -> dict[nn.Module, tuple[str, str]]:
+    """The scale and the shift of each block's inner maps, (N, C, 1, 1)."""
+    if not model.conditioned:
+        return {}
+    hidden = graph.add("Relu", graph.add("Gemm", CONDITION, "modulation.0.weight", "modulation.0.bias", transB=1))
+    both = graph.add("Gemm", hidden, "modulation.2.weight", "modulation.2.bias", transB=1)
+    both = graph.add("Unsqueeze", both, graph.whole_numbers("after the channels", 2, 3))
+    inner = [block for blocks in model.stages for block in blocks if isinstance(block, Block)]
+    parts = graph.split(both, [block.conv1.out_channels for block in inner for _ in range(2)])
+    return {block: (next(parts), next(parts)) for block in inner}
+
+
+def _planes(graph: Graph, model: UNet, pixels: str) -> str:
+    """What the first layer sees of the pixels, as one convolution: YCbCr, and squares of pixels as channels."""
+    if not _rearranges(model):
+        return pixels
+    channels, side = model.config.channels, model.config.unshuffle
+    num_planes = channels * side**2
+    each_alone = torch.eye(num_planes).view(num_planes, channels, side, side)
+    kernels = model.to_planes(each_alone).flatten(1).t().reshape(each_alone.shape)
+    return graph.add("Conv", pixels, graph.constant("to planes", kernels), strides=[side, side])
+
+
+def _pixels(graph: Graph, model: UNet, planes: str) -> str:
+    """The reverse of `_planes`."""
+    if not _rearranges(model):
+        return planes
+    side = model.config.unshuffle
+    kernels = model.to_pixels(torch.eye(model.config.channels * side**2)[..., None, None])
+    return graph.add("ConvTranspose", planes, graph.constant("to pixels", kernels), strides=[side, side])
+
+
+def _rearranges(model: UNet) -> bool:
+    return model.config.ycbcr or model.config.unshuffle > 1

@@ -1,0 +1,75 @@
+"""The shipped weights for a photo, by the quality its JPEG was saved with; loaded when first used."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from srcnn.models.base import Network
+from srcnn.models.device import to_device
+from srcnn.models.weight_files import WEIGHTS, find_weights
+from srcnn.models.weights import load_model
+
+FAMILY = "srcnn-915"
+BLIND = "blind"  # weights trained over qualities 5 to 95, for photos that do not tell theirs
+# JPEGs from this quality on are left as they are: by measurement no shipped weights gain there (docs/restoring.md).
+GOOD_QUALITY = 92
+MAX_CACHED = 16  # networks; the largest family has eight
+
+
+class WeightSelector:
+    """The networks of a source: those of a family of shipped weights ("srcnn-915"), or the one it means.
+
+    Args:
+        source: what `load_model` takes, or a family; loaded onto `device`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_model`.
+    """
+
+    def __init__(self, source: str, device: torch.device) -> None:
+        self.device = device
+        self.source = source
+        try:
+            find_weights(source)
+            self.family = {}
+        except FileNotFoundError:
+            self.family = family(source)
+        self._loaded: dict[str, Network] = {}
+        self.load(self.weights_for_quality(None) or source)
+
+    def weights_for_quality(self, quality: int | None) -> str | None:
+        """The weights for a JPEG of this quality (None: unknown); None where it is good already."""
+        if not self.family:
+            return self.source
+        if quality is None:
+            return self.family[None]
+        if quality >= GOOD_QUALITY:
+            return None
+        trained = [each for each in self.family if each is not None]
+        return self.family[min(trained, key=lambda each: (abs(each - quality), -each))]
+
+    def load(self, name: str) -> Network:
+        """The network of these weights: always the same one, even if their file changes meanwhile."""
+        if name not in self._loaded:
+            path = find_weights(name)
+            self._loaded[name] = _load(path.resolve(), path.stat().st_mtime_ns, self.device)
+        return self._loaded[name]
+
+
+@lru_cache(MAX_CACHED)
+def _load(path: Path, modified_ns: int, device: torch.device) -> Network:
+    """The network on the device; read again when its file has changed."""
+    return to_device(load_model(path), device)
+
+
+def family(name: str) -> dict[int | None, str]:
+    """The shipped weights NAME-q10, NAME-q20, ... by quality, and NAME-blind under None; {} where these are none."""
+    found: dict[int | None, str] = {}
+    for path in WEIGHTS.glob("*.safetensors"):
+        if match := re.fullmatch(rf"{re.escape(name)}-(?:q(\d+)|{BLIND})", path.stem):
+            found[int(match[1]) if match[1] else None] = path.stem
+    return found if None in found and len(found) > 1 else {}

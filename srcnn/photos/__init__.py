@@ -1,0 +1,1 @@
+"""A photograph as file and as pixels: read, damaged, tiled, measured, and written with metadata. Imports no torch."""

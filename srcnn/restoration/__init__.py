@@ -1,0 +1,1 @@
+"""A network over a photograph of any size: restored, enlarged, scored."""

@@ -1,0 +1,159 @@
+"""How much a network gains on clean photos: degrade, restore, measure; a table by photo with the mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from srcnn.models.base import Network
+from srcnn.photos.degradation import Degradation, bicubic_levels, crop_to_multiple, degrade, to_uint8
+from srcnn.photos.jpeg_quality import condition_of_quality
+from srcnn.photos.metrics import psnr, psnr_b, ssim
+from srcnn.photos.reading import LUMA, LumaKind, over_white, photos_below, read_photo
+from srcnn.restoration.restore import restore_pixels
+
+LUMA_NAMES = {"l": "L (full range, Pillow)", "y": "Y (limited range, BT.601, as the papers)"}
+SSIM_PIXELS = 11  # of its window, which has to fit
+
+
+@dataclass(frozen=True)
+class Score:
+    """Input and output of one photo against the clean one: PSNR and PSNR-B in dB, SSIM.
+
+    PSNR-B is None where the photo was scaled: it measures the edges of JPEG's blocks.
+    """
+
+    photo: str
+    psnr_in: float
+    psnr: float
+    ssim_in: float
+    ssim: float
+    psnr_b_in: float | None
+    psnr_b: float | None
+
+    @property
+    def gain(self) -> float:
+        """dB."""
+        return self.psnr - self.psnr_in
+
+    @property
+    def gain_percent(self) -> float:
+        return 100 * self.gain / self.psnr_in
+
+
+def degraded_pair(pixels: np.ndarray, luma: LumaKind, degradation: Degradation) -> tuple[np.ndarray, np.ndarray]:
+    """(clean uint8, degraded) of a clean photo, of which the luma is to be measured; greyscale is taken as that luma.
+
+    With a JPEG, "l" degrades the colour photo, for Pillow's L of both to be taken, as the source project; "y" takes
+    limited-range Y, (H, W), and degrades that, as the papers. Without one the luma, (H, W), is scaled, and stays
+    float32, neither rounded nor clipped, as the SRCNN paper's code has it.
+    """
+    clean = crop_to_multiple(pixels, degradation.scale)
+    if degradation.scale > 1 and min(clean.shape[:2]) < 2 * degradation.scale + SSIM_PIXELS:
+        height, width = pixels.shape[:2]
+        raise ValueError(f"{width}x{height} pixels: too small to be measured at scale {degradation.scale}")
+    quality = degradation.quality("0" * 64)
+    if quality is None:
+        grey = LUMA[luma](clean)
+        return grey, bicubic_levels(grey, degradation.scale)
+    photo = LUMA["y"](clean) if luma == "y" else clean
+    return photo, degrade(photo, degradation, quality)
+
+
+def score_photo(name: str, pixels: np.ndarray, model: Network, luma: LumaKind, degradation: Degradation) -> Score:
+    """Degrades, restores and measures one clean photo, uint8 (H, W) or (H, W, 3).
+
+    A network for luma gets the luma, one for RGB the colours; a conditioned one is told of the JPEG. Input and output
+    are clipped and rounded to uint8, as saved photos would be. Where the photo was scaled, a border of `scale` pixels
+    is not measured, as in the SRCNN paper; else no border is cut off.
+    """
+    photo, spoilt = degraded_pair(pixels, luma, degradation)
+    clean, degraded = (LUMA[luma](each) for each in (photo, spoilt))
+    source = spoilt if model.config.channels == 3 else degraded
+    restored = LUMA[luma](restored_levels(source, model, _condition_of(degradation, spoilt.ndim == 2)))
+    border = degradation.scale if degradation.scale > 1 else 0
+    inner = tuple(slice(border, side - border) for side in clean.shape)
+    before, after = (_measures(clean[inner], to_uint8(other)[inner], not border) for other in (degraded, restored))
+    return Score(name, before[0], after[0], before[1], after[1], before[2], after[2])
+
+
+def _condition_of(degradation: Degradation, grey: bool) -> np.ndarray | None:
+    quality = degradation.quality("0" * 64)
+    subsampled = degradation.jpeg_subsampling != "4:4:4"
+    return None if quality is None else condition_of_quality(quality, subsampled, grey)
+
+
+def restored_levels(degraded: np.ndarray, model: Network, condition: np.ndarray | None) -> np.ndarray:
+    """Levels 0..255, (H, W) or (H, W, 3), restored in float32, for published tables do not depend on the processor.
+
+    uint8 -> uint8; float32, which goes into the network as it is -> float32, clipped but not rounded.
+    """
+    if degraded.dtype == np.uint8:
+        return restore_pixels(degraded, model, exact=True, condition=condition)
+    return 255 * restore_pixels(degraded / 255, model, exact=True, condition=condition)
+
+
+def score_folder(
+    folder: Path, model: Network, luma: LumaKind, degradation: Degradation, show_progress: bool = False
+) -> tuple[list[Score], list[str]]:
+    """Scores every photo below a folder; (scores, why each other photo was refused).
+
+    Raises:
+        FileNotFoundError: no such folder, or no photo in it.
+        ValueError: not one of the photos could be scored.
+    """
+    photos = photos_below(folder)
+    scores: list[Score] = []
+    refused: list[str] = []
+    for path in tqdm(photos, "photos scored", disable=not show_progress or None):
+        name = path.relative_to(folder).as_posix()
+        try:
+            scores.append(score_photo(name, over_white(read_photo(path)), model, luma, degradation))
+        except ValueError as error:
+            refused.append(f"{name}: {str(error).removeprefix(f'{path}: ')}")
+    if not scores:
+        raise ValueError(f"{folder}: none of the {len(photos)} photos could be scored: {'; '.join(refused[:5])}")
+    return scores, refused
+
+
+def _measures(clean: np.ndarray, other: np.ndarray, in_blocks: bool) -> tuple[float, float, float | None]:
+    """PSNR, SSIM, and PSNR-B where the blocks of a JPEG begin in the corner."""
+    tensors = [torch.from_numpy(photo.astype(np.float64) / 255)[None, None] for photo in (clean, other)]
+    return psnr(clean, other), float(ssim(*tensors)), psnr_b(clean, other) if in_blocks else None
+
+
+def mean_score(scores: Iterable[Score]) -> Score:
+    """The mean of each number over the photos, each photo counting the same."""
+    scores = list(scores)
+    columns = {field.name: [getattr(score, field.name) for score in scores] for field in fields(Score)}
+    del columns["photo"]
+    means = {name: None if None in values else float(np.mean(values)) for name, values in columns.items()}
+    return Score(photo=f"mean of {len(scores)}", **means)  # type: ignore[arg-type]  # the optional ones by name
+
+
+def to_markdown(scores: list[Score]) -> str:
+    """A row for each photo and the mean."""
+    in_blocks = scores[0].psnr_b is not None
+    lines = [
+        "| photo | input dB | output dB | gain dB | gain % | SSIM in | SSIM out |"
+        + " PSNR-B in | PSNR-B out |" * in_blocks,
+        "|---" + "|---:" * (8 if in_blocks else 6) + "|",
+    ]
+    for score in [*scores, mean_score(scores)]:
+        name = score.photo.replace("|", "\\|")
+        decibels = f"{score.psnr_in:.2f} | {score.psnr:.2f} | {score.gain:.2f} | {score.gain_percent:.1f}"
+        blocks = f" {score.psnr_b_in:.2f} | {score.psnr_b:.2f} |" if in_blocks else ""
+        lines.append(f"| {name} | {decibels} | {score.ssim_in:.4f} | {score.ssim:.4f} |{blocks}")
+    return "\n".join(lines) + "\n"
+
+
+def to_json(scores: list[Score]) -> list[dict[str, Any]]:
+    """A dict for each photo, then the mean."""
+    rows = [*scores, mean_score(scores)]
+    return [asdict(score) | {"gain": score.gain, "gain_percent": score.gain_percent} for score in rows]

@@ -1,0 +1,138 @@
+"""Photos enlarged 2, 3 or 4 times: bicubic, then the luma restored by a network trained for that scale.
+
+Tile by tile: beyond the source and the result, memory holds a few tiles, and the result is that of the whole photo.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+
+from srcnn.models.base import Network
+from srcnn.photos.metadata import resized
+from srcnn.photos.photo_file import Canvas, canvas_of
+from srcnn.photos.reading import MAX_MEGAPIXELS
+from srcnn.restoration.restore import check_pixels, through_arrays
+from srcnn.restoration.tiled_inference import Part, Pixels, Progress, Treatment, restore_tiles
+
+SCALES = (2, 3, 4)
+SUPPORT = 2  # pixels of the source to each side that bicubic enlarging takes in
+PhotoT = TypeVar("PhotoT", np.ndarray, torch.Tensor, Image.Image)
+
+
+def weights_for_scale(scale: int) -> str:
+    """The name of the shipped weights for a scale of `SCALES`."""
+    check_scale(scale)
+    return f"srcnn-915-x{scale}"
+
+
+def check_scale(scale: int) -> None:
+    if scale not in SCALES:
+        raise ValueError(f"scale {scale}: expected {', '.join(map(str, SCALES))}")
+
+
+def upscale(
+    photo: PhotoT,
+    model: Network,
+    scale: int,
+    tile_pixels: int = 0,
+    *,
+    exact: bool = False,
+    on_progress: Progress | None = None,
+) -> PhotoT:
+    """A photo -> one of the same kind, `scale` times as wide and as high.
+
+    Args:
+        photo: a Pillow image; NumPy pixels (H, W) or (H, W, 3) RGB; a torch tensor (C, H, W) or (N, C, H, W) with 1 or
+            3 channels. uint8, uint16 (NumPy), or float32 in [0, 1]; any size from 1x1.
+        model: a network for this scale, `load_model(weights_for_scale(scale))`. With one channel it restores the
+            luma, and the chroma is bicubic, as transparency always is.
+        tile_pixels, exact, on_progress: as in `restore`.
+    """
+    check_scale(scale)
+    treatment = Treatment(tile_pixels, exact)
+    if isinstance(photo, torch.Tensor):
+        enlarged = photo.new_empty((*photo.shape[:-2], *(side * scale for side in photo.shape[-2:])))
+        return through_arrays(photo, enlarged,
+                              lambda pixels: _upscale_array(pixels, model, scale, treatment, on_progress))
+    if isinstance(photo, np.ndarray):
+        return _upscale_array(photo, model, scale, treatment, on_progress)
+    return upscale_canvas(canvas_of(photo), model, scale, treatment, on_progress).to_image(photo)
+
+
+def _upscale_array(
+    pixels: np.ndarray, model: Network, scale: int, treatment: Treatment, on_progress: Progress | None
+) -> np.ndarray:
+    check_pixels(pixels)
+    height, width = pixels.shape[:2]
+    enlarged = np.empty((height * scale, width * scale, *pixels.shape[2:]), pixels.dtype)
+    source = Pixels(height, width, pixels.__getitem__, enlarged.__setitem__, pixels.dtype)
+    restore_tiles(_enlarged(source, scale), model, treatment, on_progress)
+    return enlarged
+
+
+def upscale_canvas(
+    canvas: Canvas,
+    model: Network,
+    scale: int,
+    treatment: Treatment = Treatment(),
+    on_progress: Progress | None = None,
+) -> Canvas:
+    """Another canvas with the enlarged photo, and the metadata with its new size.
+
+    Raises:
+        ValueError: it would have more megapixels than this program allows.
+    """
+    check_scale(scale)
+    height, width = (side * scale for side in canvas.size)
+    if width * height > MAX_MEGAPIXELS * 1e6:
+        raise ValueError(f"would become {width}x{height}, more than {MAX_MEGAPIXELS:.0f} megapixels; "
+                         "take a smaller scale")
+    metadata = resized(canvas.metadata, width, height)
+    enlarged = replace(canvas.blank(height, width), metadata=metadata, notes=canvas.notes)
+    source = Pixels(*canvas.size, canvas.read, enlarged.write_all, canvas.dtype)
+
+    def write_with_alpha(part: Part, pixels: np.ndarray) -> None:
+        alpha = upscaled_part(source._replace(read=lambda side: canvas.read_all(side)[..., -1]), part, scale)
+        levels = np.clip(np.rint(alpha), 0, np.iinfo(canvas.dtype).max).astype(canvas.dtype)
+        enlarged.write_all(part, np.dstack([pixels, levels]))
+
+    whole = _enlarged(source, scale)
+    restore_tiles(whole._replace(write=write_with_alpha) if canvas.has_alpha else whole, model, treatment, on_progress)
+    return enlarged
+
+
+def _enlarged(source: Pixels, scale: int) -> Pixels:
+    """The bicubically enlarged photo, of which parts are read from the source as they are wanted."""
+    read = partial(upscaled_part, source, scale=scale)
+    return source._replace(height=source.height * scale, width=source.width * scale, read=read)
+
+
+def upscaled_part(source: Pixels, part: Part, scale: int) -> np.ndarray:
+    """Rows and columns of the photo enlarged by Pillow's bicubic: float32 levels, neither rounded nor clipped.
+
+    (h, w) or (h, w, 3), as the source. The same as that part of the whole photo enlarged at once.
+    """
+    # Out to whole pixels of the source; Pillow's box looks at the pixels around it, which are cut out with it.
+    lengths = source.height, source.width
+    inner = [(side.start // scale, -(-side.stop // scale)) for side in part]
+    outer = [(max(0, start - SUPPORT), min(length, stop + SUPPORT))
+             for (start, stop), length in zip(inner, lengths, strict=True)]
+    pixels = source.read((slice(*outer[0]), slice(*outer[1])))
+    (top, bottom), (left, right) = ((start - first, stop - first)
+                                    for (start, stop), (first, _) in zip(inner, outer, strict=True))
+    size = (right - left) * scale, (bottom - top) * scale
+    bands = [
+        np.asarray(Image.fromarray(band.astype(np.float32))
+                   .resize(size, Image.Resampling.BICUBIC, box=(left, top, right, bottom)))
+        for band in np.moveaxis(np.atleast_3d(pixels), -1, 0)
+    ]
+    rows, columns = (slice(side.start - start * scale, side.stop - start * scale)
+                     for side, (start, _) in zip(part, inner, strict=True))
+    whole = np.stack([band[rows, columns] for band in bands], -1)
+    return whole.reshape(*whole.shape[:2], *pixels.shape[2:])

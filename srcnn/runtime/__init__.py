@@ -1,0 +1,1 @@
+"""What every process needs: settings, whole files, stores, bounds on foreign input, signals, other ranks."""

@@ -1,0 +1,1 @@
+"""The numbers of a run: metrics.jsonl always; wandb, TensorBoard, MLflow where wanted."""

@@ -1,0 +1,156 @@
+"""A training run in wandb."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from srcnn.runtime.files import atomic_file
+from srcnn.runtime.settings import without_credentials
+from srcnn.tracking.cluster_job import JobHistory
+from srcnn.tracking.history import STEP_KEY, Values
+from srcnn.tracking.tracker import FINISH_SECONDS, Level, Pictures, Tracker, hyperparameters
+
+logger = logging.getLogger(__name__)
+START_SECONDS = 60.0  # wandb's own is 90; WANDB_INIT_TIMEOUT goes before it
+SHOWN_SECONDS = 10.0  # of FINISH_SECONDS: within these the server shows what it has taken
+TITLE_LENGTH = 63  # of an alert
+LAST_STEP = "last_step.txt"  # in an offline run's folder, once its file is whole: the last step in it
+
+
+class Wandb(Tracker):
+    """A wandb run that goes on where what it has ends: of `points` it is sent those that it lacks.
+
+    The progress is the step, and a point is complete when sent: of a step that it has wandb would drop all.
+    """
+
+    def __init__(
+        self, run: Path, config: Mapping[str, Any], run_id: str, points: Sequence[Values],
+        jobs: JobHistory = JobHistory(), online: bool | None = None,
+    ) -> None:
+        """`online` None: as WANDB_MODE says, or else offline without an account.
+
+        Raises whatever wandb raises, within START_SECONDS and some; ValueError where it would ask for a key, and where
+        a sweep wants a new run in a folder that has one.
+        """
+        import wandb
+
+        mode, earlier = wandb_mode(online), sorted(run.glob(f"wandb/offline-run-*-{run_id}"))
+        self.wandb = wandb
+        self.run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "srcnn"), name=run.name, dir=str(run), id=run_id, resume="allow",
+            config=hyperparameters(config) | jobs.settings(), mode=mode, group=jobs.group or None,
+            tags=jobs.tags or None, job_type=os.environ.get("WANDB_JOB_TYPE", "train"),
+            settings=wandb.Settings(**_settings()),
+        )
+        if self.run.id != run_id:
+            raise ValueError(f"{run} is run {run_id}, a sweep's trial wants to be {self.run.id}: one folder for each")
+        if not self.run.disabled and not Path(self.run.dir).resolve().is_relative_to(run.resolve()):
+            raise OSError(f"{run}: wandb cannot write there")
+        self.run.define_metric(STEP_KEY)
+        self.run.define_metric("*", step_metric=STEP_KEY)
+        self.next_step = first_missing_step(earlier) if self.run.offline else self.run.starting_step
+        self.url = self.run.url or ""
+        if self.url:
+            logger.info("wandb: %s", self.url)
+        self.log_missing(points)
+
+    def send(self, samples: int, values: Values, pictures: Pictures) -> None:
+        images = {title: self.wandb.Image(picture) for title, picture in pictures.items()}
+        self.run.log({STEP_KEY: samples, **values, **images}, step=samples, commit=True)
+
+    def log_artifact(self, title: str, folder: Path) -> None:
+        self.run.log_artifact(str(folder), name=title, type="model")
+
+    def alert(self, title: str, text: str, level: Level) -> None:
+        self.run.alert(title[:TITLE_LENGTH], text, level)
+
+    def preempted(self) -> None:
+        self.run.mark_preempting()
+
+    def finish(self, exit_code: int) -> None:
+        """Raises where the points did not arrive: wandb-core itself goes on silently when its server fails."""
+        folder, path = Path(self.run.dir).parent, self.run.path
+        self.run.finish(exit_code=exit_code)
+        if self.run.disabled or not self.num_sent:
+            return
+        if self.run.offline:
+            end_wandb()  # only then is the file whole
+            with atomic_file(folder / LAST_STEP) as file:
+                file.write(b"%d\n" % (self.next_step - 1))
+            return
+        deadline = time.monotonic() + SHOWN_SECONDS
+        while (shown := self.wandb.Api(timeout=int(SHOWN_SECONDS)).run(path).lastHistoryStep) < self.next_step - 1:
+            if time.monotonic() > deadline:
+                raise OSError(f"the server has the points up to {max(shown, 0)} of {self.next_step - 1}")
+            time.sleep(1)
+
+
+def first_missing_step(folders: Sequence[Path]) -> int:
+    """The first step that offline runs in these folders lack.
+
+    The file of a process that was killed is torn, and `wandb sync` of several stops at such a one: its folder is set
+    aside under another name, and its points are logged again.
+    """
+    first = 0
+    for folder in folders:
+        if (folder / LAST_STEP).is_file():
+            first = max(first, int((folder / LAST_STEP).read_text()) + 1)
+        else:
+            folder.rename(folder.with_name(f"incomplete-{folder.name}"))
+    return first
+
+
+def end_wandb() -> None:
+    """Ends wandb-core when it has done its work, and with it wandb's wait for it at the end of the process."""
+    with contextlib.suppress(Exception, SystemExit):
+        sys.modules["wandb"].teardown()
+
+
+def kill_wandb_core() -> None:
+    """Ends the wandb-core of this process though it hangs: left to itself it tries a dead server for ever, and keeps
+    the pipes of this process's output open.
+    """
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if process.name().startswith("wandb-core"):
+                process.kill()
+
+
+def wandb_mode(online: bool | None) -> Any:
+    """ValueError where wandb would be online without an account, and ask for one."""
+    named = "online" if online else os.environ.get("WANDB_MODE")
+    if named in (None, "online", "run", "shared") and not _has_account():
+        if named is not None:
+            raise ValueError("no wandb account: set WANDB_API_KEY or run `wandb login`")
+        return "offline"
+    return named or "online"
+
+
+def _has_account() -> bool:
+    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    with contextlib.suppress(OSError):
+        if netrc.is_file() and "wandb" in netrc.read_text(errors="replace"):
+            return True
+    return bool(os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"))
+
+
+def _settings() -> dict[str, Any]:
+    """What is set unless the environment says otherwise."""
+    os.environ.setdefault("WANDB_SILENT", "true")
+    settings = {
+        "init_timeout": START_SECONDS,
+        "finish_timeout": FINISH_SECONDS - 2 * SHOWN_SECONDS,
+        "finish_timeout_raises": True,
+        "console": "off",  # its hook in sys.stdout waits for wandb-core in whoever prints
+        "x_disable_meta": any(without_credentials(word) != word for word in sys.argv),  # it holds the command line
+    }
+    return {key: value for key, value in settings.items() if f"WANDB_{key.upper()}" not in os.environ}

@@ -1,0 +1,1 @@
+"""From a config to a checkpoint and a report: loop, step, loss, optimizer, validation, resume."""

@@ -1,0 +1,158 @@
+"""The settings of a training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from srcnn.data.loader import StreamConfig
+from srcnn.data.training_pairs import DegradationConfig
+from srcnn.models.srcnn import ModelConfig
+from srcnn.models.unet import UNetConfig
+from srcnn.models.weights import Initialization
+from srcnn.runtime.errors import UserError
+from srcnn.training.loss import CompileMode, LossName
+from srcnn.training.optimizer import OptimizerConfig
+
+# Tiles at once on a CPU: the activations of one stay in its cache; a U-Net, which reorders its weights for every call,
+# trains 1.05 to 1.6 times as fast with 8.
+CPU_MICRO_BATCH, CPU_MICRO_BATCH_UNET = 1, 8
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a training run. Progress is counted in samples (tiles) over all ranks.
+
+    Args:
+        run: folder of the run; started again with the same folder it continues from its latest checkpoint.
+        shards: folder with train/ and val/, as `make shards` wrote it, or its http(s), s3, gs or az address.
+        model: the network, an SRCNN, unless `unet` has widths.
+        unet: a U-Net in place of it.
+        initialization: start of the weights: "kaiming" (robust), "pytorch" (the source's), "paper".
+        centred: subtract 0.5 from pixels before the first layer while training; folded into its bias when saved.
+        weights: start from these weights (file, run folder or shipped name) instead of random ones; empty: random.
+        seed: decides the start, the order of the samples and their flips.
+        total_samples: length of the training, tiles.
+        batch_size: tiles of an optimizer step over all ranks, whatever their number; 0: batch_size_per_process of each.
+        batch_size_per_process: tiles a rank contributes to each optimizer step, where batch_size is 0.
+        micro_batch_size: tiles through the network at once; gradients accumulate over the batch. 0: by the device.
+        augment: flips and 90-degree rotations, the same for both tiles of a pair.
+        degradation: how training pairs are made of shards whose training samples are clean tiles alone.
+        loss: mean over the pixels of the squared difference, "mse", of the absolute one, "l1", or of one that is smooth
+            at zero and else absolute, "charbonnier". The validation's is always "mse".
+        luma_weight: that many times the same loss of the luma is added to it, for networks of three channels.
+        loss_crop: leave out of the loss the pixels that padding reaches (restoring with a halo never uses them).
+        mixed_precision: "no", "bf16" or "fp16"; "auto": bf16 where the device is faster with it; null takes what
+            `accelerate launch` was told.
+        compile: torch.compile the network with its loss, and the way from bytes to its input: true or "default",
+            "reduce-overhead" (CUDA graphs), "max-autotune" (graphs, and kernels picked by trying: minutes); false: not.
+        stream: the order of the samples and how they are read.
+        optimizer: what changes the weights.
+        log_every_samples: tiles between two log lines.
+        validate_every_samples: tiles between two validations, each followed by a checkpoint.
+        save_every_samples: tiles between two checkpoints; 0: with the validations only.
+        save_every_minutes: at the latest so often a log line is followed by a checkpoint; 0: never for the time.
+        keep_checkpoints: the latest ones kept; the best is kept beside them.
+        on_save_failure: what to do when a checkpoint cannot be written: "continue" says so and tries again with the
+            next one, "stop" ends the run.
+        max_skipped_steps: steps in a row that may be left out because loss or gradient is not finite; then it stops.
+        timeout_minutes: how long ranks wait for each other, as for one that hangs; longer than a validation takes.
+        fresh: begin anew; what the run folder holds is kept beside it under another name.
+        trackers: any of "wandb", "tensorboard", "mlflow"; metrics.jsonl is always written.
+        alerts: have wandb tell people of a loss that is not finite, a stop, a failure, the end.
+        num_pictures: pairs shown to the trackers at each validation.
+        upload_best: send the best checkpoint to wandb as an artifact at the end.
+        overfit_tiles: train and validate on the first so many training tiles only, to see that the loop learns; 0: off.
+    """
+
+    run: str = "runs/srcnn"
+    shards: str = "data/shards"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    initialization: Initialization = "kaiming"
+    centred: bool = True
+    weights: str = ""
+    seed: int = 0
+    total_samples: int = 640_000
+    batch_size: int = 0
+    batch_size_per_process: int = 32
+    micro_batch_size: int = 0
+    augment: bool = True
+    degradation: DegradationConfig = field(default_factory=DegradationConfig)
+    loss: LossName = "mse"
+    luma_weight: float = 0.0
+    loss_crop: bool = False
+    mixed_precision: Literal["no", "bf16", "fp16", "auto"] | None = None
+    compile: bool | CompileMode = False
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    log_every_samples: int = 6400
+    validate_every_samples: int = 64_000
+    save_every_samples: int = 0
+    save_every_minutes: float = 10.0
+    keep_checkpoints: int = 2
+    on_save_failure: Literal["continue", "stop"] = "continue"
+    max_skipped_steps: int = 20
+    timeout_minutes: float = 10.0
+    fresh: bool = False
+    trackers: list[Literal["wandb", "tensorboard", "mlflow"]] = field(default_factory=lambda: ["wandb"])
+    alerts: bool = True
+    num_pictures: int = 4
+    upload_best: bool = False
+    overfit_tiles: int = 0
+
+    def __post_init__(self) -> None:
+        for key in ("total_samples", "batch_size_per_process", "log_every_samples", "validate_every_samples",
+                    "keep_checkpoints"):
+            if getattr(self, key) < 1:
+                raise UserError(f"{key} {getattr(self, key)}: expected at least 1")
+        for key in ("batch_size", "micro_batch_size", "overfit_tiles", "num_pictures", "save_every_samples",
+                    "save_every_minutes", "max_skipped_steps", "luma_weight"):
+            if getattr(self, key) < 0:
+                raise UserError(f"{key} {getattr(self, key)}: cannot be negative")
+        if self.timeout_minutes <= 0:
+            raise UserError(f"timeout_minutes {self.timeout_minutes}: must be above zero")
+        if self.unet.widths and (self.model != ModelConfig() or self.initialization == "paper"):
+            raise UserError("unet.widths: a U-Net has no use for the settings of model, nor for the paper's "
+                            "initialization; leave them out, or unet")
+        if self.luma_weight and self.network.channels != 3:
+            raise UserError(f"luma_weight {self.luma_weight}: the network has {self.network.channels} channels, not 3")
+        if self.degrades and self.overfit_tiles:
+            raise UserError(f"overfit_tiles {self.overfit_tiles}: takes pairs of the shards; leave degradation out")
+        if self.degrades and self.stream.resident == "device":
+            raise UserError("stream.resident device: pairs are made on the host (degradation): take host, or no")
+
+    @property
+    def degrades(self) -> bool:
+        """Whether pairs are made while training."""
+        return self.degradation.crop_pixels > 0
+
+    def pair_shape(self, tile_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of the training pairs, (H, W) or (H, W, 3), where the shards' tiles have `tile_shape`.
+
+        Raises:
+            UserError: these are too small.
+        """
+        return self.degradation.pair_shape(tile_shape) if self.degrades else tile_shape
+
+    @property
+    def network(self) -> ModelConfig | UNetConfig:
+        """What is trained."""
+        return self.unet if self.unet.widths else self.model
+
+    @property
+    def compile_mode(self) -> CompileMode | None:
+        """How to compile; None: not."""
+        return "default" if self.compile is True else self.compile or None
+
+    def global_batch_size(self, num_ranks: int) -> int:
+        """Tiles of an optimizer step over all ranks. Raises UserError where some rank would have none."""
+        size = self.batch_size or self.batch_size_per_process * num_ranks
+        if size < num_ranks:
+            raise UserError(f"batch_size {size}: expected at least one tile for each of the {num_ranks} ranks")
+        return size
+
+    def tiles_at_once(self, device_type: str, num_tiles: int) -> int:
+        """How many of a rank's `num_tiles` of a step go through the network together."""
+        on_cpu = CPU_MICRO_BATCH_UNET if self.unet.widths else CPU_MICRO_BATCH
+        return min(num_tiles, self.micro_batch_size or (on_cpu if device_type == "cpu" else num_tiles))

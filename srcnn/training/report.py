@@ -1,0 +1,149 @@
+"""The figures of a run: loss and PSNR curves, tiles, a whole photo before and after; as PNG and as one HTML page."""
+
+from __future__ import annotations
+
+import base64
+import html
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from srcnn.data.dataset import ShardDataset
+from srcnn.data.manifest import ShardError
+from srcnn.data.photo_list import photos_in
+from srcnn.models.base import Network
+from srcnn.models.weights import load_model
+from srcnn.photos.tiling import grid, join
+from srcnn.restoration.figures import COLUMNS, GAP_PIXELS, before_after, captioned, save_picture
+from srcnn.restoration.restore import restore_pixels
+from srcnn.runtime.files import atomic_file
+from srcnn.runtime.settings import read_yaml
+from srcnn.tracking.history import STEP_KEY, checked_points, results_table
+
+MOST_CONSIDERED = 1000  # photos of the validation split, one of which is drawn
+MAX_SIDE = 1600  # pixels of a photo drawn in the report; of larger ones the top left part
+FIGURES = {
+    "psnr.png": "PSNR over the training: the degraded input, training tiles, validation tiles",
+    "loss.png": "Loss over the training; of the validation tiles the mean squared error",
+    "tiles.png": "Validation tiles",
+    "photo.png": "A validation photo, reduced where it is large; below, the detail where the network gained most",
+}
+
+
+def write_report(run: Path, reader: ShardDataset) -> Path:
+    """Writes `run`/report/ from metrics.jsonl, the best checkpoint and the validation shards; returns index.html.
+
+    Raises:
+        FileNotFoundError: no metrics.jsonl or no checkpoint in the run folder.
+    """
+    folder = run / "report"
+    folder.mkdir(exist_ok=True)
+    points = checked_points(run)
+    model = load_model(run)
+    draw_curves(points, folder)
+    tiles = pair_rows(reader, model, num_pairs=4)[:, GAP_PIXELS:]  # the captions begin where the tiles do
+    save_picture(captioned(tiles.repeat(2, 0).repeat(2, 1), COLUMNS), folder / "tiles.png")
+    if reader.manifest.photos:  # of shards made elsewhere nothing is known but the pairs
+        save_picture(photo_before_after(reader, model), folder / "photo.png")
+    table = results_table(points)
+    for name, content in (("table.md", table), ("card.md", training_card(run, points)),
+                          ("index.html", html_page(run.name, table, folder))):
+        with atomic_file(folder / name) as file:
+            file.write(content.encode(errors="backslashreplace"))
+    return folder / "index.html"
+
+
+def draw_curves(points: list[dict[str, float]], folder: Path) -> None:
+    """loss.png and psnr.png: training and validation against tiles seen."""
+    from matplotlib.figure import Figure  # slow to import, and wanted only here
+
+    curves = {
+        "loss.png": ("loss", {"train/loss": "training", "val/loss": "validation, mean squared error"}),
+        "psnr.png": ("PSNR, dB", {"val/psnr_in": "degraded input", "train/psnr": "training", "val/psnr": "validation"}),
+    }
+    for name, (label, lines) in curves.items():
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.subplots()
+        for key, title in lines.items():
+            line = [(point[STEP_KEY], point[key]) for point in points if key in point]
+            marker = "o" if key.startswith("val") else ""
+            axes.plot(*zip(*line, strict=True), label=title, marker=marker, markersize=3, linewidth=1.3)
+        axes.set(xlabel="training tiles seen", ylabel=label, yscale="log" if name == "loss.png" else "linear")
+        axes.grid(alpha=0.3)
+        axes.legend()
+        figure.savefig(folder / name, dpi=120)
+
+
+def pair_rows(reader: ShardDataset, model: Network, num_pairs: int) -> np.ndarray:
+    """The pairs spread evenly over a split, a row each: degraded, restored, clean; uint8 (rows, columns, 3)."""
+    from torchvision.utils import make_grid  # slow to import, and wanted only here
+
+    chosen = np.linspace(0, reader.num_samples - 1, min(num_pairs, reader.num_samples)).astype(np.int64)
+    plain = _ready(model)
+    tiles = []
+    for clean, degraded in zip(*reader.read(chosen), strict=True):
+        tiles += [degraded, restore_pixels(degraded, plain), clean]
+    stacked = torch.from_numpy(np.stack(tiles).reshape(len(tiles), *tiles[0].shape[:2], -1)).permute(0, 3, 1, 2)
+    return make_grid(stacked, nrow=len(COLUMNS), padding=GAP_PIXELS, pad_value=255).permute(1, 2, 0).numpy()
+
+
+def _ready(model: Network) -> Network:
+    """A copy without centering where the model is: not wrapped by Accelerate's autocast."""
+    return model.without_centering().to(next(model.parameters()).device).eval()
+
+
+def photo_before_after(reader: ShardDataset, model: Network) -> np.ndarray:
+    """The validation photo of middling input PSNR (of the first thousand), put together from its tiles, degraded,
+    restored whole, and clean; below, its busiest detail magnified.
+    """
+    first = islice(photos_in(reader.storage, reader.manifest), MOST_CONSIDERED)
+    records = sorted(first, key=lambda record: record.degraded_psnr)
+    record = records[len(records) // 2]
+    shards = [shard.name for shard in reader.manifest.shards]
+    before = sum(shard.num_samples for shard in reader.manifest.shards[: shards.index(record.shard)])
+    if record.first_sample + record.num_samples > reader.manifest.shards[shards.index(record.shard)].num_samples:
+        raise ShardError(f"{reader.location}: photo {record.name!r:.99} has more pairs than its shard")
+    samples = before + record.first_sample + np.arange(record.num_samples)
+    rows, columns = grid(record.height, record.width, reader.manifest.tile_shape[0])
+    if rows * columns != record.num_samples:  # an imported pair picture: one tile
+        rows = columns = 1
+    clean, degraded = (join(tiles, rows, columns)[:MAX_SIDE, :MAX_SIDE] for tiles in reader.read(samples))
+    return before_after(degraded, restore_pixels(degraded, _ready(model)), clean)
+
+
+def training_card(run: Path, points: list[dict[str, float]]) -> str:
+    """The training for a model card, Markdown: its settings, and the best validation; "" where it never validated."""
+    validations = [point for point in points if "val/psnr" in point]
+    if not validations:
+        return ""
+    settings, best = read_yaml(run / "config.yaml"), max(validations, key=lambda point: point["val/psnr"])
+    optimizer, total = settings.get("optimizer"), settings.get("total_samples")
+    shown = {"batch size of a process": settings.get("batch_size_per_process"), "seed": settings.get("seed"),
+             "optimizer": optimizer.get("name") if isinstance(optimizer, dict) else None}
+    return f"""**Training**: best validation PSNR after {best[STEP_KEY]:,.0f} of \
+{f"{total:,}" if type(total) is int else "an unknown number of"} tiles
+({", ".join(f"{key} {str(value)[:40]}" for key, value in shown.items() if value is not None)}).
+
+**Validation**, mean over the tiles held back, PSNR in dB and SSIM, before (in) and after (out):
+
+{results_table([best])}"""
+
+
+def html_page(title: str, table: str, folder: Path) -> str:
+    """One self-contained page: the pictures are inside it, and what comes from files is escaped."""
+    rows = [line.strip("|").split("|") for line in table.splitlines() if not line.startswith("|---")]
+    cells = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    figures = "".join(
+        f'<h2>{caption}</h2><img alt="{caption}" src="data:image/png;base64,'
+        f'{base64.b64encode((folder / name).read_bytes()).decode()}">'
+        for name, caption in FIGURES.items()
+        if (folder / name).is_file()
+    )
+    style = "body{font:16px sans-serif;max-width:1100px;margin:2em auto;padding:0 1em}img{max-width:100%}" \
+            "td{padding:.2em 1em;border-bottom:1px solid #ddd;text-align:right}"
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{style}</style><h1>{html.escape(title)}</h1><table>{cells}</table>{figures}</html>\n"
+    )

@@ -1,0 +1,187 @@
+"""One optimizer step, enqueued asynchronously: on a GPU its outcome is read while the next gradient is computed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from srcnn.data.dataset import ShardDataset
+from srcnn.data.loader import Batch
+from srcnn.runtime.distributed import all_gather_json, raise_if_any_rank_failed
+from srcnn.training.loss import conditions_for
+from srcnn.training.optimizer import lr_factor, set_lr, update_average
+
+if TYPE_CHECKING:
+    from srcnn.training.trainer import Trainer
+
+SKIPPED = "skipped.jsonl"
+NAME_BYTES = 100  # of a tar header: where the name of a member stands
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PendingStep:
+    """A submitted optimizer step whose outcome (applied or skipped) the host has not read yet.
+
+    Attributes:
+        step, samples: the training's after it.
+        batch_size: tiles over all ranks.
+        tiles: this rank's, the numbers of the pairs in their split.
+        sums: of this rank's tiles, as a `Meter` takes them.
+        outcome: waits for the device; (length of the gradient, stop flag), the same on all ranks. A length that is not
+            finite: the device has skipped the step. A flag other than 0: some rank cannot go on, or could not tell.
+    """
+
+    step: int
+    samples: int
+    batch_size: int
+    tiles: torch.Tensor
+    sums: torch.Tensor
+    learning_rate: float
+    outcome: Callable[[], tuple[float, ...]]
+
+
+def train_step(trainer: Trainer, batch: Batch) -> None:
+    """One optimizer step over one global batch: the mean loss over all pixels of all ranks' tiles.
+
+    The ranks need no further collective to agree. A loss that is not finite on one of them makes the gradient NaN on
+    all, and none takes the step. Whether a rank cannot go on (`trainer.error`) is one more gradient, that of
+    `stop_flag`: all of them hear of it after the same step, which is whole on all, as each had its batch.
+
+    Where `trainer.async_steps`, the host reads the outcome while the device works on the next gradient, which is not
+    applied before. So at most one step is pending; `state.step` and `state.samples` count it already.
+
+    Raises:
+        DistributedError, StopRequested: some rank cannot go on, or was asked to stop; on all ranks, between two steps.
+        FloatingPointError: too many steps in a row were skipped; on all ranks.
+    """
+    config, state, accelerator = trainer.config, trainer.state, trainer.accelerator
+    with trainer.phase("bytes to floats"):
+        clean, degraded = trainer.to_float_batch(batch, config.augment)
+    batch_size = config.global_batch_size(accelerator.num_processes)
+    weight = accelerator.num_processes / batch_size  # DDP averages over the ranks, whose parts may be unequal
+    arrays = [clean, degraded, *conditions_for(trainer.network, batch)]
+    at_once = config.tiles_at_once(accelerator.device.type, len(clean))
+    sums = torch.zeros_like(trainer.meter.sums)
+    # Gradients keep their memory: what a CUDA graph gave as one would be overwritten by the next micro-batch.
+    trainer.model.zero_grad(set_to_none=False)
+
+    def accumulate(*arrays: torch.Tensor) -> None:
+        with trainer.phase("forward"):
+            loss, scores = trainer.model(*arrays)
+        with trainer.phase("backward"):
+            weights = torch.full_like(loss, weight).masked_fill(~loss.detach().isfinite(), math.nan)
+            accelerator.backward(loss * weights + trainer.stop_flag * float(trainer.error is not None))
+        sums.add_(scores)
+
+    micro_batches = list(zip(*(torch.split(array, at_once) for array in arrays), strict=True))
+    with accelerator.no_sync(trainer.model):  # one all-reduce, with the last micro-batch
+        for micro_batch in micro_batches[:-1]:
+            accumulate(*micro_batch)
+    accumulate(*micro_batches[-1])
+    resolve_pending_step(trainer)
+    with trainer.phase("optimizer"):
+        parameters = trainer.network.parameters()
+        gradient_norm = accelerator.clip_grad_norm_(parameters, config.optimizer.clip_norm or math.inf)
+        learning_rate = update_weights(trainer, gradient_norm)
+    state.step, state.samples = state.step + 1, state.samples + batch_size
+    outcome = copy_scalars_async(torch.stack([gradient_norm, cast(torch.Tensor, trainer.stop_flag.grad)]))
+    trainer.pending = PendingStep(state.step, state.samples, batch_size, batch.samples, sums, learning_rate, outcome)
+    if not trainer.async_steps:
+        resolve_pending_step(trainer)
+
+
+def update_weights(trainer: Trainer, gradient_norm: torch.Tensor) -> float:
+    """The optimizer's update, unless the gradient is not finite, which the device decides; returns the learning rate.
+
+    `found_inf` is the contract between torch.amp.GradScaler and fused optimizers; fp16's own scaler sets it itself.
+    """
+    config = trainer.config
+    set_lr(trainer.optimizer, lr_factor(config.optimizer, trainer.state.samples, config.total_samples))
+    trainer.optimizer.optimizer.found_inf = (~gradient_norm.isfinite()).float()
+    trainer.optimizer.step()
+    return float(trainer.optimizer.param_groups[0]["lr"])
+
+
+def copy_scalars_async(scalars: torch.Tensor) -> Callable[[], tuple[float, ...]]:
+    """Begins to copy a vector to the host; the function returned waits for it and gives its numbers."""
+    if scalars.device.type != "cuda":
+        return lambda: tuple(map(float, scalars))
+    copy = scalars.to("cpu", non_blocking=True)  # into pinned memory
+    copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # leaves the core to readers
+    copied.record()
+
+    def wait() -> tuple[float, ...]:
+        copied.synchronize()
+        return tuple(map(float, copy))
+
+    return wait
+
+
+def resolve_pending_step(trainer: Trainer) -> None:
+    """Waits for the outcome of the pending step, if there is one, and counts it as applied or skipped.
+
+    Raises:
+        DistributedError, StopRequested, FloatingPointError: as `train_step`.
+    """
+    pending, trainer.pending = trainer.pending, None
+    if pending is None:
+        return
+    state = trainer.state
+    gradient_norm, stop_flag = pending.outcome()
+    if math.isfinite(gradient_norm):
+        with trainer.phase("meter"):
+            trainer.meter.add(pending.sums, gradient_norm, pending.learning_rate)
+        if trainer.average is not None:
+            update_average(trainer.average, trainer.network, trainer.config.optimizer, pending.samples,
+                           pending.batch_size)
+        state.skipped_in_a_row = 0
+    else:
+        state.skipped_steps += 1
+        state.skipped_in_a_row += 1
+        report_skipped_step(trainer, pending)
+    if stop_flag != 0:  # NaN, where a loss was: a rank may have had something to say
+        raise_if_any_rank_failed(trainer.error, trainer.group)
+
+
+def report_skipped_step(trainer: Trainer, skipped: PendingStep) -> None:
+    """Records a step skipped for a non-finite loss or gradient, with its tiles; not those of fp16's search for a scale.
+
+    Raises:
+        FloatingPointError: too many steps in a row were skipped; on all ranks.
+    """
+    in_a_row = trainer.state.skipped_in_a_row
+    is_too_many = in_a_row > trainer.config.max_skipped_steps
+    if trainer.accelerator.scaler and not is_too_many:
+        return
+    keys = all_gather_json(sample_keys(trainer.dataset, skipped.tiles.tolist()), trainer.group)
+    path = Path(trainer.config.run, SKIPPED)
+    if trainer.accelerator.is_main_process:
+        logger.warning("loss or gradient is not finite: step %d skipped, its tiles are in %s", skipped.step, path)
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                entry = {"step": skipped.step, "samples": skipped.samples, "keys_of_ranks": keys}
+                file.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            logger.warning("%s cannot be written: %s", path, error)
+    if is_too_many:
+        raise FloatingPointError(f"loss or gradient was not finite in {in_a_row} steps in a row: lower optimizer.lr "
+                                 f"and start a new run; the tiles of these steps are in {path}")
+    if trainer.tracking:
+        trainer.tracking.skipped(skipped.step)
+
+
+def sample_keys(dataset: ShardDataset, samples: list[int]) -> list[str]:
+    """The names of the samples' first members in the shards; their numbers where these cannot be read."""
+    try:
+        headers = [bytes(dataset.fetch(sample, sample + 1)[0][:NAME_BYTES]) for sample in samples]
+    except (OSError, ValueError) as error:
+        return [f"samples {samples} of {dataset.location} ({error})"]
+    return [header.rstrip(b"\0").decode(errors="backslashreplace") for header in headers]

@@ -1,0 +1,342 @@
+"""Training: `train(config)`, and the `Trainer` that it runs. One optimizer step is in srcnn/training/step.py."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.profiler import record_function
+
+from srcnn.data.dataset import ShardDataset
+from srcnn.data.device_loader import device_batches
+from srcnn.data.loader import Batch
+from srcnn.data.shuffle import BatchPlan
+from srcnn.data.training_pairs import PairMaker
+from srcnn.data.transforms import to_float_batch
+from srcnn.models.base import Network
+from srcnn.models.device import to_device
+from srcnn.models.weights import initialize, load_model, make_network
+from srcnn.runtime import signals
+from srcnn.runtime.distributed import (
+    DistributedError,
+    PeerLostError,
+    all_gather_json,
+    is_connection_error,
+    new_cpu_group,
+    rendezvous,
+    run_on_all_ranks,
+)
+from srcnn.runtime.errors import UserError
+from srcnn.runtime.settings import plain
+from srcnn.runtime.signals import StopRequested
+from srcnn.tracking.run_log import Tracking
+from srcnn.training.checkpoint import AsyncCheckpointWriter
+from srcnn.training.config import TrainConfig
+from srcnn.training.loss import LossAndScores, compile_static_shape
+from srcnn.training.meter import Meter
+from srcnn.training.optimizer import build_optimizer
+from srcnn.training.report import pair_rows, write_report
+from srcnn.training.resume import (
+    LAST_SAVE_SECONDS,
+    checkpoint_overdue,
+    resume,
+    save_and_wait,
+    save_checkpoint,
+    saved_config,
+)
+from srcnn.training.state import TrainState, open_shards, start_accelerator
+from srcnn.training.step import PendingStep, resolve_pending_step, train_step
+from srcnn.training.validation import validate
+
+ASYNC_DEVICES = ("cuda",)  # devices on which the outcome of a step is read while the next gradient is computed
+# dB above the input on tiles that are overfitted. A residual network starts at 0; how far it comes within a minute is
+# up to the tiles: with configs/debug.yaml 1.72 dB on drawn ones, 0.18 dB on those of a hazy photograph.
+LEARNED_GAIN = 0.1
+logger = logging.getLogger(__name__)
+
+
+def train(config: TrainConfig) -> dict[str, float]:
+    """Trains to `total_samples` and returns the last validation; every rank runs the same number of steps.
+
+    Raises:
+        UserError, FileNotFoundError, ShardError: no shards, or not what their manifest says, or not for this network.
+        DistributedError: the run folder belongs to another network, seed or data, or samples cannot be read, or a
+            checkpoint cannot be written; on all ranks.
+        FloatingPointError: loss or gradient is not finite, again and again.
+        StopRequested: a rank was asked to stop. As after DistributedError within training, a checkpoint after the last
+            whole step is left.
+        PeerLostError: another rank is gone.
+    """
+    trainer = Trainer(config)
+    try:
+        return trainer.train()
+    finally:
+        trainer.close()
+
+
+class Trainer:
+    """All that lives as long as a training.
+
+    Attributes:
+        network: what is trained; `average`, its exponential average, or None.
+        model: what a step calls: the network with its loss and scores, wrapped for all ranks.
+        dataset, val_dataset: the training and the validation split.
+        state: the counters; `meter`: what steps cost and give since the last log line.
+        group: of all ranks, for messages between CPUs; None for a single one.
+        stop_flag: a parameter that no optimizer changes; its gradient is above 0 after a step if a rank has an error.
+        error: why this rank cannot go on, or was asked to stop.
+        async_steps: whether the outcome of a step is read while the next gradient is computed, instead of waiting.
+        pending: the step whose outcome was not read yet.
+        writer: of the checkpoints; on the main process only, once it holds the run folder.
+        tracking: the record of the run, once it has one.
+        phase: names a part of a step for torch.profiler.
+    """
+
+    phase: Any = record_function
+
+    def __init__(self, config: TrainConfig, datasets: tuple[ShardDataset, ShardDataset] | None = None) -> None:
+        """Every rank draws the same weights. `datasets`: in place of those that the config names."""
+        self.config = config
+        self.accelerator = start_accelerator(config)
+        self.dataset, self.val_dataset = datasets or open_shards(config)
+        self.network = starting_network(config, self.accelerator.device)
+        if self.network.conditioned and datasets is None:
+            for dataset in (self.dataset, self.val_dataset):
+                dataset.read_qualities()
+        self.average = copy.deepcopy(self.network) if config.optimizer.average_halflife_samples else None
+        mode, self.to_float_batch = config.compile_mode, to_float_batch
+        if mode:  # without CUDA graphs: each micro-batch takes a part of the result
+            self.to_float_batch = compile_static_shape(to_float_batch, lambda batch, _: len(batch.clean), "default")
+        border = self.network.receptive_radius if config.loss_crop else 0
+        scored = LossAndScores(self.network, border, config.loss, mode, config.luma_weight)
+        self.stop_flag = scored.stop_flag
+        self.model, self.optimizer = self.accelerator.prepare(scored, build_optimizer(self.network, config.optimizer))
+        for parameter in self.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        timeout = timedelta(minutes=config.timeout_minutes)
+        with rendezvous(timeout):
+            self.group = new_cpu_group(timeout)
+        # A sweep names its trials.
+        self.state = TrainState(tracker_id=os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8])
+        self.meter = Meter(self.accelerator)
+        self.async_steps = self.accelerator.device.type in ASYNC_DEVICES
+        self.pending: PendingStep | None = None
+        self.error: Exception | None = None
+        self.writer: AsyncCheckpointWriter | None = None
+        self.tracking: Tracking | None = None
+
+    @property
+    def result(self) -> Network:
+        """The weights that are validated and saved."""
+        return self.network if self.average is None else self.average
+
+    @property
+    def is_done(self) -> bool:
+        return self.state.samples >= self.config.total_samples
+
+    def train(self) -> dict[str, float]:
+        """As the function `train`."""
+        resume(self)
+        self.announce()
+        self.tracking = self.start_tracking()
+        first_samples = self.state.samples
+        signals.enable_graceful_stop()
+        try:
+            self.run_steps(self.tracking)
+            self.write_results(self.tracking)
+        except (DistributedError, StopRequested) as stop:
+            if isinstance(stop, StopRequested):
+                self.tracking.preempted(str(stop))
+            save_and_wait(self)
+            raise
+        except RuntimeError as error:
+            if not is_connection_error(error):
+                raise
+            # Without a new checkpoint, the next start would probably fail as this one: not to be requeued for ever.
+            status = signals.EXIT_REQUEUE if self.state.saved_samples > first_samples else 1
+            raise PeerLostError(f"lost contact with another rank (exited, hung, or network down): {error}",
+                                status) from error
+        finally:
+            self.tracking.finish()
+        return self.state.values
+
+    def close(self) -> None:
+        """Ends the reading and, once all is written, lets go of the run folder."""
+        self.dataset.close()
+        if self.writer:
+            self.writer.close()
+
+    def run_steps(self, tracking: Tracking) -> None:
+        """Log, validate, save, step, until all samples are seen and all is written."""
+        batches = self.batches()
+        batch = None if self.is_done else run_on_all_ranks(lambda: next(batches), self.group)
+        self.meter.began = time.perf_counter()
+        while True:
+            if any(self.log_or_validation_due()) or self.save_due():
+                resolve_pending_step(self)
+            if self.log_and_validate(tracking) or self.save_due():
+                with self.meter.paused():
+                    save_checkpoint(self)
+            if batch is None or self.is_done:
+                save_and_wait(self, LAST_SAVE_SECONDS if self.config.on_save_failure == "continue" else 0)
+                return
+            following = self.next_batch(batches, batch)
+            train_step(self, batch)
+            tracking.advance(self.state.samples)
+            batch = following
+
+    def batches(self) -> Iterator[Batch]:
+        """The rest of the stream for this rank, read ahead; the time spent waiting for it goes to the meter."""
+        config, ranks, dataset = self.config, self.accelerator.num_processes, self.dataset
+        maker = None
+        if config.degrades:
+            maker = PairMaker(config.degradation, config.seed, config.augment, dataset.tile_shape)
+        plan = BatchPlan(config.seed, self.state.samples, config.total_samples, config.global_batch_size(ranks),
+                         self.accelerator.process_index, ranks)
+        read_ahead = device_batches(dataset, config.stream, plan, self.accelerator.device, self.group, maker)
+        while True:
+            begin = time.perf_counter()
+            batch = next(read_ahead, None)
+            self.meter.waited += time.perf_counter() - begin
+            if batch is None:
+                return
+            yield batch
+
+    def next_batch(self, batches: Iterator[Batch], batch: Batch) -> Batch:
+        """The batch after `batch`, which is read before the step on this one, so that this step's `stop_flag` can tell
+        the other ranks that it cannot be read. In its place `batch` is returned: where the outcome is read late, this
+        rank takes part in one more gradient, which is not applied.
+        """
+        if self.error is None:
+            try:
+                self.check_writer()
+                batch = next(batches, batch)  # after the last step no other is wanted
+                self.error = signals.stop_requested()
+            except Exception as error:  # whatever it is, the others have to know
+                self.error = error
+        return batch
+
+    def check_writer(self) -> None:
+        """Logs why checkpoints could not be written. Raises OSError where that ends the run."""
+        for error in self.writer.errors() if self.writer else ():
+            logger.warning("a checkpoint cannot be written, the last good one is kept: %s", error)
+            if self.config.on_save_failure == "stop" or isinstance(error, BlockingIOError):  # another's folder now
+                raise error
+
+    def interval_elapsed(self, every: int, last: int) -> bool:
+        """Whether a multiple of `every` samples, or the end, was passed since `last`."""
+        samples = self.state.samples
+        return every > 0 and samples > last and (samples // every > last // every or self.is_done)
+
+    def save_due(self) -> bool:
+        """Whether it is time for a checkpoint besides those of validations; the first one shows that it can be."""
+        saved = self.state.saved_samples
+        return saved < 0 or self.interval_elapsed(self.config.save_every_samples, saved)
+
+    def log_or_validation_due(self) -> tuple[bool, bool]:
+        """Whether it is time for a log line, and for a validation; at the end for both."""
+        return (self.interval_elapsed(self.config.log_every_samples, self.state.logged_samples),
+                self.interval_elapsed(self.config.validate_every_samples, self.state.validated_samples))
+
+    def log_and_validate(self, tracking: Tracking) -> bool:
+        """Logs and validates where that is due, as one point; returns whether a checkpoint should follow.
+
+        Nothing counts as done until all of it is: stopped in between, the run begins here when it continues.
+        """
+        state = self.state
+        log_due, validation_due = self.log_or_validation_due()
+        if not (log_due or validation_due):
+            return False
+        values: dict[str, float] = {}
+        pictures: dict[str, np.ndarray] = {}
+        if validation_due:
+            with self.meter.paused():
+                values = self.validate()
+                pictures = run_on_all_ranks(self.pictures, self.group)
+        point, save_overdue = self.meter.read(state, checkpoint_overdue(self)) if log_due else ({}, False)
+        if validation_due:
+            state.values, state.validated_samples = values, state.samples
+            if values["val/psnr"] > state.best_psnr:
+                state.best_psnr, state.best_step = values["val/psnr"], state.step
+        if log_due:
+            state.logged_samples = state.samples
+            self.meter.restart()
+        tracking.log(state.samples, point | values, pictures)
+        return validation_due or save_overdue
+
+    def validate(self) -> dict[str, float]:
+        """The scores of the weights that are saved; where these are averaged, the PSNR of the last ones too."""
+        stream = self.config.stream
+        values = validate(self.result, self.val_dataset, self.accelerator, stream, self.group)
+        if self.average is not None:
+            last = validate(self.network, self.val_dataset, self.accelerator, stream, self.group)
+            values["val/psnr_last_weights"] = last["val/psnr"]
+        return values
+
+    def pictures(self) -> dict[str, np.ndarray]:
+        """The first validation pairs for the trackers: degraded, restored, clean side by side."""
+        config = self.config
+        if self.accelerator.is_main_process and config.num_pictures and config.trackers:
+            return {"degraded, restored, clean": pair_rows(self.val_dataset, self.result, config.num_pictures)}
+        return {}
+
+    def announce(self) -> None:
+        """Logs once what is about to happen."""
+        config, accelerator = self.config, self.accelerator
+        if accelerator.is_main_process:
+            ranks = accelerator.num_processes
+            logger.info(
+                "%s on %d x %s, precision %s, %d training and %d validation tiles, order: %s; starting at %d of %d,"
+                " global batch %d", self.network.name, ranks, accelerator.device.type, accelerator.mixed_precision,
+                self.dataset.num_samples, self.val_dataset.num_samples,
+                config.stream.order_of(config.seed, self.dataset), self.state.samples, config.total_samples,
+                config.global_batch_size(ranks))
+
+    def start_tracking(self) -> Tracking:
+        """The record of the run, which goes on where the checkpoint knows it to be."""
+        config, state, accelerator = self.config, self.state, self.accelerator
+        trackers = config.trackers if accelerator.is_main_process else None
+        logged = max(state.logged_samples, state.validated_samples)
+        hosts = list(dict.fromkeys(all_gather_json(socket.gethostname(), self.group)))
+        return Tracking(Path(config.run), trackers, plain(asdict(saved_config(config))), config.total_samples,
+                        state.samples, logged, state.tracker_id, hosts=hosts, alerts=config.alerts)
+
+    def write_results(self, tracking: Tracking) -> None:
+        """The report and the verdict, on the main process."""
+        config = self.config
+        if not self.accelerator.is_main_process:
+            return
+        gain = self.state.values.get("val/gain", 0.0)
+        if config.overfit_tiles:
+            verdict = ("the loop learns" if gain > LEARNED_GAIN else
+                       "too little: something is wrong, or total_samples too low")
+            logger.info("gained %.2f dB on the %d tiles trained on: %s", gain, config.overfit_tiles, verdict)
+        try:
+            write_report(Path(config.run), self.val_dataset)
+        except (OSError, ValueError) as error:
+            logger.warning("no report could be written (`srcnn report %s` tries again): %s", config.run, error)
+        if config.upload_best:
+            tracking.log_artifact(f"{Path(config.run).name}-best", Path(config.run, "best"))
+
+
+def starting_network(config: TrainConfig, device: torch.device) -> Network:
+    """The network with its first weights: drawn from the seed, or those of `config.weights`."""
+    network = make_network(config.network, config.centred)
+    initialize(network, config.initialization, config.seed)
+    if config.weights:
+        try:
+            network.load_without_centering(load_model(config.weights))
+        except ValueError as error:
+            raise UserError(f"weights {config.weights}: {error}") from error
+    return to_device(network, device)

@@ -1,0 +1,86 @@
+"""Validation: every tile exactly once, the same on any number of ranks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from srcnn.data.dataset import ShardDataset
+from srcnn.data.device_loader import on_device
+from srcnn.data.loader import StreamConfig, val_batches
+from srcnn.data.transforms import to_float_batch
+from srcnn.models.base import Network
+from srcnn.models.device import full_precision, to_device
+from srcnn.photos.metrics import luma, ssim, tile_psnr
+from srcnn.runtime import signals
+from srcnn.runtime.distributed import run_on_all_ranks
+from srcnn.training.loss import conditions_for
+
+BATCH_SIZE = {"cpu": 8, "cuda": 128}
+SCORES = ("psnr_in", "psnr", "ssim_in", "ssim", "loss")
+LUMA_SCORES = ("psnr_luma_in", "psnr_luma")
+
+
+@torch.inference_mode()
+def validate(
+    model: Network, reader: ShardDataset, accelerator: Accelerator, stream: StreamConfig | None = None,
+    group: Any = None,
+) -> dict[str, float]:
+    """Scores the network in float32 on every pair of the split; exact means over the tiles of all ranks.
+
+    Returns:
+        val/psnr_in, val/psnr (dB; output clipped to [0, 1], not rounded), val/gain (dB), val/gain_percent, val/ssim_in,
+        val/ssim, val/loss (mean squared error); of three channels also val/psnr_luma_in, val/psnr_luma (of
+        `metrics.luma`).
+
+    Raises:
+        FloatingPointError: the network's output is not finite; on all ranks alike.
+        DistributedError: a rank cannot read its pairs; on all ranks, where `group` is that of `new_cpu_group`.
+        StopRequested: a rank was asked to stop; likewise.
+    """
+    model = to_device(model.without_centering(), accelerator.device).eval()  # free of autocast
+    size = BATCH_SIZE.get(accelerator.device.type, 64)
+    batches = val_batches(
+        reader, stream or StreamConfig(), size, accelerator.process_index, accelerator.num_processes
+    )
+
+    def score() -> torch.Tensor:
+        sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=accelerator.device)
+        for batch in on_device(batches, accelerator.device):
+            if request := signals.stop_requested():
+                raise request
+            sums += score_sums(model, *to_float_batch(batch), *conditions_for(model, batch))
+        return sums
+
+    names = SCORES + LUMA_SCORES if len(reader.tile_shape) == 3 else SCORES
+    *totals, num_tiles = accelerator.reduce(run_on_all_ranks(score, group)).tolist()
+    if num_tiles != reader.num_samples:
+        raise RuntimeError(f"validation counted {num_tiles:g} tiles of {reader.num_samples}")
+    values = {f"val/{name}": total / num_tiles for name, total in zip(names, totals, strict=True)}
+    if not math.isfinite(values["val/loss"]):
+        raise FloatingPointError("the network's output is no longer finite: lower optimizer.lr and start a new run")
+    values["val/gain"] = values["val/psnr"] - values["val/psnr_in"]
+    values["val/gain_percent"] = 100 * values["val/gain"] / values["val/psnr_in"]
+    return values
+
+
+def score_sums(
+    model: Network, clean: torch.Tensor, degraded: torch.Tensor, *conditions: torch.Tensor
+) -> torch.Tensor:
+    """SCORES, of three channels LUMA_SCORES too, and 1, each summed over the tiles; float64 (6,) or (8,)."""
+    with full_precision():  # SSIM's convolutions too: TF32 would take the digits that its variances differ in
+        restored = model(degraded, *conditions)
+        shown = restored.clamp(0, 1)
+        scores = [
+            tile_psnr(clean, degraded),
+            tile_psnr(clean, shown),
+            ssim(clean, degraded),
+            ssim(clean, shown),
+            (restored - clean).double().square().mean(dim=(1, 2, 3)),
+        ]
+        if clean.shape[1] == 3:
+            scores += [tile_psnr(luma(clean), luma(other)) for other in (degraded, shown)]
+    return torch.stack([score.double().sum().to(clean.device) for score in (*scores, torch.ones(len(clean)))])
