@@ -52,8 +52,8 @@ class Treatment:
         exact: float32 throughout; else bfloat16 where the device is faster with it, the network adds to its input, and
             the photo has 8 bits: then only the correction has 8 bits of precision, not the photo.
         strength: share of the network's change that is made, 0..1.
-        chroma_quality: of the JPEG a colour photo comes from, by which its chroma is smoothed when a network restores the
-            luma (srcnn/restoration/chroma.py); None: the chroma stays as it is.
+        chroma_quality: of the JPEG a colour photo comes from, by which its chroma is smoothed when a network restores
+            the luma (srcnn/restoration/chroma.py); None: the chroma stays as it is.
         condition: what a conditioned network gets to know of that JPEG (srcnn/photos/jpeg_quality.py); None: nothing.
     """
 

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from srcnn.data.loader import Batch
+from srcnn.models.base import Network
 from srcnn.photos.metrics import luma, tile_psnr
 
 CHARBONNIER = 1e-3  # of pixels in [0, 1]: smaller differences count as squares
