@@ -9,6 +9,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.profiler import record_function
 
 from srcnn import signals
 from srcnn.checkpoint import AsyncCheckpointWriter
@@ -92,10 +92,10 @@ class Trainer:
         pending: the step whose outcome was not read yet.
         writer: of the checkpoints; on the main process only, once it holds the run folder.
         tracking: the record of the run, once it has one.
-        phase: names a part of a step for torch.profiler.
+        phase: context of a part of a step, by name: for profile_step.py.
     """
 
-    phase: Any = record_function
+    phase: Any = nullcontext
 
     def __init__(self, config: TrainConfig, datasets: tuple[ShardReader, ShardReader] | None = None) -> None:
         """Every rank draws the same weights. `datasets`: in place of those that the config names."""
