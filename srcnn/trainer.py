@@ -173,7 +173,7 @@ class Trainer:
         """Log, validate, save, step, until all samples are seen and all is written."""
         batches = self.batches()
         batch = None if self.is_done else run_on_all_ranks(lambda: next(batches), self.group)
-        self.meter.began = time.perf_counter()
+        self.meter.start = time.perf_counter()
         while True:
             if any(self.log_or_validation_due()) or self.save_due():
                 resolve_pending_step(self)
@@ -206,8 +206,8 @@ class Trainer:
             yield batch
 
     def next_batch(self, batches: Iterator[Batch], batch: Batch) -> Batch:
-        """The batch after `batch`, which is read before the step on this one, so that this step's `stop_flag` can tell
-        the other ranks that it cannot be read. In its place `batch` is returned: where the outcome is read late, this
+        """The batch after `batch`, which is read before the step on this one, so that `stop_flag` can be set in this step
+        if it cannot be read. In its place `batch` is returned: where the outcome is read late, this
         rank takes part in one more gradient, which is not applied.
         """
         if self.error is None:
