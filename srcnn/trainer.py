@@ -206,9 +206,9 @@ class Trainer:
             yield batch
 
     def next_batch(self, batches: Iterator[Batch], batch: Batch) -> Batch:
-        """The batch after `batch`, which is read before the step on this one, so that `stop_flag` can be set in this step
-        if it cannot be read. In its place `batch` is returned: where the outcome is read late, this
-        rank takes part in one more gradient, which is not applied.
+        """The batch after `batch`; read before the step on this one, in which `stop_flag` is set if it cannot be read.
+        Then `batch` is returned again: where the outcome is read late, this rank takes part in one more gradient, which
+        is not applied.
         """
         if self.error is None:
             try:
