@@ -6,10 +6,10 @@ import pytest
 import torch.distributed as dist
 from small import small_config, small_shards
 
-from srcnn.training import launcher
 from srcnn.runtime.distributed import DistributedError, PeerLostError, all_gather_json, raise_if_any_rank_failed
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.signals import EXIT_INTERRUPTED, EXIT_REQUEUE, StopRequested, is_launcher
+from srcnn.training import launcher
 from srcnn.training.config import TrainConfig
 from srcnn.training.trainer import train
 
@@ -58,7 +58,7 @@ def test_a_lost_rank_is_worth_another_start_only_after_a_new_checkpoint(tmp_path
             raise dist.DistBackendError("NCCL error: unhandled cuda error")
         train_step(trainer, batch)
 
-    monkeypatch.setattr("srcnn.trainer.train_step", lost)
+    monkeypatch.setattr("srcnn.training.trainer.train_step", lost)
     with pytest.raises(PeerLostError) as caught:
         train(small_config(tmp_path / "run", small_shards(tmp_path), save_every_samples=save_every))
     assert caught.value.status == status and isinstance(caught.value.__cause__, dist.DistBackendError)
