@@ -98,7 +98,7 @@ def test_fp16_trains_too_while_its_scaler_looks_for_a_scale(tmp_path, shards, pl
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name,first", [("adam", 0), ("sgd", 0), ("adamw", 3)])
 def test_a_step_that_is_not_finite_is_left_out_by_the_device(tmp_path, shards, monkeypatch, device, name, first):
-    monkeypatch.setattr("srcnn.training.trainer.ASYNC_DEVICES", ("cpu", "cuda"))
+    monkeypatch.setattr("srcnn.training.components.ASYNC_DEVICES", ("cpu", "cuda"))
     reported = []
     monkeypatch.setattr("srcnn.training.step.report_skipped_step", lambda _, step: reported.append(step))
     with working_on(device):
