@@ -22,7 +22,7 @@ from srcnn.training import checkpoint
 from srcnn.training.optimizer import OptimizerConfig, build_optimizer
 from srcnn.training.state import start_accelerator
 from srcnn.training.trainer import train
-from srcnn.training.validation import validate
+from srcnn.training.validation import BATCH_SIZE, validate
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +259,7 @@ def test_validation_does_not_depend_on_the_batch_size(shards, monkeypatch):
     reader, accelerator = ShardDataset(shards / "val"), Accelerator(cpu=True)
     scores = []
     for size in (1, 7, 64):
-        monkeypatch.setitem(__import__("srcnn.training.validation").validation.BATCH_SIZE, "cpu", size)
+        monkeypatch.setitem(BATCH_SIZE, "cpu", size)
         scores.append(validate(model, reader, accelerator)["val/psnr"])
     assert scores == pytest.approx([scores[0]] * 3, abs=1e-5)
 
