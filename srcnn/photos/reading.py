@@ -19,7 +19,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from srcnn.runtime.errors import UserError
-from srcnn.runtime.untrusted import MAX_PHOTO_BYTES, OutOfBounds, check_image, open_regular, pillow_limit_lifted
+from srcnn.runtime.untrusted import MAX_PHOTO_BYTES, InvalidInput, check_image, open_regular, without_pillow_limit
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 KINDS = {".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".webp": "WEBP",
@@ -102,11 +102,11 @@ def open_image(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Iterator[I
     try:
         # A file object, not a path: Pillow maps a TIFF given by path to memory, with the width and height of
         # a sideways one swapped (Pillow 11 to 13: scrambled pixels).
-        with open_regular(path, MAX_PHOTO_BYTES) as file, pillow_limit_lifted(), \
+        with open_regular(path, MAX_PHOTO_BYTES) as file, without_pillow_limit(), \
                 Image.open(file, formats=FORMATS) as image:
             check_image(image, file, max_megapixels)
             yield image
-    except OutOfBounds as error:
+    except InvalidInput as error:
         raise PhotoRefused(f"{path}: {error}") from error
     except (PhotoRefused, MemoryError):
         raise
