@@ -149,7 +149,7 @@ def test_a_jpeg_of_endless_scans_is_refused(tmp_path):
         read_photo(tmp_path / "many.jpg")
     with pytest.raises(ValueError, match=facts(MAX_JPEG_SCANS)):
         decode_picture(progressive(MAX_JPEG_SCANS + 1), 3)
-    assert read_photo(tmp_path / "few.jpg").pixels.shape == decode_picture(progressive(1), 3).shape
+    assert read_photo(tmp_path / "few.jpg").shape == decode_picture(progressive(1), 3).shape
 
 
 def test_files_that_are_no_files_are_refused_and_do_not_hang(tmp_path):
