@@ -14,7 +14,7 @@ from shards.workers import ShardsFailed, Workers, num_cores
 from srcnn.data.index import INDEX, encode_index, hash_of_rows, index_entry
 from srcnn.data.manifest import MANIFEST, Manifest, Shard, ShardError, decode_picture, writer_versions
 from srcnn.runtime.files import atomic_file, sha256_of
-from srcnn.runtime.untrusted import MAX_TILE_SIDE, OutOfBounds, check_name
+from srcnn.runtime.untrusted import MAX_TILE_SIDE, InvalidInput, check_name
 
 GUESSES = ("png", "jpg", "jpeg", "webp", "npy")
 
@@ -95,7 +95,7 @@ def check_file(path: Path) -> None:
     """Raises ShardError where it cannot be a shard whatever is in it: a pipe, a device, an unusable name."""
     try:
         check_name(path.name)
-    except OutOfBounds as error:
+    except InvalidInput as error:
         raise ShardError(f"{path.parent}: {error}; rename it") from error
     if not path.is_file():
         raise ShardError(f"{path}: is no regular file")

@@ -27,7 +27,6 @@ from srcnn.photos.reading import (
     find_photos,
     luma_l,
     open_image,
-    over_white,
     read_photo,
     upright_size,
 )
@@ -237,7 +236,7 @@ def read_pictures(config: ShardsConfig, source: Source, path: Path) -> tuple[tup
     """
     to_color = luma_l if config.color == "luma" else _rgb
     if config.pairs:
-        pixels = to_color(over_white(read_photo(path, config.max_megapixels)))
+        pixels = to_color(read_photo(path, config.max_megapixels))
         return (pixels[:, : config.tile_pixels], pixels[:, config.tile_pixels :]), None
     clean = read_clean(path, config.resize_rule(source.name), config.decode, config.max_megapixels)
     clean = crop_to_multiple(clean, config.degradation.scale)

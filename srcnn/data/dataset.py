@@ -81,9 +81,9 @@ class SparseCache:
         if file is None or start + len(content) > self.num_bytes:
             return
         try:
-            written = os.pwrite(file.number, content, start)
+            written = os.pwrite(file.fd, content, start)
             if written < len(content):  # the next attempt says why
-                os.pwrite(file.number, memoryview(content)[written:], start + written)
+                os.pwrite(file.fd, memoryview(content)[written:], start + written)
         except OSError as error:
             self._give_up(error)
 

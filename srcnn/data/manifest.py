@@ -27,7 +27,7 @@ from srcnn.runtime.untrusted import (
     MAX_MANIFEST_BYTES,
     MAX_PICTURE_PIXELS,
     MAX_TILE_SIDE,
-    OutOfBounds,
+    InvalidInput,
     check_name,
     npy_pixels,
     open_picture,
@@ -242,7 +242,7 @@ class Manifest:
         try:
             with open_regular(path, MAX_MANIFEST_BYTES) as file:
                 content = file.read().decode(errors="surrogateescape")
-        except OutOfBounds as error:
+        except InvalidInput as error:
             raise ShardError(f"{path}: {error}") from error
         manifest = Manifest.parse(content, str(path))
         for shard in manifest.shards if check_shards else ():
@@ -254,7 +254,7 @@ class Manifest:
         """The manifest in a JSON text. Raises ShardError where it is none of this version."""
         try:
             return _manifest_from_json(parse_json(content))
-        except OutOfBounds as error:
+        except InvalidInput as error:
             raise ShardError(f"{where}: {error}") from error
         except (KeyError, TypeError, ValueError) as error:
             raise ShardError(f"{where}: damaged: {str(error)[:99]}") from error
@@ -272,12 +272,12 @@ def check_shard_size(path: Path, shard: Shard | IndexFile) -> None:
 
 def _manifest_from_json(content: Any) -> Manifest:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise OutOfBounds(f'not a shard manifest ("format" is not "{FORMAT}")')
+        raise InvalidInput(f'not a shard manifest ("format" is not "{FORMAT}")')
     if content.get("version") != VERSION:
         found = f"version {content.get('version')}, this program reads version {VERSION}"
-        raise OutOfBounds(f"{found}; make the shards anew with it")
+        raise InvalidInput(f"{found}; make the shards anew with it")
     if odd := [key for key in ("tile_shape", "members", "shards") if not isinstance(content[key], list)]:
-        raise OutOfBounds(f"damaged: {', '.join(odd)}: no list")
+        raise InvalidInput(f"damaged: {', '.join(odd)}: no list")
     manifest = Manifest(
         split=content["split"],
         tile_shape=tuple(content["tile_shape"]),
@@ -297,39 +297,39 @@ def _manifest_from_json(content: Any) -> Manifest:
 
 
 def _check_layout(manifest: Manifest) -> None:
-    """Raises OutOfBounds where the tiles are of a shape or an encoding that no reader knows."""
+    """Raises InvalidInput where the tiles are of a shape or an encoding that no reader knows."""
     shape, members = manifest.tile_shape, manifest.members
     sides = all(type(side) is int and 0 < side <= MAX_TILE_SIDE for side in shape)
     if not sides or len(shape) not in (2, 3) or shape[2:] not in ((), (3,)):
-        raise OutOfBounds(f"tile_shape {str(shape)[:99]}: expected (H, W) or (H, W, 3), up to {MAX_TILE_SIDE}")
+        raise InvalidInput(f"tile_shape {str(shape)[:99]}: expected (H, W) or (H, W, 3), up to {MAX_TILE_SIDE}")
     if manifest.encoding not in ("npy", "png", "any"):
-        raise OutOfBounds(f"encoding {manifest.encoding!r:.99}: expected npy, png or any")
+        raise InvalidInput(f"encoding {manifest.encoding!r:.99}: expected npy, png or any")
     stride = npy_stride(shape, len(members)) if manifest.encoding == "npy" else None
     if type(manifest.stride) is not type(stride) or manifest.stride != stride:
-        raise OutOfBounds(f"stride {str(manifest.stride)[:99]} does not fit {manifest.encoding} tiles of shape {shape}")
+        raise InvalidInput(f"stride {str(manifest.stride)[:99]} does not fit {manifest.encoding} tiles of {shape}")
     known = (2,) if manifest.encoding == "any" else (1, 2)
     if len(members) not in known or not all(isinstance(part, str) for part in (*members, manifest.split)):
-        raise OutOfBounds("damaged: split or members are no names")
+        raise InvalidInput("damaged: split or members are no names")
     if type(manifest.degraded_psnr) not in (int, float) or not math.isfinite(manifest.degraded_psnr):
-        raise OutOfBounds(f"damaged: degraded_psnr {str(manifest.degraded_psnr)[:99]}")
+        raise InvalidInput(f"damaged: degraded_psnr {str(manifest.degraded_psnr)[:99]}")
     if not isinstance(manifest.config, dict) or not isinstance(manifest.versions, dict):
-        raise OutOfBounds("damaged: config or versions are none")
+        raise InvalidInput("damaged: config or versions are none")
 
 
 def _check_contents(manifest: Manifest) -> None:
-    """Raises OutOfBounds where names lead elsewhere or come twice, or shards are too small for their pairs."""
+    """Raises InvalidInput where names lead elsewhere or come twice, or shards are too small for their pairs."""
     beside = [MANIFEST, manifest.index.name, *([manifest.photos.name] if manifest.photos else [])]
     names = {*beside, *(shard.name for shard in manifest.shards)}
     for name in (*names, manifest.split):
         check_name(name)
     if len(names) != len(beside) + len(manifest.shards):
-        raise OutOfBounds("damaged: a file name comes twice")
+        raise InvalidInput("damaged: a file name comes twice")
     least = manifest.stride or 2 * len(manifest.members) * BLOCK_BYTES
     for shard in manifest.shards:
         if shard.num_samples * least > shard.bytes:
-            raise OutOfBounds(f"{shard.name}: {shard.num_samples} samples do not fit into {shard.bytes} bytes")
+            raise InvalidInput(f"{shard.name}: {shard.num_samples} samples do not fit into {shard.bytes} bytes")
     if sum(shard.bytes for shard in manifest.shards) >= MAX_COUNT:
-        raise OutOfBounds("damaged: more bytes than there are")
+        raise InvalidInput("damaged: more bytes than there are")
 
 
 def writer_versions() -> dict[str, str]:

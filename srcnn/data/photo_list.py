@@ -15,7 +15,7 @@ import numpy as np
 from srcnn.data.manifest import Manifest, PhotoRecord, Refused, ShardError
 from srcnn.runtime.object_store import ObjectStore
 from srcnn.runtime.storage import Folder
-from srcnn.runtime.untrusted import OutOfBounds, check_record
+from srcnn.runtime.untrusted import InvalidInput, check_record
 
 PHOTOS = "photos.jsonl"
 CHUNK_BYTES = 4 << 20
@@ -32,16 +32,16 @@ def encode(entry: PhotoRecord | Refused) -> bytes:
 
 
 def decode(line: bytes) -> PhotoRecord | Refused:
-    """Raises OutOfBounds where it is no such line, or names what lies outside of its folder."""
+    """Raises InvalidInput where it is no such line, or names what lies outside of its folder."""
     try:
         content = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise OutOfBounds(f"damaged: {error}") from error
+        raise InvalidInput(f"damaged: {error}") from error
     kind = Refused if isinstance(content, dict) and "reason" in content else PhotoRecord
     check_record(kind, content)
     name = content["name"]
     if name[:1] == "/" or "\0" in name or ".." in name.split("/"):
-        raise OutOfBounds(f"photo {name!r:.99} leads out of the folder")
+        raise InvalidInput(f"photo {name!r:.99} leads out of the folder")
     return kind(**content)
 
 
@@ -63,11 +63,11 @@ def read_listing(
             digest.update(line)
             entry = decode(line)
             if entry.shard not in shards and not (isinstance(entry, Refused) and entry.shard == ""):
-                raise OutOfBounds(f"damaged: a photo is in {entry.shard!r:.99}, which is no shard")
+                raise InvalidInput(f"damaged: a photo is in {entry.shard!r:.99}, which is no shard")
             yield entry
     except OSError as error:
         raise ShardError(f"{where}: cannot be read: {error}; copy it again") from error
-    except OutOfBounds as error:
+    except InvalidInput as error:
         raise ShardError(f"{where}: {error}") from error
     if check_hash and digest.hexdigest() != manifest.photos.sha256:
         raise ShardError(f"{where}: not the list the manifest names; copy both again")
@@ -112,7 +112,7 @@ def _lines(storage: Folder | ObjectStore, name: str, num_bytes: int) -> Iterator
         rest += bytes(storage.read_range(name, start, min(num_bytes, start + CHUNK_BYTES), num_bytes))
         *whole, rest = rest.split(b"\n")
         if len(rest) > MAX_LINE_BYTES:
-            raise OutOfBounds(f"a line of more than {MAX_LINE_BYTES} bytes")
+            raise InvalidInput(f"a line of more than {MAX_LINE_BYTES} bytes")
         yield from (line + b"\n" for line in whole)
     if rest:
-        raise OutOfBounds("ends within a line")
+        raise InvalidInput("ends within a line")

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 
 from srcnn.runtime.files import atomic_file
-from srcnn.runtime.untrusted import OutOfBounds, open_regular
+from srcnn.runtime.untrusted import InvalidInput, open_regular
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -86,11 +86,11 @@ def read_weights(path: Path) -> tuple[State, dict[str, Any]]:
             state, about = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
         config = json.loads(about) if about else {}
         if not isinstance(config, dict):
-            raise OutOfBounds("its config is damaged")
+            raise InvalidInput("its config is damaged")
         return {name: _checked(name, tensor) for name, tensor in state.items()}, config
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file, or damaged: {error}") from error
-    except OutOfBounds as error:
+    except InvalidInput as error:
         raise ValueError(f"{path}: {error}") from error
     except (FileNotFoundError, PermissionError, MemoryError):
         raise
@@ -102,7 +102,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], str | None]:
     with safetensors.safe_open(path, "pt") as file:
         names = list(file.keys())
         if len(names) > MAX_PARTS:
-            raise OutOfBounds(f"holds {len(names)} tensors")
+            raise InvalidInput(f"holds {len(names)} tensors")
         return {name: file.get_tensor(name) for name in names}, (file.metadata() or {}).get("srcnn")
 
 
@@ -111,7 +111,7 @@ def _read_pth(path: Path) -> tuple[dict[str, Any], str | None]:
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict):
-        raise OutOfBounds(f"not the weights of an SRCNN: {type(state).__name__}")
+        raise InvalidInput(f"not the weights of an SRCNN: {type(state).__name__}")
     about = getattr(state, "_metadata", {})  # where `save_state_dict` puts it
     return dict(state), about.get("", {}).get("srcnn")
 
@@ -122,7 +122,7 @@ def load_plain(path: Path, max_bytes: int) -> Any:
     Not by torch.load's mmap, which takes whatever bytes follow for those of a tensor whose record is too short.
 
     Raises:
-        OutOfBounds: more, or a pickle that names something else.
+        InvalidInput: more, or a pickle that names something else.
         Exception: whatever PyTorch raises on a damaged file.
     """
     with open_regular(path, max_bytes) as file:
@@ -130,29 +130,29 @@ def load_plain(path: Path, max_bytes: int) -> Any:
             parts = zipfile.ZipFile(file).infolist()
             stored = all(part.compress_type == zipfile.ZIP_STORED for part in parts)
             if not stored or len(parts) > MAX_PARTS or sum(part.file_size for part in parts) > max_bytes:
-                raise OutOfBounds("not a file of plain weights: too many or compressed parts")
+                raise InvalidInput("not a file of plain weights: too many or compressed parts")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             if content.find(b"bytearray") >= 0:  # the one call that torch allows and that makes much of few bytes
-                raise OutOfBounds("not a file of plain weights: it names bytearray")
+                raise InvalidInput("not a file of plain weights: it names bytearray")
         file.seek(0)
         try:
             return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            raise OutOfBounds("not a file of plain weights: its pickle is damaged, or names functions or objects, "
+            raise InvalidInput("not a file of plain weights: its pickle is damaged, or names functions or objects, "
                               "which are not loaded; save the model's state_dict() alone") from error
 
 
 def _checked(name: Any, tensor: Any) -> torch.Tensor:
     """The tensor as float32."""
     if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-        raise OutOfBounds(f"not the weights of an SRCNN: {str(name)[:99]} is {type(tensor).__name__}")
+        raise InvalidInput(f"not the weights of an SRCNN: {str(name)[:99]} is {type(tensor).__name__}")
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.dtype not in DTYPES:
-        raise OutOfBounds(f"{name[:99]} is {tensor.dtype}, {tensor.layout}, on {tensor.device}; expected floats")
+        raise InvalidInput(f"{name[:99]} is {tensor.dtype}, {tensor.layout}, on {tensor.device}; expected floats")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise OutOfBounds(f"{name[:99]} has shape {tuple(tensor.shape)}, more than it holds")
+        raise InvalidInput(f"{name[:99]} has shape {tuple(tensor.shape)}, more than it holds")
     found = tensor.detach().to(torch.float32)
     if not torch.isfinite(found).all():
-        raise OutOfBounds(f"{name[:99]} holds values that are not finite")
+        raise InvalidInput(f"{name[:99]} holds values that are not finite")
     return found
 
 
