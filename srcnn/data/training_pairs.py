@@ -76,7 +76,7 @@ class DegradationConfig:
 
     @cached_property
     def choices(self) -> tuple[tuple[str, dict[str, Any], float], ...]:
-        """(name, settings, bound) of each damage; a random number in [0, 1) selects the first one with a larger bound."""
+        """(name, settings, bound) of each damage; the first one whose bound is above a random number is chosen."""
         names = sorted(self.damages)
         weights = np.array([self.damages[name].get(WEIGHT, 1) for name in names], np.float64)
         bounds = [*(weights.cumsum() / weights.sum())[:-1].tolist(), 1.0]
