@@ -12,7 +12,7 @@ from jobs import assert_same_bits, state
 from small import changing_network, draw_photo, small_config, small_shards
 from steps import any_device, begun, kept, spoiled  # noqa: F401  # a fixture
 
-from srcnn.data.loader import StreamConfig
+from srcnn.data.loader import LoaderConfig
 from srcnn.models.device import full_precision, to_device
 from srcnn.restoration.restore import restore
 from srcnn.tracking.history import read_metrics
@@ -71,7 +71,7 @@ COMPILED = [({"compile": mode}, 1e-4) for mode in ("default", "reduce-overhead",
 @pytest.mark.parametrize("changes,tolerance", [
     ({}, 1e-4),
     ({"micro_batch_size": 3}, 1e-4),
-    ({"stream": StreamConfig(resident="device")}, 1e-4),
+    ({"stream": LoaderConfig(resident="device")}, 1e-4),
     ({"mixed_precision": "bf16"}, 3e-2),
     *COMPILED,
     ({"compile": "reduce-overhead", "micro_batch_size": 3}, 1e-4),

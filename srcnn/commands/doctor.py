@@ -157,7 +157,7 @@ def check_batches(job: Job) -> Iterator[Finding]:
         yield note(f"batch_size {size} is no multiple of {ranks} ranks: some wait for the others at every step")
     if job.train:
         yield from _check_epoch(config, job.train.num_samples, size)
-        lanes = config.stream.order_of(config.seed, job.train).num_lanes
+        lanes = config.stream.make_shuffle(config.seed, job.train).num_lanes
         if ranks > 1 and config.stream.resident == "no" and size % lanes and lanes % size:
             yield note(f"{size} tiles a step, {lanes} lanes: ranks share lanes, and read runs several times",
                        "set stream.num_lanes so that one is a multiple of the other")
@@ -200,7 +200,7 @@ def check_memory(job: Job) -> Iterator[Finding]:
         return
     size = job.config.batch_size or job.config.batch_size_per_process * job.ranks
     num_pairs = size * (stream.prefetch_batches + BATCHES_IN_USE)
-    if not isinstance(stream.order_of(job.config.seed, reader), UniformShuffle):
+    if not isinstance(stream.make_shuffle(job.config.seed, reader), UniformShuffle):
         num_pairs += stream.window_samples + stream.lead_samples + size
     pair_bytes = reader.num_members * torch.Size(reader.tile_shape).numel()
     needed, free = num_pairs * pair_bytes / job.machines, psutil.virtual_memory().available

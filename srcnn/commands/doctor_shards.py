@@ -15,9 +15,9 @@ import numpy as np
 from tqdm import tqdm
 
 from srcnn.commands.doctor_machine import Finding, note, ok, pluralize, problem
-from srcnn.data.dataset import REPAIR_HINT, ShardDataset, read_manifest
-from srcnn.data.manifest import MANIFEST, PLAN, Manifest, Shard, ShardError, check_shard_size
-from srcnn.data.photo_list import photos_in, refused_in
+from srcnn.data.dataset import ShardDataset
+from srcnn.data.manifest import MANIFEST, PLAN, REPAIR_HINT, Manifest, Shard, ShardError, check_file_size, read_manifest
+from srcnn.data.photo_list import read_photo_records, read_refused
 from srcnn.data.verify import verify_shards
 from srcnn.runtime.files import TEMPORARY_PREFIX
 from srcnn.runtime.object_store import ObjectStore, ReadFailed
@@ -81,7 +81,7 @@ def _size_problems(storage: Folder | ObjectStore, manifest: Manifest) -> Iterato
 def _size_problem(storage: Folder | ObjectStore, shard: Shard) -> str:
     try:
         if isinstance(storage, Folder):
-            check_shard_size(storage.path / shard.name, shard)
+            check_file_size(storage.path / shard.name, shard)
         else:
             storage.read_range(shard.name, 0, 1, shard.bytes)
     except (OSError, ShardError) as error:
@@ -113,7 +113,7 @@ def check_split(config: TrainConfig, name: str, split: Split) -> Iterator[Findin
                    "shards are being made, or were not to the end: the same command clears up")
     if manifest.photos:
         try:
-            for first in islice(refused_in(_open(config, name), manifest), 1):
+            for first in islice(read_refused(_open(config, name), manifest), 1):
                 number = pluralize(manifest.photos.num_refused, "photo")
                 yield note(f"{name}: {number} refused when the shards were made; {first.name}: {first.reason}")
         except (OSError, ShardError) as error:
@@ -154,8 +154,8 @@ def check_apart(config: TrainConfig, splits: Mapping[str, Split]) -> Iterator[Fi
     if len(manifests) < 2:
         return
     (train_name, train), (val_name, val) = manifests.items()
-    names = {photo.sha256: photo.name for photo in photos_in(_open(config, val_name), val)}
-    train_photos = photos_in(_open(config, train_name), train)
+    names = {photo.sha256: photo.name for photo in read_photo_records(_open(config, val_name), val)}
+    train_photos = read_photo_records(_open(config, train_name), train)
     common = sorted({names[photo.sha256] for photo in train_photos if photo.sha256 in names})
     hint = "make the shards anew, with a validation folder that shares no photo with the other"
     if common:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from srcnn.data.dataset import ShardDataset
-from srcnn.data.loader import StreamState
+from srcnn.data.loader import LoaderState
 from srcnn.models.weights import load_model
 from srcnn.runtime import files, signals
 from srcnn.runtime.distributed import DistributedError, all_gather_json, broadcast_state, run_on_all_ranks
@@ -140,7 +140,7 @@ def repair_best_link(trainer: Components) -> None:
         checkpoint.mark_best(run, folder, load_model(folder))
 
 
-def check_resumable(config: TrainConfig, state: dict[str, Any], stream: StreamState) -> list[str]:
+def check_resumable(config: TrainConfig, state: dict[str, Any], stream: LoaderState) -> list[str]:
     """The settings that differ from those `state` was saved with, and may.
 
     Raises:
@@ -232,10 +232,10 @@ def _check_tensor(name: str, tensor: torch.Tensor, shape: torch.Size) -> None:
         raise UserError(f"{name} holds values that are not finite")
 
 
-def stream_state(config: TrainConfig, samples: int, reader: ShardDataset) -> StreamState:
+def stream_state(config: TrainConfig, samples: int, reader: ShardDataset) -> LoaderState:
     """The position of the stream after so many samples."""
-    order = str(config.stream.order_of(config.seed, reader))
-    return StreamState(config.seed, samples // reader.num_samples, samples, reader.manifest.hash(), order)
+    order = str(config.stream.make_shuffle(config.seed, reader))
+    return LoaderState(config.seed, samples // reader.num_samples, samples, reader.manifest.hash(), order)
 
 
 def saved_config(config: TrainConfig) -> TrainConfig:

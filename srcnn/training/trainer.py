@@ -235,7 +235,7 @@ class Trainer(Components):
                 "%s on %d x %s, precision %s, %d training and %d validation tiles, order: %s; starting at %d of %d,"
                 " global batch %d", self.network.name, ranks, accelerator.device.type, accelerator.mixed_precision,
                 self.dataset.num_samples, self.val_dataset.num_samples,
-                config.stream.order_of(config.seed, self.dataset), self.state.samples, config.total_samples,
+                config.stream.make_shuffle(config.seed, self.dataset), self.state.samples, config.total_samples,
                 config.global_batch_size(ranks))
 
     def start_tracking(self) -> Tracking:
