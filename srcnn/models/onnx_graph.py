@@ -80,11 +80,11 @@ def _srcnn(graph: Graph, model: Network) -> str:
         if width:
             pads = graph.whole_numbers(f"pads{number}", *[0, 0, width, width] * 2)
             last = graph.add("Pad", last, pads, to=f"padded{number}", mode="edge")
-        result = OUTPUT if number == 3 and not model.residual else f"maps{number}"
+        result = OUTPUT if number == 3 and not model.config.residual else f"maps{number}"
         last = graph.add("Conv", last, f"conv{number}.weight", f"conv{number}.bias", to=result)
         if number < 3:
             last = graph.add("Relu", last, to=f"relu{number}")
-    if model.residual:
+    if model.config.residual:
         graph.add("Add", INPUT, last, to=OUTPUT)
     return "SRCNN"
 
