@@ -35,9 +35,8 @@ class Mlflow(Tracker):
         jobs: JobHistory = JobHistory(),
     ) -> None:
         """Raises whatever MLflow raises; ValueError where no server is named, ModuleNotFoundError without MLflow."""
-        if problem := mlflow_problem():
-            raise ValueError(problem)
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it reports its use to its makers
+        server = without_credentials(mlflow_server()).rstrip("/")
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         import mlflow
 
         self.client = mlflow.MlflowClient()
@@ -47,8 +46,7 @@ class Mlflow(Tracker):
         existing = found[0] if found else self.client.create_run(experiment, run_name=run.name, tags={ID_TAG: run_id})
         self.run_id = existing.info.run_id
         self.next_step = int(existing.data.metrics.get(STEP_KEY, -1)) + 1
-        address = without_credentials(os.environ["MLFLOW_TRACKING_URI"]).rstrip("/")
-        self.url = f"{address}/#/experiments/{experiment}/runs/{self.run_id}"
+        self.url = f"{server}/#/experiments/{experiment}/runs/{self.run_id}"
         logger.info("mlflow: %s", self.url)
         self.client.update_run(self.run_id, status="RUNNING")
         self._describe(hyperparameters(config), existing.data.params, jobs)
@@ -104,8 +102,8 @@ class Mlflow(Tracker):
         self.client.set_terminated(self.run_id, status)
 
 
-def mlflow_problem() -> str:
-    """Why MLflow would not know where to send: it would begin a data base in the current folder."""
-    if os.environ.get("MLFLOW_TRACKING_URI"):
-        return ""
-    return "no MLflow server: set MLFLOW_TRACKING_URI to its address, or to sqlite:////PATH/mlflow.db"
+def mlflow_server() -> str:
+    """The address in MLFLOW_TRACKING_URI. Raises ValueError where it has none: MLflow would use this folder."""
+    if address := os.environ.get("MLFLOW_TRACKING_URI"):
+        return address
+    raise ValueError("no MLflow server: set MLFLOW_TRACKING_URI to its address, or to sqlite:////PATH/mlflow.db")
