@@ -40,7 +40,7 @@ from srcnn.data.transforms import to_float_batch
 from srcnn.models.srcnn import SRCNN, ModelConfig
 from srcnn.models.weights import initialize
 from srcnn.photos.metrics import tile_psnr
-from srcnn.training import trainer_module
+from srcnn.training import trainer as trainer_module
 from srcnn.training.benchmark import DTYPES, PEAK_SIDES, matrix_peak, now, training_flop
 from srcnn.training.config import TrainConfig
 from srcnn.training.optimizer import OptimizerConfig

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
-import threading
 from pathlib import Path
 
-from srcnn.runtime.signals import EXIT_REQUEUE
+from srcnn.runtime.signals import EXIT_REQUEUE, handle_in_thread
 
 TRAIN = "launch/train.py"
 WRONG_SETTINGS = 2
@@ -26,7 +24,7 @@ def main(arguments: list[str]) -> int:
                                       ("NUM_PODS", "RANKS_PER_POD", "JOB_COMPLETION_INDEX"))
     if num_pods * ranks_per_pod == 1:
         become_single(arguments)
-    stop_without_ranks()
+    handle_in_thread([signal.SIGTERM], stop_without_ranks)  # without a handler the kernel sends a first process none
     if num_pods > 1 and is_over(arguments):
         print(f"the training is done; pod {index} {'has nothing left to do' if index else 'looks to its results'}",
               flush=True)
@@ -47,24 +45,11 @@ def become_single(arguments: list[str]) -> None:
     os.execv(sys.executable, [sys.executable, TRAIN, *arguments])
 
 
-def stop_without_ranks() -> None:
-    """SIGTERM ends this process at once while it has no ranks; when it has, the launcher hands it on to them.
-
-    The kernel keeps from a first process all signals that it has no handler for, and Python's would have to wait until
-    the rendezvous returns, minutes later; so a thread hears them.
-    """
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    signal.set_wakeup_fd(ours.fileno(), warn_on_full_buffer=False)
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    threading.Thread(target=hear, args=(ours, theirs), name="signals", daemon=True).start()
-
-
-def hear(_ours: socket.socket, theirs: socket.socket) -> None:
-    while numbers := theirs.recv(64):
-        if signal.SIGTERM in numbers and not has_children():
-            os.write(2, b"launch/pod.py: SIGTERM: stopped without ranks\n")
-            os._exit(EXIT_REQUEUE)
+def stop_without_ranks(_: signal.Signals) -> None:
+    """SIGTERM ends this process at once while it has no ranks; when it has, the launcher passes it on to them."""
+    if not has_children():
+        os.write(2, b"launch/pod.py: SIGTERM: stopped without ranks\n")
+        os._exit(EXIT_REQUEUE)
 
 
 def has_children() -> bool:

@@ -160,7 +160,8 @@ def read_pth(data: bytes, folder: Path) -> None:
 def read_checkpoint(data: bytes, folder: Path) -> None:
     """As a run that continues: files.json is right, the training state is not."""
     from srcnn.models.srcnn import SRCNN, ModelConfig
-    from srcnn.training import checkpoint, resume
+    from srcnn.training import checkpoint
+    from srcnn.training.resume import resume
 
     parts = unzipped(training_state())
     packed = data if data[:2] == b"PK" else zipped(parts | {name: data for name in parts if name.endswith("data.pkl")})

@@ -14,7 +14,7 @@ from servers import FaultyServer
 from small import draw_photo, small_config
 
 from shards.__main__ import main
-from srcnn import dataset as dataset_module
+from srcnn.data import dataset as dataset_module
 from srcnn.data.dataset import ShardDataset
 from srcnn.data.loader import StreamConfig, train_batches, val_batches
 from srcnn.data.shuffle import BatchPlan, crops_at

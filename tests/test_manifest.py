@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from messages import facts
 
 from shards import tar
-from srcnn.data import manifest_module
+from srcnn.data import manifest as manifest_module
 from srcnn.data.manifest import IndexFile, Manifest, PhotosFile, Shard, ShardError, TileEncoding
 
 SHAPES: list[tuple[int, ...]] = [(128, 128), (128, 128, 3), (8, 8), (72, 72), (256, 256, 3)]

@@ -37,10 +37,7 @@ class DistributedError(RuntimeError):
 
 
 class PeerLostError(RuntimeError):
-    """Another rank has exited or hangs, or the network to it is down, which its own error says.
-
-    `status` is the exit status: that of a stop, so that schedulers start the run again, if it is worth it.
-    """
+    """Lost contact with another rank; `status` is the exit status, by which schedulers start the run again or not."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)

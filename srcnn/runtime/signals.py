@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,16 +46,30 @@ _stop = _StopState()
 
 def install_signal_handlers() -> None:
     """From now on a first stop signal is kept for `stop_requested`, or ends the process with EXIT_REQUEUE until
-    `enable_graceful_stop`; a second one ends it at once. Ignored signals stay ignored. Once, from the main thread.
+    `enable_graceful_stop`; a second one ends it at once. Ignored signals stay ignored.
+    """
+    handle_in_thread([number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN], _handle_signal)
+    follow_launcher()
+
+
+def handle_in_thread(numbers: Sequence[signal.Signals], handle: Callable[[signal.Signals], None]) -> None:
+    """Has signals handled by a thread: Python's own handlers wait until a call into C returns, which may take minutes.
+
+    Only for the main thread, and once.
     """
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     signal.set_wakeup_fd(ours.fileno(), warn_on_full_buffer=False)
-    for number in STOP_SIGNALS:
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, lambda *_: None)
-    threading.Thread(target=_signal_loop, args=(ours, theirs), name="signals", daemon=True).start()
-    follow_launcher()
+    for number in numbers:
+        signal.signal(number, lambda *_: None)
+
+    def loop(_ours: socket.socket) -> None:  # which has to stay open
+        while received := theirs.recv(64):
+            for number in received:
+                if number in numbers:
+                    handle(signal.Signals(number))
+
+    threading.Thread(target=loop, args=(ours,), name="signals", daemon=True).start()
 
 
 def follow_launcher() -> None:
@@ -106,13 +121,6 @@ def exit_now(line: str, status: int) -> None:
         sys.stderr.flush()
         sys.stdout.flush()
     os._exit(status)
-
-
-def _signal_loop(_ours: socket.socket, theirs: socket.socket) -> None:
-    while numbers := theirs.recv(64):
-        for number in numbers:
-            if number in STOP_SIGNALS:
-                _handle_signal(signal.Signals(number))
 
 
 def _handle_signal(number: signal.Signals) -> None:

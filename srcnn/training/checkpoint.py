@@ -71,7 +71,7 @@ class AsyncCheckpointWriter:
         self._lock: files.FolderLock | None = lock
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._writing: tuple[Snapshot, Future[None]] | None = None
-        self._best: Snapshot | None = None  # for a run folder that is made anew
+        self._best: Snapshot | None = None  # for a run folder that is created again
         self._unsaved_best: Snapshot | None = None
         self._errors: list[OSError] = []
 

@@ -43,7 +43,7 @@ class TrainConfig:
         luma_weight: that many times the same loss of the luma is added to it, for networks of three channels.
         loss_crop: leave out of the loss the pixels that padding reaches (restoring with a halo never uses them).
         mixed_precision: "no", "bf16" or "fp16"; "auto": bf16 where the device is faster with it; null takes what
-            `accelerate launch` was told.
+            `accelerate launch` sets.
         compile: torch.compile the network with its loss, and the way from bytes to its input: true or "default",
             "reduce-overhead" (CUDA graphs), "max-autotune" (graphs, and kernels picked by trying: minutes); false: not.
         stream: the order of the samples and how they are read.
@@ -53,13 +53,13 @@ class TrainConfig:
         save_every_samples: tiles between two checkpoints; 0: with the validations only.
         save_every_minutes: at the latest so often a log line is followed by a checkpoint; 0: never for the time.
         keep_checkpoints: the latest ones kept; the best is kept beside them.
-        on_save_failure: what to do when a checkpoint cannot be written: "continue" says so and tries again with the
+        on_save_failure: what to do when a checkpoint cannot be written: "continue" logs it and tries again with the
             next one, "stop" ends the run.
         max_skipped_steps: steps in a row that may be left out because loss or gradient is not finite; then it stops.
         timeout_minutes: how long ranks wait for each other, as for one that hangs; longer than a validation takes.
-        fresh: begin anew; what the run folder holds is kept beside it under another name.
+        fresh: start over; what the run folder holds is kept beside it under another name.
         trackers: any of "wandb", "tensorboard", "mlflow"; metrics.jsonl is always written.
-        alerts: have wandb tell people of a loss that is not finite, a stop, a failure, the end.
+        alerts: wandb alerts for a loss that is not finite, a stop, a failure, the end.
         num_pictures: pairs shown to the trackers at each validation.
         upload_best: send the best checkpoint to wandb as an artifact at the end.
         overfit_tiles: train and validate on the first so many training tiles only, to see that the loop learns; 0: off.

@@ -26,7 +26,7 @@ class Meter:
 
     def restart(self) -> None:
         self.waited = self.tiles_before = 0.0  # tiles of an earlier process, whose time is not known
-        self.began = time.perf_counter()
+        self.start = time.perf_counter()
         self.sums = torch.zeros(4, dtype=torch.float64, device=self.device)  # PSNR in, PSNR out, loss, tiles
 
     @contextmanager
@@ -36,7 +36,7 @@ class Meter:
         try:
             yield
         finally:
-            self.began += time.perf_counter() - begin
+            self.start += time.perf_counter() - begin
 
     def add(self, sums: torch.Tensor, gradient_norm: float, learning_rate: float) -> None:
         """Adds a step: float64 (4,), PSNR in, PSNR out, loss and 1, each summed over its tiles."""
@@ -47,7 +47,7 @@ class Meter:
         """The means over all ranks since the last restart, none of the tiles where every step was skipped; and whether
         `save_overdue` is set on any rank, which is reduced with the sums.
         """
-        seconds = time.perf_counter() - self.began
+        seconds = time.perf_counter() - self.start
         others = torch.tensor([self.waited, save_overdue, self.tiles_before], dtype=torch.float64, device=self.device)
         totals = self.accelerator.reduce(torch.cat([self.sums, others])).tolist()
         psnr_in, psnr_out, loss, num_tiles, waited_seconds, num_overdue, tiles_before = totals

@@ -36,7 +36,7 @@ class PendingStep:
         tiles: this rank's, the numbers of the pairs in their split.
         sums: of this rank's tiles, as a `Meter` takes them.
         outcome: waits for the device; (length of the gradient, stop flag), the same on all ranks. A length that is not
-            finite: the device has skipped the step. A flag other than 0: some rank cannot go on, or could not tell.
+            finite: the device has skipped the step. A flag above 0: some rank cannot go on.
     """
 
     step: int
@@ -52,8 +52,8 @@ def train_step(trainer: Trainer, batch: Batch) -> None:
     """One optimizer step over one global batch: the mean loss over all pixels of all ranks' tiles.
 
     The ranks need no further collective to agree. A loss that is not finite on one of them makes the gradient NaN on
-    all, and none takes the step. Whether a rank cannot go on (`trainer.error`) is one more gradient, that of
-    `stop_flag`: all of them hear of it after the same step, which is whole on all, as each had its batch.
+    all, and none takes the step. That a rank cannot go on (`trainer.error`) makes the gradient of `stop_flag` 1: all
+    ranks stop after the same step, which is whole, as each had its batch.
 
     Where `trainer.async_steps`, the host reads the outcome while the device works on the next gradient, which is not
     applied before. So at most one step is pending; `state.step` and `state.samples` count it already.
@@ -147,7 +147,7 @@ def resolve_pending_step(trainer: Trainer) -> None:
         state.skipped_steps += 1
         state.skipped_in_a_row += 1
         report_skipped_step(trainer, pending)
-    if stop_flag != 0:  # NaN, where a loss was: a rank may have had something to say
+    if stop_flag > 0:
         raise_if_any_rank_failed(trainer.error, trainer.group)
 
 

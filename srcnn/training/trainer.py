@@ -9,6 +9,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.profiler import record_function
 
 from srcnn.data.dataset import ShardDataset
 from srcnn.data.device_loader import device_batches
@@ -100,10 +100,10 @@ class Trainer:
         pending: the step whose outcome was not read yet.
         writer: of the checkpoints; on the main process only, once it holds the run folder.
         tracking: the record of the run, once it has one.
-        phase: names a part of a step for torch.profiler.
+        phase: context of a part of a step, by name: for profile_step.py.
     """
 
-    phase: Any = record_function
+    phase: Any = nullcontext
 
     def __init__(self, config: TrainConfig, datasets: tuple[ShardDataset, ShardDataset] | None = None) -> None:
         """Every rank draws the same weights. `datasets`: in place of those that the config names."""
@@ -181,7 +181,7 @@ class Trainer:
         """Log, validate, save, step, until all samples are seen and all is written."""
         batches = self.batches()
         batch = None if self.is_done else run_on_all_ranks(lambda: next(batches), self.group)
-        self.meter.began = time.perf_counter()
+        self.meter.start = time.perf_counter()
         while True:
             if any(self.log_or_validation_due()) or self.save_due():
                 resolve_pending_step(self)
@@ -214,9 +214,9 @@ class Trainer:
             yield batch
 
     def next_batch(self, batches: Iterator[Batch], batch: Batch) -> Batch:
-        """The batch after `batch`, which is read before the step on this one, so that this step's `stop_flag` can tell
-        the other ranks that it cannot be read. In its place `batch` is returned: where the outcome is read late, this
-        rank takes part in one more gradient, which is not applied.
+        """The batch after `batch`; read before the step on this one, in which `stop_flag` is set if it cannot be read.
+        Then `batch` is returned again: where the outcome is read late, this rank takes part in one more gradient, which
+        is not applied.
         """
         if self.error is None:
             try:
