@@ -95,7 +95,7 @@ def is_same_job(folder: Path) -> bool:
     often a job was requeued: without another requeue, one allocation may run several commands.
     """
     job, *requeues = _job()
-    before, *requeues_before = (folder / JOB).read_text().split() if (folder / JOB).is_file() else [""]
+    before, *requeues_before = (folder / JOB).read_text().split(" ") if (folder / JOB).is_file() else [""]
     return job != "" and job == before and (requeues != requeues_before or not requeues)
 
 
