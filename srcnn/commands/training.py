@@ -129,7 +129,8 @@ def sync_command(options: argparse.Namespace) -> int:
 
 
 def dashboard_command(options: argparse.Namespace) -> int:
-    from srcnn.tracking.dashboard import save
+    from srcnn.tracking.dashboard import save_workspace
 
-    print(save(options.entity, options.project or os.environ.get("WANDB_PROJECT", "srcnn"), options.name))
+    project = options.project or os.environ.get("WANDB_PROJECT", "srcnn")
+    print(save_workspace(options.entity, project, options.name))
     return 0
