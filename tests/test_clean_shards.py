@@ -150,7 +150,7 @@ def test_the_doctor_says_what_is_missing(both, tmp_path):
     def told(**changes):
         settings = {"run": str(tmp_path / "run"), "model": ModelConfig(channels=3), "trackers": []} | changes
         found = doctor(DoctorConfig(shards=str(both[1]), **settings))
-        return [finding.what for finding in found["shards"] if finding.level == "problem"], found["shards"]
+        return [finding.text for finding in found["shards"] if finding.level == "problem"], found["shards"]
 
     problems, _ = told()
     assert len(problems) == 1 and "degradation.crop_pixels" in problems[0]
@@ -159,7 +159,7 @@ def test_the_doctor_says_what_is_missing(both, tmp_path):
     assert len(problems) == 1 and "damages.jpeg" in problems[0] and "950" in problems[0]
     made["damages"]["jpeg"]["quality"] = [5, 95]
     problems, findings = told(degradation=DegradationConfig(**made))
-    assert not problems and any("60 clean tiles of 48x48x3" in finding.what for finding in findings)
+    assert not problems and any("60 clean tiles of 48x48x3" in finding.text for finding in findings)
 
 
 def test_validation_on_clean_tiles_is_refused(both, tmp_path):

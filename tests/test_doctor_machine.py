@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 from contextlib import contextmanager
-from importlib import metadata
 
 import pytest
 import torch
@@ -184,31 +183,6 @@ def test_more_ranks_than_cores_are_noted(shards):
 @pytest.mark.parametrize("precision", ["no", "bf16", "auto", None])
 def test_other_precisions_are_no_problem(shards, precision):
     assert examine(shards, mixed_precision=precision)[0] == 0
-
-
-def distribution(folder, name, version, *requires):
-    """What pip leaves of an installed package, for importlib.metadata."""
-    place = folder / f"{name}-{version}.dist-info"
-    place.mkdir(parents=True)
-    needs = "".join(f"Requires-Dist: {item}\n" for item in requires)
-    (place / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}")
-
-
-def test_packages_that_are_missing_or_too_old_are_problems(shards, tmp_path, monkeypatch):
-    needs = ["torch>=2.9", "torchvision>=999", "nowhere-to-be-had>=2", "unwanted; extra == 'test'"]
-    distribution(tmp_path / "site", "srcnn", "0.1.0", *needs)
-    monkeypatch.syspath_prepend(tmp_path / "site")
-    status, lines = examine(shards)
-    old, missing = marked(lines, "PROBLEM")
-    assert status == 1 and says(old, "torchvision", metadata.version("torchvision"), ">=999", "pip install")
-    assert says(missing, "nowhere-to-be-had", ">=2", "pip install")
-
-
-def test_a_torchvision_made_for_another_torch_is_a_problem(shards, tmp_path, monkeypatch):
-    distribution(tmp_path / "site", "srcnn", "0.1.0", "torch>=2.9", "torchvision>=0.24")
-    distribution(tmp_path / "site", "torchvision", "0.24.0", "torch==1.0")
-    monkeypatch.syspath_prepend(tmp_path / "site")
-    assert_problem(examine(shards), "torchvision", metadata.version("torch"), "pip install --upgrade 'torch==1.0'")
 
 
 @pytest.mark.slow

@@ -147,12 +147,12 @@ def test_an_unknown_key_of_the_network_names_the_nearest(capsys):
 def test_the_doctor_knows_it_and_says_what_to_do_about_a_border_that_leaves_nothing(tmp_path, shards):
     changes = {"run": str(tmp_path / "run"), "shards": str(shards), "trackers": [], "batch_size_per_process": 8}
     config = DoctorConfig(**changes, unet=UNetConfig((4, 6), 1), ranks=1)
-    told = [finding.what for finding in doctor(config)["network"]]
+    told = [finding.text for finding in doctor(config)["network"]]
     assert len(told) == 1 and says(told[0], "U-Net 4-6", 1531, 11)
     assert sum(parameter.numel() for parameter in UNet(config.unet).parameters()) == 1531
     config = DoctorConfig(**changes, unet=UNetConfig((4, 6, 8), 1), ranks=1, loss_crop=True)
     told = [finding for finding in doctor(config)["shards"] if finding.level == "problem"]
-    assert says(told[0].what, 32, "loss_crop")
+    assert says(told[0].text, 32, "loss_crop")
 
 
 @pytest.mark.parametrize("name", ["mse", "l1", "charbonnier"])

@@ -1,7 +1,4 @@
-"""`srcnn demo`: a page in the browser where a photo is dropped, degraded on request, restored and compared.
-
-Needs gradio, but no network.
-"""
+"""`srcnn demo`: a web page that restores uploaded photos and compares them before and after. Needs no network."""
 
 from __future__ import annotations
 
@@ -33,12 +30,11 @@ from srcnn.restoration.restore_files import RestoreFile
 from srcnn.restoration.tiled_inference import Progress, Treatment
 
 MAX_MEGAPIXELS = 50.0
-PREVIEW_SIDE = 1600  # pixels of the longer side that the browser is sent at most
-MAP_SIDE = 640
-DETAIL_PIXELS, DETAIL_ZOOM = 80, 4  # together as wide as the screen of a phone lets a picture be
-SSIM_ROWS = 64  # of a photo measured at a time: they stay in the cache, five times as fast as the whole
+PREVIEW_SIDE, MAP_SIDE = 1600, 640  # largest sides of the pictures that the browser is sent, pixels
+DETAIL_PIXELS, DETAIL_ZOOM = 80, 4  # the magnified detail is as wide as a phone shows a picture
+SSIM_ROWS = 64  # rows measured at a time: they stay in the cache, five times as fast as the whole photo
 MAX_UPLOAD_BYTES = 100 << 20
-EXPIRE_SECONDS = 3600  # what a visitor left is kept no longer
+EXPIRE_SECONDS = 3600  # after which the files of a visitor are deleted
 CSS = """
 footer {display: none !important}
 .detail img {image-rendering: pixelated; object-fit: none !important}
@@ -52,12 +48,12 @@ footer {display: none !important}
 
 @dataclass(frozen=True)
 class DemoRequest:
-    """What was chosen on the page.
+    """The settings on the page.
 
     Attributes:
-        weights: their name, or a family of which the photo's JPEG quality picks one.
-        strength: share of the network's change, 0..1.
-        degrade_quality: of the JPEG that the photo is made before, 1..100; None: it is restored as it came.
+        weights: name of shipped weights, or of a family of them, chosen from by the photo's JPEG quality.
+        strength: share of the network's change that is applied, 0..1.
+        degrade_quality: JPEG quality, 1..100, to degrade the photo with first; None: not degraded.
     """
 
     weights: str = FAMILY
@@ -65,34 +61,70 @@ class DemoRequest:
     degrade_quality: int | None = None
 
 
-@dataclass(frozen=True)
-class DemoResult:
-    """What came of it: the restored file, uint8 pixels as a viewer shows them, and a report in HTML."""
+class DemoSession:
+    """The result shown to one visitor, in files of a folder; the pixels are memory-mapped when a detail is shown.
 
-    file: Path
-    before: np.ndarray
-    after: np.ndarray
-    profile: bytes | None
-    report: str
+    Attributes:
+        file: the restored photo.
+        report: what was done and measured, HTML.
+    """
+
+    def __init__(
+        self, folder: Path, file: Path, before: np.ndarray, after: np.ndarray, profile: bytes | None, report: str
+    ) -> None:
+        """`before`, `after`: uint8 (H, W) or (H, W, 3), in the colour space of the ICC `profile`."""
+        self.folder, self.file, self.profile, self.report = folder, file, profile, report
+        self.pixels = [folder / f"{name}.npy" for name in ("before", "after")]
+        for path, pixels in zip(self.pixels, (before, after), strict=True):
+            np.save(path, pixels)
+
+    def whole(self) -> tuple[str, str]:
+        """Files of two pictures for the slider: the photo before and after."""
+        before, after = (preview(np.load(path, mmap_mode="r")) for path in self.pixels)
+        return self.save(before, "whole-before"), self.save(after, "whole-after")
+
+    def detail(self, middle: tuple[int, int] | None = None) -> tuple[str, str, str]:
+        """Files of the map and of a detail before and after: around a pixel (row, column), or where it changed most."""
+        before, after = (np.load(path, mmap_mode="r") for path in self.pixels)
+        part = detail_at(middle or changed_most(before, after), after.shape)
+        position = f"{part[0].start}-{part[1].start}"
+        magnified = [self.save(Image.fromarray(magnify(pixels[part], DETAIL_ZOOM)), f"{name}-{position}")
+                     for name, pixels in (("before", before), ("after", after))]
+        return self.save(map_of(after, part), f"map-{position}"), magnified[0], magnified[1]
+
+    def detail_on_map(self, column: float, row: float) -> tuple[str, str, str]:
+        """As `detail`, around a pixel of the map."""
+        height, width = np.load(self.pixels[1], mmap_mode="r").shape[:2]
+        factor = max(1.0, max(height, width) / MAP_SIDE)
+        return self.detail((int(row * factor), int(column * factor)))
+
+    def save(self, image: Image.Image, name: str) -> str:
+        """Writes a PNG with the photo's ICC profile, for the browser to show its colours."""
+        path = self.folder / f"{name}.png"
+        image.save(path, compress_level=1, icc_profile=self.profile)
+        return str(path)
+
+    def delete(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def shipped_weights() -> list[str]:
-    """The names of the shipped networks that restore JPEGs; those that enlarge end in x2, x3, x4."""
+    """The names of the shipped weights that restore JPEGs; the names of those that enlarge end in x2, x3, x4."""
     return sorted(path.stem for path in WEIGHTS.glob("*.safetensors") if not re.search(r"-x\d+$", path.stem))
 
 
 def describe(upload: Path, max_megapixels: float = MAX_MEGAPIXELS) -> str:
-    """A line in HTML on a photo that was uploaded, from its header. Raises PhotoRefused."""
+    """The name, size, format and JPEG quality of an uploaded photo, HTML. Raises PhotoRefused."""
     with open_image(upload, max_megapixels) as image:
         quality = quality_of(image)
         kind = "JPEG" if image.format == "MPO" else image.format
-        saved = f", saved with quality {quality} or about" if quality else ""
+        saved = f", saved with quality {quality} or so" if quality else ""
         size = f"{image.width} × {image.height} pixels, {kind}{saved}, {file_size(upload)}"
     return f"<p>{html.escape(upload.name)}: {size}</p>"
 
 
 def file_size(path: Path) -> str:
-    """In the units of gradio's own line on the upload."""
+    """In the units that gradio shows for an upload."""
     num_kilobytes = path.stat().st_size / 1024
     return f"{num_kilobytes:.1f} KB" if num_kilobytes < 1024 else f"{num_kilobytes / 1024:.1f} MB"
 
@@ -103,11 +135,12 @@ def process(
     request: DemoRequest,
     max_megapixels: float = MAX_MEGAPIXELS,
     on_progress: Progress | None = None,
-) -> DemoResult:
-    """Degrades an uploaded photo where that is wanted and restores it, into a file of its name in `folder`.
+) -> DemoSession:
+    """Restores an uploaded photo, degraded first where the request says so, into a file in `folder`.
 
     Raises:
-        PhotoRefused: no picture, damaged, animated, too large; ValueError, OSError: it cannot be written.
+        PhotoRefused: it is no picture, damaged, animated or too large.
+        ValueError, OSError: the result cannot be written.
     """
     original = read_canvas(upload, max_megapixels)
     files = {"original": upload}
@@ -122,12 +155,12 @@ def process(
     before, after = (visible(read_canvas(path)) for path in (source, target))
     report = [f"<p>{html.escape(', '.join([*notes, f'strength {request.strength:g}']))}.</p>"]
     if "degraded" in files:
-        report.append(scores(visible(original), before, after))
+        report.append(score_table(visible(original), before, after))
     report.append(f"<p>File: {', '.join(f'{name} {file_size(path)}' for name, path in files.items())}.</p>")
     if (side := max(after.shape[:2])) > PREVIEW_SIDE:
         report.append(f"<p>The photo is shown at {100 * PREVIEW_SIDE / side:.0f} % of its size;"
-                      " details and the download are in full size.</p>")
-    return DemoResult(target, before, after, original.metadata.icc_profile, "".join(report))
+                      " details and the download have the full size.</p>")
+    return DemoSession(folder, target, before, after, original.metadata.icc_profile, "".join(report))
 
 
 def visible(canvas: Canvas) -> np.ndarray:
@@ -135,20 +168,20 @@ def visible(canvas: Canvas) -> np.ndarray:
     return np.asarray(over_white(canvas.eight_bit_image()))
 
 
-def scores(clean: np.ndarray, before: np.ndarray, after: np.ndarray) -> str:
-    """A table in HTML of both photos beside the clean one: PSNR and SSIM of the luma (Pillow's L)."""
+def score_table(clean: np.ndarray, before: np.ndarray, after: np.ndarray) -> str:
+    """PSNR and SSIM of the luma (Pillow's L) of both photos against the clean one, an HTML table."""
     luma, *lumas = (luma_l(pixels) for pixels in (clean, before, after))
-    rows = [("PSNR, dB", [psnr(luma, other) for other in lumas], 2)]
+    scores = [("PSNR, dB", [psnr(luma, other) for other in lumas], 2)]
     if min(luma.shape) >= 11:
-        rows.append(("SSIM", [mean_ssim(luma, other) for other in lumas], 4))
-    cells = "".join(
-        f"<tr><td>{name}</td><td>{first:.{places}f}</td><td>{second:.{places}f}</td>"
-        f"<td>{second - first:+.{places}f}</td></tr>" for name, (first, second), places in rows)
-    return f"<table><tr><th>Luma</th><th>degraded</th><th>restored</th><th>gain</th></tr>{cells}</table>"
+        scores.append(("SSIM", [mean_ssim(luma, other) for other in lumas], 4))
+    rows = "".join(
+        f"<tr><td>{name}</td><td>{first:.{decimals}f}</td><td>{second:.{decimals}f}</td>"
+        f"<td>{second - first:+.{decimals}f}</td></tr>" for name, (first, second), decimals in scores)
+    return f"<table><tr><th>Luma</th><th>degraded</th><th>restored</th><th>gain</th></tr>{rows}</table>"
 
 
 def mean_ssim(clean: np.ndarray, other: np.ndarray) -> float:
-    """SSIM of two greyscale uint8 photos, the mean over all windows; strips of rows bound the memory."""
+    """The mean SSIM of two greyscale uint8 photos (H, W), computed in strips of rows, which bound the memory."""
     total, num_rows = 0.0, clean.shape[0] - 10
     for top in range(0, num_rows, SSIM_ROWS):
         bottom = min(num_rows, top + SSIM_ROWS)
@@ -158,126 +191,85 @@ def mean_ssim(clean: np.ndarray, other: np.ndarray) -> float:
 
 
 def changed_most(before: np.ndarray, after: np.ndarray) -> tuple[int, int]:
-    """The middle (row, column) of that detail, of a grid of them, whose luma changed most."""
+    """The middle (row, column) of the detail, among those of a grid, whose luma changed most."""
     change = np.abs(luma_l(after).astype(np.int16) - luma_l(before))
     rows, columns = strongest_part(change, DETAIL_PIXELS)
     return (rows.start + rows.stop) // 2, (columns.start + columns.stop) // 2
 
 
 def detail_at(middle: tuple[int, int], shape: tuple[int, ...]) -> tuple[slice, slice]:
-    """Rows and columns of the detail around a pixel, moved so that it lies in the photo."""
-    starts = [max(0, min(at - DETAIL_PIXELS // 2, side - DETAIL_PIXELS))
-              for at, side in zip(middle, shape[:2], strict=True)]
-    rows, columns = (slice(start, min(start + DETAIL_PIXELS, side))
-                     for start, side in zip(starts, shape[:2], strict=True))
-    return rows, columns
+    """Rows and columns of the detail around a pixel (row, column), moved to lie within the photo."""
+
+    def span(center: int, side: int) -> slice:
+        start = max(0, min(center - DETAIL_PIXELS // 2, side - DETAIL_PIXELS))
+        return slice(start, min(start + DETAIL_PIXELS, side))
+
+    return span(middle[0], shape[0]), span(middle[1], shape[1])
 
 
 def preview(pixels: np.ndarray, side: int = PREVIEW_SIDE) -> Image.Image:
-    """RGB, reduced to at most `side` pixels."""
+    """The photo in RGB, reduced to sides of at most `side` pixels."""
     image = Image.fromarray(pixels)
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     return image.convert("RGB")
 
 
 def map_of(pixels: np.ndarray, detail: tuple[slice, slice]) -> Image.Image:
-    """The photo, small, with a frame around the detail."""
+    """The photo, reduced, with a frame around the detail."""
     small = preview(pixels, MAP_SIDE)
-    factor = small.width / pixels.shape[1]
-    left, top, right, bottom = (round(edge * factor) for edge in (
-        detail[1].start, detail[0].start, detail[1].stop, detail[0].stop))
+    factor, (rows, columns) = small.width / pixels.shape[1], detail
+    left, right, top, bottom = (round(edge * factor) for part in (columns, rows) for edge in (part.start, part.stop))
     draw = ImageDraw.Draw(small)
     for margin, width, colour in ((3, 4, "black"), (2, 2, "yellow")):
         draw.rectangle([left - margin, top - margin, right + margin, bottom + margin], outline=colour, width=width)
     return small
 
 
-class DemoSession:
-    """What one visitor sees, in a folder of files: the pixels are mapped to memory when a detail is wanted."""
-
-    def __init__(self, folder: Path, result: DemoResult) -> None:
-        self.folder, self.profile = folder, result.profile
-        self.pixels = [folder / f"{name}.npy" for name in ("before", "after")]
-        for path, pixels in zip(self.pixels, (result.before, result.after), strict=True):
-            np.save(path, pixels)
-
-    def whole(self) -> tuple[str, str]:
-        """Two pictures for the slider."""
-        before, after = (preview(np.load(path, mmap_mode="r")) for path in self.pixels)
-        return self.save(before, "whole-before"), self.save(after, "whole-after")
-
-    def detail(self, middle: tuple[int, int] | None = None) -> tuple[str, str, str]:
-        """The map, and a detail before and after: around a pixel (row, column), or where it changed most."""
-        before, after = (np.load(path, mmap_mode="r") for path in self.pixels)
-        part = detail_at(middle or changed_most(before, after), after.shape)
-        position = f"{part[0].start}-{part[1].start}"
-        large = [self.save(Image.fromarray(magnify(pixels[part], DETAIL_ZOOM)), f"{name}-{position}")
-                 for name, pixels in (("before", before), ("after", after))]
-        return self.save(map_of(after, part), f"map-{position}"), large[0], large[1]
-
-    def clicked(self, column: float, row: float) -> tuple[str, str, str]:
-        """The detail around a pixel of the map."""
-        height, width = np.load(self.pixels[1], mmap_mode="r").shape[:2]
-        factor = max(1.0, max(height, width) / MAP_SIDE)
-        return self.detail((int(row * factor), int(column * factor)))
-
-    def save(self, image: Image.Image, name: str) -> str:
-        """PNG, with the photo's profile, for the browser to show the colours as they are meant."""
-        path = self.folder / f"{name}.png"
-        image.save(path, compress_level=1, icc_profile=self.profile)
-        return str(path)
-
-    def delete(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def without_paths(error: BaseException, upload: str) -> str:
-    """What is wrong, in HTML, with the file's name only."""
+def error_html(error: BaseException, upload: str) -> str:
+    """The message of an error, HTML, in which the upload has its name instead of its path."""
     message = str(error).replace(upload, Path(upload).name) or type(error).__name__
     return f'<p class="refused" role="alert">{html.escape(message)}</p>'
 
 
 def build_page(gradio: ModuleType, folder: Path, max_megapixels: float) -> Any:
-    """The page as gradio Blocks; what visitors restore lies below `folder` until they restore another or leave."""
+    """The page as gradio Blocks. A visitor's files lie below `folder` until the next photo, or until they leave."""
     hidden = gradio.update(visible=False)
 
     def uploaded(upload: str | None) -> tuple[str, Any]:
         try:
             return (describe(Path(upload), max_megapixels) if upload else ""), hidden
         except (ValueError, OSError) as error:
-            return without_paths(error, str(upload)), hidden
+            return error_html(error, str(upload)), hidden
 
     def restore(
         upload: str | None, degrade: bool, quality: float, weights: str, strength: float, earlier: DemoSession | None,
         progress: Any = gradio.Progress(),
     ) -> tuple[Any, ...]:
-        if earlier:
-            earlier.delete()
+        delete_session(earlier)
         nothing = (hidden, *[gradio.skip()] * 5, None)
         if not upload:
             return '<p class="refused" role="alert">Choose a photo first.</p>', *nothing
         own = Path(tempfile.mkdtemp(dir=folder))
         try:
             request = DemoRequest(weights, strength, int(quality) if degrade else None)
-            result = process(Path(upload), own, request, max_megapixels,
-                             lambda done, tiles: progress(done / tiles, desc="Restoring"))
-            session = DemoSession(own, result)
-            button = gradio.update(value=str(result.file), label=f"Download {result.file.name}")
-            return result.report, gradio.update(visible=True), session.whole(), *session.detail(), button, session
+            session = process(Path(upload), own, request, max_megapixels,
+                              lambda done, tiles: progress(done / tiles, desc="Restoring"))
+            button = gradio.update(value=str(session.file), label=f"Download {session.file.name}")
+            return session.report, gradio.update(visible=True), session.whole(), *session.detail(), button, session
         except (ValueError, OSError, MemoryError) as error:
             shutil.rmtree(own, ignore_errors=True)
-            return without_paths(error, upload), *nothing
+            return error_html(error, upload), *nothing
 
     def clicked(session: DemoSession | None, event: Any) -> Any:
-        return session.clicked(*event.index) if session else [gradio.skip()] * 3
+        return session.detail_on_map(*event.index) if session else [gradio.skip()] * 3
 
-    clicked.__annotations__["event"] = gradio.SelectData  # by which gradio knows what to pass
+    clicked.__annotations__["event"] = gradio.SelectData  # tells gradio to pass it; the module is imported late
 
     with gradio.Blocks(analytics_enabled=False, title="srcnn: restore a photo",
                        delete_cache=(EXPIRE_SECONDS // 6, EXPIRE_SECONDS)) as page:
         gradio.Markdown("# Restore a photo\nNothing leaves the machine that this page comes from.")
         state = gradio.State(None, time_to_live=EXPIRE_SECONDS,
-                             delete_callback=lambda session: session and session.delete())
+                             delete_callback=delete_session)
         with gradio.Row():
             upload, degrade, quality, weights, strength, button, report = inputs(gradio)
             column, whole, download, overview, before, after = results(gradio)
@@ -290,15 +282,19 @@ def build_page(gradio: ModuleType, folder: Path, max_megapixels: float) -> Any:
     return page.queue(max_size=16)
 
 
+def delete_session(session: DemoSession | None) -> None:
+    if session:
+        session.delete()
+
+
 def inputs(gradio: ModuleType) -> tuple[Any, ...]:
-    """The left column: the file, how to degrade it, how to restore it, the button, the report."""
+    """The left column: upload, settings of degradation and restoration, button, report."""
     with gradio.Column(scale=1, min_width=300):
         upload = gradio.File(label="Photo (JPEG, PNG, WebP, TIFF, BMP)", elem_id="upload", height=180)
-        degrade = gradio.Checkbox(label="Degrade it first, to try: then the original is known",
-                                  elem_id="degrade")
+        degrade = gradio.Checkbox(label="Degrade it first, to measure against the original", elem_id="degrade")
         quality = gradio.Slider(1, 95, 20, step=1, label="JPEG quality to degrade with", elem_id="quality",
                                 visible=False)
-        weights = gradio.Dropdown([("fitted to the photo's JPEG quality", FAMILY), *shipped_weights()],
+        weights = gradio.Dropdown([("chosen by the photo's JPEG quality", FAMILY), *shipped_weights()],
                                   value=FAMILY, label="Network", elem_id="network")
         strength = gradio.Slider(0, 1, 1, step=0.05, label="Strength", elem_id="strength",
                                  info="0 leaves the photo as it is")
@@ -308,7 +304,7 @@ def inputs(gradio: ModuleType) -> tuple[Any, ...]:
 
 
 def results(gradio: ModuleType) -> tuple[Any, ...]:
-    """The right column, hidden until there is something: the whole, the download, the map, two details."""
+    """The right column, hidden until a photo is restored: slider, download, map, two details."""
     with gradio.Column(scale=2, min_width=340), gradio.Column(visible=False, elem_id="results") as shown:
         whole = gradio.ImageSlider(label="Before | after", elem_id="whole", interactive=False,
                                    buttons=["fullscreen"])
@@ -323,8 +319,9 @@ def results(gradio: ModuleType) -> tuple[Any, ...]:
 
 
 def gradio_without_network(folder: str) -> ModuleType:
-    """Imports gradio, set to send nothing anywhere, to reach itself without a proxy, and to keep its files below
-    `folder`; parts of it read these variables only once.
+    """Imports gradio with its telemetry off, no proxy for its own address, and its files below `folder`.
+
+    The variables are set before, as some are read by the import.
     """
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_SHARE": "False",
                    "GRADIO_RUN_HISTORY": "False", "GRADIO_TEMP_DIR": folder}
@@ -333,7 +330,7 @@ def gradio_without_network(folder: str) -> ModuleType:
     try:
         import gradio
     except ImportError as error:
-        raise ValueError('the page needs gradio 6: pip install "srcnn[demo]"') from error
+        raise ValueError('srcnn demo needs gradio 6: pip install "srcnn[demo]"') from error
     return gradio
 
 
@@ -344,11 +341,11 @@ def serve(
     max_megapixels: float = MAX_MEGAPIXELS,
     max_upload_bytes: int = MAX_UPLOAD_BYTES,
 ) -> None:
-    """Shows the page until Ctrl-C or SIGTERM; then its temporary files are gone.
+    """Serves the page until Ctrl-C or SIGTERM, then removes its temporary files.
 
     Raises:
         ValueError: gradio is not installed.
-        OSError: the port is taken.
+        OSError: the port is in use.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -360,5 +357,5 @@ def serve(
             server_name=host, server_port=port, inbrowser=open_browser, share=False, quiet=True,
             prevent_thread_lock=True, inline=False, footer_links=[], enable_monitoring=False, ssr_mode=False,
             mcp_server=False, pwa=False, max_file_size=max_upload_bytes, theme=plain, css=CSS)
-        print(f"{address} shows the page; Ctrl-C ends it", flush=True)
+        print(f"serving at {address}; stop with Ctrl-C", flush=True)
         page.block_thread()

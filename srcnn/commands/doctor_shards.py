@@ -1,17 +1,16 @@
-"""Whether the shards of a training are all there and fit it, and its two splits each other. For `srcnn doctor`."""
+"""The checks of `srcnn doctor` on shards: complete, fit for the training, no photo in both splits, room for a cache."""
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from tqdm import tqdm
 
 from srcnn.commands.doctor_machine import Finding, note, ok, pluralize, problem
@@ -25,57 +24,59 @@ from srcnn.runtime.storage import Folder, is_url, join, open_storage
 from srcnn.training.config import TrainConfig
 from srcnn.training.state import check_samples, open_split
 
-MAX_REQUESTS = 1024  # shards of a split on a server that are asked for
+MAX_REQUESTS = 1024  # shards of a split on a server whose size is checked
 MAX_SHOWN = 10  # problems, or photos, of one kind
-PLAUSIBLE_PSNR = (15.0, 50.0)  # dB of degraded tiles: below, the two are hardly of one photo, above, they hardly differ
+PLAUSIBLE_PSNR = (15.0, 50.0)  # dB of degraded tiles: others are hardly meant
 
 
 class Split(NamedTuple):
-    """What there is of a split, and what is wrong with it."""
+    """The manifest and the dataset of a split, None where they cannot be opened, and the problems found meanwhile."""
 
     manifest: Manifest | None
-    reader: ShardDataset | None
+    dataset: ShardDataset | None
     problems: list[Finding]
 
 
 def inspect_split(config: TrainConfig, split: str, verify: bool) -> Split:
-    """Opens a split as a training does, and looks at every shard: at its size, or with `verify` at every byte."""
+    """Opens a split as a training does, and checks the size of every shard, or with `verify` every byte."""
     location = join(config.shards, split)
     manifest, problems = None, []
     try:
         storage = open_storage(location, config.stream.access)
         manifest = read_manifest(storage)
-        if verify:
-            checked = verify_shards(location, config.stream.access)
-            bar = tqdm(checked, f"{split}: files read", disable=None, leave=False)
-            problems = [problem(f"{file.name}: {file.problem}") for file in bar if file.problem]
-        else:
-            problems = [problem(text, "" if REPAIR_HINT in text else REPAIR_HINT)
-                        for text in _size_problems(storage, manifest)]
-        check_samples(config, split, manifest, storage.location)  # which `open_split` does last
+        damages = _damages(config, split) if verify else _size_problems(storage, manifest)
+        problems = [problem(text, "" if REPAIR_HINT in text else REPAIR_HINT) for text in damages]
+        check_samples(config, split, manifest, storage.location)  # needs no shard: `open_split` does it last
         return Split(manifest, open_split(config, split), problems)
     except (OSError, ValueError) as error:
-        if not (problems and isinstance(error, (ShardError, ReadFailed))):  # what it says of a shard was just found
-            problems.append(problem(str(error), _hint(config.shards, split, error)))
+        if not (problems and isinstance(error, (ShardError, ReadFailed))):  # those were found above already
+            problems.append(problem(str(error), _opening_hint(config.shards, split, error)))
     return Split(manifest, None, problems)
 
 
-def _hint(shards: str, split: str, error: Exception) -> str:
-    """What helps against an error of opening, where that does not say it."""
+def _opening_hint(shards: str, split: str, error: Exception) -> str:
+    """What to do about an error of opening a split; "" where its message says it."""
     if not is_url(shards) and Path(shards, PLAN).is_file() and not Path(shards, split, MANIFEST).is_file():
-        return "the making of these shards was interrupted: the same command goes on with it"
+        return "making these shards was interrupted: run the same command again"
     if isinstance(error, ReadFailed):
-        return "look whether the server is there, the address right, and the credentials in the environment"
+        return "check the address, that the server runs, and the credentials in the environment"
     return "" if isinstance(error, (ShardError, FileNotFoundError)) else "make shards that fit, or change the settings"
 
 
+def _damages(config: TrainConfig, split: str) -> Iterator[str]:
+    files = verify_shards(join(config.shards, split), config.stream.access)
+    for file in tqdm(files, f"{split}: files read", disable=None, leave=False):
+        if file.problem:
+            yield f"{file.name}: {file.problem}"
+
+
 def _size_problems(storage: Folder | ObjectStore, manifest: Manifest) -> Iterator[str]:
-    """What is missing or of another size; of very many shards on a server some are asked for."""
-    num_asked = len(manifest.shards) if isinstance(storage, Folder) else min(MAX_REQUESTS, len(manifest.shards))
-    numbers = np.linspace(0, len(manifest.shards) - 1, num_asked).astype(int).tolist()
-    num_threads = 1 if isinstance(storage, Folder) else storage.access.num_connections
+    """Shards that are missing or of another size; on a server, MAX_REQUESTS evenly spaced ones are checked."""
+    step, num_threads = 1, 1
+    if isinstance(storage, ObjectStore):
+        step, num_threads = max(1, math.ceil(len(manifest.shards) / MAX_REQUESTS)), storage.access.num_connections
     with ThreadPoolExecutor(num_threads) as pool:
-        yield from filter(None, pool.map(partial(_size_problem, storage), (manifest.shards[i] for i in numbers)))
+        yield from filter(None, pool.map(partial(_size_problem, storage), manifest.shards[::step]))
 
 
 def _size_problem(storage: Folder | ObjectStore, shard: Shard) -> str:
@@ -90,10 +91,10 @@ def _size_problem(storage: Folder | ObjectStore, shard: Shard) -> str:
 
 
 def check_split(config: TrainConfig, name: str, split: Split) -> Iterator[Finding]:
-    """A split by itself: what is wrong with its shards, what is in them, which photos were refused."""
+    """The problems of one split, its content, and whether that is plausible."""
     yield from split.problems[:MAX_SHOWN]
     if len(split.problems) > MAX_SHOWN:
-        yield problem(f"{name}: {len(split.problems) - MAX_SHOWN} more of this kind")
+        yield problem(f"{name}: {len(split.problems) - MAX_SHOWN} more problems of its shards")
     if (manifest := split.manifest) is None:
         return
     kind, shape = "clean tile" if manifest.is_clean_only else "pair", "x".join(map(str, manifest.tile_shape))
@@ -105,19 +106,23 @@ def check_split(config: TrainConfig, name: str, split: Split) -> Iterator[Findin
         psnr = manifest.degraded_psnr
         content += f"; degraded to {psnr:.2f} dB"
         if not PLAUSIBLE_PSNR[0] < psnr < PLAUSIBLE_PSNR[1]:
-            yield note(f"{name}: degraded tiles have {psnr:.2f} dB", f"is that meant? See {config.shards}/{name}.png")
+            yield note(f"{name}: the degraded tiles have an unusual PSNR, {psnr:.2f} dB",
+                       f"look at {config.shards}/{name}.png")
     if not split.problems:
         yield ok(content)
     if not is_url(config.shards) and any(Path(config.shards, name).glob(f"{TEMPORARY_PREFIX}*")):
-        yield note(f"{name}: half-written files lie beside the shards",
-                   "shards are being made, or were not to the end: the same command clears up")
-    if manifest.photos:
-        try:
-            for first in islice(read_refused(_open(config, name), manifest), 1):
-                number = pluralize(manifest.photos.num_refused, "photo")
+        yield note(f"{name}: temporary files lie beside the shards",
+                   "making shards is under way, or was interrupted: the same command removes them")
+
+
+def check_refused(config: TrainConfig, splits: Mapping[str, Split]) -> Iterator[Finding]:
+    """Photos that are in no shard because they could not be read."""
+    for name, split in splits.items():
+        if split.manifest and split.manifest.photos:
+            for first in read_refused(_open(config, name), split.manifest):
+                number = pluralize(split.manifest.photos.num_refused, "photo")
                 yield note(f"{name}: {number} refused when the shards were made; {first.name}: {first.reason}")
-        except (OSError, ShardError) as error:
-            yield problem(str(error))
+                break
 
 
 def _open(config: TrainConfig, split: str) -> Folder | ObjectStore:
@@ -125,9 +130,9 @@ def _open(config: TrainConfig, split: str) -> Folder | ObjectStore:
 
 
 def check_cache(config: TrainConfig, splits: Mapping[str, Split], machines: int) -> Iterator[Finding]:
-    """A cache that cannot be kept, or not whole, makes a training slow, and is no reason for it to stop.
+    """Whether the cache can hold the shards. One that cannot makes a training slow, but does not stop it.
 
-    With kept lanes each of `machines` keeps a part of these splits that is its own; its limit counts from their start.
+    With kept lanes, each of `machines` reads its own part of a split; the cache's limit is a position in the split.
     """
     access = config.stream.access
     if not (access.cache and is_url(config.shards)):
@@ -139,17 +144,18 @@ def check_cache(config: TrainConfig, splits: Mapping[str, Split], machines: int)
     limit = access.cache_gigabytes * 1e9
     free, needed = shutil.disk_usage(existing).free, sum(min(size, limit) for size in sizes) / machines
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        yield note(f"stream.access.cache {cache}: cannot be written", "choose another, or shards are read from far")
+        yield note(f"stream.access.cache {cache}: cannot be written; shards are read from the server every epoch",
+                   "choose another folder")
     elif free < needed:
         yield note(f"stream.access.cache {cache}: {free / 1e9:.1f} GB free for {needed / 1e9:.1f} GB of shards",
                    "free some space, or choose another disk")
     elif max(sizes, default=0) > limit:
         yield note(f"stream.access.cache keeps the first {limit / 1e9:g} GB of {max(sizes) / 1e9:.3g} GB of shards",
-                   f"raise stream.access.cache_gigabytes; {1 / machines:.0%} of that is taken on each machine")
+                   f"raise stream.access.cache_gigabytes; {1 / machines:.0%} of that is used on each machine")
 
 
-def check_apart(config: TrainConfig, splits: Mapping[str, Split]) -> Iterator[Finding]:
-    """What is in both splits, and whether they were made alike."""
+def check_both_splits(config: TrainConfig, splits: Mapping[str, Split]) -> Iterator[Finding]:
+    """Whether a photo is in both splits, and whether both were made with the same settings."""
     manifests = {name: split.manifest for name, split in splits.items() if split.manifest}
     if len(manifests) < 2:
         return
@@ -157,18 +163,18 @@ def check_apart(config: TrainConfig, splits: Mapping[str, Split]) -> Iterator[Fi
     names = {photo.sha256: photo.name for photo in read_photo_records(_open(config, val_name), val)}
     train_photos = read_photo_records(_open(config, train_name), train)
     common = sorted({names[photo.sha256] for photo in train_photos if photo.sha256 in names})
-    hint = "make the shards anew, with a validation folder that shares no photo with the other"
+    hint = "make the shards again, with validation photos that are not among the training photos"
     if common:
         shown = ", ".join(common[:MAX_SHOWN]) + (", ..." if len(common) > MAX_SHOWN else "")
-        yield problem(f"in both splits: {pluralize(len(common), 'photo')}: {shown}", hint)
+        yield problem(f"{pluralize(len(common), 'photo')} in both splits: {shown}", hint)
     elif copies := {shard.sha256 for shard in train.shards} & {shard.sha256 for shard in val.shards}:
-        yield problem(f"in both splits: {pluralize(len(copies), 'shard')}", hint)
+        yield problem(f"{pluralize(len(copies), 'shard')} in both splits", hint)
     elif train.photos and val.photos:
         yield ok("no photo is in both splits")
     else:
-        yield note("whether a photo is in both splits is not known: these shards were made elsewhere")
-    changed = [key for ours, theirs in ((train.config, val.config), (train.versions, val.versions))
-               for key in ours | theirs if ours.get(key) != theirs.get(key)]
-    if changed:
-        yield note(f"the splits were not made alike: they differ in {', '.join(changed)}",
-                   "make both in one go, or know that validation measures something else")
+        yield note("these shards do not list their photos: one may be in both splits")
+    different = [key for ours, theirs in ((train.config, val.config), (train.versions, val.versions))
+                 for key in ours | theirs if ours.get(key) != theirs.get(key)]
+    if different:
+        yield note(f"the splits were made with different settings: {', '.join(different)}",
+                   "make both with one command, unless validation is to measure something else")

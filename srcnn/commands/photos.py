@@ -1,6 +1,6 @@
 """The commands for photos: restore, upscale, degrade, compare, demo.
 
-What is slow to import, PyTorch for one, is imported where a command is carried out: `--help` does without.
+PyTorch and other slow imports are made by the command that runs, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -16,15 +16,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-from srcnn.models.device import device_here, to_device
-from srcnn.models.pretrained import WeightSelector
-from srcnn.models.weights import load_model
-from srcnn.restoration.restore_files import Outcome, Work
-from srcnn.restoration.tiled_inference import Progress
+    from srcnn.restoration.restore_files import Outcome, Work
+    from srcnn.restoration.tiled_inference import Progress
 
 STANDARD_INPUT = "-"
 CHUNK_BYTES = 1 << 20
-PICTURE_WIDTH, LEAST_WIDTH = 1920, 300  # pixels of a comparison, three pictures side by side: it fits on a screen
+PICTURE_WIDTH, MIN_PICTURE_WIDTH = 1920, 300  # pixels of a comparison, three pictures side by side: it fits on a screen
 MODEL_HELP = "a file, a run folder, a shipped name"
 DEFAULT_FAMILY = "srcnn-915"
 
@@ -35,7 +32,7 @@ def add_photo_commands(commands: Any) -> None:
     upscale = commands.add_parser("upscale", help="enlarge photos 2, 3 or 4 times by super-resolution")
     upscale.add_argument("--scale", type=int, choices=(2, 3, 4), default=2, help="times as wide and high (default: 2)")
     upscale.set_defaults(action=upscale_command)
-    degrade = commands.add_parser("degrade", help="save clean photos as JPEGs of low quality, to try restoring")
+    degrade = commands.add_parser("degrade", help="save clean photos as JPEGs of low quality, for trying out restore")
     degrade.set_defaults(action=degrade_command)
     for command in (restore, upscale, degrade):
         command.add_argument("sources", nargs="+", metavar="SOURCE",
@@ -44,7 +41,7 @@ def add_photo_commands(commands: Any) -> None:
         command.add_argument("-o", "--out", type=Path, metavar="OUT", required=command is degrade,
                              help="folder for the results; of one photo also a file" + (
                                  "" if command is degrade else " (default: beside each photo, see --suffix)"))
-        command.add_argument("--overwrite", action="store_true", help="write results again that exist")
+        command.add_argument("--overwrite", action="store_true", help="replace results that exist")
     degrade.add_argument("--quality", type=int, default=20, help="JPEG quality, 1..100 (default: 20)")
     degrade.set_defaults(suffix="", format="jpg")
     for command, ending in ((restore, "_restored"), (upscale, "_xN")):
@@ -53,29 +50,29 @@ def add_photo_commands(commands: Any) -> None:
         command.add_argument("--suffix", metavar="TEXT", help="put at the end of each name (default: nothing below -o,"
                              f" {ending} beside the photos)")
         command.add_argument("--tile", type=int, default=0, metavar="PIXELS",
-                             help="side of the tiles that go through the network (default: what is fast)")
+                             help="side of the tiles that go through the network (default: chosen for speed)")
         command.add_argument("--exact", action="store_true",
-                             help="float32 throughout; default: bfloat16 where there is a unit for it, within 0.01 dB")
+                             help="float32 throughout (default: bfloat16 where the hardware has it, within 0.01 dB)")
     restore.add_argument("--strength", type=float, default=1.0,
-                         help="share of the change that is made, 0..1 (default: 1)")
-    restore.add_argument("--keep-chroma", action="store_true", help="leave the chroma of JPEGs as it is; default: "
-                         "smoothed along the edges of the restored luma")
+                         help="share of the network's change that is applied, 0..1 (default: 1)")
+    restore.add_argument("--keep-chroma", action="store_true", help="leave the chroma of JPEGs as it is (default: "
+                         "smooth it along the edges of the restored luma)")
     restore.add_argument("--model", default=DEFAULT_FAMILY, metavar="FILE",
-                         help=f"weights: {MODEL_HELP}, or a family of these, of which each photo's JPEG quality picks"
-                         f" one (default: {DEFAULT_FAMILY})")
+                         help=f"weights: {MODEL_HELP}, or a family of shipped weights, chosen from by each photo's"
+                         f" JPEG quality (default: {DEFAULT_FAMILY})")
     upscale.add_argument("--model", metavar="FILE", help=f"weights: {MODEL_HELP} (default: those for the scale)")
 
-    compare = commands.add_parser("compare", help="draw a clean photo degraded, restored and as it was, with a detail")
+    compare = commands.add_parser("compare", help="draw a clean photo degraded, restored and original, with a detail")
     compare.add_argument("source", type=Path, help="a clean photo")
     compare.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="picture to write (.png, .jpg)")
     compare.add_argument("--quality", type=int, default=20, help="JPEG quality to degrade with (default: 20)")
     compare.add_argument("--model", default=DEFAULT_FAMILY, metavar="FILE",
                          help=f"weights, as for restore (default: {DEFAULT_FAMILY})")
     compare.add_argument("--width", type=int, default=PICTURE_WIDTH, metavar="PIXELS",
-                         help=f"of the whole picture at most (default: {PICTURE_WIDTH})")
+                         help=f"largest width of the picture (default: {PICTURE_WIDTH})")
     compare.set_defaults(action=compare_command)
 
-    page = commands.add_parser("demo", help="a page in the browser where photos are dropped, restored and compared")
+    page = commands.add_parser("demo", help="serve a web page that restores and compares uploaded photos")
     page.add_argument("--host", default="127.0.0.1",
                       help="address to listen at (default: 127.0.0.1: this machine only)")
     page.add_argument("--port", type=int, default=7860, help="(default: 7860)")
@@ -85,6 +82,7 @@ def add_photo_commands(commands: Any) -> None:
 
 def restore_command(options: argparse.Namespace) -> int:
     from srcnn.models.device import device_here
+    from srcnn.models.pretrained import WeightSelector
     from srcnn.restoration.restore_files import RestoreFile
     from srcnn.restoration.tiled_inference import Treatment
 
@@ -99,6 +97,8 @@ def restore_command(options: argparse.Namespace) -> int:
 
 
 def upscale_command(options: argparse.Namespace) -> int:
+    from srcnn.models.device import device_here, to_device
+    from srcnn.models.weights import load_model
     from srcnn.restoration.restore_files import UpscaleFile
     from srcnn.restoration.tiled_inference import Treatment
     from srcnn.restoration.upscale import weights_for_scale
@@ -132,7 +132,7 @@ def check_quality(quality: int) -> None:
 
 
 def run_on_files(options: argparse.Namespace, prepare: Callable[[], Work], title: str, ending: str) -> int:
-    """The work on all that the command names; the exit status, 1 where something failed."""
+    """Does the work of a command on its sources; returns the exit status: 1 if any photo failed."""
     from srcnn.commands.output_paths import output_paths
     from srcnn.restoration.restore_files import work_on_files
 
@@ -141,12 +141,12 @@ def run_on_files(options: argparse.Namespace, prepare: Callable[[], Work], title
         return run_on_standard_input(options.out, format_suffix, prepare(), options.overwrite)
     suffix = options.suffix if options.suffix is not None else "" if options.out else ending
     targets, num_others = output_paths(options.sources, options.out, format_suffix, suffix)
-    outcomes = work_on_files(targets, prepare(), overwrite=options.overwrite, on_progress=tile_bars())
-    return report_each(outcomes, title, len(targets), num_others)
+    outcomes = work_on_files(targets, prepare(), overwrite=options.overwrite, on_progress=tile_bar())
+    return print_outcomes(outcomes, title, len(targets), num_others)
 
 
 def run_on_standard_input(out: Path | None, format_suffix: str, work: Work, overwrite: bool) -> int:
-    """A photo from standard input into a file, or to standard output."""
+    """Does the work on a photo from standard input, into the file `out` or to standard output."""
     from srcnn.photos.reading import suffix_of
     from srcnn.runtime.untrusted import MAX_PHOTO_BYTES
 
@@ -161,7 +161,7 @@ def run_on_standard_input(out: Path | None, format_suffix: str, work: Work, over
             path = path.rename(path.with_suffix(suffix_of(path)))
             target = out or Path(folder, f"output{format_suffix or path.suffix}")
             if target.exists() and not overwrite:
-                raise ValueError(f"{target}: exists (--overwrite writes it again)")
+                raise ValueError(f"{target}: exists (--overwrite replaces it)")
             target.parent.mkdir(parents=True, exist_ok=True)
             notes = work(path, target, None)
         except ValueError as error:
@@ -174,8 +174,8 @@ def run_on_standard_input(out: Path | None, format_suffix: str, work: Work, over
     return 0
 
 
-def report_each(outcomes: Iterable[Outcome], title: str, num_photos: int, num_others: int = 0) -> int:
-    """Names every photo written or failed, on the way, and sums up; returns the exit status: 1 if any failed."""
+def print_outcomes(outcomes: Iterable[Outcome], title: str, num_photos: int, num_others: int) -> int:
+    """Prints a line for every photo as it is done, and a summary; returns the exit status: 1 if any failed."""
     from tqdm import tqdm
 
     num_failed = num_skipped = 0
@@ -185,7 +185,7 @@ def report_each(outcomes: Iterable[Outcome], title: str, num_photos: int, num_ot
             tqdm.write(f"error: {outcome.error}", file=sys.stderr)
         elif outcome.skipped:
             num_skipped += 1
-            tqdm.write(f"{outcome.target}: {outcome.skipped} (--overwrite writes it again)", file=sys.stderr)
+            tqdm.write(f"{outcome.target}: {outcome.skipped} (--overwrite replaces it)", file=sys.stderr)
         else:
             tqdm.write(f"{outcome.target}{f' ({notes})' if (notes := ', '.join(outcome.notes)) else ''}")
     summary = f"{title}: {num_photos - num_failed - num_skipped}, skipped: {num_skipped}, failed: {num_failed}"
@@ -194,25 +194,26 @@ def report_each(outcomes: Iterable[Outcome], title: str, num_photos: int, num_ot
     return int(num_failed > 0)
 
 
-def tile_bars() -> Callable[[Path, int, int], None]:
-    """Shows on the terminal, below the bar of the photos, how far one large photo is."""
+def tile_bar() -> Callable[[Path, int, int], None]:
+    """Shows the progress within a large photo on the terminal, below the bar of all photos."""
     from tqdm import tqdm
 
-    bars: dict[Path, tqdm[Any]] = {}
+    bar: tqdm[Any]
 
     def show(path: Path, num_done: int, num_tiles: int) -> None:
+        nonlocal bar
         if num_done == 1:
-            bars[path] = tqdm(total=num_tiles, desc=path.name, unit="tile", position=1, leave=False, disable=None)
-        bars[path].update()
+            bar = tqdm(total=num_tiles, desc=path.name, unit="tile", position=1, leave=False, disable=None)
+        bar.update()
         if num_done == num_tiles:
-            bars.pop(path).close()
+            bar.close()
 
     return show
 
 
 def compare_command(options: argparse.Namespace) -> int:
-    if options.width < LEAST_WIDTH:
-        raise ValueError(f"--width {options.width}: expected {LEAST_WIDTH} at least")
+    if options.width < MIN_PICTURE_WIDTH:
+        raise ValueError(f"--width {options.width}: expected at least {MIN_PICTURE_WIDTH}")
     before, after = compare_photo(options.source, options.out, options.quality, options.model, options.width)
     print(f"{options.out}: PSNR of the luma {before:.2f} dB as JPEG of quality {options.quality}, "
           f"{after:.2f} dB restored")
@@ -222,12 +223,13 @@ def compare_command(options: argparse.Namespace) -> int:
 def compare_photo(
     source: Path, out: Path, quality: int = 20, model: str = DEFAULT_FAMILY, width: int = PICTURE_WIDTH
 ) -> tuple[float, float]:
-    """Draws a clean photo as JPEG of a quality, restored, and as it was, into `out`, `width` pixels wide at most;
-    returns the PSNR of the luma of the first two, dB.
+    """Draws a photo degraded to a JPEG of `quality`, restored and original, side by side, at most `width` pixels wide.
+
+    Returns the PSNR of the luma of the degraded and of the restored photo, dB.
 
     Raises:
-        ValueError: the quality is none, or no photo is in `source` (PhotoRefused).
-        FileNotFoundError: no such photo, no such weights.
+        ValueError: the quality is not in 1..100, or `source` cannot be read as a photo (PhotoRefused).
+        FileNotFoundError: the photo or the weights do not exist.
     """
     from PIL import Image
 

@@ -1,6 +1,6 @@
-"""The commands for shards and for the runs of training: verify-shards, doctor, report, sync, dashboard.
+"""The commands for shards and training runs: verify-shards, doctor, report, sync, dashboard.
 
-What is slow to import, PyTorch for one, is imported where a command is carried out: `--help` does without.
+PyTorch and other slow imports are made by the command that runs, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 
 def add_training_commands(commands: Any) -> None:
     verify = commands.add_parser("verify-shards", help="check every byte of shards against their manifest")
-    verify.add_argument("location", help="folder or URL of a split, or of what has train and val below it")
+    verify.add_argument("location", help="folder or URL of a split, or of the folder of both splits")
     verify.set_defaults(action=verify_command)
 
-    # To argparse the settings of a training, which jsonargparse reads, are words like any other.
+    # The settings of a training are parsed by jsonargparse. With a prefix that nobody types, argparse passes them on.
     check = commands.add_parser("doctor", add_help=False, prefix_chars="\0",
-                                help="check all that a training needs before it is started; --help lists the settings")
+                                help="check what a training needs before it is started; --help lists the settings")
     check.add_argument("settings", nargs="*")
     check.set_defaults(action=doctor_command)
 
@@ -28,24 +28,24 @@ def add_training_commands(commands: Any) -> None:
     report.set_defaults(action=report_command)
 
     send = commands.add_parser(
-        "sync", help="send what wandb or MLflow lacks of a training run's numbers",
-        description="Sends the points of metrics.jsonl that the wandb server lacks, with the run's settings, as the one"
-        " run they belong to; for a run that is not training now. WANDB_API_KEY, WANDB_BASE_URL, WANDB_ENTITY and the"
-        " like hold. Where there was no account, `wandb sync RUN/wandb/offline-run-*` sends pictures too; do one of"
-        " the two.")
+        "sync", help="send the metrics of a training run that wandb or MLflow lacks",
+        description="Sends the points of metrics.jsonl that the server lacks, and the settings, to the tracker's run of"
+        " the same id. The training must not be running. WANDB_API_KEY, WANDB_BASE_URL, WANDB_ENTITY and other"
+        " variables of the tracker apply. An offline run can be sent by `wandb sync RUN/wandb/offline-run-*`"
+        " instead, with its pictures; use only one of the two.")
     send.add_argument("run", type=Path, help="folder of the run")
     send.add_argument("--tracker", choices=("wandb", "mlflow"), default="wandb")
-    send.add_argument("--project", default="", help="wandb project, MLflow experiment (default: WANDB_PROJECT, or "
-                      "MLFLOW_EXPERIMENT_NAME, or srcnn)")
+    send.add_argument("--project", default="", help="wandb project or MLflow experiment (default: WANDB_PROJECT or "
+                      "MLFLOW_EXPERIMENT_NAME, else srcnn)")
     send.set_defaults(action=sync_command)
 
     board = commands.add_parser(
-        "dashboard", help="make a workspace in wandb with the panels of a training that matter",
-        description="Adds a view to a wandb project: quality, learning, speed and the load of the machines, over the "
-        "tiles seen. Needs an account, and pip install 'srcnn[dashboard]'.")
-    board.add_argument("--entity", default="", help="default: WANDB_ENTITY, or the account's own")
-    board.add_argument("--project", default="", help="default: WANDB_PROJECT, or srcnn")
-    board.add_argument("--name", default="SRCNN training", help="of the view")
+        "dashboard", help="create a wandb workspace with the panels for a training",
+        description="Adds a view to a wandb project: quality, learning, speed and machine load over the number of "
+        "tiles. Needs an account, and pip install 'srcnn[dashboard]'.")
+    board.add_argument("--entity", default="", help="default: WANDB_ENTITY, else the account's default")
+    board.add_argument("--project", default="", help="default: WANDB_PROJECT, else srcnn")
+    board.add_argument("--name", default="SRCNN training", help="name of the view (default: %(default)s)")
     board.set_defaults(action=dashboard_command)
 
 
@@ -66,7 +66,7 @@ def verify_command(options: argparse.Namespace) -> int:
 
 
 def doctor_command(options: argparse.Namespace) -> int:
-    from srcnn.commands.doctor import main as doctor
+    from srcnn.__main__ import main as doctor
 
     return doctor(options.settings)
 
@@ -79,7 +79,7 @@ def report_command(options: argparse.Namespace) -> int:
 
     settings = options.run / "config.yaml"
     if not settings.is_file():
-        raise FileNotFoundError(f"{settings}: no training run here")
+        raise FileNotFoundError(f"{settings}: no such file; expected the folder of a training run")
     config = read_yaml(settings)
     if not {"shards", "overfit_tiles"} <= config.keys():
         raise ValueError(f"{settings}: not the settings of a training run")
@@ -89,23 +89,12 @@ def report_command(options: argparse.Namespace) -> int:
 
 
 def sync_command(options: argparse.Namespace) -> int:
-    """Raises what `sync_run` raises."""
-    num_sent, address = sync_run(options.run, options.project, options.tracker)
-    print(f"{options.run}: {num_sent} points sent, {options.tracker} has all: {address}")
-    return 0
-
-
-def sync_run(run: Path, project: str, name: str) -> tuple[int, str]:
-    """Sends the points of metrics.jsonl that the server of tracker `name` lacks as the run they belong to there.
-
-    `project` is wandb's project, or MLflow's experiment; "": as the environment says.
-
-    Returns how many were sent, and the address of the run there.
+    """Sends the points of metrics.jsonl that the tracker's run lacks.
 
     Raises:
-        FileNotFoundError: no training run, or no checkpoint, which has the id of the run there.
-        ValueError: no account, or no server named.
-        OSError: the server did not take them; what arrived is not sent again next time.
+        FileNotFoundError: there is no training run, or it has no checkpoint, which holds the id of the tracker's run.
+        ValueError: no account, or no server is set.
+        OSError: the server did not accept all points. Those that arrived are not sent again.
     """
     from srcnn.runtime.settings import read_yaml
     from srcnn.tracking.cluster_job import read_starts
@@ -114,27 +103,34 @@ def sync_run(run: Path, project: str, name: str) -> tuple[int, str]:
     from srcnn.tracking.wandb_tracker import Wandb, end_wandb
     from srcnn.training.checkpoint import latest, load_training, tracker_id_of
 
+    run, name = options.run, options.tracker
     points, folder, settings = read_metrics(run), latest(run), run / "config.yaml"
     if folder is None:
-        raise FileNotFoundError(f"{run}: no checkpoint, and so no id of a {name} run, here")
-    about = (run, read_yaml(settings) if settings.is_file() else {}, tracker_id_of(load_training(folder)), points,
-             read_starts(run))
-    if project:
-        os.environ["WANDB_PROJECT" if name == "wandb" else "MLFLOW_EXPERIMENT_NAME"] = project
+        raise FileNotFoundError(f"{run}: no checkpoint, which would hold the id of the {name} run")
+    config = read_yaml(settings) if settings.is_file() else {}
+    tracker_id = tracker_id_of(load_training(folder))
+    if options.project:
+        os.environ["WANDB_PROJECT" if name == "wandb" else "MLFLOW_EXPERIMENT_NAME"] = options.project
     try:
-        tracker = Mlflow(*about) if name == "mlflow" else Wandb(*about, online=True)
+        tracker: Wandb | Mlflow
+        if name == "wandb":
+            tracker = Wandb(run, config, tracker_id, points, read_starts(run), online=True)
+        else:
+            tracker = Mlflow(run, config, tracker_id, points, read_starts(run))
         tracker.finish(0)
     except ValueError:
         raise
-    except Exception as error:  # both have many, of no common class
-        raise OSError(f"{run}: not all could be sent, try again later: {' '.join(str(error).split())}") from error
+    except Exception as error:  # the errors of wandb and MLflow have no common base class
+        raise OSError(f"{run}: not all points were sent, try again later: {' '.join(str(error).split())}") from error
     finally:
         end_wandb()
-    return tracker.num_sent, tracker.url
+    print(f"{run}: {tracker.num_sent} points sent, {name} has all: {tracker.url}")
+    return 0
 
 
 def dashboard_command(options: argparse.Namespace) -> int:
-    from srcnn.tracking.dashboard import save
+    from srcnn.tracking.dashboard import save_workspace
 
-    print(save(options.entity, options.project or os.environ.get("WANDB_PROJECT", "srcnn"), options.name))
+    project = options.project or os.environ.get("WANDB_PROJECT", "srcnn")
+    print(save_workspace(options.entity, project, options.name))
     return 0

@@ -1,4 +1,4 @@
-"""The commands for weights: score, verify, export. PyTorch is imported where one is carried out."""
+"""The commands for weights: score, verify, export. PyTorch is imported by the command that runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def add_weight_commands(commands: Any) -> None:
     score.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as Markdown too")
     score.set_defaults(action=score_command)
 
-    verify = commands.add_parser("verify", help="score the shipped weights again, and compare with their cards")
+    verify = commands.add_parser("verify", help="score the shipped weights again and compare with their model cards")
     verify.add_argument("names", nargs="*", metavar="NAME", help="shipped weights (default: all)")
     verify.add_argument("--photos", type=Path, required=True, metavar="DIR",
                         help="folder with the sets of clean photos: live1_y, classic5, set5, ...")
@@ -33,8 +33,8 @@ def add_weight_commands(commands: Any) -> None:
     export.add_argument("model", help="a file, a run folder or a shipped name")
     export.add_argument("--onnx", type=Path, metavar="FILE", help="for ONNX Runtime and the like (needs srcnn[export])")
     export.add_argument("--torch", type=Path, metavar="FILE", help="a .pt2 for torch.export.load")
-    export.add_argument("--quality", type=int, help="of a network that is told of the JPEG: write it for this quality, "
-                        "1..100, without that input")
+    export.add_argument("--quality", type=int, help="JPEG quality, 1..100, to fix in a network that has it as an "
+                        "input: the exported network has no such input")
     export.set_defaults(action=export_command)
 
 
@@ -47,7 +47,7 @@ def score_command(options: argparse.Namespace) -> int:
     from srcnn.runtime.files import write_json
 
     if options.scale and options.quality is not None:
-        raise ValueError("--scale and --quality: one of the two")
+        raise ValueError("--scale and --quality cannot be given together")
     scale, quality = options.scale or 1, options.quality if options.quality is not None else 20
     degradation = Degradation(jpeg_quality=quality) if scale == 1 else Degradation(jpeg_quality=[], scale=scale)
     name = options.model or (weights_for_scale(scale) if scale > 1 else DEFAULT_WEIGHTS)
@@ -56,11 +56,12 @@ def score_command(options: argparse.Namespace) -> int:
     for reason in refused:
         print(f"refused: {reason}", file=sys.stderr)
     table = to_markdown(scores)
-    done = f"scale {scale}" if scale > 1 else f"JPEG quality {quality}"
-    print(f"{done}, luma {LUMA_NAMES[options.luma]}, {name}\n\n{table}", end="")
+    degraded = f"scale {scale}" if scale > 1 else f"JPEG quality {quality}"
+    print(f"{degraded}, luma {LUMA_NAMES[options.luma]}, {name}\n\n{table}", end="")
     if options.json:
         settings = {"quality": None if scale > 1 else quality, "scale": scale, "luma": options.luma, "model": name}
-        write_json(options.json, settings | {"photos": (rows := to_json(scores))[:-1], "mean": rows[-1]})
+        *photos, mean = to_json(scores)
+        write_json(options.json, settings | {"photos": photos, "mean": mean})
     if options.markdown:
         options.markdown.write_text(table, encoding="utf-8")
     return int(bool(refused))
@@ -76,7 +77,7 @@ def verify_weights_command(options: argparse.Namespace) -> int:
         num_checked += row.measured is not None
         num_wrong += bool(row.problem)
         measured = "" if row.measured is None else f"{row.measured['psnr']:.4f}"
-        verdict = "right" if row.ok else row.problem or "not checked: these photos are not there"
+        verdict = "right" if row.ok else row.problem or "not checked: these photos are missing"
         print(f"| {row.weights} | {row.title} | {row.card['psnr']:.4f} | {measured} | {verdict} |", flush=True)
     print(f"rows checked: {num_checked}, wrong: {num_wrong}, not checked: {num_absent}", file=sys.stderr)
     return int(num_wrong > 0)
@@ -88,18 +89,19 @@ def export_command(options: argparse.Namespace) -> int:
     from srcnn.photos.jpeg_quality import condition_of_quality
 
     if not (options.onnx or options.torch):
-        raise ValueError("say what to write: --onnx FILE or --torch FILE, or both")
+        raise ValueError("nothing to write: give --onnx FILE or --torch FILE, or both")
     model, about = load_model(options.model), {"name": Path(options.model).stem}
     if options.quality is not None:
         if not model.conditioned or not 1 <= options.quality <= 100:
-            raise ValueError(f"--quality {options.quality}: expected 1..100, and a network that is told of the JPEG")
+            raise ValueError(f"--quality {options.quality}: expected 1..100, and a network with that input")
         model = model.with_condition(condition_of_quality(options.quality))
         about["quality"] = str(options.quality)
     for path, write in ((options.onnx, export_onnx), (options.torch, export_torch)):
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             difference = write(model, path, about)
-            checked = "not compared with PyTorch (no onnxruntime)" if difference is None else \
-                f"within {difference:.1e} of PyTorch on odd sizes"
-            print(f"{path}: {checked}")
+            if difference is None:
+                print(f"{path}: not compared with PyTorch (onnxruntime is not installed)")
+            else:
+                print(f"{path}: within {difference:.1e} of PyTorch on odd sizes")
     return 0

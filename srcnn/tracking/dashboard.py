@@ -1,4 +1,4 @@
-"""`srcnn dashboard`: a workspace of wandb with the panels of a training that matter, made from here."""
+"""`srcnn dashboard`: creates a wandb workspace with the panels for a training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from srcnn.tracking.history import STEP_KEY
 from srcnn.tracking.wandb_tracker import wandb_mode
 
 PICTURES = "degraded, restored, clean"
-# Titles, and what is drawn over the tiles seen: keys that trainings log.
+# Titles of sections and plots, and the logged keys that are plotted over the number of tiles.
 SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "Quality": {
         "PSNR of the validation tiles and of their input, dB": ("val/psnr", "val/psnr_in"),
@@ -21,7 +21,7 @@ SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "Loss": ("train/loss",),
         "Norm of the gradient": ("gradient_norm",),
         "Learning rate": ("learning_rate",),
-        "Steps skipped as they were not finite": ("skipped_steps",),
+        "Steps skipped as not finite": ("skipped_steps",),
     },
     "Speed": {
         "Tiles a second": ("tiles_per_second",),
@@ -30,7 +30,7 @@ SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 LOGARITHMIC = {"train/loss", "gradient_norm"}
-# wandb's own, over the seconds of the run.
+# System metrics that wandb records, plotted over the seconds of the run.
 LOADS = {
     "Processor, %": r"system\.cpu",
     "Memory, %": r"system\.memory_percent",
@@ -42,7 +42,7 @@ LOADS = {
 
 
 def workspace(entity: str, project: str, name: str) -> Any:
-    """The workspace, not saved yet. Raises FileNotFoundError where its package is not installed."""
+    """The workspace, not saved yet. Raises FileNotFoundError where wandb-workspaces is not installed."""
     try:
         import wandb_workspaces.reports.v2.interface as reports
         import wandb_workspaces.workspaces as workspaces
@@ -61,12 +61,12 @@ def workspace(entity: str, project: str, name: str) -> Any:
     return workspaces.Workspace(entity=entity, project=project, name=name, sections=sections, settings=settings)
 
 
-def save(entity: str, project: str, name: str) -> str:
-    """Makes the workspace at wandb and returns its address.
+def save_workspace(entity: str, project: str, name: str) -> str:
+    """Saves the workspace in wandb and returns its address.
 
     Raises:
         ValueError: no account.
-        OSError: the server did not take it.
+        OSError: the server did not accept it.
     """
     import wandb
 
@@ -76,5 +76,5 @@ def save(entity: str, project: str, name: str) -> str:
         return str(workspace(entity, project, name).save().url)
     except FileNotFoundError:
         raise
-    except Exception as error:  # wandb has many, of no common class
+    except Exception as error:  # the errors of wandb have no common base class
         raise OSError(f"{project}: the workspace could not be saved: {' '.join(str(error).split())}") from error

@@ -1,4 +1,4 @@
-"""metrics.jsonl, the history of a run: every number that goes to a tracker, a line for each point."""
+"""metrics.jsonl of a run: written, read and as a table. Each line is a point, with every number that trackers get."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from srcnn.runtime.files import atomic_file
 
 logger = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
-STEP_KEY = "samples"  # the training tiles seen: what every point has, and trackers take for its step
-MAX_VALUE = 1e30  # of a number in metrics.jsonl; float64 axes cannot do with much larger ones
+STEP_KEY = "samples"  # number of training tiles seen: in every point, and its step in trackers
+MAX_VALUE = 1e30  # plots with float64 axes fail with much larger numbers
 Values = Mapping[str, float]
 
 
 class History:
-    """The file, written. Lines that cannot be written are kept in memory, and written in order when they can."""
+    """Writes metrics.jsonl. Lines that cannot be written are kept in memory and written later, in order."""
 
     def __init__(self, run: Path, logged_samples: int) -> None:
-        """Drops the points past `logged_samples`, which a continued run logs again, and torn lines."""
+        """Drops points past `logged_samples`, which a resumed run logs again, and torn lines."""
         self.path, self.logged_samples = run / METRICS, logged_samples
-        self.lines: list[bytes] = []  # the whole file: some hundred bytes a point
-        self.num_written = self.num_bytes = 0
+        self.lines: list[bytes] = []  # of the whole file, some hundred bytes a point
+        self.num_written = self.num_bytes = 0  # lines and bytes that the file holds; bytes -1: to be replaced
         self.is_read = self.is_failing = False
         self.write()
 
@@ -38,14 +38,14 @@ class History:
         self.write()
 
     def write(self) -> None:
-        """Writes what is not written yet; warns once when that fails, and once when it works again."""
+        """Writes the lines that are not in the file yet; warns once when that fails, and once when it works again."""
         try:
             if not self.is_read:
                 self._read()
-            self._write()
+            self._append_or_replace()
         except OSError as error:
             if not self.is_failing:
-                logger.warning("%s cannot be written, its lines are kept in memory until it can: %s", self.path, error)
+                logger.warning("%s cannot be written, its lines are kept in memory meanwhile: %s", self.path, error)
             self.is_failing = True
         else:
             if self.is_failing:
@@ -55,33 +55,29 @@ class History:
     def _read(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         content = self.path.read_bytes() if self.path.exists() else b""
-        kept = [line for line in content.splitlines(keepends=True) if _progress(line) <= self.logged_samples]
-        is_start = content.startswith(b"".join(kept))
-        self.num_written = len(kept) if is_start else 0
-        self.num_bytes = sum(map(len, kept)) if is_start else -1
+        kept = [line for line in content.splitlines(keepends=True) if _samples_of(line) <= self.logged_samples]
+        start = b"".join(kept)
+        self.num_written, self.num_bytes = len(kept), len(start) if content.startswith(start) else -1
         self.lines = kept + self.lines
         self.is_read = True
 
-    def _write(self) -> None:
+    def _append_or_replace(self) -> None:
         size = self.path.stat().st_size if self.path.exists() else 0
-        if size < self.num_bytes or self.num_bytes < 0:  # not what was written: another disk, another file
-            with atomic_file(self.path) as whole:
-                whole.write(b"".join(self.lines))
-            self.num_written, self.num_bytes = len(self.lines), sum(map(len, self.lines))
-            return
-        new = b"".join(self.lines[self.num_written:])
-        if not new and size == self.num_bytes:
-            return
-        with self.path.open("ab") as file:
-            file.truncate(self.num_bytes)  # a line half written goes
-            file.write(new)
-            file.flush()
-            os.fsync(file.fileno())
-        self.num_written, self.num_bytes = len(self.lines), self.num_bytes + len(new)
+        new = self.lines[self.num_written :]
+        if not 0 <= self.num_bytes <= size:  # the file is not the one written before: another disk, another file
+            with atomic_file(self.path) as file:
+                file.writelines(self.lines)
+        elif new or size != self.num_bytes:
+            with self.path.open("ab") as file:
+                file.truncate(self.num_bytes)  # removes a line half written
+                file.writelines(new)
+                file.flush()
+                os.fsync(file.fileno())
+        self.num_written, self.num_bytes = len(self.lines), sum(map(len, self.lines))
 
 
-def _progress(line: bytes) -> float:
-    """The tiles seen at a point; infinity for a line that is torn."""
+def _samples_of(line: bytes) -> float:
+    """The number of tiles seen at a point; infinity for a torn line."""
     with contextlib.suppress(ValueError, KeyError, TypeError):
         if line.endswith(b"\n"):
             return float(json.loads(line)[STEP_KEY])
@@ -89,30 +85,30 @@ def _progress(line: bytes) -> float:
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
-    """The points of a run's metrics.jsonl, in order. Raises FileNotFoundError where there is none."""
+    """The points of a run's metrics.jsonl, in order. Raises FileNotFoundError where there is no such file."""
     path = run / METRICS
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no numbers of a training run here")
+        raise FileNotFoundError(f"{path}: no such file; expected the folder of a training run")
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def checked_points(run: Path) -> list[dict[str, float]]:
-    """The points of a run of unknown origin. Raises ValueError where they are not numbers by name."""
+    """The points of a run of unknown origin. Raises ValueError where they are not names with numbers."""
     try:
         points = read_metrics(run)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{run}: its numbers (metrics.jsonl) are damaged: {str(error)[:99]}") from error
+        raise ValueError(f"{run}: metrics.jsonl is damaged: {str(error)[:99]}") from error
     for point in points:
         if not isinstance(point, dict) or STEP_KEY not in point:
-            raise ValueError(f"{run}: a line of its metrics.jsonl is no point with {STEP_KEY}: {str(point)[:99]}")
+            raise ValueError(f"{run}: a line of metrics.jsonl has no {STEP_KEY}: {str(point)[:99]}")
         for key, value in point.items():
-            if type(value) not in (int, float) or abs(value) > MAX_VALUE:  # NaN, of a loss that blew up, is a gap
-                raise ValueError(f"{run}: its metrics.jsonl has {key[:40]} {str(value)[:40]}, which is no number")
+            if type(value) not in (int, float) or abs(value) > MAX_VALUE:  # NaN, of a diverged loss, is a gap
+                raise ValueError(f"{run}: metrics.jsonl has {key[:40]} {str(value)[:40]}, expected a number")
     return points
 
 
 def merge_by_step(points: Sequence[Values]) -> dict[int, dict[str, float]]:
-    """Points in order of their step, those of one step merged."""
+    """The values by step, in order; points of one step are merged."""
     merged: dict[int, dict[str, float]] = {}
     for point in sorted(points, key=lambda point: point[STEP_KEY]):
         values = {key: value for key, value in point.items() if key != STEP_KEY}
@@ -121,7 +117,7 @@ def merge_by_step(points: Sequence[Values]) -> dict[int, dict[str, float]]:
 
 
 def results_table(points: Sequence[Values]) -> str:
-    """Every validation as a row of a Markdown table."""
+    """A Markdown table with a row for every validation."""
     lines = ["| tiles seen | input dB | output dB | gain dB | gain % | SSIM in | SSIM out |", "|---" * 7 + "|"]
     columns = {"val/psnr_in": 2, "val/psnr": 2, "val/gain": 2, "val/gain_percent": 1, "val/ssim_in": 4, "val/ssim": 4}
     for point in points:

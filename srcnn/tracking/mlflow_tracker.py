@@ -1,7 +1,7 @@
-"""A training run in MLflow, by its plain client.
+"""The MLflow tracker, by MlflowClient.
 
-Accelerate's tracker works through MLflow's one active run of a thread, which MLflow calls finished at the end of the
-process whatever happened, and finds the run of an earlier process only by MLflow's own id.
+Accelerate's own tracker uses MLflow's active run, which MLflow marks as finished at the end of the process whatever
+happened, and which is found again only by MLflow's id.
 """
 
 from __future__ import annotations
@@ -20,24 +20,23 @@ from srcnn.tracking.tracker import Level, Pictures, Tracker, hyperparameters
 
 logger = logging.getLogger(__name__)
 ID_TAG = "srcnn.run"
-MAX_PARAMS, VALUE_LENGTH = 100, 500  # of a call, and characters of a value, that servers of old take too
+MAX_PARAMS, VALUE_LENGTH = 100, 500  # parameters of a call, characters of a value: limits of older servers
 
 
 class Mlflow(Tracker):
-    """An MLflow run that goes on where what it has ends: of `points` it is sent those that it lacks.
+    """An MLflow run, found by `run_id` in a tag, as MLflow chooses the ids of runs; it is sent the `points` it lacks.
 
-    MLflow gives runs ids of its own: this one is found by the run's, in a tag. A point is one call, in a server's data
-    base one transaction, so there is all of it or nothing; its `samples` tells how far the run has come.
+    A point is one call and one transaction of the server's database, so that it arrives whole or not at all; the last
+    value of `samples` is the last point that arrived.
     """
 
     def __init__(
         self, run: Path, config: Mapping[str, Any], run_id: str, points: Sequence[Values],
         jobs: JobHistory = JobHistory(),
     ) -> None:
-        """Raises whatever MLflow raises; ValueError where no server is named, ModuleNotFoundError without MLflow."""
-        if problem := mlflow_problem():
-            raise ValueError(problem)
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it reports its use to its makers
+        """Raises ValueError where no server is set, ModuleNotFoundError without MLflow, and the errors of MLflow."""
+        server = without_credentials(mlflow_server()).rstrip("/")
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         import mlflow
 
         self.client = mlflow.MlflowClient()
@@ -47,15 +46,14 @@ class Mlflow(Tracker):
         existing = found[0] if found else self.client.create_run(experiment, run_name=run.name, tags={ID_TAG: run_id})
         self.run_id = existing.info.run_id
         self.next_step = int(existing.data.metrics.get(STEP_KEY, -1)) + 1
-        address = without_credentials(os.environ["MLFLOW_TRACKING_URI"]).rstrip("/")
-        self.url = f"{address}/#/experiments/{experiment}/runs/{self.run_id}"
+        self.url = f"{server}/#/experiments/{experiment}/runs/{self.run_id}"
         logger.info("mlflow: %s", self.url)
         self.client.update_run(self.run_id, status="RUNNING")
         self._describe(hyperparameters(config), existing.data.params, jobs)
         self.log_missing(points)
 
     def _describe(self, config: Mapping[str, Any], known: Mapping[str, str], jobs: JobHistory) -> None:
-        """Settings and jobs. MLflow lets no parameter be changed: what is set otherwise now becomes a tag."""
+        """Sends settings and jobs. MLflow parameters cannot be changed: a setting that differs now becomes a tag."""
         from mlflow.entities import Param, RunTag
 
         wanted = {key: str(value)[:VALUE_LENGTH] for key, value in config.items()}
@@ -77,8 +75,7 @@ class Mlflow(Tracker):
                 self.run_id, picture, artifact_file=f"pictures/{title}/{samples:010d}.png"))
 
     def _send_file(self, send: Callable[[], object]) -> None:
-        """Files may go elsewhere than numbers, to a bucket for which this machine has no rights: once that fails, the
-        numbers go on alone."""
+        """Sends a file, until that fails once: files may be stored in a bucket that this machine cannot write to."""
         from mlflow.exceptions import MlflowException
 
         if self.takes_files:
@@ -86,14 +83,14 @@ class Mlflow(Tracker):
                 send()
             except (MlflowException, OSError, ImportError) as error:
                 self.takes_files = False
-                logger.warning("mlflow takes no pictures or files, only the numbers: %s",
+                logger.warning("mlflow does not accept pictures and files, only numbers are sent: %s",
                                without_credentials(" ".join(str(error).split())))
 
     def log_artifact(self, title: str, folder: Path) -> None:
         self._send_file(lambda: self.client.log_artifacts(self.run_id, str(folder), artifact_path=title))
 
     def alert(self, title: str, text: str, level: Level) -> None:
-        """It sends none, but shows the last one."""
+        """MLflow has no alerts: the last one of a level is shown as a tag."""
         self.client.set_tag(self.run_id, f"alert.{level.lower()}", f"{title}: {text}"[:VALUE_LENGTH])
 
     def preempted(self) -> None:
@@ -104,8 +101,8 @@ class Mlflow(Tracker):
         self.client.set_terminated(self.run_id, status)
 
 
-def mlflow_problem() -> str:
-    """Why MLflow would not know where to send: it would begin a data base in the current folder."""
-    if os.environ.get("MLFLOW_TRACKING_URI"):
-        return ""
-    return "no MLflow server: set MLFLOW_TRACKING_URI to its address, or to sqlite:////PATH/mlflow.db"
+def mlflow_server() -> str:
+    """The address in MLFLOW_TRACKING_URI. Raises ValueError where it has none: MLflow would use this folder."""
+    if address := os.environ.get("MLFLOW_TRACKING_URI"):
+        return address
+    raise ValueError("no MLflow server: set MLFLOW_TRACKING_URI to its address, or to sqlite:////PATH/mlflow.db")

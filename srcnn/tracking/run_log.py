@@ -1,4 +1,4 @@
-"""One record of a run for all: metrics.jsonl always, a line for people, and the trackers asked for."""
+"""Logs a run to metrics.jsonl, to the terminal, and to the trackers that the config names."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from srcnn.tracking.tracker import FINISH_SECONDS, Level, Pictures, TensorBoard,
 from srcnn.tracking.wandb_tracker import Wandb, end_wandb, kill_wandb_core
 
 logger = logging.getLogger(__name__)
-PREEMPTED_SECONDS = 10.0  # between SIGTERM and SIGKILL are 30 s, and there is a checkpoint to save
-SYNC_OPTIONS = {"wandb": "", "mlflow": " --tracker mlflow"}  # of `srcnn sync`, which sends later what they lack
+PREEMPTED_SECONDS = 10.0  # of the 30 s between SIGTERM and SIGKILL, in which a checkpoint is saved too
+SYNC_OPTIONS = {"wandb": "", "mlflow": " --tracker mlflow"}  # of `srcnn sync`
 BAR = "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} tiles, {rate_fmt}, {remaining} left{postfix}"
 
 
 class Tracking:
-    """The record of a run, kept by the main process; on the others every call does nothing.
+    """The log of a run, written by the main process; in other processes every method does nothing.
 
-    Nothing here raises, and nothing but `finish` waits. A tracker that fails is named once and left out from then on:
-    metrics.jsonl has the numbers, and what wandb lacks of them is sent when the run continues, or by `srcnn sync`.
+    No method raises, and none but `finish` waits. A tracker that fails is reported once and not used any more: the
+    points are in metrics.jsonl, and the tracker gets them when the run resumes, or by `srcnn sync`.
     """
 
     def __init__(
@@ -46,22 +46,23 @@ class Tracking:
     ) -> None:
         """
         Args:
-            trackers: None where this is not the main process.
+            trackers: names of the trackers; None in a process that is not the main one.
             samples: tiles seen so far, where the progress bar starts.
-            logged_samples: the progress of the last point that is kept, 0 or less for none: those past it were logged
-                after the checkpoint that is continued from, and will be again.
-            hosts: the machines it runs on.
-            alerts: tell people through wandb what they would want to be called for.
+            logged_samples: tiles seen at the last point to keep, 0 or less for none: later points were logged after the
+                checkpoint that the run resumes from, and will be logged again.
+            run_id: identifies the run in wandb and MLflow, over all its starts.
+            hosts: the machines of the ranks.
+            alerts: send alerts through the trackers.
         """
         self.run = run
         self.is_main = trackers is not None
         self.threads: list[TrackerThread] = []
         self.is_preempted = False
         self.alerts, self.has_alerted_of_skips = alerts, False
-        self.validation: dict[str, float] = {}  # the last one of this process
-        hidden = not (self.is_main and sys.stderr is not None and sys.stderr.isatty())
+        self.validation: dict[str, float] = {}  # the last one since the start
         self.total_samples = total_samples
-        self.bar = tqdm(total=total_samples, initial=samples, unit=" tiles", disable=hidden, bar_format=BAR)
+        is_hidden = None if self.is_main else True  # None: unless this is a terminal
+        self.bar = tqdm(total=total_samples, initial=samples, unit=" tiles", disable=is_hidden, bar_format=BAR)
         if trackers is None:
             return
         self.history = History(run, logged_samples)
@@ -76,23 +77,16 @@ class Tracking:
 
     def _failed(self, name: str, reason: str) -> None:
         hint = f"; `srcnn sync {self.run}{SYNC_OPTIONS[name]}` sends them later" if name in SYNC_OPTIONS else ""
-        logger.warning("tracking with %s stopped, the numbers go on in %s%s: %s", name, self.run / METRICS, hint,
-                       reason)
-
-    def _show(self, action: Callable[[], object]) -> None:
-        try:
-            action()
-        except (OSError, ValueError):  # the terminal is gone, or closed
-            self.bar.disable = True
+        logger.warning("tracking with %s stopped, %s has all points%s: %s", name, self.run / METRICS, hint, reason)
 
     def advance(self, samples: int) -> None:
         """Moves the progress bar to `samples` tiles."""
-        self._show(lambda: self.bar.update(samples - self.bar.n))
+        self.bar.update(samples - self.bar.n)
 
     def log(self, samples: int, values: Values, pictures: Pictures | None = None) -> None:
-        """Writes all there is at a progress of `samples` tiles, once: to metrics.jsonl, the trackers, and for people.
+        """Writes a point, the values after `samples` tiles, to metrics.jsonl, the trackers and the terminal.
 
-        `pictures` are for the trackers alone.
+        `pictures` go to the trackers only.
         """
         if not self.is_main:
             return
@@ -100,45 +94,47 @@ class Tracking:
         self.validation = {key: value for key, value in values.items() if key.startswith("val/")} or self.validation
         self._send(lambda tracker: tracker.log(samples, dict(values), dict(pictures or {})))
         if self.bar.disable:
-            parts = [*learning(values), *speed(values, self.total_samples - samples), *validated(values)]
-            logger.info("%d of %d tiles: %s", samples, self.total_samples, ", ".join(parts))
-        else:
-            if parts := validated(values):
-                self._show(lambda: self.bar.write(f"{samples} tiles: {parts[0]}", file=sys.stderr))
-            if postfix := learning(values):
-                self._show(lambda: self.bar.set_postfix_str(", ".join(postfix)))
+            texts = loss_text(values), speed_text(values, self.total_samples - samples), validation_text(values)
+            logger.info("%d of %d tiles: %s", samples, self.total_samples, ", ".join(filter(None, texts)))
+            return
+        if validation := validation_text(values):
+            self.bar.write(f"{samples} tiles: {validation}", file=self.bar.fp)  # which a closed terminal does not break
+        if loss := loss_text(values):
+            self.bar.set_postfix_str(loss)
 
     def _send(self, action: Callable[[Tracker], None]) -> None:
         for thread in self.threads:
             thread.put(action)
 
     def log_artifact(self, title: str, folder: Path) -> None:
-        """Uploads a folder as an artifact: to wandb of type model."""
+        """Uploads a folder as an artifact, in wandb of type model."""
         self._send(lambda tracker: tracker.log_artifact(title, folder))
 
     def alert(self, title: str, text: str, level: Level) -> None:
-        """Sends people a message by the trackers, unless `alerts` is off."""
+        """Sends an alert through the trackers, unless `alerts` is off."""
         if self.alerts:
             shown = without_credentials(text)
             self._send(lambda tracker: tracker.alert(f"{self.run.name} {title}", shown, level))
 
     def skipped(self, step: int) -> None:
-        """Alerts people of a step that was skipped as it was not finite: of the first that this process skips."""
+        """Sends an alert about the first step since the start that was skipped as not finite."""
         if not self.has_alerted_of_skips:
             self.alert("is not finite", f"loss or gradient is not finite: step {step} was skipped, its tiles are in "
                        f"{self.run / 'skipped.jsonl'}; later ones are counted in skipped_steps", "WARN")
         self.has_alerted_of_skips = True
 
     def preempted(self, reason: str = "") -> None:
-        """Marks the run as preempted, to be continued later; `finish` then hurries."""
+        """Marks the run as preempted, to be resumed later; `finish` then waits PREEMPTED_SECONDS only."""
         self.is_preempted = True
         self.alert("was preempted", f"{reason or 'stopped'}: checkpoint saved, the same command resumes it", "WARN")
         self._send(lambda tracker: tracker.preempted())
 
     def finish(self) -> None:
-        """Waits until the trackers have all, FINISH_SECONDS at most; warns if not. May be called in a `finally`:
-        the run then counts as failed where an exception is on its way."""
-        self._show(self.bar.close)
+        """Waits until the trackers have sent all, at most FINISH_SECONDS; warns if they have not.
+
+        Called in a `finally` clause while an exception is raised, it marks the run as failed.
+        """
+        self.bar.close()
         if self.is_main:
             self.history.write()
         deadline = time.monotonic() + (PREEMPTED_SECONDS if self.is_preempted else FINISH_SECONDS)
@@ -146,30 +142,30 @@ class Tracking:
         if error is not None and not self.is_preempted:
             self.alert("failed", f"{type(error).__name__}: {error}", "ERROR")
         elif not self.is_preempted and "val/psnr" in self.validation:
-            self.alert("is done", validated(self.validation)[0], "INFO")
+            self.alert("is done", validation_text(self.validation), "INFO")
         for thread in self.threads:
             thread.finish(int(self.is_preempted or error is not None), max(deadline - time.monotonic(), 0))
         self.threads = []
 
 
-def learning(values: Values) -> list[str]:
-    """For people: the loss and the PSNR of the training tiles since the last line; [] where there are none."""
-    names = {"train/loss": "loss {:.3g}", "train/psnr": "PSNR {:.2f} dB"}
-    return [text.format(values[key]) for key, text in names.items() if key in values]
+def loss_text(values: Values) -> str:
+    """The training loss and PSNR of a point; "" where it has none."""
+    formats = {"train/loss": "loss {:.3g}", "train/psnr": "PSNR {:.2f} dB"}
+    return ", ".join(text.format(values[key]) for key, text in formats.items() if key in values)
 
 
-def speed(values: Values, num_tiles_left: int) -> list[str]:
-    """For people: tiles a second, and how long the rest takes at that rate; [] where no rate was measured."""
+def speed_text(values: Values, num_tiles_left: int) -> str:
+    """Tiles per second, and how long the rest will take; "" where the point has no rate."""
     rate = values.get("tiles_per_second", 0.0)
     if not rate > 0:
-        return []
-    left = [f"{tqdm.format_interval(num_tiles_left / rate)} left"] if num_tiles_left else []
-    return [f"{rate:,.0f} tiles/s" if rate >= 100 else f"{rate:.3g} tiles/s", *left]
+        return ""
+    text = f"{rate:,.0f} tiles/s" if rate >= 100 else f"{rate:.3g} tiles/s"
+    return f"{text}, {tqdm.format_interval(num_tiles_left / rate)} left" if num_tiles_left else text
 
 
-def validated(values: Values) -> list[str]:
-    """For people: the PSNR of the validation tiles, and by how much it is above that of the degraded input."""
+def validation_text(values: Values) -> str:
+    """The validation PSNR, and its gain over the degraded input; "" where the point has none."""
     if "val/psnr" not in values:
-        return []
+        return ""
     gain = f" ({values['val/gain']:+.2f} dB)" if "val/gain" in values else ""
-    return [f"validation PSNR {values['val/psnr']:.2f} dB{gain}"]
+    return f"validation PSNR {values['val/psnr']:.2f} dB{gain}"

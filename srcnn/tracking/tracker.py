@@ -1,4 +1,4 @@
-"""What a tracker is. Each works in a thread of its own: whatever one does, or fails to do, training does not wait."""
+"""The interface of trackers, the thread that each runs in so that training never waits, and TensorBoard."""
 
 from __future__ import annotations
 
@@ -18,27 +18,33 @@ from srcnn.tracking.history import Values, merge_by_step
 
 logger = logging.getLogger(__name__)
 FINISH_SECONDS = 60.0
-MAX_PENDING = 1000  # points that wait for a tracker before it is given up
+MAX_PENDING = 1000  # queued actions at which a tracker is given up
 Pictures = Mapping[str, np.ndarray]  # uint8 (H, W, 3), by title
 Level = Literal["INFO", "WARN", "ERROR"]
 
 
 class Tracker(ABC):
-    """A record of the run besides metrics.jsonl. Every method may raise, and wait: a TrackerThread calls them."""
+    """Receives the points of a run. Methods may raise and block, as a TrackerThread calls them.
 
-    next_step = 0  # the first progress that it lacks: a continued run goes on there
+    Attributes:
+        next_step: the first number of samples that the tracker's run lacks.
+        num_sent: points sent by this process.
+        url: address of the run, "" if it has none.
+    """
+
+    next_step = 0
     num_sent = 0
     url = ""
 
     def log(self, samples: int, values: Values, pictures: Pictures) -> None:
-        """Sends a point, unless the tracker has it."""
+        """Sends a point, unless the tracker's run has it."""
         if samples >= self.next_step:
             self.send(samples, values, pictures)
             self.next_step = samples + 1
             self.num_sent += 1
 
     def log_missing(self, points: Sequence[Values]) -> None:
-        """Sends those of metrics.jsonl that the tracker lacks: only numbers, no pictures."""
+        """Sends the points of metrics.jsonl that the tracker's run lacks, without pictures."""
         for samples, values in merge_by_step(points).items():
             self.log(samples, values, {})
 
@@ -56,10 +62,10 @@ class Tracker(ABC):
 
 
 class TrackerThread:
-    """Hands a tracker what it is to do, in order, in a thread that does not hold up the end of the process.
+    """Runs the actions on a tracker, in order, in a daemon thread.
 
-    The first failure is reported to `on_failure`, once; from then on nothing is sent. `close` is called in the end;
-    `kill` where the thread hangs, to end what it waits for.
+    `start` makes the tracker. The first failure is reported by `on_failure(name, reason)`; from then on nothing is
+    sent. `close` is called at the end of the thread; `kill`, if it hangs, ends what it waits for.
     """
 
     def __init__(
@@ -76,22 +82,22 @@ class TrackerThread:
     def _work(self, start: Callable[[], Tracker]) -> None:
         try:
             tracker = start()
-            # wandb registers its own, unbounded wait at the end of the process; what is registered later goes first.
+            # wandb has registered an unbounded wait at the end of the process; a later registration is called first.
             atexit.register(self.finish, 1, FINISH_SECONDS)
             while (action := self.pending.get()) is not None and not self.failed.is_set():
                 action(tracker)
-        except Exception as error:  # whatever a tracker raises, training goes on
+        except Exception as error:  # a tracker may raise anything, and training goes on
             self.fail(without_credentials(" ".join(f"{type(error).__name__}: {error}".split())))
         finally:
             self.close()
 
     def put(self, action: Callable[[Tracker], None] | None) -> None:
-        """Queues it, without waiting."""
+        """Queues an action, or None for the end, without waiting."""
         if not self.failed.is_set():
             try:
                 self.pending.put_nowait(action)
             except queue.Full:
-                self.fail(f"queue full ({MAX_PENDING} pending points), the tracker does not respond")
+                self.fail(f"its queue is full ({MAX_PENDING} points), it does not respond")
                 self.kill()
 
     def fail(self, reason: str) -> None:
@@ -102,19 +108,19 @@ class TrackerThread:
         self.on_failure(self.name, reason)
 
     def finish(self, exit_code: int, seconds: float) -> None:
-        """Waits at most so long (and a second) until all is sent."""
+        """Waits until all is sent, at most `seconds` and one more."""
         atexit.unregister(self.finish)
         self.put(lambda tracker: tracker.finish(exit_code))
         self.put(None)
         self.thread.join(seconds)
         if self.thread.is_alive():
-            self.fail(f"not all was sent within {seconds:.0f} s")
+            self.fail(f"not all points were sent within {seconds:.0f} s")
             self.kill()
             self.thread.join(1)
 
 
 class TensorBoard(Tracker):
-    """Event files in `run`/srcnn; what earlier ones hold past `logged_samples` is not shown any more."""
+    """Writes event files to `run`/srcnn; points past `logged_samples` in earlier files are hidden."""
 
     def __init__(self, run: Path, config: Mapping[str, Any], logged_samples: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -122,7 +128,7 @@ class TensorBoard(Tracker):
         folder = run / "srcnn"
         is_new = not list(folder.glob("events.*"))
         self.writer = SummaryWriter(str(folder), purge_step=max(logged_samples, 0) + 1)
-        if is_new:  # TensorBoard shows each time as one more run
+        if is_new:  # TensorBoard would show another run each time
             self.writer.add_hparams(hyperparameters(config), {})
 
     def send(self, samples: int, values: Values, pictures: Pictures) -> None:
@@ -137,6 +143,6 @@ class TensorBoard(Tracker):
 
 
 def hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested keys joined by dots, lists as text, no credentials: what every tracker takes."""
+    """The config as trackers accept it: nested keys joined by dots, lists as text, without credentials."""
     return {key: value if isinstance(value, (int, float)) else without_credentials(str(value))
             for key, value in flat(config).items()}

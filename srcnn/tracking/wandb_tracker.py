@@ -1,4 +1,4 @@
-"""A training run in wandb."""
+"""The wandb tracker."""
 
 from __future__ import annotations
 
@@ -20,26 +20,27 @@ from srcnn.tracking.history import STEP_KEY, Values
 from srcnn.tracking.tracker import FINISH_SECONDS, Level, Pictures, Tracker, hyperparameters
 
 logger = logging.getLogger(__name__)
-START_SECONDS = 60.0  # wandb's own is 90; WANDB_INIT_TIMEOUT goes before it
-SHOWN_SECONDS = 10.0  # of FINISH_SECONDS: within these the server shows what it has taken
+START_SECONDS = 60.0  # instead of wandb's 90, unless WANDB_INIT_TIMEOUT is set
+CONFIRM_SECONDS = 10.0  # of FINISH_SECONDS: in which the server has to show the last point
 TITLE_LENGTH = 63  # of an alert
-LAST_STEP = "last_step.txt"  # in an offline run's folder, once its file is whole: the last step in it
+LAST_STEP = "last_step.txt"  # holds the last step of an offline run, in its folder, once its file is complete
 
 
 class Wandb(Tracker):
-    """A wandb run that goes on where what it has ends: of `points` it is sent those that it lacks.
+    """A wandb run, made or resumed; it is sent the `points` that it lacks.
 
-    The progress is the step, and a point is complete when sent: of a step that it has wandb would drop all.
+    The number of samples is wandb's step. A point is sent in one call, as wandb drops further values of a step.
     """
 
     def __init__(
         self, run: Path, config: Mapping[str, Any], run_id: str, points: Sequence[Values],
         jobs: JobHistory = JobHistory(), online: bool | None = None,
     ) -> None:
-        """`online` None: as WANDB_MODE says, or else offline without an account.
+        """`online` None: as WANDB_MODE says; where it is not set, online with an account and else offline.
 
-        Raises whatever wandb raises, within START_SECONDS and some; ValueError where it would ask for a key, and where
-        a sweep wants a new run in a folder that has one.
+        Raises:
+            ValueError: there is no account, or a sweep wants another run in this folder.
+            Exception: the errors of wandb, after little more than START_SECONDS.
         """
         import wandb
 
@@ -52,7 +53,7 @@ class Wandb(Tracker):
             settings=wandb.Settings(**_settings()),
         )
         if self.run.id != run_id:
-            raise ValueError(f"{run} is run {run_id}, a sweep's trial wants to be {self.run.id}: one folder for each")
+            raise ValueError(f"{run} is run {run_id}, a sweep's trial wants to be {self.run.id}: use a folder for each")
         if not self.run.disabled and not Path(self.run.dir).resolve().is_relative_to(run.resolve()):
             raise OSError(f"{run}: wandb cannot write there")
         self.run.define_metric(STEP_KEY)
@@ -77,28 +78,28 @@ class Wandb(Tracker):
         self.run.mark_preempting()
 
     def finish(self, exit_code: int) -> None:
-        """Raises where the points did not arrive: wandb-core itself goes on silently when its server fails."""
+        """Raises OSError where the points did not arrive, as wandb-core reports nothing when its server fails."""
         folder, path = Path(self.run.dir).parent, self.run.path
         self.run.finish(exit_code=exit_code)
         if self.run.disabled or not self.num_sent:
             return
         if self.run.offline:
-            end_wandb()  # only then is the file whole
+            end_wandb()  # completes the file
             with atomic_file(folder / LAST_STEP) as file:
                 file.write(b"%d\n" % (self.next_step - 1))
             return
-        deadline = time.monotonic() + SHOWN_SECONDS
-        while (shown := self.wandb.Api(timeout=int(SHOWN_SECONDS)).run(path).lastHistoryStep) < self.next_step - 1:
+        deadline = time.monotonic() + CONFIRM_SECONDS
+        while (last := self.wandb.Api(timeout=int(CONFIRM_SECONDS)).run(path).lastHistoryStep) < self.next_step - 1:
             if time.monotonic() > deadline:
-                raise OSError(f"the server has the points up to {max(shown, 0)} of {self.next_step - 1}")
+                raise OSError(f"the server has the points up to {max(last, 0)} of {self.next_step - 1}")
             time.sleep(1)
 
 
 def first_missing_step(folders: Sequence[Path]) -> int:
-    """The first step that offline runs in these folders lack.
+    """The first step that the offline runs in these folders lack.
 
-    The file of a process that was killed is torn, and `wandb sync` of several stops at such a one: its folder is set
-    aside under another name, and its points are logged again.
+    The file of a killed process is torn, and would stop `wandb sync` of several: its folder is renamed, and its points
+    are logged again.
     """
     first = 0
     for folder in folders:
@@ -110,15 +111,13 @@ def first_missing_step(folders: Sequence[Path]) -> int:
 
 
 def end_wandb() -> None:
-    """Ends wandb-core when it has done its work, and with it wandb's wait for it at the end of the process."""
+    """Ends wandb-core when it has done its work, so that wandb does not wait for it at the end of the process."""
     with contextlib.suppress(Exception, SystemExit):
         sys.modules["wandb"].teardown()
 
 
 def kill_wandb_core() -> None:
-    """Ends the wandb-core of this process though it hangs: left to itself it tries a dead server for ever, and keeps
-    the pipes of this process's output open.
-    """
+    """Kills a wandb-core that hangs: it would try a dead server for ever, and keep this process's output open."""
     for process in psutil.Process().children():
         with contextlib.suppress(psutil.Error):
             if process.name().startswith("wandb-core"):
@@ -126,7 +125,7 @@ def kill_wandb_core() -> None:
 
 
 def wandb_mode(online: bool | None) -> Any:
-    """ValueError where wandb would be online without an account, and ask for one."""
+    """The mode for wandb.init. Raises ValueError where wandb would be online, but there is no account."""
     named = "online" if online else os.environ.get("WANDB_MODE")
     if named in (None, "online", "run", "shared") and not _has_account():
         if named is not None:
@@ -144,13 +143,13 @@ def _has_account() -> bool:
 
 
 def _settings() -> dict[str, Any]:
-    """What is set unless the environment says otherwise."""
+    """Settings of wandb that the environment does not set."""
     os.environ.setdefault("WANDB_SILENT", "true")
     settings = {
         "init_timeout": START_SECONDS,
-        "finish_timeout": FINISH_SECONDS - 2 * SHOWN_SECONDS,
+        "finish_timeout": FINISH_SECONDS - 2 * CONFIRM_SECONDS,
         "finish_timeout_raises": True,
-        "console": "off",  # its hook in sys.stdout waits for wandb-core in whoever prints
-        "x_disable_meta": any(without_credentials(word) != word for word in sys.argv),  # it holds the command line
+        "console": "off",  # its hook in sys.stdout makes every print wait for wandb-core
+        "x_disable_meta": any(without_credentials(word) != word for word in sys.argv),  # these have the command line
     }
     return {key: value for key, value in settings.items() if f"WANDB_{key.upper()}" not in os.environ}
