@@ -66,7 +66,7 @@ def verify_command(options: argparse.Namespace) -> int:
 
 
 def doctor_command(options: argparse.Namespace) -> int:
-    from srcnn.__main__ import main as doctor
+    from srcnn.commands.doctor import main as doctor
 
     return doctor(options.settings)
 
