@@ -33,7 +33,7 @@ from srcnn.models.device import to_device
 from srcnn.models.weight_files import DEFAULT_WEIGHTS
 from srcnn.models.weights import load_model, save_state_dict
 from srcnn.photos.metrics import psnr
-from srcnn.photos.photo_file import read_canvas, save_canvas
+from srcnn.photos.photo_file import read_photo_file, write_photo_file
 from srcnn.photos.reading import luma_l
 from srcnn.restoration.restore import restore_pixels
 from srcnn.restoration.restore_files import RestoreFile, work_on_files
@@ -172,7 +172,8 @@ def run_folder(files: Path, cores: int, device: torch.device) -> dict[str, float
     return {
         "side by side": seconds(lambda: list(work_on_files(targets, work))),  # which makes the folder, too
         "one by one": seconds(lambda: [work(path, target) for path, target in targets.items()]),
-        "codecs alone": seconds(lambda: [save_canvas(target, read_canvas(path)) for path, target in targets.items()]),
+        "codecs alone": seconds(
+            lambda: [write_photo_file(target, read_photo_file(path)) for path, target in targets.items()]),
     }
 
 

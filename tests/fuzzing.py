@@ -108,9 +108,9 @@ def read_member(data: bytes, folder: Path) -> None:
             read()
 
 
-def read_photo_file(data: bytes, folder: Path) -> None:
+def read_and_write_photo(data: bytes, folder: Path) -> None:
     """As `srcnn restore` and `make shards` read it; and written in every format, with its metadata."""
-    from srcnn.photos.photo_file import read_canvas, save_canvas
+    from srcnn.photos.photo_file import read_photo_file, write_photo_file
     from srcnn.photos.reading import PhotoRefused, open_image, read_photo, upright_size
 
     path = folder / "photo.png"
@@ -118,11 +118,11 @@ def read_photo_file(data: bytes, folder: Path) -> None:
     with contextlib.suppress(PhotoRefused), open_image(path, 1.0) as image:
         upright_size(image)
     read_photo(path, 1.0)
-    canvas = read_canvas(path)
+    canvas = read_photo_file(path)
     for suffix in (".jpg", ".png", ".webp", ".tif", ".bmp"):
         with contextlib.suppress(ValueError):
             try:
-                save_canvas(folder / f"out{suffix}", canvas)
+                write_photo_file(folder / f"out{suffix}", canvas)
             except OSError as error:
                 if error.errno is not None:
                     raise
@@ -205,7 +205,7 @@ def targets() -> dict[str, Target]:
         "npy-shard": Target(read_npy_shard, shard, lambda: [shard_files("npy")["000000.tar"]]),
         "foreign-tar": Target(read_foreign_tar, shard, lambda: [shard_files("png")["000000.tar"][:8192], b"\0" * 1024]),
         "member": Target(read_member, (), lambda: pictures() + arrays()),
-        "photo": Target(read_photo_file, (PhotoRefused,), pictures),
+        "photo": Target(read_and_write_photo, (PhotoRefused,), pictures),
         "config": Target(read_config, refused, configs),
         "safetensors": Target(read_safetensors, refused, lambda: [weights(".safetensors")]),
         "pth": Target(read_pth, refused, lambda: [weights(".pth"), pickle_of(weights(".pth"))]),

@@ -12,8 +12,8 @@ from conftest import photo_pixels
 from messages import facts, says
 from PIL import Image, ImageCms, PngImagePlugin
 
-from srcnn.photos.metadata import Metadata, patched_exif
-from srcnn.photos.photo_file import Canvas, read_canvas, save_canvas, upright_array
+from srcnn.photos.metadata import Metadata, patch_exif
+from srcnn.photos.photo_file import PhotoFile, read_photo_file, upright_array, write_photo_file
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="6"/></x:xmpmeta>'
@@ -25,7 +25,7 @@ def exif_tags(content: bytes) -> Image.Exif:
     return exif
 
 
-def pixels_of(canvas: Canvas) -> np.ndarray:
+def pixels_of(canvas: PhotoFile) -> np.ndarray:
     return np.asarray(canvas.image)
 
 
@@ -37,9 +37,9 @@ def test_exif_profile_and_resolution_survive(tmp_path: Path, source: str, target
     exif.get_ifd(0x8769)[0x829A] = 0.125  # exposure time
     image = Image.fromarray(photo_pixels(9, 77, 53))
     image.save(tmp_path / f"in{source}", exif=exif.tobytes(), icc_profile=SRGB, dpi=(300, 300))
-    photo = read_canvas(tmp_path / f"in{source}")
-    notes = save_canvas(tmp_path / f"out{target}", photo)
-    found = read_canvas(tmp_path / f"out{target}")
+    photo = read_photo_file(tmp_path / f"in{source}")
+    notes = write_photo_file(tmp_path / f"out{target}", photo)
+    found = read_photo_file(tmp_path / f"out{target}")
     assert found.size == (77, 53)
     if target in (".png", ".tif", ".bmp"):
         np.testing.assert_array_equal(pixels_of(found), pixels_of(photo))
@@ -58,9 +58,9 @@ def test_exif_profile_and_resolution_survive(tmp_path: Path, source: str, target
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
 def test_a_transparent_photo_is_written_in_every_format(tmp_path: Path, suffix: str, mode: str) -> None:
     bands = np.random.default_rng(0).integers(0, 256, (27, 31, len(mode)), dtype=np.uint8)
-    notes = save_canvas(tmp_path / f"a{suffix}", Canvas(Image.fromarray(bands, mode)))
+    notes = write_photo_file(tmp_path / f"a{suffix}", PhotoFile(Image.fromarray(bands, mode)))
     assert says(notes, "transparency") == (suffix in (".jpg", ".bmp"))
-    found = read_canvas(tmp_path / f"a{suffix}")
+    found = read_photo_file(tmp_path / f"a{suffix}")
     assert found.size == (27, 31)
     if suffix in (".png", ".tif", ".webp"):
         np.testing.assert_array_equal(pixels_of(found)[..., -1], bands[..., -1])
@@ -70,9 +70,9 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(b"before")
     with pytest.raises(ValueError, match=facts("JPEG", 65500, "png")):
-        save_canvas(path, Canvas(Image.new("L", (70000, 1))))
+        write_photo_file(path, PhotoFile(Image.new("L", (70000, 1))))
     with pytest.raises(ValueError, match=facts(tmp_path / "a.xyz", ".png", ".webp")):
-        save_canvas(tmp_path / "a.xyz", Canvas(Image.new("L", (7, 1))))
+        write_photo_file(tmp_path / "a.xyz", PhotoFile(Image.new("L", (7, 1))))
     assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
 
 
@@ -105,32 +105,32 @@ def exif_with_maker_note(order: str, orientation: int) -> bytes:
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_exif_is_changed_in_its_place_only(order: str) -> None:
     before = exif_with_maker_note(order, 6)
-    after = patched_exif(before, {0x0112: 1, 0x0100: 53, 0xA002: 53}, keep_thumbnail=False)
+    after = patch_exif(before, {0x0112: 1, 0x0100: 53, 0xA002: 53}, keep_thumbnail=False)
     changed = [place for place, (old, new) in enumerate(zip(before, after, strict=True)) if old != new]
     assert len(before) == len(after) and len(changed) == 4  # three numbers, and the way to the thumbnail
     assert exif_tags(after)[0x0112] == 1 and exif_tags(after).get_ifd(0x8769)[0xA002] == 53
-    assert patched_exif(exif_with_maker_note(order, 1), {0x0112: 1}) == exif_with_maker_note(order, 1)
-    assert exif_tags(patched_exif(before, {0x0100: 70_000}))[0x0100] == 70_000
+    assert patch_exif(exif_with_maker_note(order, 1), {0x0112: 1}) == exif_with_maker_note(order, 1)
+    assert exif_tags(patch_exif(before, {0x0100: 70_000}))[0x0100] == 70_000
 
 
 @pytest.mark.parametrize("content", [b"II*\0", b"XX*\0\0\0\0\0", b"II*\0\xff\0\0\0", exif_with_maker_note("<", 6)[:30]])
 def test_damaged_exif_is_refused_by_the_patch_and_no_error_to_the_reader(tmp_path: Path, content: bytes) -> None:
     with pytest.raises((ValueError, struct.error)):
-        patched_exif(content, {0x0112: 1})
+        patch_exif(content, {0x0112: 1})
     Image.new("RGB", (9, 7)).save(tmp_path / "a.png", exif=content)
-    canvas = read_canvas(tmp_path / "a.png")
+    canvas = read_photo_file(tmp_path / "a.png")
     assert len(canvas.notes) == 1 and says(canvas.notes, "EXIF")
-    save_canvas(tmp_path / "b.jpg", canvas)
-    assert read_canvas(tmp_path / "b.jpg").size == (7, 9)
+    write_photo_file(tmp_path / "b.jpg", canvas)
+    assert read_photo_file(tmp_path / "b.jpg").size == (7, 9)
 
 
 def test_xmp_tells_no_orientation_that_was_applied(tmp_path: Path) -> None:
     Image.new("RGB", (9, 7)).save(tmp_path / "a.jpg", xmp=XMP)
     for suffix in (".jpg", ".png", ".webp", ".tif"):
-        photo = read_canvas(tmp_path / "a.jpg")
+        photo = read_photo_file(tmp_path / "a.jpg")
         assert photo.size == (9, 7)  # turned
-        save_canvas(tmp_path / f"b{suffix}", photo)
-        found = read_canvas(tmp_path / f"b{suffix}")
+        write_photo_file(tmp_path / f"b{suffix}", photo)
+        found = read_photo_file(tmp_path / f"b{suffix}")
         assert found.size == (9, 7) and found.metadata.xmp == XMP.replace(b'"6"', b'"1"')
 
 
@@ -144,9 +144,9 @@ def test_texts_of_a_png_and_segments_of_a_jpeg_stay_in_their_format(tmp_path: Pa
     iptc = struct.pack(">BBH", 0xFF, 0xED, 2 + len(block)) + block
     Image.new("RGB", (9, 7)).save(tmp_path / "a.jpg", extra=iptc, comment=b"a comment")
     for name in ("a.png", "a.jpg"):
-        assert save_canvas(tmp_path / f"kept-{name}", read_canvas(tmp_path / name)) == ()
+        assert write_photo_file(tmp_path / f"kept-{name}", read_photo_file(tmp_path / name)) == ()
         other = ".jpg" if name == "a.png" else ".png"
-        notes = save_canvas(tmp_path / f"other{other}", read_canvas(tmp_path / name))
+        notes = write_photo_file(tmp_path / f"other{other}", read_photo_file(tmp_path / name))
         assert len(notes) == 1 and says(notes, "PNG" if other == ".jpg" else "IPTC")
     with Image.open(tmp_path / "kept-a.png") as image:
         assert isinstance(image, PngImagePlugin.PngImageFile)
@@ -157,16 +157,16 @@ def test_texts_of_a_png_and_segments_of_a_jpeg_stay_in_their_format(tmp_path: Pa
 
 def test_what_a_jpeg_cannot_hold_is_left_out_and_said(tmp_path: Path) -> None:
     metadata = Metadata(exif=b"II*\0\x08\0\0\0\0\0\0\0\0\0" + bytes(70_000), xmp=b"<x/>" + b" " * 70_000)
-    notes = save_canvas(tmp_path / "a.jpg", Canvas(Image.new("L", (9, 7)), metadata))
+    notes = write_photo_file(tmp_path / "a.jpg", PhotoFile(Image.new("L", (9, 7)), metadata))
     assert len(notes) == 1 and says(notes, "JPEG", "EXIF", "XMP")
-    assert save_canvas(tmp_path / "a.png", Canvas(Image.new("L", (9, 7)), metadata)) == ()
-    assert read_canvas(tmp_path / "a.png").metadata.xmp == metadata.xmp
+    assert write_photo_file(tmp_path / "a.png", PhotoFile(Image.new("L", (9, 7)), metadata)) == ()
+    assert read_photo_file(tmp_path / "a.png").metadata.xmp == metadata.xmp
 
 
 def test_cmyk_becomes_srgb_by_its_profile(tmp_path: Path) -> None:
     image = Image.fromarray(photo_pixels(4, 61, 47)).convert("CMYK")
     image.save(tmp_path / "a.jpg", icc_profile=b"no profile at all")
-    canvas = read_canvas(tmp_path / "a.jpg")
+    canvas = read_photo_file(tmp_path / "a.jpg")
     np.testing.assert_array_equal(pixels_of(canvas), np.asarray(Image.open(tmp_path / "a.jpg").convert("RGB")))
     assert len(canvas.notes) == 1 and says(canvas.notes, "CMYK", "RGB") and canvas.metadata.icc_profile == b""
 
@@ -181,8 +181,8 @@ def test_sixteen_bits_come_back_with_their_metadata(tmp_path: Path, suffix: str,
     exif.get_ifd(0x8769)[0x829A] = 0.125
     profile, xmp = b"" if channels is None else SRGB, XMP.replace(b'"6"', b'"1"')
     metadata = Metadata(exif.tobytes().removeprefix(b"Exif\0\0"), profile, xmp, (72, 96))
-    assert save_canvas(tmp_path / f"a{suffix}", Canvas(pixels, metadata)) == ()
-    found = read_canvas(tmp_path / f"a{suffix}")
+    assert write_photo_file(tmp_path / f"a{suffix}", PhotoFile(pixels, metadata)) == ()
+    found = read_photo_file(tmp_path / f"a{suffix}")
     np.testing.assert_array_equal(pixels_of(found), pixels)
     assert pixels_of(found).dtype == np.uint16
     read_back = exif_tags(found.metadata.exif)
@@ -193,9 +193,9 @@ def test_sixteen_bits_come_back_with_their_metadata(tmp_path: Path, suffix: str,
 
 def test_sixteen_bits_become_eight_where_the_format_has_no_more(tmp_path: Path) -> None:
     pixels = np.array([[0, 128, 129, 257 * 200, 65534, 65535]], np.uint16)
-    (note,) = save_canvas(tmp_path / "a.bmp", Canvas(pixels))
+    (note,) = write_photo_file(tmp_path / "a.bmp", PhotoFile(pixels))
     assert says(note, 16, 8)
-    np.testing.assert_array_equal(pixels_of(read_canvas(tmp_path / "a.bmp")), [[0, 0, 1, 200, 255, 255]])
+    np.testing.assert_array_equal(pixels_of(read_photo_file(tmp_path / "a.bmp")), [[0, 0, 1, 200, 255, 255]])
 
 
 def test_a_large_tiff_tile_of_sixteen_bits_is_refused_by_its_tags(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_a_large_tiff_tile_of_sixteen_bits_is_refused_by_its_tags(tmp_path: Path
     content[place : place + 12] = struct.pack("<HHII", 322, 4, 1, 1 << 20)
     (tmp_path / "a.tif").write_bytes(content)
     with pytest.raises(ValueError, match=facts(tmp_path / "a.tif")):
-        read_canvas(tmp_path / "a.tif")
+        read_photo_file(tmp_path / "a.tif")
 
 
 def test_an_extra_channel_of_unknown_meaning_is_no_alpha(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_an_extra_channel_of_unknown_meaning_is_no_alpha(tmp_path: Path) -> None
 
     pixels = np.random.default_rng(8).integers(0, 65536, (9, 7, 4), np.uint16)
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["unspecified"])
-    np.testing.assert_array_equal(pixels_of(read_canvas(tmp_path / "a.tif")), pixels[..., :3])
+    np.testing.assert_array_equal(pixels_of(read_photo_file(tmp_path / "a.tif")), pixels[..., :3])
 
 
 def test_a_tiff_that_lacks_most_of_its_tiles_is_refused_before_they_are_made(tmp_path: Path) -> None:
@@ -228,11 +228,11 @@ def test_a_tiff_that_lacks_most_of_its_tiles_is_refused_before_they_are_made(tmp
         content[place + 4 : place + 8] = struct.pack("<I", 1)
     (tmp_path / "a.tif").write_bytes(content)
     with pytest.raises(ValueError, match=facts(tmp_path / "a.tif")):
-        read_canvas(tmp_path / "a.tif")
+        read_photo_file(tmp_path / "a.tif")
 
 
 def test_a_sideways_photo_with_odd_exif_is_turned(tmp_path: Path) -> None:
     exif = bytearray(exif_with_maker_note("<", 6))
     exif[22:24] = struct.pack("<H", 0x0132)  # a date that is a number: Pillow cannot write it again
     Image.fromarray(photo_pixels(3, 17, 9)).save(tmp_path / "a.png", exif=bytes(exif))
-    assert read_canvas(tmp_path / "a.png").size == (17, 9)
+    assert read_photo_file(tmp_path / "a.png").size == (17, 9)

@@ -19,7 +19,7 @@ from srcnn.commands.demo import (
     visible,
 )
 from srcnn.models.weights import load_model
-from srcnn.photos.photo_file import Canvas
+from srcnn.photos.photo_file import PhotoFile
 from srcnn.photos.reading import PhotoRefused
 from srcnn.restoration.figures import DETAIL_ZOOM, magnify
 
@@ -67,7 +67,7 @@ def test_what_is_shown_has_eight_bits_and_lies_over_white():
     deep = np.zeros((3, 5, 4), np.uint16)
     deep[..., :3], deep[..., 3] = 257 * 100, 65535
     deep[1, 2, 3] = 0
-    shown = visible(Canvas(deep))
+    shown = visible(PhotoFile(deep))
     assert shown.dtype == np.uint8 and shown.shape == (3, 5, 3)
     assert (shown[1, 2] == 255).all() and (shown[0] == 100).all()
 

@@ -16,7 +16,7 @@ from srcnn.commands.output_paths import output_paths
 from srcnn.data.manifest import decode_picture, decode_tile
 from srcnn.models.srcnn import SRCNN, ModelConfig
 from srcnn.photos.metadata import Metadata
-from srcnn.photos.photo_file import read_canvas, save_canvas
+from srcnn.photos.photo_file import read_photo_file, write_photo_file
 from srcnn.photos.reading import PhotoRefused, open_image, read_photo
 from srcnn.restoration.restore_files import RestoreFile, work_on_files
 from srcnn.runtime.untrusted import MAX_JPEG_SCANS, InvalidInput
@@ -128,7 +128,7 @@ def test_a_text_that_unpacks_to_gigabytes_is_refused(tmp_path):
         path = tmp_path / f"{number_}.png"
         path.write_bytes(png(16, 16, more, content=bytes(17 * 16)))
         try:
-            assert len(str(read_canvas(path).metadata)) < PngImagePlugin.MAX_TEXT_MEMORY
+            assert len(str(read_photo_file(path).metadata)) < PngImagePlugin.MAX_TEXT_MEMORY
         except PhotoRefused as error:
             assert path.name in str(error)
 
@@ -209,9 +209,9 @@ ODD_METADATA = [Metadata(dpi=(1e30, 1e30)), Metadata(exif=b"x" * 10), Metadata(e
 @pytest.mark.parametrize("metadata", ODD_METADATA, ids=str)
 def test_odd_metadata_is_refused_or_left_out_but_never_an_error_without_a_name(tmp_path, metadata):
     Image.new("L", (8, 8)).save(tmp_path / "a.webp")
-    canvas = replace(read_canvas(tmp_path / "a.webp"), metadata=metadata)
+    canvas = replace(read_photo_file(tmp_path / "a.webp"), metadata=metadata)
     for suffix in (".jpg", ".png", ".webp", ".tif", ".bmp"):
         try:
-            save_canvas(tmp_path / f"out{suffix}", canvas)
+            write_photo_file(tmp_path / f"out{suffix}", canvas)
         except ValueError as error:
             assert f"out{suffix}" in str(error)

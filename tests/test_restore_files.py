@@ -96,7 +96,7 @@ def test_a_full_disk_ends_it(tmp_path, network, num_threads, monkeypatch):
         written.append(path)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("srcnn.restoration.restore_files.save_canvas", full)
+    monkeypatch.setattr("srcnn.restoration.restore_files.write_photo_file", full)
     with pytest.raises(OSError, match="No space"):
         list(work_on_files(output_paths(photos, tmp_path / "out")[0], RestoreFile(network)))
     assert len(written) < 8

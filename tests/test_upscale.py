@@ -11,7 +11,7 @@ from small import draw_photo, identity_network
 
 from srcnn.models.srcnn import SRCNN, ModelConfig
 from srcnn.models.unet import LUMA_WEIGHTS
-from srcnn.photos.photo_file import Canvas, read_canvas
+from srcnn.photos.photo_file import PhotoFile, read_photo_file
 from srcnn.photos.reading import read_photo
 from srcnn.restoration.restore_files import UpscaleFile
 from srcnn.restoration.tiled_inference import Pixels, Treatment, run_network
@@ -166,7 +166,7 @@ def test_a_file_keeps_its_metadata_and_tells_its_new_size(network, tmp_path):
 def test_files_of_16_bits_stay_so(network, channels):
     levels = np.random.default_rng(2).integers(0, 65536, (14, 17, channels)).astype(np.uint16)
     colours = levels[..., : 1 if channels < 3 else 3]
-    canvas = upscale_canvas(Canvas(levels if channels > 1 else levels[..., 0]), network, 3, Treatment(exact=True))
+    canvas = upscale_canvas(PhotoFile(levels if channels > 1 else levels[..., 0]), network, 3, Treatment(exact=True))
     assert canvas.image.dtype == np.uint16 and canvas.size == (42, 51)
     found = np.atleast_3d(canvas.image)
     expected = upscale(np.ascontiguousarray(colours.squeeze()), network, 3, exact=True)
@@ -180,7 +180,7 @@ def test_a_png_of_16_bits_becomes_one(network, tmp_path):
     levels = draw_photo(11, 15, 22)[..., 1].astype(np.uint16) * 250
     Image.fromarray(levels).save(tmp_path / "a.png")
     assert UpscaleFile(network, 2, Treatment(exact=True))(tmp_path / "a.png", tmp_path / "b.png") == ()
-    assert np.array_equal(read_canvas(tmp_path / "b.png").image, upscale(levels, network, 2, exact=True))
+    assert np.array_equal(read_photo_file(tmp_path / "b.png").image, upscale(levels, network, 2, exact=True))
 
 
 def test_tensors_and_floats_are_enlarged_as_arrays(network):
@@ -201,7 +201,7 @@ def test_what_would_be_too_large_is_refused_before_the_work(network, monkeypatch
     monkeypatch.setattr("srcnn.restoration.upscale.MAX_MEGAPIXELS", 0.1)
     monkeypatch.setattr("srcnn.restoration.upscale.restore_tiles", lambda *arguments: pytest.fail("begun"))
     with pytest.raises(ValueError, match=facts("1203x84", "scale")):
-        upscale_canvas(Canvas(Image.new("L", (401, 28))), network, 3)
+        upscale_canvas(PhotoFile(Image.new("L", (401, 28))), network, 3)
 
 
 def test_what_cannot_be_enlarged_is_named(network):

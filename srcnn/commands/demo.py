@@ -23,7 +23,7 @@ from srcnn.models.pretrained import FAMILY, WeightSelector
 from srcnn.models.weight_files import WEIGHTS
 from srcnn.photos.jpeg_quality import quality_of
 from srcnn.photos.metrics import psnr, ssim
-from srcnn.photos.photo_file import Canvas, read_canvas, save_canvas
+from srcnn.photos.photo_file import PhotoFile, read_photo_file, write_photo_file
 from srcnn.photos.reading import luma_l, open_image, over_white, suffix_of
 from srcnn.restoration.figures import magnify, strongest_part
 from srcnn.restoration.restore_files import RestoreFile
@@ -142,17 +142,17 @@ def process(
         PhotoRefused: it is no picture, damaged, animated or too large.
         ValueError, OSError: the result cannot be written.
     """
-    original = read_canvas(upload, max_megapixels)
+    original = read_photo_file(upload, max_megapixels)
     files = {"original": upload}
     notes: list[str] = []
     if request.degrade_quality is not None:
         files["degraded"] = folder / f"{upload.stem}-degraded.jpg"
-        notes += save_canvas(files["degraded"], original, request.degrade_quality, subsampling="4:2:0")
+        notes += write_photo_file(files["degraded"], original, request.degrade_quality, subsampling="4:2:0")
     source, target = files.get("degraded", upload), folder / f"{upload.stem}-restored{suffix_of(upload)}"
     files["restored"] = target
     work = RestoreFile(WeightSelector(request.weights, device_here()), Treatment(strength=request.strength))
     notes += work(source, target, on_progress)
-    before, after = (visible(read_canvas(path)) for path in (source, target))
+    before, after = (visible(read_photo_file(path)) for path in (source, target))
     report = [f"<p>{html.escape(', '.join([*notes, f'strength {request.strength:g}']))}.</p>"]
     if "degraded" in files:
         report.append(score_table(visible(original), before, after))
@@ -163,7 +163,7 @@ def process(
     return DemoSession(folder, target, before, after, original.metadata.icc_profile, "".join(report))
 
 
-def visible(canvas: Canvas) -> np.ndarray:
+def visible(canvas: PhotoFile) -> np.ndarray:
     """What a viewer shows: uint8 (H, W) or (H, W, 3), over white where it is transparent."""
     return np.asarray(over_white(canvas.eight_bit_image()))
 

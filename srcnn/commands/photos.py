@@ -115,13 +115,13 @@ def upscale_command(options: argparse.Namespace) -> int:
 
 def degrade_command(options: argparse.Namespace) -> int:
     from srcnn.photos.degradation import Degradation
-    from srcnn.photos.photo_file import read_canvas, save_canvas
+    from srcnn.photos.photo_file import read_photo_file, write_photo_file
 
     Degradation(jpeg_quality=options.quality)  # checks the range
 
     def work(path: Path, target: Path, on_progress: Progress | None) -> tuple[str, ...]:
-        canvas = read_canvas(path)
-        return (*canvas.notes, *save_canvas(target, canvas, options.quality, subsampling="4:2:0"))
+        canvas = read_photo_file(path)
+        return (*canvas.notes, *write_photo_file(target, canvas, options.quality, subsampling="4:2:0"))
 
     return run_on_files(options, lambda: work, "photos degraded", "")
 
@@ -234,7 +234,7 @@ def compare_photo(
     from PIL import Image
 
     from srcnn.photos.degradation import Degradation, degrade
-    from srcnn.photos.photo_file import Canvas, save_canvas
+    from srcnn.photos.photo_file import PhotoFile, write_photo_file
     from srcnn.photos.reading import read_photo
     from srcnn.restoration.figures import before_after, psnr_luma
     from srcnn.restoration.restore import restore
@@ -245,7 +245,7 @@ def compare_photo(
     restored = restore(degraded, model, quality=quality)
     picture = before_after(degraded, restored, clean, (f"JPEG quality {quality}", "restored", "original"), width)
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_canvas(out, Canvas(Image.fromarray(picture)))
+    write_photo_file(out, PhotoFile(Image.fromarray(picture)))
     return psnr_luma(degraded, clean), psnr_luma(restored, clean)
 
 

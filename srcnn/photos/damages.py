@@ -1,7 +1,6 @@
-"""The damages that a network is trained to undo, by name: small functions that draw their strength.
-docs/degradations.md says how to add one. Does not import torch.
+"""The registry of damages, random augmentations that a network is trained to undo. Does not import torch.
 
-What JPEG and bicubic are is defined in `srcnn.photos.degradation`, for shards and commands too.
+docs/degradations.md explains how to add one. JPEG and bicubic themselves are in `srcnn.photos.degradation`.
 """
 
 from __future__ import annotations
@@ -17,12 +16,15 @@ from PIL import Image, ImageFilter
 from srcnn.photos import degradation
 from srcnn.photos.jpeg_quality import conditions_of_qualities
 
-MCU_PIXELS = 16  # what a 4:2:0 JPEG is coded in: four blocks of luma over one of each chroma
+MCU_PIXELS = 16  # the minimum coded unit of a 4:2:0 JPEG: four blocks of luma, one of each chroma
 
 
 class Damaged(NamedTuple):
-    """What a damage gives: pixels as it got them, uint8 (H, W) or (H, W, 3); and the condition that its
-    file would have, `jpeg_quality.condition_of`, None where it would be no JPEG.
+    """The result of a damage.
+
+    Attributes:
+        pixels: uint8, of the shape of the input, (H, W) or (H, W, 3).
+        condition: the condition vector (`jpeg_quality.condition_of`) of the damaged photo's file; None if not a JPEG.
     """
 
     pixels: np.ndarray
@@ -34,11 +36,11 @@ DAMAGES: dict[str, Damage] = {}
 
 
 def damage(function: Damage) -> Damage:
-    """Decorator: makes a function known under its name. `function(pixels, generator, **settings)` draws all its random
-    numbers from the generator, so that a sample is the same whenever and wherever it is made.
+    """Decorator that registers `function(pixels, generator, **settings)` under its name. The function must draw all its
+    random numbers from the generator, so that samples are reproducible.
 
     Raises:
-        ValueError: another file has one of this name.
+        ValueError: another module has registered the name.
     """
     known = DAMAGES.get(function.__name__)
     if known and known.__module__ != function.__module__:
@@ -49,7 +51,7 @@ def damage(function: Damage) -> Damage:
 
 @damage
 def clean(pixels: np.ndarray, _: np.random.Generator) -> Damaged:
-    """None at all; the condition says that nothing was quantized."""
+    """Leaves the pixels as they are, with the condition vector of a JPEG without quantization."""
     return Damaged(pixels, _condition(pixels, 100, "4:4:4"))
 
 
@@ -57,11 +59,11 @@ def clean(pixels: np.ndarray, _: np.random.Generator) -> Damaged:
 def jpeg(
     pixels: np.ndarray, generator: np.random.Generator, quality: Sequence[int] = (5, 95), share_444: float = 0.2
 ) -> Damaged:
-    """Saved as a JPEG, whose blocks begin at the corner.
+    """JPEG whose blocks begin at the top left corner.
 
     Args:
-        quality: [lowest, highest] of libjpeg's 1..100; each whole number between is as likely.
-        share_444: how often the chroma keeps its resolution (4:4:4); else it is halved (4:2:0).
+        quality: [lowest, highest] on libjpeg's scale 1..100, drawn uniformly.
+        share_444: probability of full chroma resolution (4:4:4) instead of half (4:2:0).
     """
     drawn = _draw_saving(generator, quality, share_444)
     return Damaged(degradation.jpeg(pixels, *drawn), _condition(pixels, *drawn))
@@ -72,26 +74,26 @@ def jpeg_twice(
     pixels: np.ndarray, generator: np.random.Generator, quality: Sequence[int] = (5, 95), share_444: float = 0.2,
     share_shifted: float = 0.5,
 ) -> Damaged:
-    """Saved as a JPEG, perhaps cropped, and saved again. Half of the time the condition is the last one's, as in the
-    file's own tables; else the coarser steps of both.
+    """JPEG, perhaps cropping, and JPEG again. With equal probability the condition vector is that of the last JPEG, as
+    its file has it, or that of the coarser steps of both.
 
     Args:
-        quality, share_444: as of `jpeg`, drawn for each time.
-        share_shifted: how often it is cropped in between, so that the blocks of the first time begin elsewhere.
+        quality, share_444: as for `jpeg`, drawn for each of the two.
+        share_shifted: probability of cropping in between, so that the block grids of the two differ.
     """
     first, last = (_draw_saving(generator, quality, share_444) for _ in range(2))
     is_shifted = generator.random() < _share("share_shifted", share_shifted)
     rows, columns = generator.integers(0, MCU_PIXELS, 2) if is_shifted else (0, 0)
-    larger = np.pad(pixels, [(rows, 0), (columns, 0), (0, 0)][: pixels.ndim], "symmetric")
-    between = degradation.jpeg(larger, *first)[rows:, columns:]
-    # libjpeg's steps never grow with the quality: the coarser of both are those of the lower one. "4:2:0" < "4:4:4".
+    padded = np.pad(pixels, [(rows, 0), (columns, 0), (0, 0)][: pixels.ndim], "symmetric")
+    between = degradation.jpeg(padded, *first)[rows:, columns:]
+    # libjpeg's steps never grow with the quality, so the lower quality has the coarser ones. "4:2:0" < "4:4:4".
     coarser = min(first[0], last[0]), min(first[1], last[1])
     condition = last if generator.random() < 0.5 else coarser
     return Damaged(degradation.jpeg(between, *last), _condition(pixels, *condition))
 
 
 def _draw_saving(generator: np.random.Generator, quality: Sequence[int], share_444: float) -> tuple[int, str]:
-    """The quality of a JPEG and its chroma subsampling."""
+    """Draws the quality of a JPEG and its chroma subsampling."""
     low, high = _bounds("quality", quality, 1, 100)
     is_444 = generator.random() < _share("share_444", share_444)
     return int(generator.integers(int(low), int(high) + 1)), "4:4:4" if is_444 else "4:2:0"
@@ -103,27 +105,27 @@ def _condition(pixels: np.ndarray, quality: int, subsampling: str) -> np.ndarray
 
 @damage
 def bicubic(pixels: np.ndarray, generator: np.random.Generator, scales: Sequence[int] = (2, 3, 4)) -> Damaged:
-    """Down and up again by one of these factors, of which the sides are multiples."""
+    """Bicubic down- and upscaling by one of these factors; the sides must be multiples of each."""
     return Damaged(degradation.bicubic(pixels, int(generator.choice(np.asarray(scales)))))
 
 
 @damage
 def noise(pixels: np.ndarray, generator: np.random.Generator, sigma: Sequence[float] = (1, 25)) -> Damaged:
-    """White Gaussian noise whose standard deviation is between these, in levels of 255."""
+    """White Gaussian noise with a standard deviation drawn from [low, high], in levels of 255."""
     deviation = generator.uniform(*_bounds("sigma", sigma, 0, 255))
     return Damaged(degradation.to_uint8(pixels + deviation * generator.standard_normal(pixels.shape, np.float32)))
 
 
 @damage
 def blur(pixels: np.ndarray, generator: np.random.Generator, sigma: Sequence[float] = (0.3, 2)) -> Damaged:
-    """Gaussian blur, as Pillow approximates it, whose standard deviation is between these, in pixels."""
+    """Pillow's Gaussian blur with a standard deviation drawn from [low, high], in pixels."""
     radius = generator.uniform(*_bounds("sigma", sigma, 0, 100))
     return Damaged(np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius))))
 
 
 @damage
 def webp(pixels: np.ndarray, generator: np.random.Generator, quality: Sequence[int] = (5, 95)) -> Damaged:
-    """Saved as a lossy WebP of a quality between these, 0..100."""
+    """Lossy WebP with a quality drawn from [lowest, highest] within 0..100."""
     low, high = _bounds("quality", quality, 0, 100)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "WEBP", quality=int(generator.integers(int(low), int(high) + 1)))
@@ -132,7 +134,7 @@ def webp(pixels: np.ndarray, generator: np.random.Generator, quality: Sequence[i
 
 
 def _bounds(name: str, values: Sequence[float], least: float, most: float) -> tuple[float, float]:
-    """[low, high], in order and within these limits, or ValueError."""
+    """(low, high). Raises ValueError unless they are ordered and within the limits."""
     if len(values) != 2 or not least <= values[0] <= values[1] <= most:
         raise ValueError(f"{name} {list(values)}: expected [low, high] within {least}..{most}")
     return values[0], values[1]
@@ -145,22 +147,21 @@ def _share(name: str, value: float) -> float:
 
 
 def check_damage(name: str, settings: Mapping[str, Any], shape: tuple[int, ...]) -> None:
-    """Tries a damage on a picture of this shape, (H, W) or (H, W, 3).
+    """Applies a damage to a test picture of this shape, (H, W) or (H, W, 3).
 
     Raises:
-        ValueError: there is none of this name, or it has no such setting or value, or does not give the picture's shape
-            and type.
+        ValueError: the name, a setting or its value is invalid, or the result has another shape or dtype.
     """
     if name not in DAMAGES:
-        raise ValueError(f"no such damage; known: {', '.join(sorted(DAMAGES))}. Others are known in the program whose "
-                         "file defines them (docs/degradations.md)")
+        raise ValueError(f"no such damage; known: {', '.join(sorted(DAMAGES))}. Your own must be registered by "
+                         "the program that uses it (docs/degradations.md)")
     pixels = np.indices(shape).sum(0).astype(np.uint8)
     try:
-        found = DAMAGES[name](pixels, np.random.default_rng(0), **settings)
+        damaged = DAMAGES[name](pixels, np.random.default_rng(0), **settings)
     except TypeError as error:
         known = list(inspect.signature(DAMAGES[name]).parameters)[2:]
         raise ValueError(f"{error}; its settings: {', '.join(known) or 'none'}") from error
-    if not isinstance(found, Damaged):
-        raise ValueError(f"gave {type(found).__name__}, expected Damaged(pixels)")
-    if found.pixels.shape != shape or found.pixels.dtype != np.uint8:
-        raise ValueError(f"gave {found.pixels.dtype} {found.pixels.shape}, expected uint8 {shape}")
+    if not isinstance(damaged, Damaged):
+        raise ValueError(f"returned {type(damaged).__name__}, expected Damaged(pixels)")
+    if damaged.pixels.shape != shape or damaged.pixels.dtype != np.uint8:
+        raise ValueError(f"returned {damaged.pixels.dtype} {damaged.pixels.shape}, expected uint8 {shape}")

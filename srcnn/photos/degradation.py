@@ -1,4 +1,4 @@
-"""The only definition of a degradation: JPEG, bicubic down-and-up, or the second then the first."""
+"""Degradations of clean photos: bicubic down- and upscaling, then JPEG."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Degradation:
-    """How a clean photo is spoiled.
+    """How clean photos are degraded.
 
     Args:
-        jpeg_quality: JPEG quality 1..100 by libjpeg's scale; two numbers [low, high] draw one for each photo
-            from the hash of its content; an empty list means no JPEG.
+        jpeg_quality: JPEG quality 1..100 on libjpeg's scale; [low, high] draws one for each photo, from the hash
+            of its content; [] means no JPEG.
         jpeg_subsampling: chroma subsampling of the JPEG.
-        scale: bicubic down and up by this factor before the JPEG, the SRCNN paper's input; 1 means none.
+        scale: bicubic down- and upscaling by this factor before the JPEG, as in the SRCNN paper; 1 means none.
     """
 
     jpeg_quality: int | list[int] = 20
@@ -31,7 +31,7 @@ class Degradation:
         if not all(1 <= quality <= 100 for quality in qualities) or len(qualities) not in (0, 2):
             raise ValueError(f"jpeg_quality {self.jpeg_quality}: expected 1..100, [low, high] or []")
         if qualities and qualities[0] > qualities[1]:
-            raise ValueError(f"jpeg_quality {self.jpeg_quality}: the first of the range is above the last")
+            raise ValueError(f"jpeg_quality {self.jpeg_quality}: expected [low, high] with low <= high")
         if self.scale < 1:
             raise ValueError(f"scale {self.scale}: expected a whole number from 1")
         if not qualities and self.scale == 1:
@@ -39,27 +39,26 @@ class Degradation:
 
     @staticmethod
     def from_config(values: Mapping[str, Any]) -> Degradation:
-        """As a manifest or a model card has it; older ones also say `jpeg_optimize`, which changed no pixel."""
+        """From a manifest or a model card. Drops the key `jpeg_optimize` of older ones, which changed no pixel."""
         return Degradation(**{key: value for key, value in values.items() if key != "jpeg_optimize"})
 
     def quality_bounds(self) -> tuple[int, ...]:
-        """(low, high), equal where one quality is given; () where there is no JPEG."""
+        """(low, high), both the same for a single quality; () without a JPEG."""
         if isinstance(self.jpeg_quality, int):
             return (self.jpeg_quality, self.jpeg_quality)
         return tuple(self.jpeg_quality)
 
     def quality(self, content_sha256: str) -> int | None:
-        """The JPEG quality of the photo of this content, uniform over the bounds; None where there is no JPEG."""
+        """The JPEG quality of a photo, drawn uniformly from the bounds by its hash; None without a JPEG."""
         if not (bounds := self.quality_bounds()):
             return None
         low, high = bounds
-        # The first hex digits decide the split; the quality comes from other ones, so that the two are
-        # independent.
+        # Not the first hex digits, which choose the split: the two must be independent.
         return low + int(content_sha256[32:48], 16) % (high - low + 1)
 
 
 def jpeg(pixels: np.ndarray, quality: int, subsampling: str = "4:2:0") -> np.ndarray:
-    """Encodes uint8 pixels, (H, W) or (H, W, 3), with Pillow's JPEG and decodes them again; same shape."""
+    """Encodes uint8 pixels, (H, W) or (H, W, 3), as JPEG with Pillow and decodes them again; same shape."""
     options = {} if pixels.ndim == 2 else {"subsampling": subsampling}
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, **options)
@@ -68,15 +67,17 @@ def jpeg(pixels: np.ndarray, quality: int, subsampling: str = "4:2:0") -> np.nda
 
 
 def bicubic(pixels: np.ndarray, scale: int) -> np.ndarray:
-    """Down and up again by `scale` (`bicubic_levels`), rounded to uint8; same shape."""
+    """`bicubic_levels`, rounded and clipped to uint8; same shape."""
     return to_uint8(bicubic_levels(pixels, scale))
 
 
 def bicubic_levels(pixels: np.ndarray, scale: int) -> np.ndarray:
-    """Down and up again by `scale`, bicubic with antialiasing: float32 levels, neither rounded nor clipped; same shape.
+    """Bicubic down- and upscaling by `scale` with antialiasing: float32 levels, not rounded or clipped; same shape.
 
-    Sides must be multiples of `scale` (`crop_to_multiple`), as in the protocol of the SRCNN paper. Pillow's
-    float bicubic agrees with MATLAB's imresize within 0.01 dB on Set5.
+    The protocol of the SRCNN paper. Pillow's float bicubic agrees with MATLAB's imresize within 0.01 dB on Set5.
+
+    Raises:
+        ValueError: a side is not a multiple of `scale`; see `crop_to_multiple`.
     """
     height, width = pixels.shape[:2]
     if height % scale or width % scale:
@@ -92,19 +93,17 @@ def bicubic_levels(pixels: np.ndarray, scale: int) -> np.ndarray:
 
 
 def to_uint8(levels: np.ndarray) -> np.ndarray:
-    """Levels of any kind of number, rounded and clipped to 0..255."""
+    """Levels of any dtype, rounded and clipped to 0..255."""
     return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
 
 
 def crop_to_multiple(pixels: np.ndarray, multiple: int) -> np.ndarray:
-    """Cuts off the bottom and right remainders so that both sides are multiples (`modcrop` of the papers)."""
+    """Crops at the bottom and the right so that both sides are multiples (`modcrop` in the papers' code)."""
     height, width = pixels.shape[:2]
     return pixels[: height - height % multiple, : width - width % multiple]
 
 
 def degrade(pixels: np.ndarray, degradation: Degradation, quality: int | None) -> np.ndarray:
-    """Degrades uint8 pixels, (H, W) or (H, W, 3); same shape. `quality` comes from `Degradation.quality`."""
+    """Degrades uint8 pixels, (H, W) or (H, W, 3); same shape. `quality` is the result of `Degradation.quality`."""
     degraded = pixels if degradation.scale == 1 else bicubic(pixels, degradation.scale)
-    if quality is None:
-        return degraded
-    return jpeg(degraded, quality, degradation.jpeg_subsampling)
+    return degraded if quality is None else jpeg(degraded, quality, degradation.jpeg_subsampling)

@@ -1,4 +1,4 @@
-"""The quality that a JPEG was saved with, and the input of a conditioned network, from its own quantization tables.
+"""The quality a JPEG was saved with, and the condition vector of a network, from its quantization tables.
 
 Does not import torch.
 """
@@ -27,42 +27,39 @@ ANNEX_K_LUMA = np.array([
 ANNEX_K_CHROMA = np.pad(
     [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]], (0, 4), constant_values=99
 ).reshape(-1)
-# The first ten frequencies in zigzag order, as places in such a table.
+# Indices of the first ten frequencies, in zigzag order, in such a table.
 LOW_FREQUENCIES = (0, 1, 8, 16, 9, 2, 3, 10, 17, 24)
 CONDITION_SIZE = 2 + 2 * len(LOW_FREQUENCIES)
 
 
 def quality_of(image: Image.Image) -> int | None:
-    """The quality 1..100, on libjpeg's scale, that the luma table of an opened JPEG tells; None where it tells none.
+    """The quality 1..100, on libjpeg's scale, of an opened JPEG by its luma table; None without a valid table.
 
-    Exact for libjpeg's own tables. Of others (Photoshop, cameras, mozjpeg) the quality whose table is nearest: the
-    least mean square of the logarithms of the steps' ratios. Damage goes with the step's size, so ratios count; plain
-    differences would see the coarse steps of the highest frequencies only, where photos hold little. The quality with
-    the same PSNR is met within some 3 on average, and missed by up to 17 for flat or very coarse tables.
+    Exact for libjpeg's own tables. For others (Photoshop, cameras, mozjpeg) the quality with the nearest table, by the
+    mean square of the logarithms of the ratios of steps: the damage is proportional to the step, and plain differences
+    would be dominated by the coarse steps of the highest frequencies, where photos have little. The result is within
+    some 3 of the quality with equal PSNR on average, and up to 17 off for flat or very coarse tables.
 
-    The tables tell of the last time it was saved: a photo that was saved badly, and well after that, counts as good.
+    The tables are those of the last JPEG: a photo saved at a low and then at a high quality counts as good.
 
     Args:
-        image: as Image.open gives it; a copy, or what was converted or rotated, has no tables any more.
+        image: as Image.open returns it; copies and converted or rotated images have lost the tables.
     """
-    if not isinstance(image, JpegImageFile) or not image.layer:
+    if (tables := _tables_of(image)) is None:
         return None
-    table = image.quantization.get(image.layer[0][3])  # component 0: Y, or grey; or R, C of files without chroma
-    if table is None or len(table) != ANNEX_K_LUMA.size or min(table) < 1:
-        return None
-    ratios = np.log(_TABLES / np.minimum(table, MAX_STEP))
+    ratios = np.log(_TABLES / np.minimum(tables[0], MAX_STEP))
     return 1 + int(np.argmin(np.square(ratios).mean(axis=1)))
 
 
 def condition_of(luma: np.ndarray, chroma: np.ndarray | None, subsampled: bool) -> np.ndarray:
-    """The input of a conditioned network for a JPEG: float32 (CONDITION_SIZE,) in [0, 1].
+    """The condition vector of a JPEG, an input of a conditioned network: float32 (CONDITION_SIZE,) in [0, 1].
 
-    1 for "known"; 1 where the chroma has half the resolution; log2(step) / 8 of the first ten frequencies (zigzag) of
-    the luma table and of the chroma table. All zeros means "unknown"; steps of 1, zeros after the first number, mean
-    that nothing was quantized.
+    Its elements: 1 for "known"; 1 if the chroma has half the resolution, else 0; log2(step) / 8 of the first ten
+    frequencies (zigzag) of the luma table, then of the chroma table. All zeros mean that the JPEG is unknown; zeros
+    after the first element, which are steps of 1, mean that nothing was quantized.
 
     Args:
-        luma, chroma: (64,) quantization steps 1.., rows of rising vertical frequency; chroma None for greyscale.
+        luma, chroma: (64,) quantization steps from 1, rows of rising vertical frequency; chroma None for greyscale.
     """
     both = np.stack([luma, np.ones_like(luma) if chroma is None else chroma])
     steps = both[:, LOW_FREQUENCIES].reshape(-1)
@@ -70,13 +67,13 @@ def condition_of(luma: np.ndarray, chroma: np.ndarray | None, subsampled: bool) 
 
 
 def condition_of_quality(quality: int, subsampled: bool = True, grey: bool = False) -> np.ndarray:
-    """`condition_of` libjpeg's own tables of a quality 1..100."""
+    """The condition vector of libjpeg's own tables of a quality 1..100."""
     return condition_of(_TABLES[quality - 1], None if grey else _CHROMA_TABLES[quality - 1], subsampled and not grey)
 
 
 @cache
 def conditions_of_qualities(subsampled: bool = True, grey: bool = False) -> np.ndarray:
-    """(101, CONDITION_SIZE) float32, read-only: `condition_of_quality` of each quality 0..100; 0 means unknown."""
+    """Read-only float32 (101, CONDITION_SIZE): the condition vector of each quality 0..100, where 0 is unknown."""
     known = [condition_of_quality(quality, subsampled, grey) for quality in range(1, 101)]
     conditions = np.stack([np.zeros(CONDITION_SIZE, np.float32), *known])
     conditions.flags.writeable = False
@@ -84,18 +81,18 @@ def conditions_of_qualities(subsampled: bool = True, grey: bool = False) -> np.n
 
 
 def condition_of_image(image: Image.Image) -> np.ndarray | None:
-    """`condition_of` the tables of an opened JPEG (see `quality_of`); None where it has none."""
-    tables = _tables_of(image)
-    if tables is None:
+    """The condition vector of an opened JPEG (see `quality_of`); None without valid tables."""
+    if (tables := _tables_of(image)) is None:
         return None
     sampling = [(each[1], each[2]) for each in image.layer]  # type: ignore[attr-defined]  # (id, across, down, table)
     return condition_of(*tables, subsampled=len(set(sampling)) > 1)
 
 
 def _tables_of(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None] | None:
-    """The luma table, and the chroma table unless it is greyscale; None where there is none that makes sense."""
+    """The luma table, and the chroma table or None for greyscale; None for other files and invalid tables."""
     if not isinstance(image, JpegImageFile) or not image.layer:
         return None
+    # Component 0 is Y or grey, or R or C of files without chroma.
     tables = [image.quantization.get(component[3]) for component in image.layer[:2]]
     if any(table is None or len(table) != ANNEX_K_LUMA.size or min(table) < 1 for table in tables):
         return None
@@ -104,8 +101,8 @@ def _tables_of(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None] | Non
 
 
 def quality_tables(base: np.ndarray) -> np.ndarray:
-    """(100, 64): libjpeg's table of each quality 1..100 from the one of quality 50; jpeg_quality_scaling and
-    jpeg_add_quant_table, with force_baseline, of libjpeg's jcparam.c.
+    """(100, 64): libjpeg's table of each quality 1..100, from the table of quality 50, as jpeg_quality_scaling and
+    jpeg_add_quant_table (with force_baseline) in libjpeg's jcparam.c compute it.
     """
     qualities = np.arange(1, 101)
     percent = np.where(qualities < 50, 5000 // qualities, 200 - 2 * qualities)

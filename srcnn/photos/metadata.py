@@ -1,7 +1,7 @@
-"""What a photo file holds beside its pixels, and how each format takes it: EXIF, ICC profile, XMP, dpi, texts.
+"""The metadata of photo files: EXIF, ICC profile, XMP, resolution, texts; and what each format can hold of it.
 
-EXIF is carried over byte for byte, so that maker notes keep their offsets; only the orientation, and a size that it
-changes, are written into it.
+EXIF is copied byte for byte, so that the offsets in maker notes stay valid; only the orientation and the size are
+overwritten.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
 
 from srcnn.photos.reading import ORIENTATION_TAG, orientation_of
 
-XMP_TAG = 700  # of a TIFF
-SHORT, LONG = 3, 4  # kinds of numbers of a TIFF
+XMP_TAG = 700  # in a TIFF
+SHORT, LONG = 3, 4  # TIFF field types
 MAX_SHORT = 65_535
 MAX_DPI = 32_767
 MAX_JPEG_EXIF_BYTES = 65_533 - 6  # a JPEG segment, without "Exif\0\0"
 MAX_JPEG_XMP_BYTES = 65_533 - 29  # without its name
 TIFF_TEXT_TAGS = {270, 271, 272, 305, 306, 315, 316, 33432}  # description, maker, model, ... copyright
-JPEG_SEGMENTS = {"APP13": 0xED, "COM": 0xFE}  # IPTC and Photoshop's; a comment
+JPEG_SEGMENTS = {"APP13": 0xED, "COM": 0xFE}  # IPTC and Photoshop; comment
 EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"
 PREFIX = b"Exif\0\0"
 _XMP_ORIENTATION = re.compile(rb"(tiff:Orientation\s*(?:=\s*[\"']|>)\s*)[2-8]")
@@ -31,14 +31,14 @@ _XMP_ORIENTATION = re.compile(rb"(tiff:Orientation\s*(?:=\s*[\"']|>)\s*)[2-8]")
 
 @dataclass(frozen=True)
 class Metadata:
-    """Of an upright photo.
+    """Metadata of an upright photo.
 
     Attributes:
-        exif: a TIFF structure, without the "Exif" before it.
-        icc_profile, xmp: as in the file; no profile of another colour space than the pixels have.
-        dpi: horizontal, vertical, where every format can hold it.
-        jpeg_segments: what only a JPEG holds, whole segments: IPTC, comments, the rest of a long XMP.
-        png_chunks: what only a PNG holds: texts, gamma and primaries.
+        exif: a TIFF structure, without the prefix "Exif".
+        icc_profile, xmp: as in the file; without a profile of another colour space than the pixels'.
+        dpi: (horizontal, vertical), each 1..MAX_DPI.
+        jpeg_segments: whole segments that only JPEG has: IPTC, comments, the rest of a long XMP.
+        png_chunks: (type, content) of chunks that only PNG has: texts, gamma, primaries.
     """
 
     exif: bytes = b""
@@ -49,28 +49,38 @@ class Metadata:
     png_chunks: tuple[tuple[bytes, bytes], ...] = ()
 
 
+# What a format cannot hold, in any length.
+UNSUPPORTED = {
+    "JPEG": ("png_chunks",), "PNG": ("jpeg_segments",), "TIFF": ("jpeg_segments", "png_chunks"),
+    "WEBP": ("dpi", "jpeg_segments", "png_chunks"),
+    "BMP": ("exif", "icc_profile", "xmp", "jpeg_segments", "png_chunks"),
+}
+NAMES = {"exif": "EXIF", "icc_profile": "ICC profile", "xmp": "XMP", "dpi": "dpi", "jpeg_segments": "IPTC or comments",
+         "png_chunks": "texts or gamma of the PNG"}
+
+
 def metadata_of(image: Image.Image) -> Metadata:
-    """What an opened (PNG: decoded) image has, as of the upright photo."""
-    found = image.info.get("xmp") or b""
-    xmp = found.encode() if isinstance(found, str) else bytes(found)
+    """The metadata of an opened image (of a PNG: decoded), changed to that of the upright photo."""
+    xmp = image.info.get("xmp") or b""
+    xmp = xmp.encode() if isinstance(xmp, str) else bytes(xmp)
     profile = b"" if image.mode in ("CMYK", "LAB") else image.info.get("icc_profile") or b""
     return Metadata(exif_of(image), profile, _XMP_ORIENTATION.sub(rb"\g<1>1", xmp), _dpi(image.info.get("dpi")),
                     _jpeg_segments(image), _png_chunks(image))
 
 
 def exif_of(image: Image.Image) -> bytes:
-    """The EXIF of an image as of the upright photo; b"" where there is none."""
+    """The EXIF of an image, changed to that of the upright photo; b"" without EXIF."""
     raw = image.info.get("exif") or b""
     if not isinstance(image, TiffImagePlugin.TiffImageFile) and isinstance(raw, bytes):
-        turned = orientation_of(image)
-        values = {ORIENTATION_TAG: 1} | (sizes(image.height, image.width) if turned in (5, 6, 7, 8) else {})
+        orientation = orientation_of(image)
+        values = {ORIENTATION_TAG: 1} | (size_tags(image.height, image.width) if orientation >= 5 else {})
         try:
-            return patched_exif(raw.removeprefix(PREFIX), values, keep_thumbnail=turned == 1)
-        except (struct.error, ValueError):  # damaged, or laid out oddly: what Pillow makes of it
+            return patch_exif(raw.removeprefix(PREFIX), values, keep_thumbnail=orientation == 1)
+        except (struct.error, ValueError):  # damaged or unusual: Pillow rewrites it as far as it can
             pass
     try:
         exif = image.getexif()
-        if isinstance(image, TiffImagePlugin.TiffImageFile):  # whose tags also say how its pixels are stored
+        if isinstance(image, TiffImagePlugin.TiffImageFile):  # its other tags describe how the pixels are stored
             exif = text_tags(exif)
         exif.pop(ORIENTATION_TAG, None)
         return exif.tobytes().removeprefix(PREFIX) if len(exif) else b""
@@ -78,66 +88,66 @@ def exif_of(image: Image.Image) -> bytes:
         return b""
 
 
-def sizes(width: int, height: int) -> dict[int, int]:
-    """The tags in which EXIF tells a photo's size."""
+def size_tags(width: int, height: int) -> dict[int, int]:
+    """The EXIF tags that hold a photo's size, with these values."""
     return {int(ExifTags.Base.ExifImageWidth): width, int(ExifTags.Base.ExifImageHeight): height,
             int(ExifTags.Base.ImageWidth): width, int(ExifTags.Base.ImageLength): height}
 
 
-def resized(metadata: Metadata, width: int, height: int) -> Metadata:
-    """As of the photo at another size. A thumbnail may stay."""
+def with_size(metadata: Metadata, width: int, height: int) -> Metadata:
+    """The metadata of the photo at another size; keeps a thumbnail."""
     try:
-        return replace(metadata, exif=patched_exif(metadata.exif, sizes(width, height)))
-    except (struct.error, ValueError):  # told wrongly, as by a camera's own editor
+        return replace(metadata, exif=patch_exif(metadata.exif, size_tags(width, height)))
+    except (struct.error, ValueError):  # the EXIF is invalid, as some editors write it
         return metadata
 
 
-def patched_exif(exif: bytes, values: Mapping[int, int], keep_thumbnail: bool = True) -> bytes:
-    """EXIF with other numbers in these tags, where it has them, and all else in its place.
+def patch_exif(exif: bytes, values: Mapping[int, int], keep_thumbnail: bool = True) -> bytes:
+    """EXIF with new values of those of these tags that it has; no other byte moves.
 
-    TIFF 6.0, section 2: an image file directory is a count, entries of 12 bytes, and the offset of the next one, which
-    is the thumbnail's; without it, that is unlinked.
+    TIFF 6.0, section 2: an image file directory (IFD) is a count, entries of 12 bytes, and the offset of the next IFD,
+    which is the thumbnail's; without `keep_thumbnail` that offset is set to 0.
 
     Raises:
-        ValueError, struct.error: not such a structure.
+        ValueError, struct.error: not a valid TIFF structure.
     """
     if not exif:
         return exif
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None:
-        raise ValueError("no TIFF structure")
-    changed = bytearray(exif)
-    folders = list(struct.unpack_from(order + "I", exif, 4))
-    for start in folders:
+        raise ValueError("not a TIFF structure")
+    patched = bytearray(exif)
+    ifds = list(struct.unpack_from(order + "I", exif, 4))
+    for start in ifds:
         num_entries, = struct.unpack_from(order + "H", exif, start)
         end = start + 2 + 12 * num_entries
-        for place in range(start + 2, end, 12):
-            tag, kind, count, value = struct.unpack_from(order + "HHII", exif, place)
-            if tag == ExifTags.IFD.Exif and len(folders) == 1:
-                folders.append(value)
+        for offset in range(start + 2, end, 12):
+            tag, kind, count, value = struct.unpack_from(order + "HHII", exif, offset)
+            if tag == ExifTags.IFD.Exif and len(ifds) == 1:
+                ifds.append(value)
             elif tag in values:
                 if count != 1 or kind not in (SHORT, LONG):
-                    raise ValueError(f"tag {tag} is no single number")
+                    raise ValueError(f"tag {tag} is not a single integer")
                 number = values[tag]
                 kind = LONG if number > MAX_SHORT else kind
-                struct.pack_into(order + "HI" + ("I" if kind == LONG else "H"), changed, place + 2, kind, 1, number)
-        if start == folders[0] and not keep_thumbnail:
-            struct.pack_into(order + "I", changed, end, 0)
-    return bytes(changed)
+                struct.pack_into(order + "HI" + ("I" if kind == LONG else "H"), patched, offset + 2, kind, 1, number)
+        if start == ifds[0] and not keep_thumbnail:
+            struct.pack_into(order + "I", patched, end, 0)
+    return bytes(patched)
 
 
-def text_tags(found: Image.Exif) -> Image.Exif:
-    """The tags that say nothing of how pixels are stored, as new EXIF."""
-    exif = Image.Exif()
-    for tag in TIFF_TEXT_TAGS & found.keys():
-        exif[tag] = found[tag]
-    for folder in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
-        exif.get_ifd(folder).update(found.get_ifd(folder))
-    return exif
+def text_tags(exif: Image.Exif) -> Image.Exif:
+    """New EXIF with the texts and the sub-IFDs, and without the tags that describe how pixels are stored."""
+    texts = Image.Exif()
+    for tag in TIFF_TEXT_TAGS & exif.keys():
+        texts[tag] = exif[tag]
+    for ifd in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+        texts.get_ifd(ifd).update(exif.get_ifd(ifd))
+    return texts
 
 
-def _dpi(found: Any) -> tuple[float, float] | None:
-    resolution = tuple(map(float, found or ()))
+def _dpi(value: Any) -> tuple[float, float] | None:
+    resolution = tuple(map(float, value or ()))
     if len(resolution) != 2 or not all(1 <= side <= MAX_DPI for side in resolution):
         return None
     return resolution[0], resolution[1]
@@ -172,29 +182,19 @@ def _png_chunks(image: Image.Image) -> tuple[tuple[bytes, bytes], ...]:
     return tuple(chunks)
 
 
-def fitted(metadata: Metadata, kind: str) -> tuple[Metadata, tuple[str, ...]]:
-    """What a format ("JPEG", "PNG", "TIFF", "WEBP", "BMP") can hold of it, and notes on the rest."""
-    lost: dict[str, Any] = {}
-    if kind == "BMP":
-        lost = {"exif": b"", "icc_profile": b"", "xmp": b""}
+def drop_unsupported(metadata: Metadata, kind: str) -> tuple[Metadata, tuple[str, ...]]:
+    """The part of the metadata that a format ("JPEG", "PNG", "TIFF", "WEBP", "BMP") can hold, and notes on the rest."""
+    dropped = list(UNSUPPORTED[kind])
     if kind == "JPEG":
-        lost |= {"exif": b""} if len(metadata.exif) > MAX_JPEG_EXIF_BYTES else {}
-        lost |= {"xmp": b""} if len(metadata.xmp) > MAX_JPEG_XMP_BYTES else {}
-    if kind != "JPEG":
-        lost["jpeg_segments"] = b""
-    if kind != "PNG":
-        lost["png_chunks"] = ()
-    if kind == "WEBP":
-        lost["dpi"] = None
-    names = {"exif": "EXIF", "icc_profile": "ICC profile", "xmp": "XMP", "dpi": "dpi",
-             "jpeg_segments": "IPTC or comments", "png_chunks": "texts or gamma of the PNG"}
-    told = [names[name] for name in lost if getattr(metadata, name)]
-    notes = (f"not kept, {kind} cannot hold it: {', '.join(told)}",) if told else ()
-    return replace(metadata, **lost), notes
+        limits = {"exif": MAX_JPEG_EXIF_BYTES, "xmp": MAX_JPEG_XMP_BYTES}
+        dropped += [name for name, limit in limits.items() if len(getattr(metadata, name)) > limit]
+    lost = [text for name, text in NAMES.items() if name in dropped and getattr(metadata, name)]
+    notes = (f"not kept, {kind} cannot hold it: {', '.join(lost)}",) if lost else ()
+    return replace(metadata, **{name: getattr(Metadata(), name) for name in dropped}), notes
 
 
 def pillow_options(metadata: Metadata, kind: str) -> dict[str, Any]:
-    """How Pillow's `save` takes metadata that is `fitted` to the format."""
+    """Keyword arguments for Pillow's `save`; the metadata must come from `drop_unsupported`."""
     options: dict[str, Any] = {"exif": PREFIX + metadata.exif if metadata.exif else None, "dpi": metadata.dpi,
                                "icc_profile": metadata.icc_profile}
     if kind == "JPEG":
@@ -204,9 +204,9 @@ def pillow_options(metadata: Metadata, kind: str) -> dict[str, Any]:
     elif kind == "PNG":
         options["pnginfo"] = _png_info(metadata)
     elif kind == "TIFF" and (metadata.exif or metadata.xmp):
-        found, exif = Image.Exif(), Image.Exif()
-        found.load(metadata.exif)
-        exif.load(text_tags(found).tobytes())  # its folders are written where it was loaded with them
+        original, exif = Image.Exif(), Image.Exif()
+        original.load(metadata.exif)
+        exif.load(text_tags(original).tobytes())  # Pillow writes only sub-IFDs that were loaded
         if metadata.xmp:
             exif[XMP_TAG] = metadata.xmp
         options["exif"] = exif

@@ -1,4 +1,4 @@
-"""The only tile geometry: a photo cut into tiles for training, or cut with a halo and stitched to restore."""
+"""Tile geometry: a photo cut into tiles for training, and into windows with a halo for restoring."""
 
 from __future__ import annotations
 
@@ -7,30 +7,27 @@ from typing import NamedTuple
 
 import numpy as np
 
+from srcnn.photos.degradation import crop_to_multiple
+
 JPEG_BLOCK_PIXELS = 8
 
 
 def grid(height: int, width: int, tile_pixels: int) -> tuple[int, int]:
-    """How many whole tiles fit: (rows, columns). The bottom and right remainders are left out."""
+    """(rows, columns) of whole tiles; the remainders at the bottom and the right are dropped."""
     return height // tile_pixels, width // tile_pixels
 
 
 def cut(pixels: np.ndarray, tile_pixels: int) -> np.ndarray:
     """(H, W) or (H, W, 3) -> (rows * columns, tile, tile[, 3]), row by row from the top left corner.
 
-    Tiles start at multiples of their size, so with a size that is a multiple of 8 they lie on the JPEG block
-    grid.
+    Tiles whose size is a multiple of 8 are aligned to the JPEG block grid.
     """
-    height, width = pixels.shape[:2]
-    rows, columns = grid(height, width, tile_pixels)
-    whole = pixels[: rows * tile_pixels, : columns * tile_pixels]
-    blocks = whole.reshape(rows, tile_pixels, columns, tile_pixels, *pixels.shape[2:]).swapaxes(1, 2)
-    return blocks.reshape(rows * columns, tile_pixels, tile_pixels, *pixels.shape[2:])
+    return cut_to_cover(crop_to_multiple(pixels, tile_pixels), tile_pixels)
 
 
 def starts_to_cover(length: int, tile_pixels: int) -> list[int]:
-    """Where tiles start that cover a side of `length` pixels: as few as can be, evenly overlapping; none where the side
-    is shorter than a tile.
+    """Start pixels of the fewest tiles that cover a side of `length` pixels, evenly overlapping; none if the side is
+    shorter than a tile.
     """
     if length < tile_pixels:
         return []
@@ -39,19 +36,19 @@ def starts_to_cover(length: int, tile_pixels: int) -> list[int]:
 
 
 def cut_to_cover(pixels: np.ndarray, tile_pixels: int) -> np.ndarray:
-    """(H, W) or (H, W, 3) -> (n, tile, tile[, 3]), row by row, with nothing left out: `starts_to_cover` each side."""
+    """(H, W) or (H, W, 3) -> (n, tile, tile[, 3]), row by row: the fewest tiles that cover all pixels, overlapping."""
     rows, columns = (starts_to_cover(side, tile_pixels) for side in pixels.shape[:2])
     tiles = [pixels[top : top + tile_pixels, left : left + tile_pixels] for top in rows for left in columns]
     return np.stack(tiles) if tiles else np.empty((0, tile_pixels, tile_pixels, *pixels.shape[2:]), pixels.dtype)
 
 
 class Window(NamedTuple):
-    """One tile of a photo to be restored; slices are (rows, columns).
+    """One tile of a photo to be restored, as slices (rows, columns).
 
     Attributes:
-        source: what is read, the tile and its halo, cut at the photo's edges.
-        inner: where the tile lies inside what was read.
-        target: where the tile lies in the photo.
+        source: the tile and its halo, clipped at the photo's edges, in the photo.
+        inner: the tile in `source`.
+        target: the tile in the photo.
     """
 
     source: tuple[slice, slice]
@@ -60,17 +57,17 @@ class Window(NamedTuple):
 
 
 def windows(height: int, width: int, tile_pixels: int, halo: int) -> Iterator[Window]:
-    """Windows whose targets cover the photo once. At the photo's own edges there is no halo.
+    """Windows whose targets cover the photo once, row by row. There is no halo beyond the photo's edges.
 
-    With a halo of at least the network's receptive radius, stitched targets equal the whole photo's result:
-    every output pixel sees the same input pixels, and the same padding where the photo ends.
+    With a halo of at least the network's receptive radius, the stitched tiles equal the result of the whole photo:
+    every output pixel depends on the same input pixels, and on the same padding at the photo's edges.
     """
     for top, bottom in spans(height, tile_pixels):
         for left, right in spans(width, tile_pixels):
-            from_top, from_left = max(0, top - halo), max(0, left - halo)
+            first_row, first_column = max(0, top - halo), max(0, left - halo)
             yield Window(
-                (slice(from_top, min(height, bottom + halo)), slice(from_left, min(width, right + halo))),
-                (slice(top - from_top, bottom - from_top), slice(left - from_left, right - from_left)),
+                (slice(first_row, min(height, bottom + halo)), slice(first_column, min(width, right + halo))),
+                (slice(top - first_row, bottom - first_row), slice(left - first_column, right - first_column)),
                 (slice(top, bottom), slice(left, right)),
             )
 
@@ -82,7 +79,7 @@ def spans(length: int, tile_pixels: int) -> Iterator[tuple[int, int]]:
 
 
 def join(tiles: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """The reverse of `cut`: (rows * columns, tile, tile[, 3]) -> one array."""
+    """The inverse of `cut`: (rows * columns, tile, tile[, 3]) -> (H, W) or (H, W, 3)."""
     tile_pixels = tiles.shape[1]
     blocks = tiles.reshape(rows, columns, tile_pixels, tile_pixels, *tiles.shape[3:]).swapaxes(1, 2)
     return blocks.reshape(rows * tile_pixels, columns * tile_pixels, *tiles.shape[3:])

@@ -14,7 +14,7 @@ from srcnn.models.base import Network
 from srcnn.models.device import device_here
 from srcnn.models.pretrained import FAMILY, WeightSelector
 from srcnn.photos.jpeg_quality import condition_of_image, condition_of_quality, quality_of
-from srcnn.photos.photo_file import Canvas, canvas_of
+from srcnn.photos.photo_file import PhotoFile, photo_file_of
 from srcnn.restoration.tiled_inference import LEVELS, Pixels, Progress, Treatment, restore_tiles
 
 PhotoT = TypeVar("PhotoT", np.ndarray, torch.Tensor, Image.Image)
@@ -81,11 +81,11 @@ def _is_grey(photo: np.ndarray | torch.Tensor | Image.Image) -> bool:
 def _restore_image(
     photo: Image.Image, model: Network, treatment: Treatment, in_place: bool, on_progress: Progress | None
 ) -> Image.Image:
-    canvas = canvas_of(photo)
+    canvas = photo_file_of(photo)
     if in_place and canvas.image is not photo:
         raise ValueError(f"a Pillow image of mode {photo.mode} cannot be restored in place; convert it to RGB")
     if canvas.image is photo and not in_place:
-        canvas = Canvas(photo.copy())
+        canvas = PhotoFile(photo.copy())
     restore_canvas(canvas, model, treatment, on_progress)
     return canvas.to_image(photo)
 
@@ -140,7 +140,7 @@ def _restore_array(
 
 
 def restore_canvas(
-    canvas: Canvas, model: Network, treatment: Treatment = Treatment(), on_progress: Progress | None = None
+    canvas: PhotoFile, model: Network, treatment: Treatment = Treatment(), on_progress: Progress | None = None
 ) -> None:
     """Restores a photo in place."""
     whole = Pixels(*canvas.size, canvas.read, canvas.write, canvas.dtype)

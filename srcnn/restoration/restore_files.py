@@ -14,7 +14,7 @@ import torch
 
 from srcnn.models.base import Network
 from srcnn.models.pretrained import WeightSelector
-from srcnn.photos.photo_file import read_canvas, save_canvas
+from srcnn.photos.photo_file import read_photo_file, write_photo_file
 from srcnn.photos.reading import KINDS, PhotoRefused, open_image
 from srcnn.restoration.restore import restore_canvas
 from srcnn.restoration.tiled_inference import Progress, Treatment, out_of_memory
@@ -53,12 +53,12 @@ class RestoreFile:
         Raises:
             PhotoRefused: the photo cannot be read.
         """
-        canvas = read_canvas(path)
+        canvas = read_photo_file(path)
         notes = () if canvas.quality is None else (f"JPEG quality {canvas.quality}",)
         if isinstance(self.networks, Network):
             model = self.networks
         elif (name := self.networks.weights_for_quality(canvas.quality)) is None:
-            convert = partial(save_canvas, target, canvas, self.quality)
+            convert = partial(write_photo_file, target, canvas, self.quality)
             return (*notes, "good already", *copy_unchanged(path, target, convert))
         else:
             model = self.networks.load(name)
@@ -66,7 +66,7 @@ class RestoreFile:
         treatment = replace(self.treatment, chroma_quality=canvas.quality if self.smooth_chroma else None,
                             condition=canvas.condition)
         restore_canvas(canvas, model, treatment, on_progress)
-        return (*notes, *canvas.notes, *save_canvas(target, canvas, self.quality))
+        return (*notes, *canvas.notes, *write_photo_file(target, canvas, self.quality))
 
 
 def copy_unchanged(path: Path, target: Path, convert: Callable[[], tuple[str, ...]]) -> tuple[str, ...]:
@@ -94,9 +94,9 @@ class UpscaleFile:
             PhotoRefused: the photo cannot be read.
             ValueError: the enlarged one would be larger than its format or this program allows.
         """
-        canvas = read_canvas(path)
+        canvas = read_photo_file(path)
         enlarged = upscale_canvas(canvas, self.model, self.scale, self.treatment, on_progress)
-        return (*enlarged.notes, *save_canvas(target, enlarged, self.quality))
+        return (*enlarged.notes, *write_photo_file(target, enlarged, self.quality))
 
 
 class Outcome(NamedTuple):

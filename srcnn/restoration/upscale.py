@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from srcnn.models.base import Network
-from srcnn.photos.metadata import resized
-from srcnn.photos.photo_file import Canvas, canvas_of
+from srcnn.photos.metadata import with_size
+from srcnn.photos.photo_file import PhotoFile, photo_file_of
 from srcnn.photos.reading import MAX_MEGAPIXELS
 from srcnn.restoration.restore import check_pixels, through_arrays
 from srcnn.restoration.tiled_inference import Part, Pixels, Progress, Treatment, restore_tiles
@@ -62,7 +62,7 @@ def upscale(
                               lambda pixels: _upscale_array(pixels, model, scale, treatment, on_progress))
     if isinstance(photo, np.ndarray):
         return _upscale_array(photo, model, scale, treatment, on_progress)
-    return upscale_canvas(canvas_of(photo), model, scale, treatment, on_progress).to_image(photo)
+    return upscale_canvas(photo_file_of(photo), model, scale, treatment, on_progress).to_image(photo)
 
 
 def _upscale_array(
@@ -77,12 +77,12 @@ def _upscale_array(
 
 
 def upscale_canvas(
-    canvas: Canvas,
+    canvas: PhotoFile,
     model: Network,
     scale: int,
     treatment: Treatment = Treatment(),
     on_progress: Progress | None = None,
-) -> Canvas:
+) -> PhotoFile:
     """Another canvas with the enlarged photo, and the metadata with its new size.
 
     Raises:
@@ -93,7 +93,7 @@ def upscale_canvas(
     if width * height > MAX_MEGAPIXELS * 1e6:
         raise ValueError(f"would become {width}x{height}, more than {MAX_MEGAPIXELS:.0f} megapixels; "
                          "take a smaller scale")
-    metadata = resized(canvas.metadata, width, height)
+    metadata = with_size(canvas.metadata, width, height)
     enlarged = replace(canvas.blank(height, width), metadata=metadata, notes=canvas.notes)
     source = Pixels(*canvas.size, canvas.read, enlarged.write_all, canvas.dtype)
 

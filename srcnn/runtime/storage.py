@@ -47,13 +47,7 @@ def open_storage(location: str | Path, access: AccessConfig | None = None) -> Fo
     Raises:
         ValueError: a URL whose scheme is not one of SCHEMES.
     """
-    text = str(location)
-    scheme = text.partition(":")[0]
-    if is_url(location) and scheme in SCHEMES:
-        return ObjectStore(text, access or AccessConfig())
-    if is_url(location) or (scheme == "pipe" and ":" in text):
-        raise ValueError(f"{scheme}: shards can be read from a folder or a URL of {', '.join(SCHEMES)}")
-    return Folder(Path(location))
+    return _open(str(location), SCHEMES, access)
 
 
 def open_writable(location: str) -> Folder | ObjectStore:
@@ -62,10 +56,16 @@ def open_writable(location: str) -> Folder | ObjectStore:
     Raises:
         ValueError: a URL whose scheme is not one of WRITABLE_SCHEMES.
     """
-    scheme = location.partition("://")[0]
-    if is_url(location) and scheme not in WRITABLE_SCHEMES:
-        raise ValueError(f"{scheme}: expected a folder or a URL of {', '.join(WRITABLE_SCHEMES)}")
-    return open_storage(location)
+    return _open(location, WRITABLE_SCHEMES)
+
+
+def _open(location: str, schemes: Sequence[str], access: AccessConfig | None = None) -> Folder | ObjectStore:
+    scheme, colon, _ = location.partition(":")
+    if not is_url(location) and not (scheme == "pipe" and colon):
+        return Folder(Path(location))
+    if scheme not in schemes:
+        raise ValueError(f"{scheme}: expected a folder or a URL of {', '.join(schemes)}")
+    return ObjectStore(location, access or AccessConfig())
 
 
 class Folder:
