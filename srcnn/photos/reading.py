@@ -6,6 +6,7 @@ preprocessing workers start fast.
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from srcnn.runtime.errors import UserError
-from srcnn.runtime.untrusted import MAX_PHOTO_BYTES, InvalidInput, check_image, open_regular, without_pillow_limit
+from srcnn.runtime.untrusted import MAX_PHOTO_BYTES, check_header, open_regular, without_pillow_limit
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 KINDS = {".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".webp": "WEBP",
@@ -91,10 +92,12 @@ def open_image(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Iterator[I
         # and height it swaps.
         with open_regular(path, MAX_PHOTO_BYTES) as file, without_pillow_limit(), \
                 Image.open(file, formats=FORMATS) as image:
-            check_image(image, file, max_megapixels)
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                check_header(image, content, max_megapixels * 1e6)
+            # MPO: a camera JPEG with a preview. Not `n_frames`, for which Pillow reads through all pages of a TIFF.
+            if getattr(image, "is_animated", False) and image.format != "MPO":
+                raise PhotoRefused(f"{path}: has several frames; save one of them as a file")
             yield image
-    except InvalidInput as error:
-        raise PhotoRefused(f"{path}: {error}") from error
     except (PhotoRefused, MemoryError):
         raise
     except UnidentifiedImageError as error:

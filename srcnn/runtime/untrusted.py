@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import mmap
 import os
 import re
 import stat
@@ -158,9 +157,7 @@ def open_picture(content: bytes | memoryview, formats: tuple[str, ...], max_pixe
     """Opens a picture in memory of at most `max_pixels`. Every error of its decoder becomes a ValueError."""
     try:
         with Image.open(io.BytesIO(content), formats=formats) as image:
-            check_size(image.size, max_pixels)
-            if image.format in ("JPEG", "MPO"):
-                check_scans(content)
+            check_header(image, content, max_pixels)
             yield image
     except (ValueError, MemoryError):
         raise
@@ -175,25 +172,16 @@ def check_size(size: tuple[int, int], max_pixels: float) -> None:
         raise InvalidInput(f"{width}x{height} pixels; expected 1 pixel to {max_pixels / 1e6:g} megapixels")
 
 
-def check_scans(content: Any) -> None:
-    """Raises InvalidInput at a JPEG with so many scans that decoding takes hours. Coded pixels hold no such markers."""
-    if sum(1 for _ in re.finditer(b"\xff\xda", content)) > MAX_JPEG_SCANS:
-        raise InvalidInput(f"a JPEG with more than {MAX_JPEG_SCANS} scans")
-
-
-def check_image(image: Image.Image, file: IO[bytes], max_megapixels: float) -> None:
-    """Raises InvalidInput at an opened picture that is too expensive to decode, or has several frames."""
-    check_size(image.size, max_megapixels * 1e6)
+def check_header(image: Image.Image, content: Any, max_pixels: float) -> None:
+    """Raises InvalidInput if an opened picture, whose file's bytes are `content`, is too expensive to decode."""
+    check_size(image.size, max_pixels)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         tile = [image.tag_v2.get(tag, 0) for tag in TIFF_TILE_TAGS]
         if image.tile and image.tile[0][0] == "libtiff" and all(tile):
-            check_size((tile[0], tile[1]), max_megapixels * 1e6)
-    if image.format in ("JPEG", "MPO"):
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            check_scans(content)
-    # MPO: a camera JPEG with a preview. Not `n_frames`, for which Pillow reads through all pages of a TIFF.
-    if getattr(image, "is_animated", False) and image.format != "MPO":
-        raise InvalidInput("has several frames; save one of them as a file")
+            check_size((tile[0], tile[1]), max_pixels)
+    # The marker of a scan does not occur in coded pixels.
+    if image.format in ("JPEG", "MPO") and sum(1 for _ in re.finditer(b"\xff\xda", content)) > MAX_JPEG_SCANS:
+        raise InvalidInput(f"a JPEG with more than {MAX_JPEG_SCANS} scans")
 
 
 @contextmanager
