@@ -35,9 +35,9 @@ from srcnn.models.weights import load_model, save_state_dict
 from srcnn.photos.metrics import psnr
 from srcnn.photos.photo_file import read_photo_file, write_photo_file
 from srcnn.photos.reading import luma_l
-from srcnn.restoration.restore import restore_pixels
+from srcnn.restoration.restore import restore
 from srcnn.restoration.restore_files import RestoreFile, work_on_files
-from srcnn.restoration.tiled_inference import Treatment
+from srcnn.restoration.tiled_inference import RestoreOptions
 
 CELL = (800, 600)  # width, height of the pictures that the photo is put together from
 VARIANTS = ("whole", "256", "512", "1024")
@@ -147,8 +147,8 @@ def run_system(name: str, variant: str, photo: Path, files: Path, cores: int, de
     network: Network
     if name in (OURS, EXACT):
         model, exact = to_device(load_model(DEFAULT_WEIGHTS), device), name == EXACT
-        network = partial(restore_pixels, model=model, exact=exact)
-        from_file: Callable[[Path, Path], object] = RestoreFile(model, Treatment(exact=exact), smooth_chroma=False)
+        network = partial(restore, model=model, exact=exact)
+        from_file: Callable[[Path, Path], object] = RestoreFile(model, RestoreOptions(exact=exact), smooth_chroma=False)
     else:
         network = tiled(NETWORKS[name](files, cores, device), variant)
         from_file = partial(restore_file, network)
@@ -168,7 +168,7 @@ def run_folder(files: Path, cores: int, device: torch.device) -> dict[str, float
     model = to_device(load_model(DEFAULT_WEIGHTS), device)
     targets, _ = output_paths(str(files / "small"), files / "restored")
     work = RestoreFile(model, smooth_chroma=False)
-    restore_pixels(np.zeros((320, 480, 3), np.uint8), model)  # kernels are chosen
+    restore(np.zeros((320, 480, 3), np.uint8), model)  # kernels are chosen
     return {
         "side by side": seconds(lambda: list(work_on_files(targets, work))),  # which makes the folder, too
         "one by one": seconds(lambda: [work(path, target) for path, target in targets.items()]),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from small import changing_network, random_photo
 
-from srcnn.restoration.restore import restore, restore_pixels
+from srcnn.restoration.restore import restore
 from srcnn.restoration.tiled_inference import run_network
 
 
@@ -22,16 +22,16 @@ STARVED = """
 import resource, sys
 import numpy, torch
 torch.set_num_threads(1)
-from srcnn.restoration.tiled_inference import Treatment
+from srcnn.restoration.tiled_inference import RestoreOptions
 from srcnn.models.weights import load_model
-from srcnn.restoration.restore import restore_pixels
+from srcnn.restoration.restore import restore
 model = load_model("srcnn-955-q20")
 photo = numpy.load(sys.argv[1])
-restore_pixels(photo[:40, :40], model, exact=True)
-expected = restore_pixels(photo, model, 64, exact=True)
+restore(photo[:40, :40], model, exact=True)
+expected = restore(photo, model, 64, exact=True)
 held = int(next(line for line in open("/proc/self/statm")).split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (held + (100 << 20), -1))
-found = restore_pixels(photo, model, 1000, exact=True)
+found = restore(photo, model, 1000, exact=True)
 difference = numpy.abs(found.astype(int) - expected)
 print(difference.max(), (difference > 0).mean())
 """
@@ -50,7 +50,7 @@ def test_where_memory_runs_out_the_tiles_are_halved_until_it_suffices(tmp_path):
 @pytest.mark.parametrize("quality", [None, 20])
 def test_a_tile_halved_on_the_way_changes_nothing(model, monkeypatch, channels, quality):
     pixels, failed = random_photo(150, 131, channels), []
-    expected = restore_pixels(pixels, model, 1000, exact=True, quality=quality)
+    expected = restore(pixels, model, 1000, exact=True, quality=quality)
 
     def scarce(planes, network, bf16=False):
         if max(planes.shape[1:]) > 80:
@@ -59,7 +59,7 @@ def test_a_tile_halved_on_the_way_changes_nothing(model, monkeypatch, channels, 
         return run_network(planes, network, bf16)
 
     monkeypatch.setattr("srcnn.restoration.tiled_inference.run_network", scarce)
-    found = restore_pixels(pixels, model, 100, exact=True, quality=quality)
+    found = restore(pixels, model, 100, exact=True, quality=quality)
     difference = np.abs(found.astype(int) - expected)
     assert failed and difference.max() <= 1 and (difference > 0).mean() < 1e-3
 
@@ -68,7 +68,7 @@ def test_a_tile_halved_on_the_way_changes_nothing(model, monkeypatch, channels, 
 
     monkeypatch.setattr("srcnn.restoration.tiled_inference.run_network", hopeless)
     with pytest.raises(torch.OutOfMemoryError, match="none at all"):
-        restore_pixels(pixels, model, 100)
+        restore(pixels, model, 100)
 
 
 def test_strength_blends_and_colours_with_smoothed_chroma_are_as_in_one_piece(model):

@@ -15,10 +15,10 @@ from srcnn.models.weights import initialize, save_model
 from srcnn.photos.degradation import Degradation, degrade
 from srcnn.photos.jpeg_quality import condition_of_image, condition_of_quality
 from srcnn.photos.metrics import psnr
-from srcnn.restoration.restore import restore, restore_pixels
+from srcnn.restoration.restore import restore, restore_array
 from srcnn.restoration.restore_files import RestoreFile
 from srcnn.restoration.score import score_photo
-from srcnn.restoration.tiled_inference import Treatment
+from srcnn.restoration.tiled_inference import RestoreOptions
 from srcnn.restoration.upscale import upscale
 
 
@@ -46,7 +46,7 @@ def test_greyscale_through_a_network_for_rgb_is_the_luma_of_its_result(monkeypat
     with torch.no_grad():
         rgb = rgb_network(torch.from_numpy(padded / np.float32(255)).expand(1, 3, -1, -1))[0].numpy()
     expected = np.tensordot([0.299, 0.587, 0.114], rgb, 1)[: size[0], : size[1]] * 255
-    restored = restore_pixels(grey, rgb_network, tile_pixels, exact=True)
+    restored = restore(grey, rgb_network, tile_pixels, exact=True)
     assert restored.shape == size and np.abs(restored - expected.clip(0, 255)).max() < 0.51
     assert size == (1, 1) or (restored != grey).any()
 
@@ -58,20 +58,20 @@ def test_grey_images_stay_grey(model, mode):
     restored = restore(image, model)
     assert restored.size == image.size and restored.mode == ("L" if mode == "1" else mode)
     levels = np.asarray(restored.getchannel(0) if mode != "I;16" else restored)
-    expected = restore_pixels(np.asarray(image if mode == "I;16" else image.convert("L")), model)
+    expected = restore(np.asarray(image if mode == "I;16" else image.convert("L")), model)
     assert np.array_equal(levels, expected)
 
 
 def test_a_network_of_other_channels_is_refused():
     network = SRCNN(ModelConfig(channels=4, filters=(4, 4), residual=True))
     with pytest.raises(ValueError, match=facts("channels", 4)):
-        restore_pixels(random_photo(20, 20, 3), network)
+        restore(random_photo(20, 20, 3), network)
 
 
 def test_tiles_equal_the_whole_photo(monkeypatch, model):
     monkeypatch.setattr("srcnn.models.unet.HALO_PIXELS", 1000)
     photo, condition = random_photo(101, 67, 3), condition_of_quality(10)
-    whole, tiled = (restore_pixels(photo, model, side, exact=True, condition=condition) for side in (1000, 20))
+    whole, tiled = (restore_array(photo, model, RestoreOptions(side, True, condition=condition)) for side in (1000, 20))
     differs = np.abs(whole.astype(int) - tiled)
     assert differs.max() <= 1 and (differs > 0).mean() < 1e-3
     halo = model.halo
@@ -90,11 +90,11 @@ def test_a_jpeg_tells_the_network_its_tables(tmp_path, model, subsampling):
         told, pixels = condition_of_image(image), np.asarray(image)
         restored = np.asarray(restore(image, model, exact=True))
     assert np.array_equal(told, condition_of_quality(15, subsampling == "4:2:0", grey=subsampling is None))
-    expected = restore_pixels(pixels, model, exact=True, condition=told)
-    assert (expected != restore_pixels(pixels, model, exact=True)).mean() > 0.1
+    expected = restore_array(pixels, model, RestoreOptions(exact=True, condition=told))
+    assert (expected != restore(pixels, model, exact=True)).mean() > 0.1
     assert np.array_equal(restored, expected)
     for smooth in (True, False):  # the chroma is the network's
-        RestoreFile(model, Treatment(exact=True), smooth)(path, tmp_path / "file.png")
+        RestoreFile(model, RestoreOptions(exact=True), smooth)(path, tmp_path / "file.png")
         assert np.array_equal(np.asarray(Image.open(tmp_path / "file.png")), expected)
     save_model(model, tmp_path / "model.safetensors")
     arguments = ["restore", str(path), "-o", str(tmp_path / "command.png"), "--exact"]
@@ -105,10 +105,10 @@ def test_a_jpeg_tells_the_network_its_tables(tmp_path, model, subsampling):
 @pytest.mark.parametrize("channels", [None, 3])
 def test_a_quality_that_is_given_stands_for_its_tables(model, channels):
     pixels = random_photo(37, 29, channels)
-    expected = restore_pixels(pixels, model, condition=condition_of_quality(40, grey=channels is None))
-    assert (expected != restore_pixels(pixels, model)).mean() > 0.1
+    expected = restore_array(pixels, model, RestoreOptions(condition=condition_of_quality(40, grey=channels is None)))
+    assert (expected != restore(pixels, model)).mean() > 0.1
     assert np.array_equal(restore(pixels, model, quality=40), expected)
-    assert np.array_equal(restore_pixels(pixels, model, quality=40), expected)
+    assert np.array_equal(restore(pixels, model, quality=40), expected)
     assert np.array_equal(np.asarray(restore(Image.fromarray(pixels), model, quality=40)), expected)
     tensor = torch.from_numpy(np.atleast_3d(pixels)).permute(2, 0, 1)
     assert np.array_equal(restore(tensor, model, quality=40).permute(1, 2, 0).reshape(pixels.shape).numpy(), expected)
@@ -126,7 +126,7 @@ def test_scores_are_of_the_network_that_knows_the_quality(model, luma, subsampli
         clean = np.rint(16 + clean @ np.array([65.481, 128.553, 24.966]) / 255).astype(np.uint8)
     told = condition_of_quality(25, subsampling == "4:2:0", grey=luma == "y")
     degraded = degrade(clean, degradation, 25)
-    restored = restore_pixels(degraded, model, exact=True, condition=told)
+    restored = restore_array(degraded, model, RestoreOptions(exact=True, condition=told))
     levels = [np.asarray(Image.fromarray(pixels).convert("L")) for pixels in (clean, degraded, restored)]
     score = score_photo("photo", clean, model, luma, degradation)
     assert score.psnr_in == psnr(*levels[:2]) and score.psnr == psnr(levels[0], levels[2])

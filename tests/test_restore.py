@@ -22,7 +22,7 @@ from srcnn.models.srcnn import SRCNN, ModelConfig, fused_bf16, supports_fused_bf
 from srcnn.models.weights import initialize, load_model
 from srcnn.photos.degradation import Degradation, degrade
 from srcnn.photos.metrics import psnr
-from srcnn.restoration.restore import restore, restore_pixels
+from srcnn.restoration.restore import restore
 from srcnn.restoration.restore_files import RestoreFile
 
 
@@ -42,7 +42,7 @@ def whole(pixels, model):
 @pytest.mark.parametrize("tile_pixels", [16, 33, 64, 1000])
 def test_tiled_restore_equals_whole_photo(model, size, tile_pixels):
     pixels = random_photo(*size)
-    tiled, at_once = restore_pixels(pixels, model, tile_pixels, exact=True), whole(pixels, model)
+    tiled, at_once = restore(pixels, model, tile_pixels, exact=True), whole(pixels, model)
     difference = np.abs(tiled.astype(int) - at_once)
     assert difference.max() <= 1 and (difference > 0).mean() < 1e-3  # rounding at .5 only
     assert (tiled != pixels).mean() > 0.5
@@ -50,20 +50,20 @@ def test_tiled_restore_equals_whole_photo(model, size, tile_pixels):
 
 def test_a_large_photo_has_fewer_than_one_pixel_in_100000_off(model):
     pixels = random_photo(700, 1100)
-    difference = np.abs(restore_pixels(pixels, model, 128, exact=True).astype(int) - whole(pixels, model))
+    difference = np.abs(restore(pixels, model, 128, exact=True).astype(int) - whole(pixels, model))
     assert difference.max() <= 1 and (difference > 0).mean() < 1e-5
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (3, 2), (4, 300), (9, 9)])
 def test_the_smallest_photos_keep_their_size(model, size):
-    assert restore_pixels(random_photo(*size), model).shape == size
-    assert restore_pixels(random_photo(*size, 3), model).shape == (*size, 3)
+    assert restore(random_photo(*size), model).shape == size
+    assert restore(random_photo(*size, 3), model).shape == (*size, 3)
 
 
 def test_colour_restores_the_luma_and_keeps_the_chroma(model):
     # levels away from 0 and 255, so that clipping does not mix the channels
     pixels = 100 + random_photo(45, 51, 3) // 8
-    restored = restore_pixels(pixels, model, 32, exact=True).astype(float)
+    restored = restore(pixels, model, 32, exact=True).astype(float)
     images = [Image.fromarray(photo.astype(np.uint8)) for photo in (pixels, restored)]
     before, after = (np.asarray(image.convert("YCbCr"), float) for image in images)
     assert np.abs(before[..., 1:] - after[..., 1:]).max() <= 1.5
@@ -80,7 +80,7 @@ def test_an_rgb_network_restores_all_channels():
     with torch.no_grad():
         expected = network(torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)[None])[0] * 255
     expected = expected.permute(1, 2, 0).numpy().round().clip(0, 255)
-    assert np.abs(restore_pixels(pixels, network, 16, exact=True) - expected).max() <= 1
+    assert np.abs(restore(pixels, network, 16, exact=True) - expected).max() <= 1
 
 
 @pytest.mark.parametrize("channels", [None, 3])
@@ -89,11 +89,11 @@ def test_an_rgb_network_restores_all_channels():
 def test_in_place_and_threads_change_nothing(model, channels, tile_pixels, num_threads):
     pixels = random_photo(83, 61, channels)
     before, kept = torch.get_num_threads(), pixels.copy()
-    expected = restore_pixels(pixels, model, tile_pixels, exact=True)
+    expected = restore(pixels, model, tile_pixels, exact=True)
     assert np.array_equal(pixels, kept)
     try:
         torch.set_num_threads(num_threads)
-        assert np.array_equal(restore_pixels(pixels, model, tile_pixels, exact=True), expected)
+        assert np.array_equal(restore(pixels, model, tile_pixels, exact=True), expected)
         assert restore(pixels, model, tile_pixels, exact=True, in_place=True) is pixels
         assert torch.get_num_threads() == num_threads
         with ThreadPoolExecutor(1) as pool:
@@ -114,7 +114,7 @@ def test_images_are_restored_in_place_and_keep_their_transparency(model, mode):
     if mode in ("LA", "RGBA"):
         assert np.array_equal(np.asarray(image.getchannel("A")), bands[-1])
     colours = bands[0] if mode in ("L", "LA") else np.dstack(bands[:3])
-    expected = restore_pixels(colours, model, 16).reshape(61, 83, -1)
+    expected = restore(colours, model, 16).reshape(61, 83, -1)
     for band in range(expected.shape[2]):
         assert np.array_equal(np.asarray(image.getchannel(band)), expected[..., band])
 
@@ -167,7 +167,7 @@ def test_the_fast_path_is_within_a_hundredth_of_a_decibel(weights):
     for seed in range(3):
         clean = draw_photo(seed, 201, 303)
         degraded = degrade(clean, Degradation(), 20)
-        exact, fast = (restore_pixels(degraded, network, exact=choice) for choice in (True, False))
+        exact, fast = (restore(degraded, network, exact=choice) for choice in (True, False))
         assert (exact != fast).any() and np.abs(exact.astype(int) - fast).max() <= 2
         assert abs(psnr(clean, exact) - psnr(clean, fast)) < 0.01
 
@@ -192,7 +192,7 @@ def test_a_network_without_residual_is_always_exact():
     network = SRCNN(ModelConfig(filters=(4, 4)))
     initialize(network, "pytorch", 0)
     pixels = random_photo(40, 37)
-    assert np.array_equal(restore_pixels(pixels, network), restore_pixels(pixels, network, exact=True))
+    assert np.array_equal(restore(pixels, network), restore(pixels, network, exact=True))
 
 
 def test_pil_numpy_and_torch_come_back_as_their_kind(model):
@@ -216,7 +216,7 @@ def test_pil_numpy_and_torch_come_back_as_their_kind(model):
 def test_pixels_of_another_kind_are_refused(model):
     for pixels in (np.zeros((4, 4), np.float64), np.zeros((4, 4, 4), np.uint8), np.zeros(4, np.uint8)):
         with pytest.raises(ValueError, match=facts(pixels.dtype, pixels.shape)):
-            restore_pixels(pixels, model)
+            restore(pixels, model)
     for tensor in (torch.zeros(4, 4), torch.zeros(2, 4, 4), torch.zeros(3, 4, 4, dtype=torch.int16)):
         with pytest.raises(ValueError, match=facts(tensor.dtype, tuple(tensor.shape))):
             restore(tensor, model)
@@ -288,7 +288,7 @@ def test_restoring_undoes_some_of_a_jpegs_damage(shared_data):
     buffer = io.BytesIO()
     Image.fromarray(clean).save(buffer, "JPEG", quality=20)
     degraded = np.asarray(Image.open(buffer))
-    assert psnr(clean, restore_pixels(degraded, load_model())) > psnr(clean, degraded) + 0.5
+    assert psnr(clean, restore(degraded, load_model())) > psnr(clean, degraded) + 0.5
 
 
 def test_info_of_another_mode_and_qualities_that_are_none_are_left_out(model):

@@ -17,7 +17,7 @@ from small import draw_photo, write_photos
 from srcnn.commands.output_paths import output_paths
 from srcnn.models.weights import load_model
 from srcnn.restoration.restore_files import RestoreFile, work_on_files
-from srcnn.restoration.tiled_inference import Treatment
+from srcnn.restoration.tiled_inference import RestoreOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 PEAK = """
@@ -53,10 +53,10 @@ def num_threads(request):
 def test_photos_side_by_side_are_as_one_by_one_and_in_order(tmp_path, network, num_threads):
     photos = write_photos(tmp_path / "photos", 9)
     targets, _ = output_paths(photos, tmp_path / "out")
-    outcomes = list(work_on_files(targets, RestoreFile(network, Treatment(exact=True))))
+    outcomes = list(work_on_files(targets, RestoreFile(network, RestoreOptions(exact=True))))
     assert [(outcome.source, outcome.target) for outcome in outcomes] == list(targets.items())
     for path, target in targets.items():
-        RestoreFile(network, Treatment(exact=True))(path, tmp_path / "one.png")
+        RestoreFile(network, RestoreOptions(exact=True))(path, tmp_path / "one.png")
         assert np.array_equal(np.asarray(Image.open(target)), np.asarray(Image.open(tmp_path / "one.png")))
 
 
@@ -74,7 +74,7 @@ def test_a_bad_photo_is_told_in_its_place_and_the_others_go_on(tmp_path, network
 def test_large_photos_between_small_ones_keep_the_order_and_tell_their_progress(
     tmp_path, network, num_threads, monkeypatch
 ):
-    monkeypatch.setattr("srcnn.restoration.restore_files.SIDE_BY_SIDE_MEGAPIXELS", 0.02)
+    monkeypatch.setattr("srcnn.restoration.restore_files.PARALLEL_MEGAPIXELS", 0.02)
     photos = write_photos(tmp_path / "photos", 5)
     Image.fromarray(draw_photo(0, 210, 300)).save(photos / "photo 2.png")
     calls = []

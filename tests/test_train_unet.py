@@ -20,7 +20,7 @@ from srcnn.models.srcnn import ModelConfig
 from srcnn.models.unet import UNet, UNetConfig
 from srcnn.models.weights import load_model, save_model
 from srcnn.photos.degradation import Degradation, degrade
-from srcnn.restoration.restore import restore_pixels
+from srcnn.restoration.restore import restore
 from srcnn.runtime.distributed import DistributedError
 from srcnn.runtime.settings import parse, plain, to_yaml
 from srcnn.training import checkpoint
@@ -52,7 +52,7 @@ def test_a_u_net_trains_and_continues_as_if_it_had_never_stopped(tmp_path, shard
     assert train(parts)["val/psnr"] == pytest.approx(values["val/psnr"], abs=1e-4)
     model = load_model(tmp_path / "parts")
     assert isinstance(model, UNet) and model.config == unet
-    assert restore_pixels(np.zeros((9, 13), np.uint8), model).shape == (9, 13)
+    assert restore(np.zeros((9, 13), np.uint8), model).shape == (9, 13)
     assert (tmp_path / "parts" / "report" / "index.html").is_file()
 
 
@@ -70,7 +70,7 @@ def test_tiles_with_the_halo_are_the_whole_photo_within_half_a_level(trained):
     assert trained.halo < trained.receptive_radius
     photo = np.float32(draw_photo(7, 288, 320)[..., 0]) / 255
     degraded = degrade(draw_photo(7, 288, 320)[..., 0], Degradation(jpeg_quality=20), 20) / np.float32(255)
-    whole, tiled = (restore_pixels(degraded, trained, side, exact=True) for side in (320, 64))
+    whole, tiled = (restore(degraded, trained, side, exact=True) for side in (320, 64))
     assert 255 * np.abs(tiled - whole).max() < 0.5 < 255 * np.abs(whole - degraded).max()
     errors = [np.mean((pixels - photo) ** 2) for pixels in (whole, tiled)]
     assert abs(10 * np.log10(errors[0] / errors[1])) < 0.005  # dB

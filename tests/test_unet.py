@@ -19,7 +19,7 @@ from srcnn.models.srcnn import SRCNN
 from srcnn.models.unet import UNet, UNetConfig, to_rgb, to_ycbcr
 from srcnn.models.weights import initialize, load_model, make_network, save_model
 from srcnn.photos.jpeg_quality import CONDITION_SIZE, condition_of_quality
-from srcnn.restoration.restore import restore_pixels
+from srcnn.restoration.restore import restore
 from srcnn.training.benchmark import training_flop
 
 COLOUR = {"channels": 3, "unshuffle": 2, "ycbcr": True}
@@ -291,7 +291,7 @@ def test_tiles_with_the_whole_radius_around_them_equal_the_whole_photo(monkeypat
     model = some_unet(channels=1)
     monkeypatch.setattr("srcnn.models.unet.HALO_PIXELS", 1000)
     photo = random_photo(*shape)
-    whole, tiled = (restore_pixels(photo, model, side, exact=True) for side in (1000, tile))
+    whole, tiled = (restore(photo, model, side, exact=True) for side in (1000, tile))
     assert not np.array_equal(whole, photo)
     differs = np.abs(whole.astype(int) - tiled)
     assert differs.max() <= 1 and (differs > 0).mean() < 1e-3  # the order of sums decides a rounding, rarely
@@ -301,7 +301,7 @@ def test_tiles_that_the_memory_halves_equal_the_whole_photo(monkeypatch):
     model = some_unet()
     monkeypatch.setattr("srcnn.models.unet.HALO_PIXELS", 1000)
     photo = random_photo(101, 120)
-    expected = restore_pixels(photo, model, 1000, exact=True)
+    expected = restore(photo, model, 1000, exact=True)
     forward = UNet.forward
 
     def small_memory(network, degraded):
@@ -310,7 +310,7 @@ def test_tiles_that_the_memory_halves_equal_the_whole_photo(monkeypatch):
         return forward(network, degraded)
 
     monkeypatch.setattr(UNet, "forward", small_memory)
-    differs = np.abs(expected.astype(int) - restore_pixels(photo, model, 1000, exact=True))
+    differs = np.abs(expected.astype(int) - restore(photo, model, 1000, exact=True))
     assert differs.max() <= 1 and (differs > 0).mean() < 1e-3
 
 

@@ -14,7 +14,7 @@ from srcnn.models.unet import LUMA_WEIGHTS
 from srcnn.photos.photo_file import PhotoFile, read_photo_file
 from srcnn.photos.reading import read_photo
 from srcnn.restoration.restore_files import UpscaleFile
-from srcnn.restoration.tiled_inference import Pixels, Treatment, run_network
+from srcnn.restoration.tiled_inference import PixelAccess, RestoreOptions, run_network
 from srcnn.restoration.upscale import upscale, upscale_canvas, upscaled_part, weights_for_scale
 
 
@@ -42,7 +42,7 @@ def pillows(pixels, scale):
 
 
 def reader_of(pixels):
-    return Pixels(*pixels.shape[:2], pixels.__getitem__, lambda part, tile: None)
+    return PixelAccess(*pixels.shape[:2], pixels.__getitem__, lambda part, tile: None)
 
 
 @given(data=st.data(), height=st.integers(1, 40), width=st.integers(1, 40), scale=st.sampled_from((2, 3, 4)),
@@ -72,7 +72,7 @@ def test_a_part_reads_little_more_than_it_needs():
         asked.append(part)
         return pixels[part]
 
-    upscaled_part(Pixels(100, 200, read, print), (slice(61, 119), slice(300, 400)), 3)
+    upscaled_part(PixelAccess(100, 200, read, print), (slice(61, 119), slice(300, 400)), 3)
     assert asked == [(slice(18, 42), slice(98, 136))]
 
 
@@ -166,7 +166,8 @@ def test_a_file_keeps_its_metadata_and_tells_its_new_size(network, tmp_path):
 def test_files_of_16_bits_stay_so(network, channels):
     levels = np.random.default_rng(2).integers(0, 65536, (14, 17, channels)).astype(np.uint16)
     colours = levels[..., : 1 if channels < 3 else 3]
-    canvas = upscale_canvas(PhotoFile(levels if channels > 1 else levels[..., 0]), network, 3, Treatment(exact=True))
+    photo = PhotoFile(levels if channels > 1 else levels[..., 0])
+    canvas = upscale_canvas(photo, network, 3, RestoreOptions(exact=True))
     assert canvas.image.dtype == np.uint16 and canvas.size == (42, 51)
     found = np.atleast_3d(canvas.image)
     expected = upscale(np.ascontiguousarray(colours.squeeze()), network, 3, exact=True)
@@ -179,7 +180,7 @@ def test_files_of_16_bits_stay_so(network, channels):
 def test_a_png_of_16_bits_becomes_one(network, tmp_path):
     levels = draw_photo(11, 15, 22)[..., 1].astype(np.uint16) * 250
     Image.fromarray(levels).save(tmp_path / "a.png")
-    assert UpscaleFile(network, 2, Treatment(exact=True))(tmp_path / "a.png", tmp_path / "b.png") == ()
+    assert UpscaleFile(network, 2, RestoreOptions(exact=True))(tmp_path / "a.png", tmp_path / "b.png") == ()
     assert np.array_equal(read_photo_file(tmp_path / "b.png").image, upscale(levels, network, 2, exact=True))
 
 

@@ -27,7 +27,7 @@ from srcnn.photos.photo_file import PhotoFile, read_photo_file, write_photo_file
 from srcnn.photos.reading import luma_l, open_image, over_white, suffix_of
 from srcnn.restoration.figures import magnify, strongest_part
 from srcnn.restoration.restore_files import RestoreFile
-from srcnn.restoration.tiled_inference import Progress, Treatment
+from srcnn.restoration.tiled_inference import Progress, RestoreOptions
 
 MAX_MEGAPIXELS = 50.0
 PREVIEW_SIDE, MAP_SIDE = 1600, 640  # largest sides of the pictures that the browser is sent, pixels
@@ -150,7 +150,7 @@ def process(
         notes += write_photo_file(files["degraded"], original, request.degrade_quality, subsampling="4:2:0")
     source, target = files.get("degraded", upload), folder / f"{upload.stem}-restored{suffix_of(upload)}"
     files["restored"] = target
-    work = RestoreFile(WeightSelector(request.weights, device_here()), Treatment(strength=request.strength))
+    work = RestoreFile(WeightSelector(request.weights, device_here()), RestoreOptions(strength=request.strength))
     notes += work(source, target, on_progress)
     before, after = (visible(read_photo_file(path)) for path in (source, target))
     report = [f"<p>{html.escape(', '.join([*notes, f'strength {request.strength:g}']))}.</p>"]

@@ -84,10 +84,10 @@ def restore_command(options: argparse.Namespace) -> int:
     from srcnn.models.device import device_here
     from srcnn.models.pretrained import WeightSelector
     from srcnn.restoration.restore_files import RestoreFile
-    from srcnn.restoration.tiled_inference import Treatment
+    from srcnn.restoration.tiled_inference import RestoreOptions
 
     check_quality(options.quality)
-    treatment = Treatment(options.tile, options.exact, options.strength)
+    treatment = RestoreOptions(options.tile, options.exact, options.strength)
 
     def prepare() -> Work:
         weights = WeightSelector(options.model, device_here())
@@ -100,11 +100,11 @@ def upscale_command(options: argparse.Namespace) -> int:
     from srcnn.models.device import device_here, to_device
     from srcnn.models.weights import load_model
     from srcnn.restoration.restore_files import UpscaleFile
-    from srcnn.restoration.tiled_inference import Treatment
+    from srcnn.restoration.tiled_inference import RestoreOptions
     from srcnn.restoration.upscale import weights_for_scale
 
     check_quality(options.quality)
-    treatment = Treatment(options.tile, options.exact)
+    treatment = RestoreOptions(options.tile, options.exact)
 
     def prepare() -> Work:
         model = load_model(options.model or weights_for_scale(options.scale))

@@ -1,4 +1,4 @@
-"""Pictures before and after: side by side, with captions, and the detail that changed most magnified."""
+"""Draws photos before and after restoring: side by side, with captions and a magnified detail."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from srcnn.photos.tiling import windows
 from srcnn.runtime.files import atomic_file
 
 GAP_PIXELS = 8
-PICTURE_WIDTH = 1920  # pixels of a comparison: the three pictures side by side fit on a screen
+PICTURE_WIDTH = 1920  # pixels; three photos side by side fit on a screen
 DETAIL_ZOOM = 3
 COLUMNS = ("degraded", "restored", "clean")
 
 
 def side_by_side(*pictures: np.ndarray) -> np.ndarray:
-    """Pictures of one size in a row, grey or RGB, with white gaps to their right and below."""
+    """Pictures of one size, uint8 (H, W) or (H, W, 3), in a row, with white gaps to their right and below."""
     gaps = [(0, GAP_PIXELS), (0, GAP_PIXELS), (0, 0)]
     padded = [np.pad(picture, gaps[: picture.ndim], constant_values=255) for picture in pictures]
     return np.concatenate(padded, axis=1)
@@ -33,8 +33,9 @@ def before_after(
     titles: tuple[str, str, str] = COLUMNS,
     picture_width: int = PICTURE_WIDTH,
 ) -> np.ndarray:
-    """Degraded, restored, clean, grey or RGB, with the PSNR of their luma (Pillow's L) above; below, where the network
-    gained most, magnified. At most `picture_width` pixels wide: larger photos are shown reduced, their detail is not.
+    """Degraded, restored and clean photo, uint8 (H, W) or (H, W, 3), with the PSNR of their luma (Pillow's L) above;
+    below, magnified, the detail where the squared error fell most. At most `picture_width` pixels wide: larger photos
+    are reduced, the detail is not.
     """
     pictures = (degraded, restored, clean)
     captions = [f"{title}: PSNR {psnr_luma(picture, clean):.2f} dB"
@@ -53,22 +54,22 @@ def psnr_luma(photo: np.ndarray, clean: np.ndarray) -> float:
 
 
 def strongest_part(amount: np.ndarray, side: int) -> tuple[slice, slice]:
-    """Rows and columns of that part, of a grid of parts `side` pixels wide and high, where an amount (H, W) or
-    (H, W, 3) is largest in all; parts at the right and lower edge are smaller.
+    """Rows and columns of the cell with the largest sum of `amount`, (H, W) or (H, W, 3), in a grid of cells of `side`
+    pixels; cells at the right and lower edge are smaller.
     """
     height, width = amount.shape[:2]
-    return max((window.target for window in windows(height, width, side, halo=0)), key=lambda part: amount[part].sum())
+    return max((window.target for window in windows(height, width, side, halo=0)), key=lambda cell: amount[cell].sum())
 
 
 def magnify(pixels: np.ndarray, zoom: int) -> np.ndarray:
-    """Every pixel as a square."""
+    """Repeats every pixel `zoom` times in both directions."""
     return pixels.repeat(zoom, 0).repeat(zoom, 1)
 
 
 def captioned(picture: np.ndarray, captions: Sequence[str]) -> np.ndarray:
-    """A strip of captions, one for each of equally wide columns, above a picture; as large as the width allows."""
+    """The picture below a strip of captions, one for each of equally wide columns, in the largest font that fits."""
     width = picture.shape[1] // len(captions)
-    size = max(7, min(width // 20, int(1.6 * width / max(map(len, captions)))))  # a letter is some 0.55 of that wide
+    size = max(7, min(width // 20, int(1.6 * width / max(map(len, captions)))))  # letters are about 0.55 of it wide
     strip = Image.new("L" if picture.ndim == 2 else "RGB", (picture.shape[1], 2 * size), "white")
     draw = ImageDraw.Draw(strip)
     for number, caption in enumerate(captions):
@@ -83,7 +84,7 @@ def save_picture(picture: np.ndarray, path: Path) -> None:
 
 
 def _reduce(photo: np.ndarray, width: int) -> np.ndarray:
-    """The whole photo at that width; as it is where it is no wider."""
+    """The photo resized to that width; unchanged where it is not wider."""
     if photo.shape[1] <= width:
         return photo
     height = max(1, round(photo.shape[0] * width / photo.shape[1]))
@@ -91,6 +92,6 @@ def _reduce(photo: np.ndarray, width: int) -> np.ndarray:
 
 
 def _fill(picture: np.ndarray, width: int) -> np.ndarray:
-    """Cut to a width, or white to its right."""
+    """Cropped to a width, or padded with white on the right."""
     cut = picture[:, :width]
     return np.pad(cut, [(0, 0), (0, width - cut.shape[1]), (0, 0)][: cut.ndim], constant_values=255)

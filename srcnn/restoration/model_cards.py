@@ -1,4 +1,4 @@
-"""Model cards: what weights are for, what they were trained on, their scores; and those scores measured again."""
+"""Model cards of the shipped weights: written with scores, and verified by measuring these again."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from srcnn.models.weights import load_model
 from srcnn.photos.degradation import Degradation
 from srcnn.photos.reading import LumaKind
 from srcnn.restoration.score import LUMA_NAMES, score_folder, to_json
+from srcnn.runtime.errors import UserError
 from srcnn.runtime.storage import open_storage
 from srcnn.runtime.untrusted import read_json
 
 Set = tuple[str, LumaKind]
 JPEG_SETS: tuple[Set, ...] = (("live1_y", "y"), ("classic5", "y"), ("live1_color", "l"), ("city20", "l"),
                               ("bsd100", "l"), ("set14", "l"))
-BLIND_SETS = JPEG_SETS[:2]  # of weights for a range of qualities, at each of:
+BLIND_SETS = JPEG_SETS[:2]  # for weights trained on a range of qualities, at each of BLIND_QUALITIES
 BLIND_QUALITIES = (10, 20, 30, 40, 60, 80, 90)
 SCALE_SETS: tuple[Set, ...] = (("set5", "y"), ("set14", "y"), ("bsd100", "y"))
 TITLE = re.compile(r"([\w.-]+), ([LY])(?:, scale (\d+))?(?:, quality (\d+))?")
@@ -33,7 +34,7 @@ Scores = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class ScoredSet:
-    """A folder of clean photos, the luma taken of them, and how they are degraded."""
+    """A folder of clean photos, the kind of luma that is compared, and how they are degraded."""
 
     folder: str
     luma: LumaKind
@@ -48,28 +49,28 @@ class ScoredSet:
 
     @staticmethod
     def parse(title: str) -> ScoredSet:
-        """The reverse of `title`. Raises ValueError where it is none."""
+        """The reverse of `title`. Raises ValueError at another format."""
         match = TITLE.fullmatch(title)
         if match is None or match[1].startswith("."):
-            raise ValueError(f'"{title[:99]}": no set of photos such as "live1_y, Y, quality 20" or "set5, Y, scale 3"')
+            raise UserError(f'"{title[:99]}": expected a title such as "live1_y, Y, quality 20" or "set5, Y, scale 3"')
         quality: int | list[int] = int(match[4]) if match[4] else []
         luma: LumaKind = "y" if match[2] == "Y" else "l"
         return ScoredSet(match[1], luma, Degradation(jpeg_quality=quality, scale=int(match[3] or 1)))
 
     def score(self, model: Network, photos: Path) -> dict[str, Any]:
-        """The mean over the photos of `photos`/folder, as cards hold it.
+        """The mean scores over the photos in `photos`/folder, and their number.
 
         Raises:
             ValueError: one of the photos cannot be scored.
         """
         scores, refused = score_folder(photos / self.folder, model, self.luma, self.degradation)
         if refused:
-            raise ValueError(f"{photos / self.folder}: {'; '.join(refused[:5])}")
+            raise UserError(f"{photos / self.folder}: {'; '.join(refused[:5])}")
         return to_json(scores)[-1] | {"num_photos": len(scores)}
 
 
 def sets_for(trained_on: Degradation) -> list[ScoredSet]:
-    """What weights trained on this degradation are scored on."""
+    """The sets on which weights trained with this degradation are scored."""
     scale, bounds = trained_on.scale, trained_on.quality_bounds()
     qualities: Iterable[int | list[int]] = [bounds[0]] if bounds else [[]]
     sets = SCALE_SETS if scale > 1 else JPEG_SETS
@@ -81,10 +82,10 @@ def sets_for(trained_on: Degradation) -> list[ScoredSet]:
 
 
 def score_sets(model: Network, photos: Path, trained_on: Degradation) -> Scores:
-    """Mean scores of every set of `sets_for` that is there, by title.
+    """Mean scores by title, of those sets of `sets_for` whose folder exists.
 
     Raises:
-        FileNotFoundError: none is there.
+        FileNotFoundError: none exists.
     """
     sets = sets_for(trained_on)
     scores = {each.title: each.score(model, photos) for each in sets if (photos / each.folder).is_dir()}
@@ -93,26 +94,29 @@ def score_sets(model: Network, photos: Path, trained_on: Degradation) -> Scores:
     return scores
 
 
-def data_card(shards: Path) -> dict[str, Any]:
-    """What weights were trained on, from the manifest of the shards."""
-    storage = open_storage(shards / "train")
+def make_card(model: Network, config: dict[str, Any], photos: Path, commit: str) -> dict[str, Any]:
+    """The card of the weights of a run as a JSON object: settings without this machine's paths, data, commit, scores.
+
+    Args:
+        config: the run's config.yaml.
+        photos: the folder with the sets of clean photos.
+        commit: what the weights are released at.
+    """
+    storage = open_storage(Path(config["shards"]) / "train")
     manifest = read_manifest(storage)
     names = [photo.name for photo in read_photo_records(storage, manifest)]
     folders = sorted({name.split("/")[0] for name in names if "/" in name})
-    return {"folders": folders, "num_photos": len(names), "num_tiles": manifest.num_samples,
-            "manifest_hash": manifest.hash(), "shards": manifest.config, "versions": manifest.versions}
-
-
-def make_card(model: Network, config: dict[str, Any], photos: Path, commit: str) -> dict[str, Any]:
-    """The card of a run's weights: its settings, without the paths of one machine; data, commit, scores."""
-    settings = {key: value for key, value in config.items() if key not in ("run", "shards")}
-    data = data_card(Path(config["shards"]))
-    scores = score_sets(model, photos, Degradation.from_config(data["shards"]["degradation"]))
-    return {"config": settings, "data": data, "commit": commit, "scores": scores}
+    return {
+        "config": {key: value for key, value in config.items() if key not in ("run", "shards")},
+        "data": {"folders": folders, "num_photos": len(names), "num_tiles": manifest.num_samples,
+                 "manifest_hash": manifest.hash(), "shards": manifest.config, "versions": manifest.versions},
+        "commit": commit,
+        "scores": score_sets(model, photos, Degradation.from_config(manifest.config["degradation"])),
+    }
 
 
 def purpose(trained_on: Degradation) -> str:
-    """What photographs weights trained on this degradation restore."""
+    """The photographs that weights trained with this degradation restore, in words."""
     low, high = trained_on.quality_bounds() or (0, 0)
     jpeg = f"JPEG of quality {low} to {high}" if low < high else f"JPEG of about quality {low}"
     if trained_on.scale == 1:
@@ -122,14 +126,16 @@ def purpose(trained_on: Degradation) -> str:
 
 
 def to_markdown(name: str, model: Network, card: dict[str, Any]) -> str:
-    """The card for people."""
+    """The Markdown card of the weights `name`."""
     data, trained_on = card["data"], Degradation.from_config(card["data"]["shards"]["degradation"])
     continued = f", continuing from {card['config']['weights']}" if card["config"]["weights"] else ""
+    protocol = "no border cut off"
     if trained_on.scale > 1:
-        border = f"a border of {trained_on.scale} pixels cut off"
-        protocol = f"bicubic with antialiasing down and up on unrounded numbers, {border}"
-    else:
-        protocol = "no border cut off"
+        protocol = ("bicubic with antialiasing down and up on unrounded numbers, "
+                    f"a border of {trained_on.scale} pixels cut off")
+    rows = "\n".join(
+        f"| {title} | {row['psnr_in']:.2f} | {row['psnr']:.2f} | {row['gain']:+.2f} | {row['gain_percent']:+.1f} | "
+        f"{_change(row, 'ssim', 4)} | {_change(row, 'psnr_b', 2)} |" for title, row in card["scores"].items())
     return model.card(name, purpose(trained_on), f"""\
 **Trained on** {data["num_photos"]} photographs ({", ".join(data["folders"])}), {data["num_tiles"]:,} tiles;
 {card["config"]["total_samples"]:,} tiles seen{continued}.
@@ -142,27 +148,21 @@ libjpeg {data["versions"]["libjpeg"]}. Config and shard settings: {name}.json. L
 
 | photos | input dB | output dB | gain dB | gain % | SSIM | PSNR-B |
 |---|---:|---:|---:|---:|---|---|
-{_rows(card["scores"])}""")
+{rows}""")
 
 
-def _rows(scores: Scores) -> str:
-    def change(row: dict[str, Any], key: str, decimals: int) -> str:
-        before, after = row[f"{key}_in"], row[key]
-        return "-" if before is None else f"{before:.{decimals}f} -> {after:.{decimals}f}"
-
-    return "\n".join(
-        f"| {title} | {row['psnr_in']:.2f} | {row['psnr']:.2f} | {row['gain']:+.2f} | {row['gain_percent']:+.1f} | "
-        f"{change(row, 'ssim', 4)} | {change(row, 'psnr_b', 2)} |" for title, row in scores.items()
-    )
+def _change(row: dict[str, Any], key: str, decimals: int) -> str:
+    before, after = row[f"{key}_in"], row[key]
+    return "-" if before is None else f"{before:.{decimals}f} -> {after:.{decimals}f}"
 
 
 @dataclass(frozen=True)
 class Verified:
-    """A row of a card beside what was measured now, both as `ScoredSet.score` gives them.
+    """The scores of one set in a card, and those measured now; both as `ScoredSet.score` gives them.
 
     Attributes:
-        measured: None where the set was not checked: its folder is not there, or a photo in it cannot be scored.
-        problem: what differs, or why the photos cannot be scored; "" where the card is right or nothing is there.
+        measured: None where the set was not scored: its folder is missing, or a photo in it cannot be scored.
+        problem: what differs from the card, or why the photos cannot be scored; else "".
     """
 
     weights: str
@@ -179,11 +179,11 @@ class Verified:
 def verify_weights(names: Iterable[str], photos: Path, folder: Path = WEIGHTS) -> Iterator[Verified]:
     """Scores weights again on the sets of their cards, NAME.json beside NAME.safetensors in `folder`; no names: all.
 
-    A number is right within `TOLERANCES`. Sets whose folder is not below `photos` come without `measured`.
+    A score is right within `TOLERANCES`. Sets whose folder is not in `photos` have neither `measured` nor a `problem`.
 
     Raises:
         FileNotFoundError: no weights of that name with a card; no such folder of photos.
-        ValueError: a damaged card; at the end, that no set of any card was there.
+        ValueError: a damaged card; at the end, that no set of any card was found.
     """
     if not photos.is_dir():
         raise FileNotFoundError(f"{photos}: no such folder of photos")
@@ -192,53 +192,51 @@ def verify_weights(names: Iterable[str], photos: Path, folder: Path = WEIGHTS) -
     for name, scores in cards.items():
         model = load_model(folder / f"{name}.safetensors")
         for title, row in scores.items():
-            verified = _verify(name, model, ScoredSet.parse(title), row, photos)
-            num_checked += verified.ok or bool(verified.problem)
-            yield verified
+            scored = ScoredSet.parse(title)
+            if not (photos / scored.folder).is_dir():
+                yield Verified(name, title, row)
+                continue
+            num_checked += 1
+            try:
+                measured = scored.score(model, photos)
+            except (FileNotFoundError, ValueError) as error:
+                yield Verified(name, title, row, problem=str(error))
+            else:
+                yield Verified(name, title, row, measured, _differences(measured, row))
     if not num_checked:
         sets = sorted({ScoredSet.parse(title).folder for scores in cards.values() for title in scores})
-        raise ValueError(f"{photos}: nothing was checked; the cards' photos are in folders {', '.join(sets)}")
+        raise UserError(f"{photos}: nothing was checked; expected at least one of the folders {', '.join(sets)}")
 
 
 def card_scores(name: str, folder: Path = WEIGHTS) -> Scores:
-    """The scores in a card, by title, checked in form."""
-    shipped = sorted(each.stem for each in folder.glob("*.json"))
-    if name not in shipped:
-        raise FileNotFoundError(f"{name}: no card of these weights in {folder}; there are: {', '.join(shipped)}")
+    """The scores in a card by title. Raises FileNotFoundError without a card, ValueError at a damaged one."""
+    available = sorted(each.stem for each in folder.glob("*.json"))
+    if name not in available:
+        raise FileNotFoundError(f"{name}: no card of these weights in {folder}; available: {', '.join(available)}")
     path = folder / f"{name}.json"
     card = read_json(path)
     scores = card.get("scores") if isinstance(card, dict) else None
     if not isinstance(scores, dict) or not scores or not all(isinstance(row, dict) for row in scores.values()):
-        raise ValueError(f"{path}: damaged: no scores")
+        raise UserError(f"{path}: damaged: no scores")
     for title, row in scores.items():
         try:
             ScoredSet.parse(title)
         except ValueError as error:
-            raise ValueError(f"{path}: damaged: {error}") from error
+            raise UserError(f"{path}: damaged: {error}") from error
         wrong = [key for key in (*TOLERANCES, "num_photos") if type(row.get(key, "")) not in (float, int, type(None))]
         if wrong:
-            raise ValueError(f'{path}: damaged: "{title}" without {", ".join(wrong)}')
+            raise UserError(f'{path}: damaged: "{title}" without {", ".join(wrong)}')
     return scores
 
 
-def _verify(name: str, model: Network, scored: ScoredSet, row: dict[str, Any], photos: Path) -> Verified:
-    if not (photos / scored.folder).is_dir():
-        return Verified(name, scored.title, row)
-    try:
-        measured = scored.score(model, photos)
-    except (FileNotFoundError, ValueError) as error:
-        return Verified(name, scored.title, row, problem=str(error))
+def _differences(measured: dict[str, Any], row: dict[str, Any]) -> str:
+    """How measured scores differ from those of a card; "" where they agree."""
     if measured["num_photos"] != row["num_photos"]:
-        problem = f"{measured['num_photos']} photos, the card's score is of {row['num_photos']}"
-        return Verified(name, scored.title, row, measured, problem)
-    differs = [f"{key} {_number(measured[key])}, the card says {_number(row[key])}"
-               for key, most in TOLERANCES.items() if not _close(measured[key], row[key], most)]
-    return Verified(name, scored.title, row, measured, "; ".join(differs))
-
-
-def _close(measured: float | None, stated: float | None, most: float) -> bool:
-    return measured is stated if measured is None or stated is None else abs(measured - stated) <= most
-
-
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4f}"
+        return f"{measured['num_photos']} photos, the card's score is of {row['num_photos']}"
+    differing = []
+    for key, tolerance in TOLERANCES.items():
+        found, stated = ("none" if scores[key] is None else f"{scores[key]:.4f}" for scores in (measured, row))
+        agree = found == stated if "none" in (found, stated) else abs(measured[key] - row[key]) <= tolerance
+        if not agree:
+            differing.append(f"{key} {found}, the card says {stated}")
+    return "; ".join(differing)

@@ -1,4 +1,4 @@
-"""Restored photos: as in one piece, colour by its luma or as RGB; arrays, tensors and images in, the same kind out."""
+"""Restores photos: Pillow images, NumPy arrays and torch tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from srcnn.models.device import device_here
 from srcnn.models.pretrained import FAMILY, WeightSelector
 from srcnn.photos.jpeg_quality import condition_of_image, condition_of_quality, quality_of
 from srcnn.photos.photo_file import PhotoFile, photo_file_of
-from srcnn.restoration.tiled_inference import LEVELS, Pixels, Progress, Treatment, restore_tiles
+from srcnn.restoration.tiled_inference import LEVELS, PixelAccess, Progress, RestoreOptions, restore_tiles
+from srcnn.runtime.errors import UserError
 
 PhotoT = TypeVar("PhotoT", np.ndarray, torch.Tensor, Image.Image)
 
@@ -31,32 +32,34 @@ def restore(
     in_place: bool = False,
     on_progress: Progress | None = None,
 ) -> PhotoT:
-    """A damaged photo -> the restored one of the same kind, size and range.
+    """Restores a degraded photo; the result has the same type, size and range.
 
     Args:
         photo: a Pillow image; NumPy pixels (H, W) or (H, W, 3) RGB; a torch tensor (C, H, W) or (N, C, H, W) with 1 or
             3 channels. uint8, uint16 (NumPy), or float32 in [0, 1]; any size from 1x1.
-        model: on the device that is to do the work; or its name or file; or a family of shipped weights, of which the
-            one for the photo's `quality` is taken, as without a model. With one channel it restores the luma (BT.601,
-            full range), with three RGB, and greyscale as R = G = B. Weights by name are read once, and again when their
-            file changes.
-        tile_pixels: side of the tiles that go through the network; 0 chooses by the device.
-        quality: of the JPEG the photo comes from, 1..100. It picks the weights, or is an input of a conditioned
-            network, and smooths the chroma beside a network for the luma; a photo that is good already comes back as it
-            is. An image that `Image.open` has just read from a JPEG knows it itself; without one the chroma stays as
-            it is.
-        strength: share of the network's change that is made, 0..1.
-        exact: float32 throughout; else bfloat16 where the device is faster with it, several times for some, and within
-            0.01 dB.
+        model: a network, used on the device where it is; a name or file of weights; or a family of shipped weights
+            (the default), of which `quality` selects one. A network of one channel restores the luma (BT.601, full
+            range), one of three RGB, and greyscale as R = G = B. Weights are cached until their file changes.
+        tile_pixels: side of the tiles that go through the network; 0: chosen for the device.
+        quality: of the JPEG that the photo was, 1..100; by default that of an image just opened from a JPEG. It selects
+            the weights, is the input of a conditioned network, and sets how much chroma is smoothed beside a network
+            for luma; without a quality chroma is unchanged. Where `model` is a family, photos of high quality are
+            returned unchanged.
+        strength: fraction of the network's change that is applied, 0..1.
+        exact: compute in float32; else in bfloat16 where the device is faster with it, within 0.01 dB.
         in_place: change the photo itself and return it, without a second copy of its pixels.
-        on_progress: called with the tiles done and their number.
+        on_progress: called with the number of tiles done and of all tiles.
+
+    Raises:
+        ValueError: pixels of another shape or dtype; quality, strength or tile_pixels out of range; not weights.
+        FileNotFoundError: no such weights.
     """
     condition = None
     if isinstance(photo, Image.Image) and quality is None:
         quality, condition = quality_of(photo), condition_of_image(photo)
-    treatment = Treatment(tile_pixels, exact, strength, quality, condition)
+    options = RestoreOptions(tile_pixels, exact, strength, quality, condition)
     if quality is not None and condition is None:
-        treatment = replace(treatment, condition=condition_of_quality(quality, grey=_is_grey(photo)))
+        options = replace(options, condition=condition_of_quality(quality, grey=_is_grey(photo)))
     if not isinstance(model, Network):
         networks = WeightSelector(model or FAMILY, device_here())
         name = networks.weights_for_quality(quality)
@@ -64,12 +67,12 @@ def restore(
             return photo if in_place else photo.clone() if isinstance(photo, torch.Tensor) else photo.copy()
         model = networks.load(name)
     if isinstance(photo, Image.Image):
-        return _restore_image(photo, model, treatment, in_place, on_progress)
+        return _restore_image(photo, model, options, in_place, on_progress)
     if isinstance(photo, torch.Tensor):
         network = model
-        return through_arrays(photo, photo if in_place else torch.empty_like(photo),
-                              lambda pixels: _restore_array(pixels, network, treatment, False, on_progress))
-    return _restore_array(photo, model, treatment, in_place, on_progress)
+        return map_arrays(photo, photo if in_place else torch.empty_like(photo),
+                          lambda pixels: restore_array(pixels, network, options, on_progress=on_progress))
+    return restore_array(photo, model, options, in_place, on_progress)
 
 
 def _is_grey(photo: np.ndarray | torch.Tensor | Image.Image) -> bool:
@@ -79,75 +82,58 @@ def _is_grey(photo: np.ndarray | torch.Tensor | Image.Image) -> bool:
 
 
 def _restore_image(
-    photo: Image.Image, model: Network, treatment: Treatment, in_place: bool, on_progress: Progress | None
+    photo: Image.Image, model: Network, options: RestoreOptions, in_place: bool, on_progress: Progress | None
 ) -> Image.Image:
     canvas = photo_file_of(photo)
     if in_place and canvas.image is not photo:
-        raise ValueError(f"a Pillow image of mode {photo.mode} cannot be restored in place; convert it to RGB")
+        raise UserError(f"a Pillow image of mode {photo.mode} cannot be restored in place; convert it to RGB")
     if canvas.image is photo and not in_place:
         canvas = PhotoFile(photo.copy())
-    restore_canvas(canvas, model, treatment, on_progress)
+    restore_canvas(canvas, model, options, on_progress)
     return canvas.to_image(photo)
 
 
-def through_arrays(photo: torch.Tensor, result: torch.Tensor, work: Callable[[np.ndarray], np.ndarray]) -> torch.Tensor:
-    """`work` on each photo of (C, H, W) or (N, C, H, W), as an array (H, W) or (H, W, 3), into `result`.
+def map_arrays(photo: torch.Tensor, result: torch.Tensor, work: Callable[[np.ndarray], np.ndarray]) -> torch.Tensor:
+    """Applies `work` to each photo of (C, H, W) or (N, C, H, W), as an array (H, W) or (H, W, 3), and fills `result`.
 
     Raises:
         ValueError: another shape or dtype.
     """
     if photo.ndim not in (3, 4) or photo.shape[-3] not in (1, 3) or photo.dtype not in (torch.uint8, torch.float32):
-        raise ValueError("expected uint8 or float32 (C, H, W) or (N, C, H, W) with 1 or 3 channels, "
-                         f"found {photo.dtype} {tuple(photo.shape)}")
+        raise UserError("expected uint8 or float32 (C, H, W) or (N, C, H, W) with 1 or 3 channels, "
+                        f"found {photo.dtype} {tuple(photo.shape)}")
     photos, results = (each if each.ndim == 4 else each[None] for each in (photo, result))
     for before, after in zip(photos, results, strict=True):
         pixels = before.detach().cpu().permute(1, 2, 0).contiguous().numpy()
-        done = np.atleast_3d(work(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
-        after.copy_(torch.from_numpy(done).permute(2, 0, 1))
+        restored = np.atleast_3d(work(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
+        after.copy_(torch.from_numpy(restored).permute(2, 0, 1))
     return result
 
 
-def restore_pixels(
-    pixels: np.ndarray,
-    model: Network,
-    tile_pixels: int = 0,
-    *,
-    exact: bool = False,
-    quality: int | None = None,
-    condition: np.ndarray | None = None,
+def restore_array(
+    pixels: np.ndarray, model: Network, options: RestoreOptions = RestoreOptions(), in_place: bool = False,
+    on_progress: Progress | None = None,
 ) -> np.ndarray:
-    """(H, W) or (H, W, 3), uint8, uint16 or float32 in [0, 1] -> the same shape, restored; see `restore`.
-
-    `condition` is the input of a conditioned network, in place of that of `quality`.
-    """
-    treatment = Treatment(tile_pixels, exact, chroma_quality=quality, condition=condition)
-    if quality is not None and condition is None:
-        treatment = replace(treatment, condition=condition_of_quality(quality, grey=_is_grey(pixels)))
-    return _restore_array(pixels, model, treatment, False, None)
-
-
-def _restore_array(
-    pixels: np.ndarray, model: Network, treatment: Treatment, in_place: bool, on_progress: Progress | None
-) -> np.ndarray:
+    """(H, W) or (H, W, 3), uint8, uint16 or float32 in [0, 1] -> the same shape and dtype, restored."""
     check_pixels(pixels)
     if in_place and not pixels.flags.writeable:
-        raise ValueError("these pixels are read-only and cannot be restored in place")
+        raise UserError("the array is read-only and cannot be restored in place")
     restored = pixels if in_place else np.empty_like(pixels)
     height, width = pixels.shape[:2]
-    whole = Pixels(height, width, lambda part: pixels[part].copy(), restored.__setitem__, pixels.dtype)
-    restore_tiles(whole, model, treatment, on_progress)
+    whole = PixelAccess(height, width, lambda part: pixels[part].copy(), restored.__setitem__, pixels.dtype)
+    restore_tiles(whole, model, options, on_progress)
     return restored
 
 
 def restore_canvas(
-    canvas: PhotoFile, model: Network, treatment: Treatment = Treatment(), on_progress: Progress | None = None
+    canvas: PhotoFile, model: Network, options: RestoreOptions = RestoreOptions(), on_progress: Progress | None = None
 ) -> None:
-    """Restores a photo in place."""
-    whole = Pixels(*canvas.size, canvas.read, canvas.write, canvas.dtype)
-    restore_tiles(whole, model, treatment, on_progress)
+    """Restores the pixels of a photo file in memory, in place."""
+    whole = PixelAccess(*canvas.size, canvas.read, canvas.write, canvas.dtype)
+    restore_tiles(whole, model, options, on_progress)
 
 
 def check_pixels(pixels: np.ndarray) -> None:
-    """Raises ValueError at an array that is no photo."""
+    """Raises ValueError at an array that is not a photo."""
     if pixels.dtype not in LEVELS or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
-        raise ValueError(f"expected uint8, uint16 or float32, (H, W) or (H, W, 3), found {pixels.dtype} {pixels.shape}")
+        raise UserError(f"expected uint8, uint16 or float32, (H, W) or (H, W, 3), found {pixels.dtype} {pixels.shape}")

@@ -1,4 +1,4 @@
-"""Photo files restored or enlarged into others: one by one or side by side, none lost, none overwritten."""
+"""Restores or enlarges photo files into other files, several in parallel."""
 
 from __future__ import annotations
 
@@ -17,38 +17,37 @@ from srcnn.models.pretrained import WeightSelector
 from srcnn.photos.photo_file import read_photo_file, write_photo_file
 from srcnn.photos.reading import KINDS, PhotoRefused, open_image
 from srcnn.restoration.restore import restore_canvas
-from srcnn.restoration.tiled_inference import Progress, Treatment, out_of_memory
+from srcnn.restoration.tiled_inference import Progress, RestoreOptions, out_of_memory
 from srcnn.restoration.upscale import upscale_canvas
 from srcnn.runtime.files import atomic_file
 from srcnn.runtime.parallel import in_order, single_threaded_pool
 from srcnn.runtime.untrusted import MAX_PHOTO_BYTES, open_regular
 
-# Of photos restored side by side, together: 400 MB as Pillow holds RGB.
-MEGAPIXELS_IN_FLIGHT = 96.0
-SIDE_BY_SIDE_MEGAPIXELS = 16.0  # larger ones one after the other, all cores on the tiles of one
+MEGAPIXELS_IN_FLIGHT = 96.0  # of photos processed in parallel, together: 400 MB, as Pillow stores RGB
+PARALLEL_MEGAPIXELS = 16.0  # larger photos are processed one after the other, with all cores on the tiles of one
 Work = Callable[[Path, Path, Progress | None], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
 class RestoreFile:
-    """How photo files are restored.
+    """Restores photo files.
 
     Args:
-        networks: one network, or those of which each photo's JPEG quality picks one.
-        treatment: but for what each photo's own JPEG tells: how its chroma is smoothed, and the network's condition.
-        smooth_chroma: whether it is.
-        quality: of JPEG and WebP written, 1..100.
+        networks: one network, or those to choose from by each photo's JPEG quality.
+        options: for all photos; chroma_quality and condition come from each photo's own JPEG.
+        smooth_chroma: whether the chroma of JPEGs is smoothed.
+        quality: of the JPEG and WebP files written, 1..100.
     """
 
     networks: WeightSelector | Network
-    treatment: Treatment = Treatment()
+    options: RestoreOptions = RestoreOptions()
     smooth_chroma: bool = True
     quality: int = 95
 
     def __call__(self, path: Path, target: Path, on_progress: Progress | None = None) -> tuple[str, ...]:
-        """Restores one photo file into another, with its metadata; returns notes: what was done, what was not kept.
+        """Restores one photo file into another, with its metadata; returns notes on what was done and not kept.
 
-        A JPEG that needs nothing is copied as it is.
+        A JPEG of high quality is copied byte for byte, or only converted where the target has another format.
 
         Raises:
             PhotoRefused: the photo cannot be read.
@@ -58,33 +57,27 @@ class RestoreFile:
         if isinstance(self.networks, Network):
             model = self.networks
         elif (name := self.networks.weights_for_quality(canvas.quality)) is None:
-            convert = partial(write_photo_file, target, canvas, self.quality)
-            return (*notes, "good already", *copy_unchanged(path, target, convert))
+            if KINDS.get(target.suffix.lower()) != "JPEG":  # the source is a JPEG, whatever its suffix
+                return (*notes, "good already", "converted only", *write_photo_file(target, canvas, self.quality))
+            with open_regular(path, MAX_PHOTO_BYTES) as source, atomic_file(target) as file:
+                shutil.copyfileobj(source, file)
+            return (*notes, "good already", "copied as it is")
         else:
             model = self.networks.load(name)
             notes = (*notes, name) if self.networks.family else notes
-        treatment = replace(self.treatment, chroma_quality=canvas.quality if self.smooth_chroma else None,
+        options = replace(self.options, chroma_quality=canvas.quality if self.smooth_chroma else None,
                             condition=canvas.condition)
-        restore_canvas(canvas, model, treatment, on_progress)
+        restore_canvas(canvas, model, options, on_progress)
         return (*notes, *canvas.notes, *write_photo_file(target, canvas, self.quality))
-
-
-def copy_unchanged(path: Path, target: Path, convert: Callable[[], tuple[str, ...]]) -> tuple[str, ...]:
-    """Copies a JPEG that needs nothing, byte for byte; converts it where another format is wanted."""
-    if KINDS.get(target.suffix.lower()) != "JPEG":  # only JPEGs tell that they are good, whatever they are called
-        return ("converted only", *convert())
-    with open_regular(path, MAX_PHOTO_BYTES) as source, atomic_file(target) as file:
-        shutil.copyfileobj(source, file)
-    return ("copied as it is",)
 
 
 @dataclass(frozen=True)
 class UpscaleFile:
-    """How photo files are enlarged: see `srcnn.restoration.upscale.upscale`."""
+    """Enlarges photo files; see `srcnn.upscale`."""
 
     model: Network
     scale: int
-    treatment: Treatment = Treatment()
+    options: RestoreOptions = RestoreOptions()
     quality: int = 95
 
     def __call__(self, path: Path, target: Path, on_progress: Progress | None = None) -> tuple[str, ...]:
@@ -92,15 +85,15 @@ class UpscaleFile:
 
         Raises:
             PhotoRefused: the photo cannot be read.
-            ValueError: the enlarged one would be larger than its format or this program allows.
+            ValueError: the enlarged photo would be larger than its format or this program allows.
         """
         canvas = read_photo_file(path)
-        enlarged = upscale_canvas(canvas, self.model, self.scale, self.treatment, on_progress)
+        enlarged = upscale_canvas(canvas, self.model, self.scale, self.options, on_progress)
         return (*enlarged.notes, *write_photo_file(target, enlarged, self.quality))
 
 
 class Outcome(NamedTuple):
-    """What became of one photo: written to `target`, with notes; or why it was skipped or failed."""
+    """The result for one photo: written to `target` with notes, or why it was skipped or failed."""
 
     source: Path
     target: Path
@@ -112,9 +105,10 @@ class Outcome(NamedTuple):
 def process_one(
     work: Work, source: Path, target: Path, overwrite: bool = True, on_progress: Progress | None = None
 ) -> Outcome:
-    """`work(source, target, on_progress)`, its folder made; a photo that cannot be read or written is an outcome.
+    """`work(source, target, on_progress)`, creating the folder of the target. Errors of the photo become an outcome.
 
-    A full disk and the like are not: their OSError is raised.
+    Raises:
+        OSError: an error of the system, such as a full disk.
     """
     try:
         if not overwrite and target.exists():
@@ -123,11 +117,11 @@ def process_one(
         target.parent.mkdir(parents=True, exist_ok=True)
         return Outcome(source, target, work(source, target, on_progress))
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        is_scarce = out_of_memory(error)
-        if isinstance(error, OSError) and error.errno is not None or isinstance(error, RuntimeError) and not is_scarce:
+        no_memory = out_of_memory(error)
+        if isinstance(error, OSError) and error.errno is not None or isinstance(error, RuntimeError) and not no_memory:
             raise
         name = "" if str(source) in str(error) else f"{source}: "
-        return Outcome(source, target, error=f"{name}{'out of memory' if is_scarce else error}")
+        return Outcome(source, target, error=f"{name}{'out of memory' if no_memory else error}")
 
 
 def work_on_files(
@@ -137,14 +131,14 @@ def work_on_files(
     overwrite: bool = True,
     on_progress: Callable[[Path, int, int], None] | None = None,
 ) -> Iterator[Outcome]:
-    """Does the work on each file into its target; outcomes in the order of `targets`.
+    """Applies `work` to each file and its target; yields outcomes in the order of `targets`.
 
-    Small photos go side by side, each on one core from decoding to encoding, which take as long as the network; large
-    ones one after the other, for which `on_progress` is called with the file, the tiles done and their number.
+    Small photos are processed in parallel, each on one core, because decoding and encoding take as long as the network;
+    large ones one after the other, with `on_progress(file, number of tiles done, number of all tiles)`.
     """
     num_cores = torch.get_num_threads()
-    num_threads = num_cores + 1 if num_cores > 1 else 1  # one more: who waits for the disk needs no core
-    most = min(SIDE_BY_SIDE_MEGAPIXELS, MEGAPIXELS_IN_FLIGHT / num_threads) if len(targets) >= num_cores > 1 else 0.0
+    num_threads = num_cores + 1 if num_cores > 1 else 1  # one more: a thread waiting for the disk needs no core
+    most = min(PARALLEL_MEGAPIXELS, MEGAPIXELS_IN_FLIGHT / num_threads) if len(targets) >= num_cores > 1 else 0.0
 
     def work_on_one(item: tuple[Path, Path], alone: bool = False) -> Outcome:
         progress = partial(on_progress, item[0]) if on_progress and alone else None
@@ -159,7 +153,7 @@ def work_on_files(
 
 
 def megapixels(path: Path) -> float:
-    """By the header; 0 of what is no photo, for the reader to say why."""
+    """The size in the header; 0 for a file that is not a photo, which fails later with the reason."""
     try:
         with open_image(path) as image:
             return image.width * image.height / 1e6

@@ -1,4 +1,4 @@
-"""How much a network gains on clean photos: degrade, restore, measure; a table by photo with the mean."""
+"""Scores a network on clean photos: degrades, restores and measures each; tables of the scores and their mean."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from srcnn.photos.degradation import Degradation, bicubic_levels, crop_to_multip
 from srcnn.photos.jpeg_quality import condition_of_quality
 from srcnn.photos.metrics import psnr, psnr_b, ssim
 from srcnn.photos.reading import LUMA, LumaKind, photos_below, read_photo
-from srcnn.restoration.restore import restore_pixels
+from srcnn.restoration.restore import restore_array
+from srcnn.restoration.tiled_inference import RestoreOptions
+from srcnn.runtime.errors import UserError
 
 LUMA_NAMES = {"l": "L (full range, Pillow)", "y": "Y (limited range, BT.601, as the papers)"}
-SSIM_PIXELS = 11  # of its window, which has to fit
+SSIM_PIXELS = 11  # side of SSIM's window; a photo may not be smaller
 
 
 @dataclass(frozen=True)
 class Score:
-    """Input and output of one photo against the clean one: PSNR and PSNR-B in dB, SSIM.
+    """PSNR and PSNR-B (dB) and SSIM of one degraded photo (`_in`) and the restored one, against the clean one.
 
-    PSNR-B is None where the photo was scaled: it measures the edges of JPEG's blocks.
+    PSNR-B is None where the photo was scaled: it measures the edges of JPEG blocks.
     """
 
     photo: str
@@ -48,16 +50,19 @@ class Score:
 
 
 def degraded_pair(pixels: np.ndarray, luma: LumaKind, degradation: Degradation) -> tuple[np.ndarray, np.ndarray]:
-    """(clean uint8, degraded) of a clean photo, of which the luma is to be measured; greyscale is taken as that luma.
+    """(clean uint8, degraded) of a clean photo, uint8 (H, W) or (H, W, 3); greyscale is taken as the luma.
 
-    With a JPEG, "l" degrades the colour photo, for Pillow's L of both to be taken, as the source project; "y" takes
-    limited-range Y, (H, W), and degrades that, as the papers. Without one the luma, (H, W), is scaled, and stays
-    float32, neither rounded nor clipped, as the SRCNN paper's code has it.
+    With JPEG, "l" degrades the colour photo (its L is compared later), as the source project does; "y" converts to
+    limited-range Y, (H, W), and degrades that, as the papers do. Without JPEG the luma, (H, W), is scaled and stays
+    float32, neither rounded nor clipped, as in the code of the SRCNN paper.
+
+    Raises:
+        ValueError: too small to be measured at that scale.
     """
     clean = crop_to_multiple(pixels, degradation.scale)
     if degradation.scale > 1 and min(clean.shape[:2]) < 2 * degradation.scale + SSIM_PIXELS:
         height, width = pixels.shape[:2]
-        raise ValueError(f"{width}x{height} pixels: too small to be measured at scale {degradation.scale}")
+        raise UserError(f"{width}x{height} pixels: too small to be measured at scale {degradation.scale}")
     quality = degradation.quality("0" * 64)
     if quality is None:
         grey = LUMA[luma](clean)
@@ -69,44 +74,38 @@ def degraded_pair(pixels: np.ndarray, luma: LumaKind, degradation: Degradation) 
 def score_photo(name: str, pixels: np.ndarray, model: Network, luma: LumaKind, degradation: Degradation) -> Score:
     """Degrades, restores and measures one clean photo, uint8 (H, W) or (H, W, 3).
 
-    A network for luma gets the luma, one for RGB the colours; a conditioned one is told of the JPEG. Input and output
-    are clipped and rounded to uint8, as saved photos would be. Where the photo was scaled, a border of `scale` pixels
-    is not measured, as in the SRCNN paper; else no border is cut off.
+    A network for luma gets the luma, one for RGB the colours; a conditioned one also the JPEG's quality. Degraded and
+    restored photos are clipped and rounded to uint8 for measuring, as if saved. Where the photo was scaled, a border of
+    `scale` pixels is cut off, as in the SRCNN paper; else none. Restored in float32, so that published scores do not
+    depend on the processor.
     """
     photo, spoilt = degraded_pair(pixels, luma, degradation)
     clean, degraded = (LUMA[luma](each) for each in (photo, spoilt))
     source = spoilt if model.config.channels == 3 else degraded
-    restored = LUMA[luma](restored_levels(source, model, _condition_of(degradation, spoilt.ndim == 2)))
+    options = RestoreOptions(exact=True, condition=_condition(degradation, grey=spoilt.ndim == 2))
+    if source.dtype == np.uint8:
+        restored = LUMA[luma](restore_array(source, model, options))
+    else:  # scaled, float32: goes into the network without rounding
+        restored = LUMA[luma](255 * restore_array(source / 255, model, options))
     border = degradation.scale if degradation.scale > 1 else 0
     inner = tuple(slice(border, side - border) for side in clean.shape)
     before, after = (_measures(clean[inner], to_uint8(other)[inner], not border) for other in (degraded, restored))
     return Score(name, before[0], after[0], before[1], after[1], before[2], after[2])
 
 
-def _condition_of(degradation: Degradation, grey: bool) -> np.ndarray | None:
+def _condition(degradation: Degradation, grey: bool) -> np.ndarray | None:
     quality = degradation.quality("0" * 64)
-    subsampled = degradation.jpeg_subsampling != "4:4:4"
-    return None if quality is None else condition_of_quality(quality, subsampled, grey)
-
-
-def restored_levels(degraded: np.ndarray, model: Network, condition: np.ndarray | None) -> np.ndarray:
-    """Levels 0..255, (H, W) or (H, W, 3), restored in float32, for published tables do not depend on the processor.
-
-    uint8 -> uint8; float32, which goes into the network as it is -> float32, clipped but not rounded.
-    """
-    if degraded.dtype == np.uint8:
-        return restore_pixels(degraded, model, exact=True, condition=condition)
-    return 255 * restore_pixels(degraded / 255, model, exact=True, condition=condition)
+    return None if quality is None else condition_of_quality(quality, degradation.jpeg_subsampling != "4:4:4", grey)
 
 
 def score_folder(
     folder: Path, model: Network, luma: LumaKind, degradation: Degradation, show_progress: bool = False
 ) -> tuple[list[Score], list[str]]:
-    """Scores every photo below a folder; (scores, why each other photo was refused).
+    """Scores every photo in a folder and its subfolders: (scores, an error for each photo that cannot be scored).
 
     Raises:
         FileNotFoundError: no such folder, or no photo in it.
-        ValueError: not one of the photos could be scored.
+        ValueError: none of the photos can be scored.
     """
     photos = photos_below(folder)
     scores: list[Score] = []
@@ -118,18 +117,18 @@ def score_folder(
         except ValueError as error:
             refused.append(f"{name}: {str(error).removeprefix(f'{path}: ')}")
     if not scores:
-        raise ValueError(f"{folder}: none of the {len(photos)} photos could be scored: {'; '.join(refused[:5])}")
+        raise UserError(f"{folder}: none of the {len(photos)} photos could be scored: {'; '.join(refused[:5])}")
     return scores, refused
 
 
 def _measures(clean: np.ndarray, other: np.ndarray, in_blocks: bool) -> tuple[float, float, float | None]:
-    """PSNR, SSIM, and PSNR-B where the blocks of a JPEG begin in the corner."""
+    """(PSNR, SSIM, PSNR-B); PSNR-B needs JPEG blocks that start in the upper left corner."""
     tensors = [torch.from_numpy(photo.astype(np.float64) / 255)[None, None] for photo in (clean, other)]
     return psnr(clean, other), float(ssim(*tensors)), psnr_b(clean, other) if in_blocks else None
 
 
 def mean_score(scores: Iterable[Score]) -> Score:
-    """The mean of each number over the photos, each photo counting the same."""
+    """The mean of each score over the photos."""
     scores = list(scores)
     columns = {field.name: [getattr(score, field.name) for score in scores] for field in fields(Score)}
     del columns["photo"]
@@ -138,7 +137,7 @@ def mean_score(scores: Iterable[Score]) -> Score:
 
 
 def to_markdown(scores: list[Score]) -> str:
-    """A row for each photo and the mean."""
+    """A Markdown table with a row for each photo and the mean."""
     in_blocks = scores[0].psnr_b is not None
     lines = [
         "| photo | input dB | output dB | gain dB | gain % | SSIM in | SSIM out |"

@@ -1,6 +1,6 @@
-"""Photos enlarged 2, 3 or 4 times: bicubic, then the luma restored by a network trained for that scale.
+"""Enlarges photos 2, 3 or 4 times: bicubic, then the luma is restored by a network trained for that scale.
 
-Tile by tile: beyond the source and the result, memory holds a few tiles, and the result is that of the whole photo.
+Done tile by tile with the result of the whole photo at once; memory holds a few tiles beside source and result.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from srcnn.models.base import Network
 from srcnn.photos.metadata import with_size
 from srcnn.photos.photo_file import PhotoFile, photo_file_of
 from srcnn.photos.reading import MAX_MEGAPIXELS
-from srcnn.restoration.restore import check_pixels, through_arrays
-from srcnn.restoration.tiled_inference import Part, Pixels, Progress, Treatment, restore_tiles
+from srcnn.restoration.restore import check_pixels, map_arrays
+from srcnn.restoration.tiled_inference import Part, PixelAccess, Progress, RestoreOptions, restore_tiles
+from srcnn.runtime.errors import UserError
 
 SCALES = (2, 3, 4)
-SUPPORT = 2  # pixels of the source to each side that bicubic enlarging takes in
+SUPPORT = 2  # pixels of the source to each side that bicubic interpolation uses
 PhotoT = TypeVar("PhotoT", np.ndarray, torch.Tensor, Image.Image)
 
 
@@ -33,7 +34,7 @@ def weights_for_scale(scale: int) -> str:
 
 def check_scale(scale: int) -> None:
     if scale not in SCALES:
-        raise ValueError(f"scale {scale}: expected {', '.join(map(str, SCALES))}")
+        raise UserError(f"scale {scale}: expected {', '.join(map(str, SCALES))}")
 
 
 def upscale(
@@ -45,34 +46,37 @@ def upscale(
     exact: bool = False,
     on_progress: Progress | None = None,
 ) -> PhotoT:
-    """A photo -> one of the same kind, `scale` times as wide and as high.
+    """Enlarges a photo; the result has the same type and is `scale` times as wide and as high.
 
     Args:
         photo: a Pillow image; NumPy pixels (H, W) or (H, W, 3) RGB; a torch tensor (C, H, W) or (N, C, H, W) with 1 or
             3 channels. uint8, uint16 (NumPy), or float32 in [0, 1]; any size from 1x1.
         model: a network for this scale, `load_model(weights_for_scale(scale))`. With one channel it restores the
-            luma, and the chroma is bicubic, as transparency always is.
+            luma, and chroma is bicubic, as transparency always is.
         tile_pixels, exact, on_progress: as in `restore`.
+
+    Raises:
+        ValueError: another scale; pixels of another shape or dtype.
     """
     check_scale(scale)
-    treatment = Treatment(tile_pixels, exact)
+    options = RestoreOptions(tile_pixels, exact)
     if isinstance(photo, torch.Tensor):
         enlarged = photo.new_empty((*photo.shape[:-2], *(side * scale for side in photo.shape[-2:])))
-        return through_arrays(photo, enlarged,
-                              lambda pixels: _upscale_array(pixels, model, scale, treatment, on_progress))
+        return map_arrays(photo, enlarged,
+                          lambda pixels: _upscale_array(pixels, model, scale, options, on_progress))
     if isinstance(photo, np.ndarray):
-        return _upscale_array(photo, model, scale, treatment, on_progress)
-    return upscale_canvas(photo_file_of(photo), model, scale, treatment, on_progress).to_image(photo)
+        return _upscale_array(photo, model, scale, options, on_progress)
+    return upscale_canvas(photo_file_of(photo), model, scale, options, on_progress).to_image(photo)
 
 
 def _upscale_array(
-    pixels: np.ndarray, model: Network, scale: int, treatment: Treatment, on_progress: Progress | None
+    pixels: np.ndarray, model: Network, scale: int, options: RestoreOptions, on_progress: Progress | None
 ) -> np.ndarray:
     check_pixels(pixels)
     height, width = pixels.shape[:2]
     enlarged = np.empty((height * scale, width * scale, *pixels.shape[2:]), pixels.dtype)
-    source = Pixels(height, width, pixels.__getitem__, enlarged.__setitem__, pixels.dtype)
-    restore_tiles(_enlarged(source, scale), model, treatment, on_progress)
+    source = PixelAccess(height, width, pixels.__getitem__, enlarged.__setitem__, pixels.dtype)
+    restore_tiles(_enlarged(source, scale), model, options, on_progress)
     return enlarged
 
 
@@ -80,22 +84,22 @@ def upscale_canvas(
     canvas: PhotoFile,
     model: Network,
     scale: int,
-    treatment: Treatment = Treatment(),
+    options: RestoreOptions = RestoreOptions(),
     on_progress: Progress | None = None,
 ) -> PhotoFile:
-    """Another canvas with the enlarged photo, and the metadata with its new size.
+    """A new canvas with the enlarged photo and the metadata with its new size.
 
     Raises:
-        ValueError: it would have more megapixels than this program allows.
+        ValueError: it would have more than MAX_MEGAPIXELS.
     """
     check_scale(scale)
     height, width = (side * scale for side in canvas.size)
     if width * height > MAX_MEGAPIXELS * 1e6:
-        raise ValueError(f"would become {width}x{height}, more than {MAX_MEGAPIXELS:.0f} megapixels; "
-                         "take a smaller scale")
+        raise UserError(f"would become {width}x{height}, more than {MAX_MEGAPIXELS:.0f} megapixels; "
+                        "use a smaller scale")
     metadata = with_size(canvas.metadata, width, height)
     enlarged = replace(canvas.blank(height, width), metadata=metadata, notes=canvas.notes)
-    source = Pixels(*canvas.size, canvas.read, enlarged.write_all, canvas.dtype)
+    source = PixelAccess(*canvas.size, canvas.read, enlarged.write_all, canvas.dtype)
 
     def write_with_alpha(part: Part, pixels: np.ndarray) -> None:
         alpha = upscaled_part(source._replace(read=lambda side: canvas.read_all(side)[..., -1]), part, scale)
@@ -103,22 +107,22 @@ def upscale_canvas(
         enlarged.write_all(part, np.dstack([pixels, levels]))
 
     whole = _enlarged(source, scale)
-    restore_tiles(whole._replace(write=write_with_alpha) if canvas.has_alpha else whole, model, treatment, on_progress)
+    restore_tiles(whole._replace(write=write_with_alpha) if canvas.has_alpha else whole, model, options, on_progress)
     return enlarged
 
 
-def _enlarged(source: Pixels, scale: int) -> Pixels:
-    """The bicubically enlarged photo, of which parts are read from the source as they are wanted."""
+def _enlarged(source: PixelAccess, scale: int) -> PixelAccess:
+    """The bicubically enlarged photo; its parts are computed from the source when read."""
     read = partial(upscaled_part, source, scale=scale)
     return source._replace(height=source.height * scale, width=source.width * scale, read=read)
 
 
-def upscaled_part(source: Pixels, part: Part, scale: int) -> np.ndarray:
-    """Rows and columns of the photo enlarged by Pillow's bicubic: float32 levels, neither rounded nor clipped.
+def upscaled_part(source: PixelAccess, part: Part, scale: int) -> np.ndarray:
+    """A part of the photo enlarged by Pillow's bicubic: (h, w) or (h, w, 3), float32, neither rounded nor clipped.
 
-    (h, w) or (h, w, 3), as the source. The same as that part of the whole photo enlarged at once.
+    Equal to that part of the whole photo enlarged at once.
     """
-    # Out to whole pixels of the source; Pillow's box looks at the pixels around it, which are cut out with it.
+    # Pillow resizes a box of whole source pixels and uses SUPPORT pixels around it, so these are read as well.
     lengths = source.height, source.width
     inner = [(side.start // scale, -(-side.stop // scale)) for side in part]
     outer = [(max(0, start - SUPPORT), min(length, stop + SUPPORT))

@@ -17,7 +17,7 @@ from srcnn.models.base import Network
 from srcnn.models.weights import load_model
 from srcnn.photos.tiling import grid, join
 from srcnn.restoration.figures import COLUMNS, GAP_PIXELS, before_after, captioned, save_picture
-from srcnn.restoration.restore import restore_pixels
+from srcnn.restoration.restore import restore
 from srcnn.runtime.files import atomic_file
 from srcnn.runtime.settings import read_yaml
 from srcnn.tracking.history import STEP_KEY, checked_points, results_table
@@ -84,7 +84,7 @@ def pair_rows(reader: ShardDataset, model: Network, num_pairs: int) -> np.ndarra
     plain = _ready(model)
     tiles = []
     for clean, degraded in zip(*reader.read(chosen), strict=True):
-        tiles += [degraded, restore_pixels(degraded, plain), clean]
+        tiles += [degraded, restore(degraded, plain), clean]
     stacked = torch.from_numpy(np.stack(tiles).reshape(len(tiles), *tiles[0].shape[:2], -1)).permute(0, 3, 1, 2)
     return make_grid(stacked, nrow=len(COLUMNS), padding=GAP_PIXELS, pad_value=255).permute(1, 2, 0).numpy()
 
@@ -110,7 +110,7 @@ def photo_before_after(reader: ShardDataset, model: Network) -> np.ndarray:
     if rows * columns != record.num_samples:  # an imported pair picture: one tile
         rows = columns = 1
     clean, degraded = (join(tiles, rows, columns)[:MAX_SIDE, :MAX_SIDE] for tiles in reader.read(samples))
-    return before_after(degraded, restore_pixels(degraded, _ready(model)), clean)
+    return before_after(degraded, restore(degraded, _ready(model)), clean)
 
 
 def training_card(run: Path, points: list[dict[str, float]]) -> str:
