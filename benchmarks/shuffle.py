@@ -21,8 +21,8 @@ from webdataset.filters import shuffle
 
 from benchmarks.measure import table
 from srcnn.data.dataset import ShardDataset
-from srcnn.data.loader import StreamConfig
-from srcnn.data.photo_list import photos_in
+from srcnn.data.loader import LoaderConfig
+from srcnn.data.photo_list import read_photo_records
 from srcnn.data.shuffle import BlockShuffle, Shuffle
 
 VALUES = ("mean luma", "variance", "squared error")
@@ -59,7 +59,7 @@ def tiles_of_shards(folder: Path) -> TileSet:
         pixels = reader.read(np.arange(start, min(start + BLOCK, reader.num_samples)))
         clean, degraded = (tiles.reshape(len(tiles), -1).astype(np.float32) for tiles in pixels)
         parts.append(np.stack([clean.mean(1), clean.var(1), np.square(clean - degraded).mean(1)], -1))
-    counts = [photo.num_samples for photo in photos_in(reader.storage, reader.manifest)]
+    counts = [photo.num_samples for photo in read_photo_records(reader.storage, reader.manifest)]
     photos = np.repeat(np.arange(len(counts)), counts)
     reader.close()
     return TileSet("real", standardized(np.concatenate(parts)[:, None]), photos)
@@ -88,10 +88,10 @@ def correlation_in_runs(tiles: TileSet, run_samples: int) -> list[float]:
     return [round(float(value) / (run_samples - 1), 3) for value in shared]
 
 
-def as_streamed(num_samples: int, is_local: bool, config: StreamConfig = StreamConfig()) -> Epochs:
+def as_streamed(num_samples: int, is_local: bool, config: LoaderConfig = LoaderConfig()) -> Epochs:
     """The order the stream takes for so many samples on a local disk or elsewhere."""
     reader: Any = SimpleNamespace(num_samples=num_samples, is_local=is_local)
-    return partial(epoch_of, config.order_of(0, reader))
+    return partial(epoch_of, config.make_shuffle(0, reader))
 
 
 def epoch_of(order: Shuffle, epoch: int) -> np.ndarray:
@@ -237,7 +237,7 @@ def main() -> None:
             lambda epoch: np.random.default_rng(epoch).permutation(total),
             as_streamed(total, is_local=True),
             as_streamed(total, is_local=False),
-            as_streamed(total, is_local=False, config=StreamConfig(lanes="kept")),
+            as_streamed(total, is_local=False, config=LoaderConfig(lanes="kept")),
             *(partial(epoch_of_webdataset, total, buffer) for buffer in WEBDATASET_BUFFERS),
         )
         results = {name: measure(epochs, tiles, args.batch, num_epochs)

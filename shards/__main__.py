@@ -12,7 +12,7 @@ from shards.contact_sheet import write_contact_sheet
 from shards.plan import ShardsConfig
 from shards.workers import ShardsFailed
 from shards.write import Summary, make_shards
-from srcnn.data.photo_list import refused_in
+from srcnn.data.photo_list import read_refused
 from srcnn.runtime.settings import parse
 from srcnn.runtime.storage import join, open_storage, open_writable
 
@@ -55,7 +55,7 @@ def report(config: ShardsConfig, summary: Summary) -> int:
     if summary.num_ignored_files:
         print(f"{summary.num_ignored_files} files that are no photos (by their suffix) were not looked at")
     refused = [item for split, manifest in summary.manifests.items()
-               for item in refused_in(open_storage(join(config.out, split)), manifest)]
+               for item in read_refused(open_storage(join(config.out, split)), manifest)]
     for item in refused:
         print(f"refused: {item.name}: {item.reason}", file=sys.stderr)
     if refused:

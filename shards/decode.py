@@ -11,9 +11,7 @@ from PIL import Image
 
 from srcnn.photos.reading import (
     TURNS,
-    Photo,
     Resize,
-    image_to_arrays,
     open_image,
     orientation_of,
     over_white,
@@ -43,10 +41,10 @@ def read_clean(path: Path, rule: Resize, decode: Decode, max_megapixels: float) 
         extent = _draft(image, stored_size) if decode == "reduced" else None
         image.load()
         if extent is None:
-            upright = _over_white(turn_upright(image), path)
+            upright = over_white(turn_upright(image), path)
             return np.asarray(upright.resize(size, Image.Resampling.LANCZOS))
         # Turned when it is small, and so late that what the photo fills is still at the top left.
-        small = _over_white(image, path).resize(stored_size, Image.Resampling.LANCZOS, (0, 0, *extent))
+        small = over_white(image, path).resize(stored_size, Image.Resampling.LANCZOS, (0, 0, *extent))
     return np.asarray(small.transpose(TURNS[orientation]) if orientation in TURNS else small)
 
 
@@ -56,11 +54,3 @@ def _draft(image: Image.Image, stored_size: tuple[int, int]) -> tuple[float, flo
     width, height = (math.ceil(LEAST_MARGIN * side) for side in stored_size)
     drafted = image.draft(None, (width, height)) if image.format in ("JPEG", "MPO") else None
     return drafted[1][2:] if drafted and image.size != before else None
-
-
-def _over_white(image: Image.Image, name: object) -> Image.Image:
-    """Of mode L or RGB; the image itself where it is that already, as copies of a large photo cost."""
-    if image.mode in ("L", "RGB") and "transparency" not in image.info:
-        return image
-    pixels, alpha, _ = image_to_arrays(image, name)
-    return Image.fromarray(over_white(Photo(pixels, alpha)))

@@ -1,4 +1,4 @@
-"""Pure planning: photos -> (split, shard, photo). No reading, no writing."""
+"""The settings of shard making, and the plan of which photo goes to which split and shard; does no I/O."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any, Literal, NamedTuple
 
-from srcnn.data.manifest import MEMBERS, SPLITS, Refused, TileEncoding
+from srcnn.data.manifest import MEMBERS, SPLITS, RefusedRecord, TileEncoding
 from srcnn.photos.degradation import Degradation
 from srcnn.photos.reading import MAX_MEGAPIXELS, Resize
 from srcnn.photos.tiling import JPEG_BLOCK_PIXELS, grid, starts_to_cover
 from srcnn.runtime.untrusted import MAX_TILE_SIDE
 
-# Keys that say where and how fast, not what: shards made with other values of these are the same shards.
-WHERE_AND_HOW = (
+# Keys that do not change the shards, only where they are and how fast they are made.
+KEYS_WITHOUT_EFFECT = (
     "photos",
     "pairs",
     "val",
@@ -30,8 +30,8 @@ WHERE_AND_HOW = (
     "num_sheet_pairs",
     "max_megapixels",
 )
-# Keys that came later, with the value that older shards have; at this value they are left out of what is noted.
-LATER_KEYS = {"decode": "exact", "contents": "pairs"}
+# Keys that older versions did not have, and the value that corresponds to them; not part of the identity at this value.
+ADDED_KEYS = {"decode": "exact", "contents": "pairs"}
 MAX_JPEG_SIDE = 65500  # pixels; JPEG_MAX_DIMENSION of libjpeg
 
 
@@ -40,28 +40,28 @@ class ShardsConfig:
     """Settings of shard making.
 
     Args:
-        photos: folder of clean photos, or its s3, gs or az address; read with everything below it.
+        photos: folder of clean photos, or an s3, gs or az URL; subfolders are included.
         pairs: instead of photos: folder of pictures twice as wide as high, left clean, right degraded.
-        val: folder of the validation photos (or pairs); empty: split `photos` by the hash of their content.
-        out: folder (or address) the shards go to, in out/train and out/val.
-        folders: folder below `photos` -> its own resize rule; when given, only these folders are read.
+        val: folder of the validation photos (or pairs); if empty, `photos` are split by the hash of their content.
+        out: output folder or URL; the shards go to out/train and out/val.
+        folders: resize rules of folders below `photos`, by name; if given, only these folders are read.
         resize: "1024x1024" (width x height), "long:1024" (long side), "max:1024" (the same, but no photo is enlarged),
             "x0.5" (factor) or "none".
         decode: "exact", or "reduced": a JPEG that is large enough is decoded at a half, a quarter or an eighth of its
-            size before it is resized; twice as fast, its clean pictures some 45 dB from the exact ones.
-        contents: what training samples are: "pairs" of tiles, or "clean" tiles, to be degraded while training
-            (docs/degradations.md), which overlap so that no edge is left out. Validation samples are pairs always.
+            size before it is resized; twice as fast, about 45 dB from the exact pictures.
+        contents: training samples are "pairs" of tiles, or "clean" tiles that are degraded during training
+            (docs/degradations.md) and overlap so that no edge is left out. Validation samples are always pairs.
         degradation: how the clean photo is degraded.
-        color: "luma" stores Pillow's L, "rgb" all three channels.
-        tile_pixels: side of a tile; a multiple of 8, so that tiles lie on the JPEG block grid.
-        val_fraction: share of the photos that go to validation when `val` is empty.
-        encoding: "npy" (fast to read) or "png" (smaller, for archives and slow links).
-        samples_per_shard: pairs after which a new shard begins; a photo lies in one shard.
+        color: "luma" (Pillow's mode L) or "rgb".
+        tile_pixels: side of a tile; a multiple of 8, so that tiles are aligned with JPEG blocks.
+        val_fraction: fraction of the photos used for validation if `val` is empty.
+        encoding: "npy" (fast to read) or "png" (smaller, for archives and slow networks).
+        samples_per_shard: maximum number of samples per shard, unless a single photo has more.
         max_megapixels: larger photos are refused.
-        num_workers: processes; 0 takes one for each core.
-        executor: instead of processes of this machine: the workers of a Dask scheduler, tcp://host:8786.
+        num_workers: processes; 0: one per core.
+        executor: address of a Dask scheduler, tcp://host:8786, whose workers are used instead of processes.
         allow_refused: exit with status 0 even if some photos were refused.
-        num_sheet_pairs: random pairs drawn on the contact sheet of each split.
+        num_sheet_pairs: number of random samples on the contact sheet of each split.
     """
 
     photos: str = ""
@@ -88,16 +88,18 @@ class ShardsConfig:
         if bool(self.photos) == bool(self.pairs):
             raise ValueError("give either photos (folder of clean photos) or pairs (folder of pair pictures)")
         if self.pairs and self.contents == "clean":
-            raise ValueError("contents clean: is for photos; pairs are degraded already")
+            raise ValueError("contents clean: needs photos; pairs are degraded already")
         if not JPEG_BLOCK_PIXELS <= self.tile_pixels <= MAX_TILE_SIDE or self.tile_pixels % JPEG_BLOCK_PIXELS:
             raise ValueError(f"tile_pixels {self.tile_pixels}: expected a multiple of {JPEG_BLOCK_PIXELS} up to "
                              f"{MAX_TILE_SIDE}")
         if not 0 <= self.val_fraction < 1:
             raise ValueError(f"val_fraction {self.val_fraction}: expected 0 <= fraction < 1")
         if self.samples_per_shard < 1 or self.num_workers < 0:
-            raise ValueError("samples_per_shard starts at 1 and num_workers at 0")
+            raise ValueError(f"samples_per_shard {self.samples_per_shard}, num_workers {self.num_workers}: expected at "
+                             "least 1 and 0")
         if self.num_sheet_pairs < 0 or self.max_megapixels <= 0:
-            raise ValueError("num_sheet_pairs starts at 0, max_megapixels above 0")
+            raise ValueError(f"num_sheet_pairs {self.num_sheet_pairs}, max_megapixels {self.max_megapixels}: expected "
+                             "at least 0 and more than 0")
         for rule in (self.resize, *self.folders.values()):
             Resize.parse(rule)
 
@@ -108,29 +110,29 @@ class ShardsConfig:
         return side if self.color == "luma" else (*side, 3)
 
     def members(self, split: str) -> tuple[str, ...]:
-        """Names after the key of the members of a split's samples."""
+        """The file extensions of the members of a split's samples."""
         both = MEMBERS[self.encoding]
         return both[:1] if self.is_clean_only(split) else both
 
     def is_clean_only(self, split: str) -> bool:
-        """Whether a split's samples are clean tiles alone."""
+        """Whether the samples of a split are clean tiles only."""
         return self.contents == "clean" and split == "train"
 
     def identity(self) -> dict[str, Any]:
-        """The keys that decide what the pairs are; shards are kept and completed only where these are equal."""
+        """The settings that determine the samples; an interrupted run continues only if they are equal."""
         values = dataclasses.asdict(self)
-        for key in [*WHERE_AND_HOW, *(key for key, before in LATER_KEYS.items() if values[key] == before)]:
+        for key in [*KEYS_WITHOUT_EFFECT, *(key for key, old in ADDED_KEYS.items() if values[key] == old)]:
             del values[key]
         kind, split = "pairs" if self.pairs else "photos", "folders" if self.val else "hash"
         return values | {"kind": kind, "split": split}
 
     def resize_rule(self, name: str) -> Resize:
-        """The rule for the photo of this relative name: of the longest of `folders` around it, or `resize`."""
+        """The resize rule of a photo by its relative name: of its innermost folder in `folders`, or `resize`."""
         matches = [folder for folder in self.folders if PurePosixPath(name).is_relative_to(folder)]
         return Resize.parse(self.folders[max(matches, key=len)] if matches else self.resize)
 
     def num_samples(self, source: Source) -> int:
-        """How many samples of its split a photo will give."""
+        """How many samples a photo gives in its split."""
         if self.pairs:
             return int((source.width, source.height) == (2 * self.tile_pixels, self.tile_pixels))
         sides = self.clean_size(source)
@@ -139,25 +141,25 @@ class ShardsConfig:
         return math.prod(grid(*sides[::-1], self.tile_pixels))
 
     def clean_size(self, source: Source) -> tuple[int, int]:
-        """(width, height) after resizing and cutting to a multiple of the scale."""
+        """(width, height) after resizing and cropping to a multiple of the scale."""
         return _clean_size(self.resize_rule(source.name), self.degradation.scale, source.width, source.height)
 
 
-@lru_cache(maxsize=1 << 16)  # asked for several times for each photo, of which many have one size
+@lru_cache(maxsize=1 << 16)  # called several times per photo, and many photos have the same size
 def _clean_size(rule: Resize, scale: int, width: int, height: int) -> tuple[int, int]:
     width, height = rule.size(width, height)
     return width - width % scale, height - height % scale
 
 
-def comparable(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """`ShardsConfig.identity` as noted by this version or an older one, with the keys of both."""
+def normalize_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Completes a `ShardsConfig.identity` of this or an older version, so that two of them can be compared."""
     degradation = dict(identity.get("degradation", {}))
     degradation.pop("jpeg_optimize", None)  # it changed no pixel
-    return {**LATER_KEYS, **identity, "degradation": degradation}
+    return {**ADDED_KEYS, **identity, "degradation": degradation}
 
 
-class Source(NamedTuple):  # there may be ten million, and a tuple takes the least time and memory
-    """A file that was looked at: `root` and relative `name`; upright pixels; `split` is "" until assigned."""
+class Source(NamedTuple):  # there may be ten million, and a tuple takes little memory
+    """A photo: its folder or URL, its name in there, and its upright size in pixels; `split` is "" until assigned."""
 
     root: str
     name: str
@@ -169,7 +171,7 @@ class Source(NamedTuple):  # there may be ten million, and a tuple takes the lea
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard to write: the unit of work, independent of all others."""
+    """A shard to write, independently of all others."""
 
     split: str
     number: int
@@ -182,8 +184,10 @@ class ShardTask:
 
 
 def assign_splits(config: ShardsConfig, sources: Sequence[Source]) -> list[Source]:
-    """Fills in `split` where it is "" by the hash of the photo's content, so that adding photos moves none. With two or
-    more neither split stays empty: the photo of the lowest hash goes to validation, or that of the highest to training.
+    """Assigns a split to the photos that have none, by the hash of their content, so that adding photos moves none.
+
+    If all photos would be in one split, the one with the lowest hash is used for validation, or the one with the
+    highest for training.
     """
     fraction = 0.0 if config.val else config.val_fraction
     assigned = []
@@ -198,9 +202,10 @@ def assign_splits(config: ShardsConfig, sources: Sequence[Source]) -> list[Sourc
     return assigned
 
 
-def refuse_unusable(config: ShardsConfig, sources: Sequence[Source]) -> tuple[list[Source], list[Refused]]:
-    """Parts the photos that give at least one sample from those that give none, or whose content is in both splits:
-    these are refused for training.
+def select_usable(config: ShardsConfig, sources: Sequence[Source]) -> tuple[list[Source], list[RefusedRecord]]:
+    """Separates the photos that can be used from those that are refused.
+
+    Refused are photos that give no sample, and training photos whose content is also in the validation split.
     """
     validation = {source.sha256: source.name for source in sources if source.split == "val"}
     usable, refused = [], []
@@ -208,56 +213,50 @@ def refuse_unusable(config: ShardsConfig, sources: Sequence[Source]) -> tuple[li
         if source.split == "train" and source.sha256 in validation:
             reason = f"the same file as the validation photo {validation[source.sha256]}"
         else:
-            reason = _fault_of_size(config, source)
+            reason = _size_problem(config, source)
         if reason:
-            refused.append(Refused(source.name, reason, source.split))
+            refused.append(RefusedRecord(source.name, reason, source.split))
         else:
             usable.append(source)
     return usable, refused
 
 
-def _fault_of_size(config: ShardsConfig, source: Source) -> str:
+def _size_problem(config: ShardsConfig, source: Source) -> str:
     num_samples = config.num_samples(source)
     if config.pairs:
         size = f"{2 * config.tile_pixels}x{config.tile_pixels}"
-        return "" if num_samples else f"{source.width}x{source.height} pixels, a pair picture has {size}"
+        return "" if num_samples else f"{source.width}x{source.height} pixels; a pair picture has {size}"
     width, height = config.clean_size(source)
     if not num_samples:
         return f"too small: {width}x{height} pixels after resizing, a tile has {config.tile_pixels}"
     is_saved = config.degradation.quality_bounds() and not config.is_clean_only(source.split)
     if is_saved and max(width, height) > MAX_JPEG_SIDE:
-        return f"{width}x{height} pixels after resizing: JPEG holds {MAX_JPEG_SIDE} at most"
+        return f"{width}x{height} pixels after resizing: a JPEG can have at most {MAX_JPEG_SIDE} each way"
     return ""
 
 
 def plan_shards(config: ShardsConfig, sources: Sequence[Source]) -> list[ShardTask]:
-    """Deals photos, in the order given, to shards of about `samples_per_shard` samples in each split."""
+    """Assigns the photos of each split, in the given order, to shards of at most `samples_per_shard` samples."""
     tasks: list[ShardTask] = []
     for split in SPLITS:
-        first_sample = 0
-        for number, group in enumerate(_groups(config, (source for source in sources if source.split == split))):
-            tasks.append(ShardTask(split, number, first_sample, tuple(group)))
-            first_sample += sum(config.num_samples(source) for source in group)
+        groups: list[list[Source]] = []
+        first_samples: list[int] = []
+        next_sample = 0
+        for source in sources:
+            if source.split != split:
+                continue
+            num_samples = config.num_samples(source)
+            if not groups or next_sample + num_samples - first_samples[-1] > config.samples_per_shard:
+                groups.append([])
+                first_samples.append(next_sample)
+            groups[-1].append(source)
+            next_sample += num_samples
+        tasks += (ShardTask(split, number, first_samples[number], tuple(group)) for number, group in enumerate(groups))
     return tasks
 
 
-def _groups(config: ShardsConfig, sources: Iterable[Source]) -> Iterator[list[Source]]:
-    """Photos of one shard each: as many as fit into `samples_per_shard`, at least one."""
-    group: list[Source] = []
-    group_samples = 0
-    for source in sources:
-        num_samples = config.num_samples(source)
-        if group and group_samples + num_samples > config.samples_per_shard:
-            yield group
-            group, group_samples = [], 0
-        group.append(source)
-        group_samples += num_samples
-    if group:
-        yield group
-
-
 def plan_hash(tasks: Iterable[ShardTask]) -> str:
-    """sha256 over which content goes where."""
+    """The sha256 of which photos go to which shard."""
     digest = hashlib.sha256()
     for task in tasks:
         content = [[source.name, source.sha256] for source in task.sources]

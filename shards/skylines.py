@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from shards.workers import Workers, num_cores
+from shards.workers import WorkerPool, num_cores
 from srcnn.runtime.files import atomic_file
 
 # Colours of the zenith, of the horizon (which haze takes on), and of the light on walls; the share of windows lit.
@@ -127,8 +127,8 @@ def write_skylines(
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"skyline-{index:03d}.png" for index in range(num_photos)]
     missing = [(path, seed * 100_000 + index) for index, path in enumerate(paths) if not path.exists()]
-    with Workers(max(1, min(num_cores(), len(missing)))) as workers:
-        workers.run(partial(_write_skyline, size), missing, "photos drawn", show_progress)
+    with WorkerPool(max(1, min(num_cores(), len(missing)))) as workers:
+        workers.map_all(partial(_write_skyline, size), missing, "photos drawn", show_progress)
     return paths
 
 

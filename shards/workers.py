@@ -1,4 +1,4 @@
-"""Work on many tasks by processes of this machine or by a Dask cluster; what stops it becomes one clear error."""
+"""Maps functions over many tasks with processes of this machine or a Dask cluster."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import os
 import signal
 import socket
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor
+from concurrent.futures import CancelledError, Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from multiprocessing import get_context, parent_process
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from srcnn.data.manifest import writer_versions
+from srcnn.data.manifest import library_versions
+from srcnn.runtime.parallel import in_order
 
-MAX_SUBMITTED = 4096  # chunks of tasks that are with the workers: enough for a cluster, little memory for its scheduler
-MAX_CHUNK = 256
+MAX_SUBMITTED = 4096  # chunks of tasks: enough for a cluster, and little memory for its scheduler
+MAX_CHUNK = 256  # tasks
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-SCHEDULER_SECONDS = 60.0  # for one that is just being started
+SCHEDULER_SECONDS = 60.0  # it may just be starting
 FIRST_WORKER_SECONDS = 600.0
 WORKER_CHECK_SECONDS = 15.0
 TaskT = TypeVar("TaskT")
@@ -34,14 +34,13 @@ logger = logging.getLogger(__name__)
 
 
 class ShardsFailed(RuntimeError):
-    """Shard making had to stop; finished shards are kept. The message says why and what to do."""
+    """Making shards stopped; finished shards are kept. The message gives the reason and a remedy."""
 
 
-class Workers:
-    """An executor that is given, or else `num` processes that are started once, for all the work there is; where `num`
-    is 1 there are none, and this process does the work.
+class WorkerPool:
+    """`num` worker processes, or an `executor` that is given; with `num` 1 this process does the work.
 
-    BLAS gets one thread in each process, as the other cores are busy already.
+    BLAS uses one thread in each process, as the other cores are busy.
     """
 
     def __init__(self, num: int, executor: Executor | None = None) -> None:
@@ -50,11 +49,11 @@ class Workers:
         self._executor = executor
         self._environment: dict[str, str | None] = {}
 
-    def __enter__(self) -> Workers:
+    def __enter__(self) -> WorkerPool:
         if self.are_local and self.num > 1:
             self._environment = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-            os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))  # NumPy looks when it is imported: in a worker only
-            # spawn: the same on every platform, and no threads are forked
+            os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))  # read when NumPy is imported, so only by workers
+            # spawn: works on every platform, and forks no threads
             self._executor = ProcessPoolExecutor(self.num, get_context("spawn"), initializer=_start_worker)
         return self
 
@@ -62,84 +61,71 @@ class Workers:
         if self.are_local and self._executor:
             self._executor.shutdown(wait=True, cancel_futures=True)
         for name, value in self._environment.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
-    def start(self, work: Callable[[TaskT], ResultT], tasks: Sequence[TaskT], chunk: int = 1) -> Iterator[ResultT]:
-        """Results of `work` on every task, in the order of the tasks; workers begin at once, in the order of calls.
-
-        Tasks go to the workers `chunk` at a time, and a few thousand chunks ahead of the result that comes next.
-        """
-        if (executor := self._executor) is None:
-            return map(work, tasks)
-        work_on_chunk = partial(_work_on_chunk, work, writer_versions())
+    def map(self, function: Callable[[TaskT], ResultT], tasks: Sequence[TaskT], chunk: int = 1) -> Iterator[ResultT]:
+        """Yields `function(task)` in the order of the tasks, which are submitted `chunk` at a time."""
+        if self._executor is None:
+            return map(function, tasks)
+        work = partial(_work_on_chunk, function, library_versions())
         chunks = (tasks[first : first + chunk] for first in range(0, len(tasks), chunk))
-        futures = (executor.submit(work_on_chunk, part) for part in chunks)
-        return chain.from_iterable(_results(deque(islice(futures, MAX_SUBMITTED)), futures))
+        return chain.from_iterable(in_order(self._executor, work, chunks, MAX_SUBMITTED))
 
-    def run(
-        self, work: Callable[[TaskT], ResultT], tasks: Sequence[TaskT], title: str, show_progress: bool
+    def map_all(
+        self, function: Callable[[TaskT], ResultT], tasks: Sequence[TaskT], title: str, show_progress: bool
     ) -> list[ResultT]:
-        """The same, all of them, with a progress bar. Raises ShardsFailed as `clear_errors`."""
+        """`function(task)` of all tasks, with a progress bar. Raises ShardsFailed as `explain_errors`."""
         chunk = len(tasks) // (64 * self.num) if self.are_local else min(MAX_CHUNK, len(tasks) // MAX_SUBMITTED)
-        results = self.start(work, tasks, chunk=max(1, chunk))
-        with clear_errors():
+        results = self.map(function, tasks, chunk=max(1, chunk))
+        with explain_errors():
             return list(tqdm(results, title, len(tasks), disable=not (show_progress and tasks) or None))
 
 
-def _results(
-    submitted: deque[Future[list[ResultT]]], more: Iterator[Future[list[ResultT]]]
-) -> Iterator[list[ResultT]]:
-    """In order; for each one of `more` is submitted."""
-    try:
-        while submitted:
-            result = submitted.popleft().result()
-            submitted.extend(islice(more, 1))
-            yield result
-    finally:
-        for future in submitted:
-            future.cancel()
-
-
 def _work_on_chunk(
-    work: Callable[[TaskT], ResultT], versions: dict[str, str], tasks: Sequence[TaskT]
+    function: Callable[[TaskT], ResultT], versions: dict[str, str], tasks: Sequence[TaskT]
 ) -> list[ResultT]:
-    """What a worker does. Raises ShardsFailed where it would make other pixels than the main process."""
-    if (here := writer_versions()) != versions:
+    """Runs in a worker. Raises ShardsFailed if its libraries would make other pixels than those of the main process."""
+    if (here := library_versions()) != versions:
         raise ShardsFailed(f"the worker on {socket.gethostname()} has {here}, the main process {versions}: the pixels "
-                           "would differ; install the same on all machines")
-    return [work(task) for task in tasks]
+                           "would differ; install the same versions on all machines")
+    return [function(task) for task in tasks]
 
 
 @contextmanager
-def clear_errors() -> Iterator[None]:
-    """What stops the work becomes ShardsFailed: the disk or the memory is full, or a worker died."""
+def explain_errors() -> Iterator[None]:
+    """Turns a dead worker, a full disk or a lack of memory into ShardsFailed."""
     try:
         yield
     except BrokenProcessPool as error:
-        raise ShardsFailed("a worker process died (killed, no memory?); start again to go on") from error
+        raise ShardsFailed("a worker process died (killed? out of memory?); run the same command again to continue"
+                           ) from error
     except MemoryError as error:
-        raise ShardsFailed("out of memory; start again with fewer --num_workers to go on") from error
+        raise ShardsFailed("out of memory; run the same command again with fewer --num_workers to continue") from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        raise ShardsFailed(f"the disk takes no more ({os.strerror(error.errno)}); free some space and start again to "
-                           "go on") from error
+        raise ShardsFailed(f"cannot write to the disk ({os.strerror(error.errno)}); free some space and run the same "
+                           "command again to continue") from error
 
 
 def num_cores() -> int:
-    """Cores this process may use; all of them on systems that cannot tell."""
+    """Cores this process may use; all cores on systems without CPU affinity."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start_worker() -> None:
-    """Leaves Ctrl-C to the main process, and ends when that is killed: workers would wait for ever, or write beside
-    those of the next start.
+    """Ignores Ctrl-C, which the main process handles, and exits when the main process is killed.
+
+    Otherwise workers would wait forever, or write at the same time as those of the next run.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     if parent := parent_process():
         parent.join()
         os._exit(1)
@@ -147,14 +133,14 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def dask_executor(address: str) -> Iterator[Executor]:
-    """The workers of the Dask scheduler at an address such as tcp://host:8786, as a concurrent.futures executor.
+    """An executor over the workers of a Dask scheduler at an address such as tcp://host:8786.
 
-    A task whose worker died, or fell silent for `distributed.scheduler.worker-ttl`, is done by another; three deaths
-    (`distributed.scheduler.allowed-failures`) end it. Workers may come and go.
+    If a worker dies, or sends no heartbeat for `distributed.scheduler.worker-ttl`, another one gets its task; a task
+    that kills three (`distributed.scheduler.allowed-failures`) fails. Workers may join and leave.
 
     Raises:
-        ValueError: the package is not installed.
-        ShardsFailed: no scheduler or no worker is there, or they were lost.
+        ValueError: Dask is not installed.
+        ShardsFailed: the scheduler or its workers cannot be reached, or were lost.
     """
     try:
         import distributed
@@ -163,32 +149,33 @@ def dask_executor(address: str) -> Iterator[Executor]:
     try:
         client = distributed.Client(  # type: ignore[no-untyped-call]  # Dask has few types
             address, timeout=SCHEDULER_SECONDS, set_as_default=False)
-    except (OSError, ValueError, TypeError) as error:  # TypeError: no address at all
-        raise ShardsFailed(f"{address}: no Dask scheduler answers there: {error}") from error
+    except (OSError, ValueError, TypeError) as error:  # TypeError: not an address
+        raise ShardsFailed(f"{address}: cannot connect to a Dask scheduler: {error}") from error
     with client:
         try:
             client.wait_for_workers(1, timeout=FIRST_WORKER_SECONDS)
         except TimeoutError as error:
-            raise ShardsFailed(f"{address}: no worker came within {FIRST_WORKER_SECONDS:.0f} s; start some with: "
+            raise ShardsFailed(f"{address}: no worker connected within {FIRST_WORKER_SECONDS:.0f} s; start some with: "
                                f"dask worker {address} --nthreads 1") from error
         _check_imports(address, client)
         finished = threading.Event()
-        watching = threading.Thread(target=_warn_without_workers, args=(address, client, finished), daemon=True)
-        watching.start()
+        monitor = threading.Thread(target=_warn_without_workers, args=(address, client, finished), daemon=True)
+        monitor.start()
         try:
             yield client.get_executor(pure=False)  # type: ignore[no-untyped-call]
         except distributed.KilledWorker as error:
-            raise ShardsFailed(f"{address}: a task ended several workers, the last of them {error.last_worker.address} "
-                               "(no memory, or other packages?); see its log, and start again to go on") from error
+            raise ShardsFailed(f"{address}: a task killed several workers, the last one {error.last_worker.address} "
+                               "(out of memory? other packages?); see its log, and run the same command again to "
+                               "continue") from error
         except CancelledError as error:
-            raise ShardsFailed(f"{address}: the scheduler is gone; start again to go on") from error
+            raise ShardsFailed(f"{address}: lost the scheduler; run the same command again to continue") from error
         finally:
             finished.set()
-            watching.join()
+            monitor.join()
 
 
 def _check_imports(address: str, client: Any) -> None:
-    """Raises ShardsFailed where the scheduler or a worker lacks this package, which would end it without a word."""
+    """Raises ShardsFailed if the scheduler or a worker cannot import this package; it would fail without a message."""
     program = "import shards.write"
     try:
         client.run_on_scheduler(exec, program)
@@ -197,11 +184,11 @@ def _check_imports(address: str, client: Any) -> None:
         errors = {"the scheduler": error}
     for name, problem in errors.items():
         if problem is not None:
-            raise ShardsFailed(f"{address}: {name} cannot do this work: {problem}; start the scheduler and all workers "
-                               "with PYTHONPATH set to the folder with shards/, and the same packages")
+            raise ShardsFailed(f"{address}: {name} cannot import shards.write: {problem}; start the scheduler and all "
+                               "workers with the same packages, and PYTHONPATH set to the folder that contains shards/")
 
 
 def _warn_without_workers(address: str, client: Any, finished: threading.Event) -> None:
     while not finished.wait(WORKER_CHECK_SECONDS):
         if client.status == "running" and not client.nthreads():
-            logger.warning("%s: no worker is left; waiting for new ones", address)
+            logger.warning("%s: no workers are connected; waiting for new ones", address)

@@ -1,4 +1,4 @@
-"""The effects of shard making: find and scan the photos, read, degrade and cut them, write the shards."""
+"""Makes shards: lists and scans the photos, then degrades and tiles them and writes the shards."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -16,8 +17,8 @@ from shards import output, plan
 from shards.decode import read_clean
 from shards.plan import ShardsConfig, ShardTask, Source
 from shards.tar import write_tar
-from shards.workers import ShardsFailed, Workers, clear_errors, dask_executor, num_cores
-from srcnn.data.manifest import SPLITS, Manifest, PhotoRecord, Refused
+from shards.workers import ShardsFailed, WorkerPool, dask_executor, explain_errors, num_cores
+from srcnn.data.manifest import SPLITS, Manifest, PhotoRecord, RefusedRecord
 from srcnn.photos import tiling
 from srcnn.photos.degradation import crop_to_multiple, degrade
 from srcnn.photos.metrics import psnr
@@ -27,20 +28,19 @@ from srcnn.photos.reading import (
     find_photos,
     luma_l,
     open_image,
-    over_white,
     read_photo,
     upright_size,
 )
 from srcnn.runtime import files
 from srcnn.runtime.storage import Folder, is_url, is_within, join, open_writable
 
-MAX_WORKERS_SERVED = 16  # writing a photo's pairs takes a sixteenth of the time of making them
+MAX_TILE_WORKERS = 16  # writing the tiles of a photo takes a sixteenth of the time of making them
 
-open_source = lru_cache(maxsize=64)(open_writable)  # a worker keeps its connection from photo to photo
+open_source = lru_cache(maxsize=64)(open_writable)  # so that a worker keeps its connection to an object store
 
 
 class Summary(NamedTuple):
-    """What `make_shards` did: the manifests by split, how many files were no photos, how many shards are new."""
+    """The result of `make_shards`: the manifest of each split; files whose suffix is not of a photo are ignored."""
 
     manifests: dict[str, Manifest]
     num_ignored_files: int
@@ -48,30 +48,30 @@ class Summary(NamedTuple):
 
 
 def make_shards(config: ShardsConfig, show_progress: bool = True, executor: Executor | None = None) -> Summary:
-    """Turns the photos (or pair pictures) of `config` into shards, `out`/train and `out`/val.
+    """Makes shards of the photos (or pair pictures) of `config` in `out`/train and `out`/val.
 
-    Finished shards of an interrupted run are kept; a finished folder is left alone. `executor` does the work where it
-    is given: its workers must see the same photos and output, and import this package.
+    Finished shards of an interrupted run are kept. With an `executor` its workers do the work; they must have access to
+    the same photos and output, and be able to import this package.
 
     Raises:
-        FileNotFoundError: no such folder, or no photo in it.
+        FileNotFoundError: the folder does not exist, or has no photos.
         BlockingIOError: another process makes shards in `out`.
-        ShardsFailed: `out` holds other shards, the disk is full, a worker died.
+        ShardsFailed: `out` has other shards, the disk is full, a worker died.
     """
     if config.executor and executor is None:
         with dask_executor(config.executor) as executor:
             return make_shards(config, show_progress, executor)
-    sources, num_ignored = find_sources(config)
-    with Workers(min(config.num_workers or num_cores(), len(sources)), executor) as workers:
+    sources, num_ignored = list_sources(config)
+    with WorkerPool(min(config.num_workers or num_cores(), len(sources)), executor) as workers:
         manifests, num_new_shards = fill_output(config, sources, workers, show_progress)
     return Summary(manifests, num_ignored, num_new_shards)
 
 
 def fill_output(
-    config: ShardsConfig, sources: list[Source], workers: Workers, show_progress: bool
+    config: ShardsConfig, sources: list[Source], workers: WorkerPool, show_progress: bool
 ) -> tuple[dict[str, Manifest], int]:
-    """From the files found to the manifests by split; also how many shards are new."""
-    scanned = workers.run(partial(scan, config), sources, "photos looked at", show_progress)
+    """Makes the shards that are missing; returns the manifest of each split and the number of new shards."""
+    scanned = workers.map_all(partial(scan_photo, config), sources, "photos scanned", show_progress)
     tasks, refused = plan_tasks(config, scanned)
     out = open_writable(config.out)
     with out.locked():
@@ -81,24 +81,26 @@ def fill_output(
         if missing and finished:
             output.check_versions(out)
         write_shards(config, missing, workers, show_progress)
-        out.prepare(output.FOLDERS)  # of what workers left that did not live to the end
+        out.prepare(output.FOLDERS)  # removes unfinished files of workers that died
         manifests = {split: output.finish_split(config, split, tasks, refused) for split in SPLITS}
     return manifests, len(missing)
 
 
-def plan_tasks(config: ShardsConfig, scanned: Sequence[Source | Refused]) -> tuple[list[ShardTask], list[Refused]]:
-    """The shards to be made of what was found, and the photos refused. Raises ShardsFailed where none can be used."""
+def plan_tasks(
+    config: ShardsConfig, scanned: Sequence[Source | RefusedRecord]
+) -> tuple[list[ShardTask], list[RefusedRecord]]:
+    """Plans the shards to make and which photos are refused. Raises ShardsFailed if no photo can be used."""
     sources = plan.assign_splits(config, [item for item in scanned if isinstance(item, Source)])
-    sources, refused = plan.refuse_unusable(config, sources)
-    refused = [item for item in scanned if isinstance(item, Refused)] + refused
+    sources, refused = plan.select_usable(config, sources)
+    refused = [item for item in scanned if isinstance(item, RefusedRecord)] + refused
     if not sources:
         reasons = "".join(f"\n  {item.name}: {item.reason}" for item in refused[:10])
         raise ShardsFailed(f"none of the {len(scanned)} photos can be used:{reasons}")
     return plan.plan_shards(config, sources), refused
 
 
-def find_sources(config: ShardsConfig) -> tuple[list[Source], int]:
-    """The files to look at, not opened yet, and how many others there are."""
+def list_sources(config: ShardsConfig) -> tuple[list[Source], int]:
+    """Lists the photos of the config, not opened yet, and counts the files that are not photos by their suffix."""
     roots = [(config.photos or config.pairs, "train" if config.val else "")]
     if config.val:
         roots.append((config.val, "val"))
@@ -106,8 +108,8 @@ def find_sources(config: ShardsConfig) -> tuple[list[Source], int]:
     ignored: set[str] = set()
     for root, split in roots:
         if is_within(root, config.out):
-            raise ValueError(f"{root}: lies in the output folder {config.out}; choose another OUT")
-        # A validation folder below the training photos is no part of these.
+            raise ValueError(f"{root}: is inside the output folder {config.out}; choose another OUT")
+        # A validation folder may be inside the folder of training photos.
         exclude = [config.out, *([config.val] if split == "train" else [])]
         names: set[str] = set()
         for subfolder in config.folders if config.folders and split != "val" else [""]:
@@ -115,17 +117,19 @@ def find_sources(config: ShardsConfig) -> tuple[list[Source], int]:
             names.update(str(PurePosixPath(subfolder, name)) for name in photos)
             ignored.update(join(root, str(PurePosixPath(subfolder, name))) for name in others)
         if not names:
-            raise FileNotFoundError(f"{root}: no photo (JPEG, PNG, WebP, TIFF, BMP) in or below this folder")
+            raise FileNotFoundError(f"{root}: no photos (JPEG, PNG, WebP, TIFF, BMP) in this folder or below it")
         sources |= {Source(root, name, "", 0, 0, split) for name in names}
     return sorted(sources, key=lambda source: (source.split, source.name)), len(ignored)
 
 
 def list_photos(location: str, exclude: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Names of all files below a folder or URL, but for hidden ones and those of `exclude`d locations: (photos by their
-    suffix, other files), each sorted.
+    """The names of all files below a folder or URL, except hidden ones and those in `exclude`d locations.
+
+    Returns:
+        (photos, other files), told apart by their suffix, each sorted.
 
     Raises:
-        FileNotFoundError: no such folder, or no file below the URL.
+        FileNotFoundError: the folder does not exist, or there is no file below the URL.
     """
     storage = open_source(location)
     if isinstance(storage, Folder):
@@ -145,54 +149,68 @@ def list_photos(location: str, exclude: Sequence[str]) -> tuple[list[str], list[
     return names[True], names[False]
 
 
-def scan(config: ShardsConfig, source: Source) -> Source | Refused:
-    """Hashes a photo and reads its upright size from the header. Raises ReadFailed where its server does not answer."""
+def scan_photo(config: ShardsConfig, source: Source) -> Source | RefusedRecord:
+    """Hashes a photo and reads its upright size from the header. Raises ReadFailed if its server does not answer."""
     with open_source(source.root).local_copy(source.name) as path:
         try:
             with open_image(path, config.max_megapixels) as image:
                 width, height = upright_size(image)
             return source._replace(sha256=files.sha256_of(path), width=width, height=height)
         except (PhotoRefused, OSError) as error:
-            return Refused(source.name, _reason(error, path), source.split or "train")
+            return RefusedRecord(source.name, _reason(error, path), source.split or "train")
 
 
 def _reason(error: Exception, path: Path) -> str:
     return str(error).removeprefix(f"{path}: ")
 
 
-def write_shards(config: ShardsConfig, tasks: Sequence[ShardTask], workers: Workers, show_progress: bool) -> None:
-    """Writes the shards: each by a worker of its own, but the last of them here, of pairs that all workers make,
-    photo by photo. So every worker is busy to the end, and at all where there are fewer shards than workers. Pairs
-    do not travel between machines: there each shard is a worker's own.
+def write_shards(config: ShardsConfig, tasks: Sequence[ShardTask], workers: WorkerPool, show_progress: bool) -> None:
+    """Writes the shards: most of them in the workers, the last ones here from tiles that the workers make.
+
+    So all workers are busy until the end, even if there are fewer shards than workers. Tiles are not sent between
+    machines: there each shard is written by one worker.
     """
-    few = workers.are_local and 1 < workers.num <= MAX_WORKERS_SERVED
-    num_last = workers.num + len(tasks) % workers.num if few else 0
-    first, last = tasks[: -num_last or None], tasks[-num_last:] if num_last else ()
-    written = workers.start(partial(write_shard, config), first)
-    made = workers.start(partial(make_tiles, config), [source for task in last for source in task.sources])
-    is_silent = not (show_progress and tasks) or None  # None: where there is no terminal
-    with clear_errors(), tqdm(total=len(tasks), desc="shards written", disable=is_silent) as bar:
-        for _ in written:
+    num_last = 0
+    if workers.are_local and 1 < workers.num <= MAX_TILE_WORKERS:
+        num_last = min(len(tasks), workers.num + len(tasks) % workers.num)
+    num_first = len(tasks) - num_last
+    last = tasks[num_first:]
+    work = [*tasks[:num_first], *(source for task in last for source in task.sources)]
+    results: Iterator[Any] = workers.map(partial(_write_or_make_tiles, config), work)
+    is_silent = not (show_progress and tasks) or None  # None: unless stderr is a terminal
+    with explain_errors(), tqdm(total=len(tasks), desc="shards written", disable=is_silent) as bar:
+        for _ in islice(results, num_first):
             bar.update()
         for task in last:
-            write_shard(config, task, made)
+            write_shard(config, task, results)
             bar.update()
 
 
-def write_shard(config: ShardsConfig, task: ShardTask, made: Iterator[PhotoTiles | Refused] | None = None) -> None:
-    """Writes one shard, of the next tiles of `made` where others make them, and its result, which also names photos
-    that cannot be decoded: their keys stay unused.
+def _write_or_make_tiles(config: ShardsConfig, work: ShardTask | Source) -> PhotoTiles | RefusedRecord | None:
+    if isinstance(work, Source):
+        return make_tiles(config, work)
+    write_shard(config, work)
+    return None
+
+
+def write_shard(
+    config: ShardsConfig, task: ShardTask, tiles: Iterator[PhotoTiles | RefusedRecord] | None = None
+) -> None:
+    """Writes a shard and, beside it, its index entries and its record for the manifest.
+
+    `tiles` are those of its photos, made here if None. The keys of photos that cannot be decoded stay unused.
     """
-    made = map(partial(make_tiles, config), task.sources) if made is None else made
+    if tiles is None:
+        tiles = (make_tiles(config, source) for source in task.sources)
     folder = open_writable(join(config.out, task.split))
     photos: list[PhotoRecord] = []
-    refused: list[Refused] = []
+    refused: list[RefusedRecord] = []
 
     def samples() -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
         next_key, num_written = task.first_sample, 0
         for source in task.sources:
-            photo_tiles = next(made)
-            if isinstance(photo_tiles, Refused):
+            photo_tiles = next(tiles)
+            if isinstance(photo_tiles, RefusedRecord):
                 refused.append(replace(photo_tiles, shard=task.name))
             else:
                 photos.append(replace(photo_tiles.record, shard=task.name, first_sample=num_written))
@@ -201,43 +219,45 @@ def write_shard(config: ShardsConfig, task: ShardTask, made: Iterator[PhotoTiles
             next_key += config.num_samples(source)
 
     with folder.create(task.name) as file:
-        shard, rows = write_tar(file, task.name, samples(), config.encoding)
-        output.write_result(folder, output.ShardResult(shard, tuple(photos), tuple(refused)), rows)
+        shard, entries = write_tar(file, task.name, samples(), config.encoding)
+        output.write_result(folder, output.ShardResult(shard, tuple(photos), tuple(refused)), entries)
 
 
 class PhotoTiles(NamedTuple):
-    """All tiles of a photo, the clean and the degraded ones, or the clean ones alone: uint8 (n, H, W) or (n, H, W, 3);
-    and its record, without its position in a shard.
+    """The tiles of a photo, (clean, degraded) or (clean,), each uint8 (n, H, W) or (n, H, W, 3).
+
+    The record lacks the shard and the position in it.
     """
 
     tiles: tuple[np.ndarray, ...]
     record: PhotoRecord
 
 
-def make_tiles(config: ShardsConfig, source: Source) -> PhotoTiles | Refused:
-    """Decodes, resizes, degrades and cuts one photo."""
+def make_tiles(config: ShardsConfig, source: Source) -> PhotoTiles | RefusedRecord:
+    """Decodes, resizes, degrades and tiles a photo."""
     with open_source(source.root).local_copy(source.name) as path:
         try:
             pictures, quality = read_pictures(config, source, path)
         except PhotoRefused as error:
-            return Refused(source.name, _reason(error, path), source.split)
+            return RefusedRecord(source.name, _reason(error, path), source.split)
     height, width = pictures[0].shape[:2]
     cut_photo = tiling.cut_to_cover if config.is_clean_only(source.split) else tiling.cut
     cut = tuple(cut_photo(picture, config.tile_pixels) for picture in pictures)
     if len(cut[0]) != config.num_samples(source):
-        return Refused(source.name, "changed while shards were made of it", source.split)
+        return RefusedRecord(source.name, "was changed after it was scanned", source.split)
     mean_psnr = float(np.mean([psnr(*pair) for pair in zip(*cut, strict=True)])) if len(cut) == 2 else 0.0
     record = PhotoRecord(source.name, source.sha256, width, height, quality, "", 0, len(cut[0]), round(mean_psnr, 4))
     return PhotoTiles(cut, record)
 
 
 def read_pictures(config: ShardsConfig, source: Source, path: Path) -> tuple[tuple[np.ndarray, ...], int | None]:
-    """The clean photo and the degraded one, before they are cut, and the JPEG quality if there is one; the clean one
-    alone where the split's samples are.
+    """Reads a photo as ((clean, degraded), JPEG quality or None); ((clean,), None) if its split has clean tiles only.
+
+    Each picture is uint8 (H, W) or (H, W, 3).
     """
     to_color = luma_l if config.color == "luma" else _rgb
     if config.pairs:
-        pixels = to_color(over_white(read_photo(path, config.max_megapixels)))
+        pixels = to_color(read_photo(path, config.max_megapixels))
         return (pixels[:, : config.tile_pixels], pixels[:, config.tile_pixels :]), None
     clean = read_clean(path, config.resize_rule(source.name), config.decode, config.max_megapixels)
     clean = crop_to_multiple(clean, config.degradation.scale)

@@ -19,10 +19,9 @@ from hypothesis import settings
 from PIL import Image
 
 from shards.__main__ import main
-from srcnn.data.dataset import read_manifest
-from srcnn.data.manifest import Manifest, PhotoRecord, Refused
-from srcnn.data.photo_list import photos_in, refused_in
-from srcnn.runtime.storage import open_storage
+from srcnn.data.manifest import PhotoRecord, RefusedRecord, read_manifest
+from srcnn.data.photo_list import read_photo_records, read_refused
+from srcnn.runtime.storage import Folder, open_storage
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
@@ -153,18 +152,18 @@ def traces(out: Path) -> dict[str, tuple[int, int]]:
 
 def photos_of(*folders: Path) -> list[PhotoRecord]:
     """The photos that these splits list."""
-    return [photo for each in map(open_storage, folders) for photo in photos_in(each, read_manifest(each))]
+    return [photo for each in map(open_storage, folders) for photo in read_photo_records(each, read_manifest(each))]
 
 
-def refused_of(*folders: Path) -> list[Refused]:
+def refused_of(*folders: Path) -> list[RefusedRecord]:
     """Those that they list as refused."""
-    return [item for each in map(open_storage, folders) for item in refused_in(each, read_manifest(each))]
+    return [item for each in map(open_storage, folders) for item in read_refused(each, read_manifest(each))]
 
 
 def pairs_of(out: Path, split: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Every pair of a split by its key, as stock webdataset reads it."""
     webdataset = pytest.importorskip("webdataset")
-    urls = [str(out / split / shard.name) for shard in Manifest.read(out / split).shards]
+    urls = [str(out / split / shard.name) for shard in read_manifest(Folder(out / split)).shards]
     stream = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False).decode()
     return {item["__key__"]: (item["clean.npy"], item["degraded.npy"]) for item in stream}
 

@@ -60,11 +60,12 @@ def open_split(folder: Path, files: dict[str, bytes]) -> None:
 
 
 def read_manifest(data: bytes, folder: Path) -> None:
-    from srcnn.data.manifest import Manifest
+    from srcnn.data.manifest import Manifest, read_manifest
+    from srcnn.runtime.storage import Folder
 
     Manifest.parse(data, "manifest.json")
     (folder / "manifest.json").write_bytes(data)
-    Manifest.read(folder)
+    read_manifest(Folder(folder))
 
 
 def read_index(data: bytes, folder: Path) -> None:
@@ -81,11 +82,11 @@ def _index_of(data: bytes, size: int) -> bytes:
     """The index of the npy shard with the hashes of these bytes."""
     import numpy as np
 
-    from srcnn.data.index import encode_index, hash_of
+    from srcnn.data.index import encode_index, hash_bytes
 
     rows = np.load(io.BytesIO(shard_files("npy")["index.npy"]))
     content = data[:size].ljust(size, b"\0")
-    rows["hash"] = [hash_of(content[start : start + length]) for start, length, *_ in rows.tolist()]
+    rows["hash"] = [hash_bytes(content[start : start + length]) for start, length, *_ in rows.tolist()]
     return encode_index(rows)
 
 

@@ -19,9 +19,10 @@ def shard_files(encoding: str) -> dict[str, bytes]:
     import numpy as np
 
     from shards.tar import write_tar
-    from srcnn.data.index import INDEX, encode_index, index_entry
-    from srcnn.data.manifest import MEMBERS, Manifest, PhotoRecord, PhotosFile, Refused, npy_stride
-    from srcnn.data.photo_list import PHOTOS, encode
+    from srcnn.data.index import INDEX, encode_index, index_file
+    from srcnn.data.manifest import MEMBERS, Manifest, PhotoRecord, PhotosFile, RefusedRecord, npy_stride
+    from srcnn.data.photo_list import PHOTOS, encode_line
+    from srcnn.runtime.storage import Folder
 
     tiles = np.random.default_rng(0).integers(0, 256, (5, 2, 16, 16), np.uint8) // 32
     with tempfile.TemporaryDirectory() as name:
@@ -30,18 +31,18 @@ def shard_files(encoding: str) -> dict[str, bytes]:
             shard, rows = write_tar(file, "000000.tar", enumerate(map(tuple, tiles)), encoding)
         (folder / INDEX).write_bytes(encode_index(rows))
         photo = PhotoRecord("sub/a.png", "00", 80, 16, 20, "000000.tar", 0, 5, 30.5)
-        listing = encode(photo) + encode(Refused("b.png", "why", "train"))
+        listing = encode_line(photo) + encode_line(RefusedRecord("b.png", "why", "train"))
         (folder / PHOTOS).write_bytes(listing)
         photos = PhotosFile(PHOTOS, len(listing), hashlib.sha256(listing).hexdigest(), 1, 1)
         stride = npy_stride((16, 16)) if encoding == "npy" else None
-        Manifest("train", (16, 16), encoding, MEMBERS[encoding], stride, {"resize": "none"}, index_entry(5),
-                 (shard,), photos, 30.5, {"pillow": "13"}).write(folder)
+        Manifest("train", (16, 16), encoding, MEMBERS[encoding], stride, {"resize": "none"}, index_file(5),
+                 (shard,), photos, 30.5, {"pillow": "13"}).write(Folder(folder))
         return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def refit(manifest: dict, files: dict[str, bytes]) -> None:
     """Makes sizes and hashes in a split's manifest those of its files, as a stranger would."""
-    from srcnn.data.index import ROW
+    from srcnn.data.index import INDEX_DTYPE
 
     for entry in manifest["shards"]:
         if entry["name"] in files:
@@ -50,9 +51,9 @@ def refit(manifest: dict, files: dict[str, bytes]) -> None:
     num_samples = sum(entry["num_samples"] for entry in manifest["shards"])
     index = files["index.npy"]
     manifest["index"]["bytes"] = len(index)
-    rows, place = index[len(index) - num_samples * ROW.itemsize :], 0
+    rows, place = index[len(index) - num_samples * INDEX_DTYPE.itemsize :], 0
     for entry in manifest["shards"]:
-        end = place + entry["num_samples"] * ROW.itemsize
+        end = place + entry["num_samples"] * INDEX_DTYPE.itemsize
         entry["index_sha256"], place = hashlib.sha256(rows[place:end]).hexdigest(), end
     listing = files.get("photos.jsonl", b"")
     manifest["photos"] |= {"bytes": len(listing), "sha256": hashlib.sha256(listing).hexdigest()}

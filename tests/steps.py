@@ -8,8 +8,8 @@ from accelerate.state import AcceleratorState
 from small import small_config
 
 from srcnn.data.dataset import ShardDataset
-from srcnn.data.device_loader import on_device
-from srcnn.data.loader import StreamConfig, train_batches
+from srcnn.data.device_loader import copy_to_device
+from srcnn.data.loader import LoaderConfig, train_batches
 from srcnn.data.shuffle import BatchPlan
 from srcnn.data.transforms import to_float_batch
 from srcnn.training.trainer import Trainer
@@ -26,8 +26,8 @@ def any_device():
 def begun(folder, shards, **changes):
     """A trainer at its start, which holds no run folder, and batches for it."""
     trainer = Trainer(small_config(folder, shards, **changes))
-    batches = train_batches(ShardDataset(shards / "train"), StreamConfig(), BatchPlan(0, 0, 10_000, 8))
-    return trainer, on_device(batches, trainer.accelerator.device)
+    batches = train_batches(ShardDataset(shards / "train"), LoaderConfig(), BatchPlan(0, 0, 10_000, 8))
+    return trainer, copy_to_device(batches, trainer.accelerator.device)
 
 
 def kept(trainer):

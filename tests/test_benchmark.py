@@ -28,7 +28,7 @@ def test_too_few_steps_are_refused():
 
 @pytest.mark.parametrize("lagging", [(), ("cpu",)])
 def test_it_tells_the_phases_of_a_step(tmp_path, monkeypatch, lagging):
-    monkeypatch.setattr("srcnn.training.trainer.ASYNC_DEVICES", lagging)
+    monkeypatch.setattr("srcnn.training.components.ASYNC_DEVICES", lagging)
     settings = vars(small_config(tmp_path / "run", small_shards(tmp_path)))
     results = benchmark(BenchmarkConfig(**settings, num_steps=2, num_rounds=1))
     assert {"forward", "backward", "optimizer", "meter", "the rest"} <= set(results["seconds_per_step"])

@@ -23,7 +23,7 @@ from shards.write import Summary, make_shards
 from srcnn.commands.doctor import DoctorConfig, doctor
 from srcnn.data.dataset import ShardDataset
 from srcnn.data.loader import val_batches
-from srcnn.data.manifest import Manifest, ShardError
+from srcnn.data.manifest import ShardError, read_manifest
 from srcnn.data.training_pairs import DegradationConfig
 from srcnn.data.verify import verify_shards
 from srcnn.models.srcnn import SRCNN, ModelConfig
@@ -33,6 +33,7 @@ from srcnn.photos.jpeg_quality import condition_of_image
 from srcnn.photos.metrics import psnr
 from srcnn.photos.tiling import cut_to_cover, starts_to_cover
 from srcnn.runtime.files import sha256_of
+from srcnn.runtime.storage import Folder
 from srcnn.training.loss import LossAndScores, conditions_for
 from srcnn.training.state import check_samples
 from srcnn.training.validation import validate
@@ -60,7 +61,7 @@ def test_clean_tiles_cover_the_photos_as_webdataset_reads_them(both):
     urls = sorted(map(str, folder.glob("*.tar")))
     found = {sample.pop("__key__"): sample for sample in webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8")}
     names = {name for sample in found.values() for name in sample if not name.startswith("__")}
-    assert names == {name := f"clean.{Manifest.read(folder).encoding}"} and len(urls) == 5
+    assert names == {name := f"clean.{read_manifest(Folder(folder)).encoding}"} and len(urls) == 5
     photos = [np.asarray(Image.open(path)) for path in sorted((both[1].parent / "photos").iterdir())]
     expected = [photo[top : top + 48, left : left + 48] for photo in photos
                 for top in (0, 26, 53) for left in (0, 39, 79, 119)]
@@ -84,15 +85,15 @@ def test_the_validation_split_holds_the_same_pairs(both):
     pairs, clean = both
     tars = [path.name for path in (pairs / "val").glob("*.tar")]
     assert tars and all(sha256_of(pairs / "val" / name) == sha256_of(clean / "val" / name) for name in tars)
-    assert not Manifest.read(clean / "val").is_clean_only
+    assert not read_manifest(Folder(clean / "val")).is_clean_only
 
 
 def test_a_sample_has_half_the_bytes_and_its_row_tells_where_its_tile_lies(both):
-    pairs, clean = (Manifest.read(out / "train") for out in both)
+    pairs, clean = (read_manifest(Folder(out / "train")) for out in both)
     assert clean.stride is None or clean.stride == pairs.stride / 2
     assert clean.members == pairs.members[:1] and clean.degraded_psnr == 0
     rows, keys = index_tar(both[1] / "train" / clean.shards[1].name, clean.members)
-    assert np.array_equal(rows, ShardDataset(both[1] / "train").index.of_shard(1)) and keys[0] == "0000000012"
+    assert np.array_equal(rows, ShardDataset(both[1] / "train").index.shard_entries(1)) and keys[0] == "0000000012"
     assert not rows["degraded"].any() and not rows["degraded_bytes"].any() and rows["clean_bytes"].all()
 
 
@@ -138,7 +139,7 @@ def test_pairs_made_already_cannot_be_clean():
 
 
 def test_what_was_made_is_told(both, capsys):
-    manifests = {split: Manifest.read(both[1] / split) for split in ("train", "val")}
+    manifests = {split: read_manifest(Folder(both[1] / split)) for split in ("train", "val")}
     assert report(config_of(both[1]), Summary(manifests, 0, 5)) == 0
     train, val = capsys.readouterr().out.splitlines()
     assert "60 clean tiles of 5 photos" in train and "dB" not in train
@@ -162,7 +163,7 @@ def test_the_doctor_says_what_is_missing(both, tmp_path):
 
 
 def test_validation_on_clean_tiles_is_refused(both, tmp_path):
-    manifest = replace(Manifest.read(both[1] / "train"), split="val")
+    manifest = replace(read_manifest(Folder(both[1] / "train")), split="val")
     config = small_config(tmp_path, both[1], model=ModelConfig(channels=3))
     with pytest.raises(ValueError, match="somewhere/val.*validation"):
         check_samples(config, "val", manifest, "somewhere/val")

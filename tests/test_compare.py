@@ -10,7 +10,6 @@ from uploads import BAD, MODEL, write_jpeg
 
 from srcnn.commands.demo import (
     DETAIL_PIXELS,
-    DETAIL_ZOOM,
     changed_most,
     detail_at,
     mean_ssim,
@@ -21,7 +20,7 @@ from srcnn.commands.demo import (
 from srcnn.models.weights import load_model
 from srcnn.photos.photo_file import Canvas
 from srcnn.photos.reading import PhotoRefused
-from srcnn.restoration.figures import magnify
+from srcnn.restoration.figures import DETAIL_ZOOM, magnify
 
 
 @pytest.mark.parametrize("middle", [(0, 0), (242, 330), (120, 5), (40, 290)])

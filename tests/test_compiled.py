@@ -73,10 +73,10 @@ def test_what_a_graph_overwrites_is_not_used_after(tmp_path, shards, monkeypatch
         return graphed(function) if mode == "reduce-overhead" else function
 
     monkeypatch.setattr("srcnn.training.loss.compile_static_shape", once)
-    monkeypatch.setattr("srcnn.training.trainer.compile_static_shape", once)
+    monkeypatch.setattr("srcnn.training.components.compile_static_shape", once)
     config = small_config(tmp_path / "plain", shards, micro_batch_size=3)
     train(config)
-    monkeypatch.setattr("srcnn.training.trainer.ASYNC_DEVICES", ("cpu",))
+    monkeypatch.setattr("srcnn.training.components.ASYNC_DEVICES", ("cpu",))
     train(replace(config, run=str(tmp_path / "graphs"), compile="reduce-overhead"))
     assert_same_run(tmp_path / "graphs", tmp_path / "plain")
 

@@ -18,12 +18,13 @@ from small import draw_photo, small_shards
 
 from shards.__main__ import main as shards_main
 from srcnn.data.dataset import PairBuffer, ShardDataset
-from srcnn.data.index import INDEX, ROW, hash_of, hash_of_rows, index_entry, index_header
-from srcnn.data.loader import StreamConfig, train_batches, val_batches
-from srcnn.data.manifest import Manifest, Shard, ShardError, npy_stride
+from srcnn.data.index import INDEX, INDEX_DTYPE, encode_index_header, hash_bytes, hash_entries, index_file
+from srcnn.data.loader import LoaderConfig, train_batches, val_batches
+from srcnn.data.manifest import Manifest, Shard, ShardError, npy_stride, read_manifest
 from srcnn.data.shuffle import BatchPlan
 from srcnn.runtime import storage
 from srcnn.runtime.object_store import ReadFailed
+from srcnn.runtime.storage import Folder
 
 KINDS = {"npy": {}, "png": {"encoding": "png"}, "rgb": {"color": "rgb"}}
 NUM_PAIRS = 75
@@ -124,7 +125,7 @@ def test_a_shard_cut_while_it_is_read_is_named(copy, stop):
     with pytest.raises((ShardError, ReadFailed), match=facts(copy / SECOND)):
         reader.read(np.array([59]))
     with pytest.raises((ShardError, ReadFailed), match=SECOND):
-        for _ in train_batches(reader, StreamConfig(), BatchPlan(0, 0, NUM_PAIRS, 5)):
+        for _ in train_batches(reader, LoaderConfig(), BatchPlan(0, 0, NUM_PAIRS, 5)):
             pass
     assert reader.read(np.array([29, 60]))[0].shape == (2, 32, 32)
 
@@ -148,7 +149,7 @@ def test_swapped_shards_are_named_when_opened(copy):
 
 def test_a_shard_of_another_config_is_named_when_opened(npy_copy, tmp_path):
     other = small_shards(tmp_path / "other", num_train=5, num_val=1, resize="x0.9")
-    assert npy_stride((32, 32)) == Manifest.read(other / "train").stride
+    assert npy_stride((32, 32)) == read_manifest(Folder(other / "train")).stride
     size = (npy_copy / SECOND).stat().st_size
     content = (other / "train" / "000000.tar").read_bytes()
     (npy_copy / SECOND).write_bytes(content[:size].ljust(size, b"\0"))
@@ -168,7 +169,7 @@ def test_a_flipped_byte_in_a_png_shard_is_named_with_its_pair(originals, tmp_pat
         with pytest.raises(ShardError, match=facts(SECOND, 47)):
             reader.read(np.array(samples))
     with pytest.raises(ShardError, match=facts(SECOND, 47)):
-        list(val_batches(reader, StreamConfig(), 8))
+        list(val_batches(reader, LoaderConfig(), 8))
     assert reader.read(np.array([46, 48]))[0].shape == (2, 32, 32)
 
 
@@ -185,7 +186,7 @@ def test_a_flipped_byte_of_a_foreign_shard_is_named_with_its_pair(tmp_path):
     content[place] ^= 1
     (tmp_path / "a.tar").write_bytes(content)
     with pytest.raises(ShardError, match=facts("a.tar", 6)):
-        list(train_batches(ShardDataset(tmp_path), StreamConfig(), BatchPlan(0, 0, 9, 3)))
+        list(train_batches(ShardDataset(tmp_path), LoaderConfig(), BatchPlan(0, 0, 9, 3)))
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "flipped", "of val", "of others"])
@@ -237,15 +238,15 @@ def large_set(folder, num_shards=10_000, pairs_a_shard=1000, tile_shape=(8, 8)):
     for name in names:
         with (folder / name).open("wb") as file:
             file.truncate(num_bytes)
-    one = np.zeros(pairs_a_shard, ROW)
-    one["start"], one["bytes"], one["hash"] = np.arange(pairs_a_shard) * stride, stride, hash_of(bytes(stride))
+    one = np.zeros(pairs_a_shard, INDEX_DTYPE)
+    one["start"], one["bytes"], one["hash"] = np.arange(pairs_a_shard) * stride, stride, hash_bytes(bytes(stride))
     rows = np.tile(one, num_shards)
-    (folder / INDEX).write_bytes(index_header(len(rows)) + rows.tobytes())
-    hashes = hash_of_rows(rows[:pairs_a_shard])  # the same for all
+    (folder / INDEX).write_bytes(encode_index_header(len(rows)) + rows.tobytes())
+    hashes = hash_entries(rows[:pairs_a_shard])  # the same for all
     shards = tuple(Shard(name, num_bytes, "", pairs_a_shard, hashes) for name in names)
-    index = index_entry(len(rows))
+    index = index_file(len(rows))
     members = ("clean.npy", "degraded.npy")
-    Manifest("train", tile_shape, "npy", members, stride, {}, index, shards, None, 0.0, {}).write(folder)
+    Manifest("train", tile_shape, "npy", members, stride, {}, index, shards, None, 0.0, {}).write(Folder(folder))
     return folder
 
 
@@ -265,18 +266,18 @@ def test_ten_million_pairs_in_ten_thousand_shards_are_read(tmp_path):
         with (folder / f"{shard:06d}.tar").open("r+b") as file:
             file.seek(2048 * place)
             file.write(record)
-        rows["hash"][sample] = hash_of(record)
+        rows["hash"][sample] = hash_bytes(record)
     touched = set((chosen // 1000).tolist())
-    shards = [replace(shard, index_sha256=hash_of_rows(rows[1000 * number : 1000 * number + 1000]))
+    shards = [replace(shard, index_sha256=hash_entries(rows[1000 * number : 1000 * number + 1000]))
               if number in touched else shard for number, shard in enumerate(manifest.shards)]
-    replace(manifest, shards=tuple(shards)).write(folder)
+    replace(manifest, shards=tuple(shards)).write(Folder(folder))
     reader = ShardDataset(folder)
     clean, degraded = reader.read(chosen)
     assert not clean.reshape(400, -1)[:, :-1].any()
     assert np.array_equal(clean[:, 7, 7], np.arange(400) % 97)
     assert np.array_equal(degraded[:, 7, 7], np.arange(400) % 97 + 100)
     assert len(reader.storage._open) <= storage.MAX_OPEN_FILES
-    batches = train_batches(reader, StreamConfig(), BatchPlan(0, 3 * 10**7, 3 * 10**7 + 600, 200))
+    batches = train_batches(reader, LoaderConfig(), BatchPlan(0, 3 * 10**7, 3 * 10**7 + 600, 200))
     assert len(np.unique(np.concatenate([batch.samples for batch in batches]))) == 600
 
 

@@ -147,9 +147,9 @@ def test_a_pt2_file_restores_photos_of_any_size(tmp_path, config):
 
 @pytest.mark.parametrize("write", [export_onnx, export_torch])
 def test_a_file_that_computes_something_else_is_not_left_behind(tmp_path, monkeypatch, write):
-    program, other = export._program, some_model(residual=True)
+    program, other = export._trace, some_model(residual=True)
     if write is export_torch:
-        monkeypatch.setattr(export, "_program", lambda model, side: program(other, side))
+        monkeypatch.setattr(export, "_trace", lambda model, side: program(other, side))
     else:
         monkeypatch.setattr(SRCNN, "forward", lambda model, degraded: 0.5 * degraded)  # the right size, other pixels
     with pytest.raises(ValueError, match=facts(tmp_path / "model.out", "5x5")):

@@ -16,7 +16,7 @@ from small import draw_photo, small_config
 from shards.__main__ import main
 from srcnn.data import dataset as dataset_module
 from srcnn.data.dataset import ShardDataset
-from srcnn.data.loader import StreamConfig, train_batches, val_batches
+from srcnn.data.loader import LoaderConfig, train_batches, val_batches
 from srcnn.data.shuffle import BatchPlan, crops_at
 from srcnn.runtime.distributed import DistributedError
 from srcnn.training.trainer import train
@@ -26,8 +26,8 @@ webdataset = pytest.importorskip("webdataset")
 SIZES = ((37, 53), (64, 129), (32, 32), (33, 101), (95, 40), (129, 32), (47, 47))  # rows, columns
 NUM_PAIRS = 31
 FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
-RUNS = StreamConfig(order="runs", run_samples=4, window_samples=12, num_lanes=2, prefetch_batches=2)
-ORDERS = [StreamConfig(order="uniform", num_threads=3), RUNS]
+RUNS = LoaderConfig(order="runs", run_samples=4, window_samples=12, num_lanes=2, prefetch_batches=2)
+ORDERS = [LoaderConfig(order="uniform", num_threads=3), RUNS]
 
 
 def encoded(pixels, name):
@@ -113,7 +113,7 @@ def test_pairs_are_those_that_webdataset_and_pillow_find_cut_in_the_middle(tmp_p
         assert np.array_equal(tiles, [cut(pairs[number][part]) for number in chosen])
     seen = []
     for rank in range(3):
-        for batch in val_batches(reader, StreamConfig(), 4, rank, 3):
+        for batch in val_batches(reader, LoaderConfig(), 4, rank, 3):
             seen += batch.samples.tolist()
             assert np.array_equal(batch.clean, [cut(pairs[number][0]) for number in batch.samples])
     assert seen == list(range(NUM_PAIRS))
@@ -159,7 +159,7 @@ def foreign(tmp_path_factory):
 def test_training_batches_hold_tiles_cut_where_the_position_says(foreign, config, num_ranks):
     pairs = pictures_of(foreign / "train", "hq.png", "lq.jpg")[1]
     reader = ShardDataset(foreign / "train")
-    order = config.order_of(11, reader)
+    order = config.make_shuffle(11, reader)
     begin, stop, size = NUM_PAIRS, 4 * NUM_PAIRS, 6
     seen = collections.Counter()
     plans = [BatchPlan(11, begin, stop, size, rank, num_ranks) for rank in range(num_ranks)]
@@ -219,7 +219,7 @@ def test_a_network_is_trained_on_them_and_reported_on(tmp_path, foreign):
     assert {path.name for path in report.iterdir()} == {"index.html", "loss.png", "psnr.png", "table.md", "tiles.png"}
     assert "photo.png" not in (report / "index.html").read_text()
     with pytest.raises(DistributedError, match=facts(foreign / "train", "--stream.resident no")):
-        train(small_config(tmp_path / "resident", foreign, stream=StreamConfig(resident="host")))
+        train(small_config(tmp_path / "resident", foreign, stream=LoaderConfig(resident="host")))
 
 
 def test_indexing_again_gives_the_same_and_leaves_the_shards_alone(tmp_path):

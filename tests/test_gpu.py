@@ -12,7 +12,7 @@ from jobs import assert_same_bits, state
 from small import changing_network, draw_photo, small_config, small_shards
 from steps import any_device, begun, kept, spoiled  # noqa: F401  # a fixture
 
-from srcnn.data.loader import StreamConfig
+from srcnn.data.loader import LoaderConfig
 from srcnn.models.device import full_precision, to_device
 from srcnn.restoration.restore import restore
 from srcnn.tracking.history import read_metrics
@@ -71,7 +71,7 @@ COMPILED = [({"compile": mode}, 1e-4) for mode in ("default", "reduce-overhead",
 @pytest.mark.parametrize("changes,tolerance", [
     ({}, 1e-4),
     ({"micro_batch_size": 3}, 1e-4),
-    ({"stream": StreamConfig(resident="device")}, 1e-4),
+    ({"stream": LoaderConfig(resident="device")}, 1e-4),
     ({"mixed_precision": "bf16"}, 3e-2),
     *COMPILED,
     ({"compile": "reduce-overhead", "micro_batch_size": 3}, 1e-4),
@@ -98,7 +98,7 @@ def test_fp16_trains_too_while_its_scaler_looks_for_a_scale(tmp_path, shards, pl
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name,first", [("adam", 0), ("sgd", 0), ("adamw", 3)])
 def test_a_step_that_is_not_finite_is_left_out_by_the_device(tmp_path, shards, monkeypatch, device, name, first):
-    monkeypatch.setattr("srcnn.training.trainer.ASYNC_DEVICES", ("cpu", "cuda"))
+    monkeypatch.setattr("srcnn.training.components.ASYNC_DEVICES", ("cpu", "cuda"))
     reported = []
     monkeypatch.setattr("srcnn.training.step.report_skipped_step", lambda _, step: reported.append(step))
     with working_on(device):

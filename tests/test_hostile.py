@@ -16,9 +16,10 @@ from small import draw_photo, small_shards
 from shards.index_foreign import index_folder
 from shards.tar import scan_tar
 from srcnn.data.dataset import ShardDataset, SparseCache
-from srcnn.data.index import MAX_SAMPLE_BYTES, ROW, encode_index
-from srcnn.data.manifest import Manifest, ShardError
+from srcnn.data.index import INDEX_DTYPE, MAX_SAMPLE_BYTES, encode_index
+from srcnn.data.manifest import ShardError, read_manifest
 from srcnn.data.verify import verify_shards
+from srcnn.runtime.storage import Folder
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +85,14 @@ def test_a_manifest_with_a_value_of_another_type_or_size_is_refused(originals, t
 def test_json_that_is_deep_or_dense_is_refused(tmp_path, content):
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(ShardError, match="manifest.json"):
-        Manifest.read(tmp_path)
+        read_manifest(Folder(tmp_path))
 
 
 def test_a_manifest_of_a_gigabyte_is_refused_unread(tmp_path):
     with (tmp_path / "manifest.json").open("wb") as file:
         file.truncate(1 << 30)
     with pytest.raises(ShardError, match=facts("manifest.json", 1 << 30)):
-        Manifest.read(tmp_path)
+        read_manifest(Folder(tmp_path))
 
 
 def test_files_that_would_wait_for_ever_are_refused(shards):
@@ -150,7 +151,7 @@ def test_an_index_with_another_header_is_refused_and_never_evaluated(shards, tex
 
 
 def test_a_zip_in_place_of_an_index_is_refused(shards):
-    np.savez(shards / "index.npz", np.zeros(75, ROW))
+    np.savez(shards / "index.npz", np.zeros(75, INDEX_DTYPE))
     (shards / "index.npz").rename(shards / "index.npy")
     edit(shards, lambda it: None)
     with pytest.raises(ShardError, match=facts("index.npy", 75)):

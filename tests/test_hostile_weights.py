@@ -26,7 +26,7 @@ from srcnn.models.weight_files import MAX_WEIGHTS_BYTES
 from srcnn.models.weights import load_model
 from srcnn.runtime.object_store import AccessConfig, ReadFailed
 from srcnn.runtime.storage import open_storage
-from srcnn.runtime.untrusted import OutOfBounds, check_yaml
+from srcnn.runtime.untrusted import InvalidInput, check_yaml
 from srcnn.tracking.history import checked_points, results_table
 from srcnn.training.report import html_page
 
@@ -219,7 +219,7 @@ YAML = {
 @pytest.mark.parametrize("kind", YAML)
 def test_yaml_that_would_grow_is_refused(tmp_path, kind):
     (tmp_path / "a.yaml").write_text(YAML[kind])
-    with pytest.raises(OutOfBounds, match="a.yaml"):
+    with pytest.raises(InvalidInput, match="a.yaml"):
         check_yaml(tmp_path / "a.yaml")
 
 

@@ -114,7 +114,7 @@ def test_a_second_push_and_one_to_a_branch_leave_the_others_be(tmp_path, server)
 
 
 def test_importing_the_network_does_not_import_the_hubs_client():
-    script = "import sys, srcnn.weights_io; assert not {'huggingface_hub', 'srcnn.models.hub'} & set(sys.modules)"
+    script = "import sys, srcnn.models.weights; assert not {'huggingface_hub', 'srcnn.models.hub'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 

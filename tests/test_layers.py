@@ -26,7 +26,7 @@ def weights(num_out, num_in, kernel, dtype=torch.float64):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kernel", [1, 3, 9])
-def test_gather_is_a_convolution_with_its_gradients(shape, kernel):
+def test_im2col_conv_is_a_convolution_with_its_gradients(shape, kernel):
     tensors = torch.randn(shape, dtype=torch.float64), *weights(5, shape[1], kernel)
     for ours, theirs in zip(gradients(Im2colConv.apply, *tensors), gradients(functional.conv2d, *tensors), strict=True):
         torch.testing.assert_close(ours, theirs)

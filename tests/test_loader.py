@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from small import small_shards
 
 from srcnn.data.dataset import PairBuffer, ShardDataset
-from srcnn.data.loader import BATCHES_IN_USE, StreamConfig, train_batches, val_batches
+from srcnn.data.loader import BATCHES_IN_USE, LoaderConfig, train_batches, val_batches
 from srcnn.data.manifest import ShardError
 from srcnn.data.prefetch import BufferRing, read_ahead
 from srcnn.data.shuffle import BatchPlan, BlockShuffle, UniformShuffle, batch_numbers, sequential_batches
 from srcnn.runtime.parallel import in_order_until_stopped
 
-RUNS = StreamConfig(order="runs", run_samples=4, window_samples=24, num_lanes=4, prefetch_batches=2)
-ORDERS = [StreamConfig(order="uniform", prefetch_batches=2), RUNS, replace(RUNS, lanes="kept")]
+RUNS = LoaderConfig(order="runs", run_samples=4, window_samples=24, num_lanes=4, prefetch_batches=2)
+ORDERS = [LoaderConfig(order="uniform", prefetch_batches=2), RUNS, replace(RUNS, lanes="kept")]
 ORDER_IDS = ["uniform", "runs", "kept"]
 
 
@@ -106,13 +106,13 @@ def test_a_node_reads_its_own_part_again_where_lanes_are_kept(num_samples, batch
 
 def test_kept_lanes_are_halved_for_small_sets_and_make_another_order():
     reader = SimpleNamespace(num_samples=1_000_000, is_local=False)
-    kept = StreamConfig(lanes="kept")
-    assert kept.order_of(0, reader).num_lanes == 1024
-    names = {str(config.order_of(0, reader)) for config in (kept, StreamConfig(), StreamConfig(order="uniform"))}
+    kept = LoaderConfig(lanes="kept")
+    assert kept.make_shuffle(0, reader).num_lanes == 1024
+    names = {str(config.make_shuffle(0, reader)) for config in (kept, LoaderConfig(), LoaderConfig(order="uniform"))}
     assert len(names) == 3, "a run does not continue with another"
     for num_samples, anew, halved in ((222_080, 433, 256), (13_000, 25, 16), (600, 1, 1), (3, 1, 1)):
         reader.num_samples = num_samples
-        assert [config.order_of(0, reader).num_lanes for config in (StreamConfig(), kept)] == [anew, halved]
+        assert [config.make_shuffle(0, reader).num_lanes for config in (LoaderConfig(), kept)] == [anew, halved]
 
 
 @pytest.mark.parametrize("config", ORDERS, ids=ORDER_IDS)
@@ -121,7 +121,7 @@ def test_batches_hold_the_picked_pairs(shards, config, num_ranks):
     reader = ShardDataset(shards / "train")
     clean, degraded = reader.read(np.arange(reader.num_samples))
     clean, degraded = clean.copy(), degraded.copy()
-    order = config.order_of(5, reader)
+    order = config.make_shuffle(5, reader)
     for rank in range(num_ranks):
         parts = batch_numbers(order, BatchPlan(order.seed, 40, 2 * reader.num_samples, 13, rank, num_ranks))
         batches = train_batches(reader, config, BatchPlan(5, 40, 2 * reader.num_samples, 13, rank, num_ranks))
@@ -153,7 +153,7 @@ def test_validation_sees_every_sample_exactly_once_over_all_ranks(shards, num_ra
     counts = collections.Counter(
         sample
         for rank in range(num_ranks)
-        for batch in val_batches(reader, StreamConfig(), batch_size, rank, num_ranks)
+        for batch in val_batches(reader, LoaderConfig(), batch_size, rank, num_ranks)
         for sample in batch.samples.tolist()
     )
     assert counts == dict.fromkeys(range(45), 1)
@@ -161,13 +161,13 @@ def test_validation_sees_every_sample_exactly_once_over_all_ranks(shards, num_ra
 
 def test_a_reader_of_few_samples_keeps_to_the_first(shards):
     reader = ShardDataset(shards / "train", max_samples=7)
-    batches = list(train_batches(reader, StreamConfig(), BatchPlan(0, 0, 14, 7)))
+    batches = list(train_batches(reader, LoaderConfig(), BatchPlan(0, 0, 14, 7)))
     assert [sorted(batch.samples.tolist()) for batch in batches] == [list(range(7))] * 2
 
 
 def test_a_batch_stays_whole_while_the_next_ones_are_asked_for(shards):
     reader = ShardDataset(shards / "train")
-    batches = train_batches(reader, StreamConfig(prefetch_batches=1), BatchPlan(0, 0, 75, 5))
+    batches = train_batches(reader, LoaderConfig(prefetch_batches=1), BatchPlan(0, 0, 75, 5))
     kept = [next(batches) for _ in range(BATCHES_IN_USE)]
     copies = [batch.clean.copy() for batch in kept]
     time.sleep(0.1)

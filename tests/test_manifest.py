@@ -15,7 +15,9 @@ from messages import facts
 
 from shards import tar
 from srcnn.data import manifest as manifest_module
-from srcnn.data.manifest import IndexFile, Manifest, PhotosFile, Shard, ShardError, TileEncoding
+from srcnn.data.dataset import ShardDataset
+from srcnn.data.manifest import IndexFile, Manifest, PhotosFile, Shard, ShardError, TileEncoding, read_manifest
+from srcnn.runtime.storage import Folder
 
 SHAPES: list[tuple[int, ...]] = [(128, 128), (128, 128, 3), (8, 8), (72, 72), (256, 256, 3)]
 
@@ -42,20 +44,20 @@ def manifest(**changes: Any) -> Manifest:
         shards=(Shard("000000.tar", 6200, "ab", 3, "12"), Shard("000001.tar", 2100, "cd", 1, "34")),
         photos=PhotosFile("photos.jsonl", 9, "ef", 2, 1),
         degraded_psnr=31.0,
-        versions=manifest_module.writer_versions(),
+        versions=manifest_module.library_versions(),
     )
     return dataclasses.replace(whole, **changes)
 
 
 def write_with_shards(folder: Path, written: Manifest) -> None:
-    written.write(folder)
+    written.write(Folder(folder))
     for shard in written.shards:
         (folder / shard.name).write_bytes(b"x" * shard.bytes)
 
 
 @given(number=st.integers(0, 10**10 - 1))
 def test_a_key_is_ten_digits_in_the_order_of_the_numbers(number: int) -> None:
-    assert len(manifest_module.key(number)) == 10 and int(manifest_module.key(number)) == number
+    assert len(manifest_module.sample_key(number)) == 10 and int(manifest_module.sample_key(number)) == number
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -137,13 +139,13 @@ def test_any_aligned_range_of_a_shard_is_a_stream_of_its_own(tmp_path: Path) -> 
     stride = manifest_module.npy_stride((16, 16))
     part = io.BytesIO((tmp_path / "a.tar").read_bytes()[2 * stride : 5 * stride])
     found = list(webdataset.tariterators.tar_file_iterator(part))
-    assert [member["fname"][:10] for member in found[::2]] == [manifest_module.key(number) for number in (2, 3, 4)]
+    assert [member["fname"][:10] for member in found[::2]] == [f"{number:010d}" for number in (2, 3, 4)]
     np.testing.assert_array_equal(manifest_module.decode_tile(found[0]["data"], "npy", (16, 16)), pairs[2, 0])
 
 
 def test_a_manifest_comes_back_as_it_was(tmp_path: Path) -> None:
     write_with_shards(tmp_path, manifest())
-    assert Manifest.read(tmp_path) == manifest()
+    assert read_manifest(Folder(tmp_path)) == manifest()
     content = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
     assert (content["format"], content["version"], content["num_samples"]) == ("srcnn-shards", 3, 4)
 
@@ -164,16 +166,16 @@ def test_a_missing_or_short_shard_is_named(tmp_path: Path) -> None:
     write_with_shards(tmp_path, manifest())
     (tmp_path / "000001.tar").write_bytes(b"x")
     with pytest.raises(ShardError, match=facts("000001.tar", 1, 2100)):
-        Manifest.read(tmp_path)
+        ShardDataset(tmp_path)
     (tmp_path / "000001.tar").unlink()
     with pytest.raises(ShardError, match=facts(tmp_path / "000001.tar")):
-        Manifest.read(tmp_path)
-    assert Manifest.read(tmp_path, check_shards=False) == manifest()
+        ShardDataset(tmp_path)
+    assert read_manifest(Folder(tmp_path)) == manifest()
 
 
 def test_no_manifest_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=facts("make shards PHOTOS=", f"OUT={tmp_path}")):
-        Manifest.read(tmp_path / "train")
+        read_manifest(Folder(tmp_path / "train"))
 
 
 @pytest.mark.parametrize(
@@ -200,11 +202,11 @@ def test_a_manifest_that_does_not_fit_is_refused(
     path = tmp_path / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ShardError, match=facts(path, *told)):
-        Manifest.read(tmp_path)
+        read_manifest(Folder(tmp_path))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '"text"'])
 def test_a_manifest_that_is_no_json_object_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(ShardError, match="manifest.json"):
-        Manifest.read(tmp_path)
+        read_manifest(Folder(tmp_path))

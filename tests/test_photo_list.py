@@ -8,8 +8,8 @@ from messages import facts
 from seeds import edit_manifest, edit_split
 from small import small_shards
 
-from srcnn.data.manifest import PhotoRecord, Refused, ShardError
-from srcnn.data.photo_list import decode, encode
+from srcnn.data.manifest import PhotoRecord, RefusedRecord, ShardError
+from srcnn.data.photo_list import decode_line, encode_line
 from srcnn.data.verify import verify_shards
 
 
@@ -29,9 +29,10 @@ NAMES = ["Москва 🌆.png", b"caf\xe9.png".decode("utf-8", "surrogateescap
 @pytest.mark.parametrize("name", NAMES, ids=repr)
 def test_a_photo_comes_back_as_it_was_in_one_line(name):
     for entry in (PhotoRecord(name, "00", 33, 17, 20, "000000.tar", 0, 3, 30.0),
-                  PhotoRecord(name, "00", 33, 17, None, "000000.tar", 0, 3, 30.5), Refused(name, "why", "val", "0")):
-        line = encode(entry)
-        assert decode(line) == entry and line.count(b"\n") == 1 and line.decode("utf-8")
+                  PhotoRecord(name, "00", 33, 17, None, "000000.tar", 0, 3, 30.5),
+                  RefusedRecord(name, "why", "val", "0")):
+        line = encode_line(entry)
+        assert decode_line(line) == entry and line.count(b"\n") == 1 and line.decode("utf-8")
 
 
 def edit_photo(folder, change):

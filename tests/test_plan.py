@@ -95,7 +95,7 @@ def test_a_training_photo_that_is_in_the_validation_folder_too_is_refused() -> N
         source(2, split="train"),
         source(1, split="val", name="b.jpg"),
     ]
-    kept, refused = plan.refuse_unusable(config(), mine)
+    kept, refused = plan.select_usable(config(), mine)
     assert kept == mine[1:]
     assert [(item.name, item.split) for item in refused] == [("a.jpg", "train")]
     assert "b.jpg" in refused[0].reason
@@ -103,19 +103,19 @@ def test_a_training_photo_that_is_in_the_validation_folder_too_is_refused() -> N
 
 def test_photos_that_give_no_pair_are_refused_with_their_size() -> None:
     sources = [source(1, 500, 127), source(2, 500, 128)]
-    usable, refused = plan.refuse_unusable(config(resize="none"), sources)
+    usable, refused = plan.select_usable(config(resize="none"), sources)
     assert usable == sources[1:]
     assert says(refused[0].reason, "500x127", 128)
-    _, refused = plan.refuse_unusable(ShardsConfig(pairs="pairs"), [source(3, 128, 128)])
+    _, refused = plan.select_usable(ShardsConfig(pairs="pairs"), [source(3, 128, 128)])
     assert says(refused[0].reason, "128x128", "256x128")
 
 
 def test_photos_larger_than_a_jpeg_can_be_are_refused() -> None:
     wide = [source(1, 65500, 128), source(2, 65501, 128)]
-    usable, refused = plan.refuse_unusable(config(resize="none"), wide)
+    usable, refused = plan.select_usable(config(resize="none"), wide)
     assert usable == wide[:1] and says(refused[0].reason, "65501x128", "JPEG", 65500)
     without_jpeg = config(resize="none", degradation=Degradation(jpeg_quality=[], scale=2))
-    assert plan.refuse_unusable(without_jpeg, wide) == (wide, [])
+    assert plan.select_usable(without_jpeg, wide) == (wide, [])
 
 
 SIZES = st.lists(st.tuples(st.integers(64, 400), st.integers(64, 400)), min_size=1, max_size=40)

@@ -21,7 +21,7 @@ from servers import FaultyServer, nginx, s3
 from small import small_shards
 
 from srcnn.data.dataset import ShardDataset
-from srcnn.data.loader import StreamConfig, train_batches, val_batches
+from srcnn.data.loader import LoaderConfig, train_batches, val_batches
 from srcnn.data.manifest import ShardError
 from srcnn.data.shuffle import BatchPlan
 from srcnn.runtime.object_store import AccessConfig, ReadFailed
@@ -32,7 +32,7 @@ RUN, NUM_RUNS = 5, 15  # a run lies within a shard
 
 def runs(order="runs", window_samples=20, **access):
     access = AccessConfig(**({"timeout_seconds": 10, "give_up_seconds": 20, "num_connections": 4} | access))
-    return StreamConfig(order, RUN, window_samples, lead_samples=8, num_lanes=2, prefetch_batches=2, access=access)
+    return LoaderConfig(order, RUN, window_samples, lead_samples=8, num_lanes=2, prefetch_batches=2, access=access)
 
 
 def train(reader, config, num_epochs=1, batch_size=15, rank=0, num_ranks=1):
@@ -238,8 +238,8 @@ def test_a_cache_that_cannot_be_written_is_warned_of_once(shards, server, tmp_pa
 
 DIGEST = """
 import hashlib, sys
-from srcnn.data.loader import AccessConfig, BatchPlan, ShardDataset, StreamConfig, train_batches
-config = StreamConfig("runs", 5, 20, num_lanes=2)
+from srcnn.data.loader import AccessConfig, BatchPlan, ShardDataset, LoaderConfig, train_batches
+config = LoaderConfig("runs", 5, 20, num_lanes=2)
 reader = ShardDataset(sys.argv[1], access=AccessConfig(cache=sys.argv[2]))
 for batch in train_batches(reader, config, BatchPlan(7, 0, 75, 15)):
     print(hashlib.sha256(batch.clean.tobytes() + batch.degraded.tobytes()).hexdigest())

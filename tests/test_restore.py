@@ -1,5 +1,6 @@
 """Restored photos: as in one piece at any tile size, colours and metadata kept, nothing overwritten."""
 
+import importlib
 import inspect
 import io
 import pickle
@@ -118,12 +119,14 @@ def test_images_are_restored_in_place_and_keep_their_transparency(model, mode):
         assert np.array_equal(np.asarray(image.getchannel(band)), expected[..., band])
 
 
-def test_restore_is_a_plain_function_however_it_was_imported():
+@pytest.mark.parametrize("name", ["restore", "upscale", "train"])
+def test_a_public_function_is_a_plain_function_however_it_was_imported(name):
     import srcnn
-    import srcnn.restoration.restore
 
-    assert inspect.isfunction(srcnn.restore) and srcnn.restore is srcnn.restoration.restore.restore
-    assert pickle.loads(pickle.dumps(srcnn.restore)) is srcnn.restore
+    function = getattr(srcnn, name)
+    assert name in srcnn.__all__ and inspect.isfunction(function)
+    assert function is getattr(importlib.import_module(function.__module__), name)
+    assert pickle.loads(pickle.dumps(function)) is function
 
 
 def test_every_public_name_is_there_and_importing_the_package_imports_no_torch():

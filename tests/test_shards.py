@@ -15,10 +15,11 @@ from conftest import REPOSITORY, SMALL, PhotosFolder, make, pairs_of, photos_of,
 from PIL import Image
 
 from shards.__main__ import main
-from srcnn.data.manifest import Manifest
+from srcnn.data.manifest import read_manifest
 from srcnn.photos.degradation import jpeg
 from srcnn.photos.metrics import psnr
 from srcnn.photos.reading import luma_l
+from srcnn.runtime.storage import Folder
 
 
 def test_every_pair_is_a_tile_of_the_photo_and_of_its_jpeg(
@@ -48,7 +49,7 @@ def test_the_manifest_tells_the_bytes_and_hashes_of_the_shards(
 ) -> None:
     assert make("--photos", photos_folder(5), "--out", tmp_path / "out", "--samples_per_shard", 13) == 0
     for split in ("train", "val"):
-        manifest = Manifest.read(tmp_path / "out" / split)
+        manifest = read_manifest(Folder(tmp_path / "out" / split))
         assert manifest.tile_shape == (64, 64) and manifest.stride
         for shard in manifest.shards:
             content = (tmp_path / "out" / split / shard.name).read_bytes()
@@ -79,7 +80,7 @@ def test_rgb_and_png_hold_the_same_pixels(tmp_path: Path, photos_folder: PhotosF
 def test_a_bicubic_scale_alone_makes_pairs(tmp_path: Path, photos_folder: PhotosFolder) -> None:
     options = ("--degradation.scale", 3, "--degradation.jpeg_quality", "[]")
     assert make("--photos", photos_folder(2), "--out", tmp_path / "out", *options) == 0
-    manifest, photos = Manifest.read(tmp_path / "out/train"), photos_of(tmp_path / "out/train")
+    manifest, photos = read_manifest(Folder(tmp_path / "out/train")), photos_of(tmp_path / "out/train")
     assert photos[0].quality is None
     assert (photos[0].width, photos[0].height) == (201, 147)
     assert 15 < manifest.degraded_psnr < 40
@@ -159,7 +160,7 @@ def test_254_photos_at_the_sources_settings_give_13056_and_3200_pairs(
     result = run_shards("--config", recipe, "--photos", train, "--val", val, "--out", out)
     try:
         assert (result.returncode, result.stderr) == (0, "")
-        assert [Manifest.read(out / split).num_samples for split in ("train", "val")] == [13056, 3200]
+        assert [read_manifest(Folder(out / split)).num_samples for split in ("train", "val")] == [13056, 3200]
         stride = 34816
         shards = [path for path in out.rglob("*.tar")]
         assert sum(path.stat().st_size // stride for path in shards) == 16256
@@ -172,7 +173,7 @@ def test_the_degraded_psnr_of_real_photographs_is_scikit_images(tmp_path: Path, 
     photos, out = shared_data / "val/city20", tmp_path / "out"
     options = ("--photos", photos, "--out", out, "--num_workers", 1, "--resize", "none", "--val_fraction", 0)
     assert main([*map(str, options)]) == 0
-    manifest = Manifest.read(out / "train")
+    manifest = read_manifest(Folder(out / "train"))
     assert manifest.photos and manifest.photos.num_photos == 20
     scores = []
     for photo in photos_of(out / "train"):

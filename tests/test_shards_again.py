@@ -29,8 +29,8 @@ from PIL import Image
 
 from shards import output
 from shards.__main__ import main
-from srcnn.data.manifest import Manifest
-from srcnn.runtime.storage import Storage
+from srcnn.data.manifest import read_manifest
+from srcnn.runtime.storage import Folder, Storage
 
 
 @pytest.fixture
@@ -228,7 +228,7 @@ def test_another_pillow_does_not_complete_what_one_began(
     out = tmp_path / "out"
     arguments = ["--photos", photos_folder(6), "--out", out, *SMALL]
     assert make(*arguments) == 0
-    monkeypatch.setattr("srcnn.data.manifest.writer_versions", lambda: {"pillow": "1", "libjpeg": "2"})
+    monkeypatch.setattr("srcnn.data.manifest.library_versions", lambda: {"pillow": "1", "libjpeg": "2"})
     assert make(*arguments) == 0, "a finished folder stays as it is"
     (out / "train" / "000000.tar").unlink()
     assert make(*arguments) == 1
@@ -274,6 +274,6 @@ def test_reduced_shards_are_not_completed_exactly(
 ) -> None:
     arguments = ["--photos", photos_folder(2), "--out", tmp_path / "out"]
     assert make(*arguments, "--decode", "reduced") == 0
-    assert Manifest.read(tmp_path / "out/train").config["decode"] == "reduced"
+    assert read_manifest(Folder(tmp_path / "out/train")).config["decode"] == "reduced"
     assert make(*arguments) == 1
     assert says(capsys.readouterr().err, tmp_path / "out", "decode", "exact")

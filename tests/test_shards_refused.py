@@ -27,7 +27,8 @@ from test_photo import write_png_header
 
 from shards import output
 from shards.__main__ import main
-from srcnn.data.manifest import Manifest
+from srcnn.data.manifest import read_manifest
+from srcnn.runtime.storage import Folder
 
 
 def test_photos_that_cannot_be_used_are_named_with_the_reason_and_counted(
@@ -249,7 +250,7 @@ def test_one_photo_gives_no_validation_and_says_so(
     options = ("--photos", photos_folder(1), "--out", tmp_path / "out", "--val_fraction", 0)
     assert make(*options) == 0
     assert "--val" in capsys.readouterr().err
-    assert Manifest.read(tmp_path / "out/val").num_samples == 0
+    assert read_manifest(Folder(tmp_path / "out/val")).num_samples == 0
     assert (tmp_path / "out/train.png").exists() and not (tmp_path / "out/val.png").exists()
 
 

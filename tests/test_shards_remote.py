@@ -12,7 +12,7 @@ from conftest import SMALL, PhotosFolder, contents, make, run_shards
 from messages import lines_with, numbers, says
 from servers import s3
 
-from shards.write import find_sources, list_photos, open_source
+from shards.write import list_photos, list_sources, open_source
 from srcnn.data.dataset import ShardDataset
 
 obstore = pytest.importorskip("obstore")
@@ -116,7 +116,7 @@ def test_a_validation_folder_below_the_photos_is_no_part_of_these(kind: str, buc
     from shards.plan import ShardsConfig
 
     root = f"{bucket.url}/photos" if kind == "bucket" else str(tmp_path / "local/photos")
-    sources, ignored = find_sources(ShardsConfig(photos=root, val=f"{root}/more", out=str(tmp_path / "out")))
+    sources, ignored = list_sources(ShardsConfig(photos=root, val=f"{root}/more", out=str(tmp_path / "out")))
     assert [(source.split, source.name) for source in sources] == [
         *(("train", f"photo-{number:03d}.png") for number in range(6)), ("val", "photo-006.png")]
     assert ignored == 1 and list_photos(root, ())[1] == ["list.txt"]

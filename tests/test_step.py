@@ -41,14 +41,14 @@ def no_report(monkeypatch):
 @pytest.fixture(params=["at once", "late"])
 def hears(request, monkeypatch):
     """When the host hears how a step ended; late is what it does on a GPU."""
-    monkeypatch.setattr("srcnn.training.trainer.ASYNC_DEVICES", ("cpu", "cuda") if request.param == "late" else ())
+    monkeypatch.setattr("srcnn.training.components.ASYNC_DEVICES", ("cpu", "cuda") if request.param == "late" else ())
     return request.param
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: optimizer.name)
 def test_it_makes_no_difference_when_the_host_hears_of_a_step(tmp_path, shards, monkeypatch, optimizer):
     for devices in ((), ("cpu",)):
-        monkeypatch.setattr("srcnn.training.trainer.ASYNC_DEVICES", devices)
+        monkeypatch.setattr("srcnn.training.components.ASYNC_DEVICES", devices)
         train(small_config(tmp_path / f"{len(devices)}", shards, optimizer=optimizer, micro_batch_size=3,
                            log_every_samples=24, validate_every_samples=40, save_every_samples=16))
     assert_same_run(tmp_path / "1", tmp_path / "0")
@@ -137,7 +137,7 @@ def test_an_error_ends_the_run_after_a_whole_step(tmp_path, shards, monkeypatch,
         assert_same_bits(state(tmp_path / "run")[key], state(tmp_path / "whole")[key])
 
 
-@pytest.mark.parametrize("number", [1, 4, 8])
+@pytest.mark.parametrize("number", [1, 4, 7])
 def test_told_to_stop_at_any_step_it_goes_on_to_the_same_end(tmp_path, shards, monkeypatch, hears, number):
     config = small_config(tmp_path / "run", shards, optimizer=AVERAGED, validate_every_samples=64)
     asked = []
@@ -186,7 +186,7 @@ def test_an_error_leaves_the_scaler_of_fp16_as_after_the_last_step(tmp_path, sha
         accelerator.native_amp, accelerator.state._mixed_precision = True, "fp16"  # so that gradients are unscaled
         return accelerator
 
-    monkeypatch.setattr("srcnn.training.trainer.start_accelerator", with_scaler)
+    monkeypatch.setattr("srcnn.training.components.start_accelerator", with_scaler)
     trainer, batches = begun(tmp_path, shards)
     try:
         train_step(trainer, next(batches))

@@ -8,7 +8,7 @@ from small import small_shards
 
 from srcnn.data import loader
 from srcnn.data.dataset import ShardDataset
-from srcnn.data.loader import StreamConfig, train_batches
+from srcnn.data.loader import LoaderConfig, train_batches
 from srcnn.data.prefetch import BlockFetcher
 from srcnn.data.shuffle import BatchPlan
 from srcnn.runtime.object_store import AccessConfig
@@ -41,7 +41,7 @@ def requests_by_epoch(server, folder, monkeypatch, lanes, with_cache):
     readers, ranks = [], []
     for rank in range(NUM_RANKS):
         cache = str(folder / f"node {rank * NUM_NODES // NUM_RANKS}") if with_cache else ""
-        config = StreamConfig("runs", RUN, window_samples=64, lead_samples=40, num_lanes=8, lanes=lanes,
+        config = LoaderConfig("runs", RUN, window_samples=64, lead_samples=40, num_lanes=8, lanes=lanes,
                               access=AccessConfig(num_connections=1, cache=cache, cache_gigabytes=1))
         readers.append(ShardDataset(f"{server.url}/train", access=config.access))
         plan = BatchPlan(SEED, 0, NUM_EPOCHS * NUM_PAIRS, BATCH_SIZE, rank, NUM_RANKS)

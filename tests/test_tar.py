@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from shards.tar import index_tar, write_tar
-from srcnn.data.index import hash_of_rows
+from srcnn.data.index import hash_entries
 from srcnn.data.manifest import MEMBERS, Shard, TileEncoding, encode_tile
 
 
@@ -35,5 +35,5 @@ def test_a_shard_is_what_tarfile_writes_and_its_rows_what_is_read_there(
                 tar.addfile(member, io.BytesIO(content))
     assert path.read_bytes() == expected.getvalue()
     sha256 = hashlib.sha256(expected.getvalue()).hexdigest()
-    assert shard == Shard("a.tar", len(expected.getvalue()), sha256, num_pairs, hash_of_rows(rows))
+    assert shard == Shard("a.tar", len(expected.getvalue()), sha256, num_pairs, hash_entries(rows))
     np.testing.assert_array_equal(rows, index_tar(path, MEMBERS[encoding])[0])

@@ -11,9 +11,9 @@ from messages import facts, lines_with
 from small import small_config, small_shards
 
 from srcnn.data.dataset import ShardDataset
-from srcnn.data.loader import Batch, StreamConfig
+from srcnn.data.loader import Batch, LoaderConfig
 from srcnn.data.shuffle import symmetries_at
-from srcnn.data.transforms import to_float_batch, transform
+from srcnn.data.transforms import apply_symmetries, to_float_batch
 from srcnn.models.srcnn import SRCNN, ModelConfig
 from srcnn.models.weights import initialize, load_model
 from srcnn.runtime.distributed import DistributedError
@@ -22,7 +22,7 @@ from srcnn.training import checkpoint
 from srcnn.training.optimizer import OptimizerConfig, build_optimizer
 from srcnn.training.state import start_accelerator
 from srcnn.training.trainer import train
-from srcnn.training.validation import validate
+from srcnn.training.validation import BATCH_SIZE, validate
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_a_run_does_not_continue_as_another(tmp_path, shards, change):
 
 
 def test_a_run_does_not_continue_with_other_lanes(tmp_path, shards):
-    stream = StreamConfig("runs", run_samples=1, num_lanes=2, window_samples=8, lead_samples=4)
+    stream = LoaderConfig("runs", run_samples=1, num_lanes=2, window_samples=8, lead_samples=4)
     train(small_config(tmp_path / "run", shards, stream=stream))
     other = replace(stream, lanes="kept")
     with pytest.raises(DistributedError, match=facts("data.order", 1, 2, "kept", "--fresh")):
@@ -242,15 +242,15 @@ def test_both_tiles_of_a_pair_get_the_symmetry_of_their_position():
 def test_the_eight_symmetries_are_all_different():
     square = torch.arange(9.0).view(1, 1, 3, 3).expand(8, 1, 3, 3)
     symmetries = torch.arange(8, dtype=torch.uint8)
-    results = transform(square, symmetries)
+    results = apply_symmetries(square, symmetries)
     assert len({tuple(result.flatten().tolist()) for result in results}) == 8
 
 
 @pytest.mark.slow
 def test_compiled_the_symmetries_are_the_same():
     square, symmetries = torch.rand(8, 1, 3, 3), torch.arange(8, dtype=torch.uint8)
-    compiled = torch.compile(transform, fullgraph=True)(square, symmetries)
-    torch.testing.assert_close(compiled, transform(square, symmetries), rtol=0, atol=0)
+    compiled = torch.compile(apply_symmetries, fullgraph=True)(square, symmetries)
+    torch.testing.assert_close(compiled, apply_symmetries(square, symmetries), rtol=0, atol=0)
 
 
 def test_validation_does_not_depend_on_the_batch_size(shards, monkeypatch):
@@ -259,7 +259,7 @@ def test_validation_does_not_depend_on_the_batch_size(shards, monkeypatch):
     reader, accelerator = ShardDataset(shards / "val"), Accelerator(cpu=True)
     scores = []
     for size in (1, 7, 64):
-        monkeypatch.setitem(__import__("srcnn.training.validation").validation.BATCH_SIZE, "cpu", size)
+        monkeypatch.setitem(BATCH_SIZE, "cpu", size)
         scores.append(validate(model, reader, accelerator)["val/psnr"])
     assert scores == pytest.approx([scores[0]] * 3, abs=1e-5)
 
@@ -290,8 +290,8 @@ def test_a_scaler_is_kept_in_checkpoints_and_lowered_by_steps_that_are_not_finit
         clean, degraded = to_float_batch(batch, augment)
         return clean, degraded * 1e30
 
-    monkeypatch.setattr("srcnn.training.trainer.start_accelerator", with_scaler)
-    monkeypatch.setattr("srcnn.training.trainer.build_optimizer", keep)
+    monkeypatch.setattr("srcnn.training.components.start_accelerator", with_scaler)
+    monkeypatch.setattr("srcnn.training.components.build_optimizer", keep)
     if not is_finite:
         monkeypatch.setattr("srcnn.training.trainer.to_float_batch", far_too_bright)
     config = small_config(tmp_path / "run", shards, total_samples=32)

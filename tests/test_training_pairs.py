@@ -12,11 +12,11 @@ from PIL import Image
 from small import draw_photo, small_config, small_shards
 
 from srcnn.data.dataset import ShardDataset
-from srcnn.data.loader import StreamConfig, train_batches
+from srcnn.data.loader import LoaderConfig, train_batches
 from srcnn.data.prefetch import BufferRing
 from srcnn.data.shuffle import BatchPlan, generator_at, symmetries_at
-from srcnn.data.training_pairs import DegradationConfig, PairMaker, training_pair, turned
-from srcnn.data.transforms import transform
+from srcnn.data.training_pairs import DegradationConfig, PairMaker, apply_symmetry, make_training_pair
+from srcnn.data.transforms import apply_symmetries
 from srcnn.models.srcnn import ModelConfig
 from srcnn.photos import damages
 from srcnn.photos.damages import DAMAGES, Damaged, check_damage, damage
@@ -30,7 +30,7 @@ from srcnn.training.trainer import train
 EVERY = {name: {} for name in ("bicubic", "blur", "clean", "jpeg", "jpeg_twice", "noise", "webp")}
 MIXED = DegradationConfig(24, [1.0, 0.5], {**EVERY, "bicubic": {"scales": [2, 3]}, "jpeg": {"weight": 3}}, 0.2)
 PHOTO = draw_photo(5, 65, 47)
-RUNS = StreamConfig(order="runs", run_samples=2, window_samples=8, lead_samples=16, num_lanes=2, prefetch_batches=2)
+RUNS = LoaderConfig(order="runs", run_samples=2, window_samples=8, lead_samples=16, num_lanes=2, prefetch_batches=2)
 
 
 @pytest.fixture(scope="module", params=["npy", "png"])
@@ -60,7 +60,7 @@ def by_position(shards, stream, start, stop, batch_size, num_ranks, config=MIXED
     return {position: sorted(rows) for position, rows in steps.items()}
 
 
-@pytest.mark.parametrize("stream", [StreamConfig(prefetch_batches=2), RUNS], ids=["uniform", "runs"])
+@pytest.mark.parametrize("stream", [LoaderConfig(prefetch_batches=2), RUNS], ids=["uniform", "runs"])
 def test_samples_are_the_same_for_any_ranks_and_after_any_stop(shards, stream):
     whole = by_position(shards, stream, 0, 91, 7, 1)
     assert len(whole) == 13 and len({row[2] for rows in whole.values() for row in rows}) > 80, "each time anew"
@@ -75,7 +75,7 @@ def test_a_set_in_memory_gives_the_same_samples(shards):
     found = []
     for resident in ("no", "host"):
         reader = ShardDataset(shards / "train")
-        maker, stream = PairMaker(MIXED, 3, True, reader.tile_shape), StreamConfig(resident=resident)
+        maker, stream = PairMaker(MIXED, 3, True, reader.tile_shape), LoaderConfig(resident=resident)
         batches = device_batches(reader, stream, BatchPlan(3, 10, 40, 5, 0, 1), torch.device("cpu"), None, maker)
         found.append([[tensor.clone() for tensor in batch] for batch in batches])
     assert len(found[0]) == 6
@@ -85,12 +85,12 @@ def test_a_set_in_memory_gives_the_same_samples(shards):
 def test_pairs_are_those_of_the_function_at_their_position(shards):
     reader = ShardDataset(shards / "train")
     tiles, _ = reader.read(np.arange(reader.num_samples))
-    maker, order = PairMaker(MIXED, 3, True, reader.tile_shape), StreamConfig().order_of(3, reader)
-    batch = next(train_batches(reader, StreamConfig(), BatchPlan(3, 14, 21, 7), maker=maker))
+    maker, order = PairMaker(MIXED, 3, True, reader.tile_shape), LoaderConfig().make_shuffle(3, reader)
+    batch = next(train_batches(reader, LoaderConfig(), BatchPlan(3, 14, 21, 7), maker=maker))
     for row, position in enumerate(range(14, 21)):
         at = np.array([position])
         tile, symmetry = tiles[order.samples_at(at)[0]], int(symmetries_at(3, at)[0])
-        pair = training_pair(tile, MIXED, generator_at(3, position), symmetry)
+        pair = make_training_pair(tile, MIXED, generator_at(3, position), symmetry)
         for made, expected in zip((batch.clean, batch.degraded, batch.conditions), pair, strict=True):
             assert np.array_equal(made[row], expected)
 
@@ -100,7 +100,7 @@ def test_crops_lie_anywhere_in_the_tile():
     config = DegradationConfig(24, damages={"clean": {}})
     corners = set()
     for position in range(2000):
-        pair = training_pair(tile, config, generator_at(0, position))
+        pair = make_training_pair(tile, config, generator_at(0, position))
         top, left = pair.clean[0, 0, :2].tolist()
         assert np.array_equal(pair.clean, tile[top : top + 24, left : left + 24])
         corners.add((top, left))
@@ -110,19 +110,19 @@ def test_crops_lie_anywhere_in_the_tile():
 
 def test_reduced_crops_are_larger_ones_resized():
     config = DegradationConfig(24, [0.75], {"clean": {}})
-    pair = training_pair(PHOTO[:32, :32], config, generator_at(1, 0))
+    pair = make_training_pair(PHOTO[:32, :32], config, generator_at(1, 0))
     expected = Image.fromarray(PHOTO[:32, :32]).resize((24, 24), Image.Resampling.LANCZOS)
     assert np.array_equal(pair.clean, np.asarray(expected))
 
 
 def test_tiles_are_turned_as_tensors_are_and_before_they_are_damaged():
     tile, symmetries = PHOTO[:40, :40], torch.arange(8, dtype=torch.uint8)
-    expected = transform(torch.from_numpy(tile).permute(2, 0, 1).repeat(8, 1, 1, 1), symmetries)
+    expected = apply_symmetries(torch.from_numpy(tile).permute(2, 0, 1).repeat(8, 1, 1, 1), symmetries)
     config = DegradationConfig(40, damages={"jpeg": {"quality": [30, 30], "share_444": 0}})
     for symmetry in range(8):
-        assert np.array_equal(turned(tile, symmetry), expected[symmetry].permute(1, 2, 0).numpy())
-        pair = training_pair(tile, config, generator_at(0, 0), symmetry)
-        assert np.array_equal(pair.clean, turned(tile, symmetry))
+        assert np.array_equal(apply_symmetry(tile, symmetry), expected[symmetry].permute(1, 2, 0).numpy())
+        pair = make_training_pair(tile, config, generator_at(0, 0), symmetry)
+        assert np.array_equal(pair.clean, apply_symmetry(tile, symmetry))
         assert np.array_equal(pair.degraded, saved(pair.clean, 30, "4:2:0")[0])
 
 
@@ -184,7 +184,7 @@ def condition_tables(quality):
 
 def test_clean_samples_are_unchanged_and_come_as_often_as_asked():
     config = DegradationConfig(24, damages={"clean": {"weight": 1}, "noise": {"weight": 3}}, unknown=0.25)
-    pairs = [training_pair(PHOTO[:30, :31], config, generator_at(0, position)) for position in range(1200)]
+    pairs = [make_training_pair(PHOTO[:30, :31], config, generator_at(0, position)) for position in range(1200)]
     is_clean = np.array([np.array_equal(pair.clean, pair.degraded) for pair in pairs])
     assert is_clean.mean() == pytest.approx(0.25, abs=0.04)
     told = np.array([pair.condition for pair in pairs])
@@ -234,7 +234,7 @@ def salt():
 
 def test_a_damage_of_ones_own_is_found_by_its_name(salt):
     config = DegradationConfig(24, damages={"salt": {"share": 0.5}, "clean": {}})
-    found = {np.mean(training_pair(PHOTO, config, generator_at(0, position)).degraded == 255) > 0.2
+    found = {np.mean(make_training_pair(PHOTO, config, generator_at(0, position)).degraded == 255) > 0.2
              for position in range(20)}
     assert found == {True, False}
 
@@ -294,7 +294,7 @@ def test_settings_that_do_not_fit_the_shards_are_named(shards, tmp_path):
 def test_settings_that_exclude_each_other_are_named():
     made = {"degradation": MIXED, "model": ModelConfig(channels=3)}
     for changes, word in (({"overfit_tiles": 8}, "overfit_tiles 8"),
-                          ({"stream": StreamConfig(resident="device")}, "stream.resident device"),
+                          ({"stream": LoaderConfig(resident="device")}, "stream.resident device"),
                           ({"model": ModelConfig(), "luma_weight": 0.5}, "luma_weight 0.5"),
                           ({"luma_weight": -1.0}, "luma_weight -1")):
         with pytest.raises(ValueError, match=word):
@@ -307,7 +307,7 @@ def test_a_training_that_was_stopped_continues_to_the_same_bits(shards, tmp_path
     steps = []
 
     def warned():
-        return StopRequested("told to") if len(steps) == 5 else None
+        return StopRequested("told to") if len(steps) >= 5 else None
 
     made = PairMaker.fill
 
@@ -319,7 +319,7 @@ def test_a_training_that_was_stopped_continues_to_the_same_bits(shards, tmp_path
         patched.setattr(PairMaker, "fill", counting)
         patched.setattr(signals, "stop_requested", warned)
         with pytest.raises(StopRequested):
-            train(colour_config(tmp_path / "stopped", shards, stream=StreamConfig(num_threads=1, prefetch_batches=1)))
+            train(colour_config(tmp_path / "stopped", shards, stream=LoaderConfig(num_threads=1, prefetch_batches=1)))
     assert 0 < len(steps) < 8
     assert train(colour_config(tmp_path / "stopped", shards)) == whole
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")

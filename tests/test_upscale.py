@@ -158,8 +158,8 @@ def test_a_file_keeps_its_metadata_and_tells_its_new_size(network, tmp_path):
         inner = image.getexif().get_ifd(ExifTags.IFD.Exif)
         assert (inner[ExifTags.Base.ExifImageWidth], inner[ExifTags.Base.ExifImageHeight]) == (81, 123)
         assert image.info["icc_profile"] == b"profile"
-    upright = read_photo(tmp_path / "a.png").pixels
-    assert np.array_equal(read_photo(tmp_path / "b.png").pixels, upscale(upright, network, 3))
+    upright = read_photo(tmp_path / "a.png")
+    assert np.array_equal(read_photo(tmp_path / "b.png"), upscale(upright, network, 3))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])

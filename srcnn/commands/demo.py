@@ -23,7 +23,7 @@ from srcnn.models.weight_files import WEIGHTS
 from srcnn.photos.jpeg_quality import quality_of
 from srcnn.photos.metrics import psnr, ssim
 from srcnn.photos.photo_file import Canvas, read_canvas, save_canvas
-from srcnn.photos.reading import Photo, eight_bits, luma_l, open_image, over_white, suffix_of
+from srcnn.photos.reading import luma_l, open_image, over_white, suffix_of
 from srcnn.restoration.figures import magnify, strongest_part
 from srcnn.restoration.restore_files import RestoreFile
 from srcnn.restoration.tiled_inference import Progress, Treatment
@@ -154,13 +154,8 @@ def process(
 
 
 def visible(canvas: Canvas) -> np.ndarray:
-    """The pixels as a viewer shows them: uint8 (H, W) or (H, W, 3), transparent ones over white."""
-    levels = canvas.read_all((slice(0, canvas.size[0]), slice(0, canvas.size[1])))
-    if levels.dtype != np.uint8:
-        levels = eight_bits(levels)
-    if not canvas.has_alpha:
-        return levels
-    return over_white(Photo(levels[..., 0] if canvas.is_grey else levels[..., :3], levels[..., -1]))
+    """What a viewer shows: uint8 (H, W) or (H, W, 3), over white where it is transparent."""
+    return np.asarray(over_white(canvas.eight_bit_image()))
 
 
 def score_table(clean: np.ndarray, before: np.ndarray, after: np.ndarray) -> str:

@@ -29,9 +29,9 @@ from srcnn.runtime.files import LOCK, FolderLock
 from srcnn.runtime.settings import parse, without_credentials
 from srcnn.runtime.storage import MAX_OPEN_FILES
 from srcnn.training import checkpoint
+from srcnn.training.components import starting_network
 from srcnn.training.config import TrainConfig
 from srcnn.training.resume import check_resumable, is_same_job, stream_state
-from srcnn.training.trainer import starting_network
 
 RESPONSE_SECONDS = 5.0  # a server of shards that needs longer is a problem
 FEW_STEPS = 10  # in an epoch
@@ -142,7 +142,7 @@ def check_batches(planned: PlannedTraining) -> Iterator[Finding]:
     if size % ranks:
         yield note(f"batch_size {size} is not a multiple of {ranks} ranks: some wait for the others at every step")
     if dataset := planned.splits["train"].dataset:
-        num_samples, lanes = dataset.num_samples, config.stream.order_of(config.seed, dataset).num_lanes
+        num_samples, lanes = dataset.num_samples, config.stream.make_shuffle(config.seed, dataset).num_lanes
         if size > num_samples:
             yield problem(f"a batch of {size} is larger than the training split of {num_samples} tiles",
                           "lower batch_size or batch_size_per_process, use fewer ranks, or make shards of more photos")
@@ -182,7 +182,7 @@ def check_memory(planned: PlannedTraining) -> Iterator[Finding]:
         return
     size = planned.config.batch_size or planned.config.batch_size_per_process * planned.ranks
     num_pairs = size * (stream.prefetch_batches + BATCHES_IN_USE)
-    if not isinstance(stream.order_of(planned.config.seed, dataset), UniformShuffle):
+    if not isinstance(stream.make_shuffle(planned.config.seed, dataset), UniformShuffle):
         num_pairs += stream.window_samples + stream.lead_samples + size
     pair_bytes = dataset.num_members * torch.Size(dataset.tile_shape).numel()
     needed, free = num_pairs * pair_bytes / planned.machines, psutil.virtual_memory().available

@@ -14,9 +14,9 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from srcnn.commands.doctor_machine import Finding, note, ok, pluralize, problem
-from srcnn.data.dataset import REPAIR_HINT, ShardDataset, read_manifest
-from srcnn.data.manifest import MANIFEST, PLAN, Manifest, Shard, ShardError, check_shard_size
-from srcnn.data.photo_list import photos_in, refused_in
+from srcnn.data.dataset import ShardDataset
+from srcnn.data.manifest import MANIFEST, PLAN, REPAIR_HINT, Manifest, Shard, ShardError, check_file_size, read_manifest
+from srcnn.data.photo_list import read_photo_records, read_refused
 from srcnn.data.verify import verify_shards
 from srcnn.runtime.files import TEMPORARY_PREFIX
 from srcnn.runtime.object_store import ObjectStore, ReadFailed
@@ -82,7 +82,7 @@ def _size_problems(storage: Folder | ObjectStore, manifest: Manifest) -> Iterato
 def _size_problem(storage: Folder | ObjectStore, shard: Shard) -> str:
     try:
         if isinstance(storage, Folder):
-            check_shard_size(storage.path / shard.name, shard)
+            check_file_size(storage.path / shard.name, shard)
         else:
             storage.read_range(shard.name, 0, 1, shard.bytes)
     except (OSError, ShardError) as error:
@@ -119,7 +119,7 @@ def check_refused(config: TrainConfig, splits: Mapping[str, Split]) -> Iterator[
     """Photos that are in no shard because they could not be read."""
     for name, split in splits.items():
         if split.manifest and split.manifest.photos:
-            for first in refused_in(_open(config, name), split.manifest):
+            for first in read_refused(_open(config, name), split.manifest):
                 number = pluralize(split.manifest.photos.num_refused, "photo")
                 yield note(f"{name}: {number} refused when the shards were made; {first.name}: {first.reason}")
                 break
@@ -160,8 +160,8 @@ def check_both_splits(config: TrainConfig, splits: Mapping[str, Split]) -> Itera
     if len(manifests) < 2:
         return
     (train_name, train), (val_name, val) = manifests.items()
-    names = {photo.sha256: photo.name for photo in photos_in(_open(config, val_name), val)}
-    train_photos = photos_in(_open(config, train_name), train)
+    names = {photo.sha256: photo.name for photo in read_photo_records(_open(config, val_name), val)}
+    train_photos = read_photo_records(_open(config, train_name), train)
     common = sorted({names[photo.sha256] for photo in train_photos if photo.sha256 in names})
     hint = "make the shards again, with validation photos that are not among the training photos"
     if common:

@@ -235,12 +235,12 @@ def compare_photo(
 
     from srcnn.photos.degradation import Degradation, degrade
     from srcnn.photos.photo_file import Canvas, save_canvas
-    from srcnn.photos.reading import over_white, read_photo
+    from srcnn.photos.reading import read_photo
     from srcnn.restoration.figures import before_after, psnr_luma
     from srcnn.restoration.restore import restore
 
     degradation = Degradation(jpeg_quality=quality)
-    clean = over_white(read_photo(source))
+    clean = read_photo(source)
     degraded = degrade(clean, degradation, quality)
     restored = restore(degraded, model, quality=quality)
     picture = before_after(degraded, restored, clean, (f"JPEG quality {quality}", "restored", "original"), width)

@@ -1,9 +1,9 @@
-"""Random access to the pairs of one split, wherever its shards lie.
+"""A map-style dataset: random access to the samples of a split, in a folder or an object store.
 
-Shards of npy tiles in a folder are read by arithmetic: one call of the system puts both tiles of a pair straight into
-the batch. Everything else (object stores, png, foreign shards) is read as ranges of neighbouring samples
-with the help of the index, checked against its hashes, and unpacked. Where shards hold clean tiles alone, these stand
-for the degraded ones too.
+npy tiles in a folder lie at multiples of the stride, so one system call reads both tiles of a pair into the batch.
+Everything else (object stores, png, foreign shards) is read in ranges of neighbouring samples, which the index gives,
+and decoded. Every sample is checked against its hash. If shards hold clean tiles only, these are returned as the
+degraded ones too.
 """
 
 from __future__ import annotations
@@ -18,97 +18,83 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from srcnn.data.index import READ_ATTEMPTS, IndexReader, hash_of, row_problem
+from srcnn.data.index import READ_ATTEMPTS, IndexReader, entry_problem, hash_bytes
 from srcnn.data.manifest import (
     BLOCK_BYTES,
-    MANIFEST,
     MEMBERS,
-    Manifest,
+    REPAIR_HINT,
     ShardError,
-    check_shard_size,
+    check_file_size,
     decode_picture,
     decode_tile,
     encode_npy_header,
+    read_manifest,
 )
-from srcnn.data.photo_list import qualities_of_samples
+from srcnn.data.photo_list import read_jpeg_qualities
 from srcnn.photos.jpeg_quality import conditions_of_qualities
 from srcnn.runtime.files import OpenFile
-from srcnn.runtime.object_store import AccessConfig, ObjectStore, ReadFailed
+from srcnn.runtime.object_store import AccessConfig, ReadFailed
 from srcnn.runtime.storage import Folder, open_storage
-from srcnn.runtime.untrusted import MAX_MANIFEST_BYTES
 
+NUM_CHECKED_SHARDS = 64  # whose first sample is checked when a dataset in a folder is opened
+Allocate = Callable[[tuple[int, ...]], np.ndarray]  # makes a uint8 array of a shape
 logger = logging.getLogger(__name__)
 
 
 class SparseCache:
-    """A cache on a local disk for ranges of remote files, shared by the processes of a machine without locks.
+    """A cache of remote bytes on a local disk, shared without locks by all processes of the machine.
 
-    It keeps what was read of a long sequence of bytes at the same offset of one sparse file, up to a limit. The content
-    at an offset is always the same, so processes may write it over each other; what lies beyond the limit is never kept
-    (over whole passes through everything, no way of evicting keeps more); and whoever reads checks what comes against
-    hashes, so that a hole, a half-written or a damaged range counts as absent.
-
-    Attributes:
-        num_bytes: the limit.
+    One sparse file holds the first `num_bytes` of all shards, each byte at its own offset. Processes may overwrite each
+    other, as the bytes at an offset are always the same. Nothing is evicted: when everything is read once per epoch, no
+    eviction policy has more hits. The caller checks hashes, so holes and damaged ranges count as misses.
     """
 
     def __init__(self, path: Path, num_bytes: int) -> None:
         self.path = path.expanduser()
         self.num_bytes = num_bytes
         self._file: OpenFile | None = None
-        self._lock, self._given_up = threading.Lock(), False
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = OpenFile(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)  # nothing is written elsewhere
+            self._file = OpenFile(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)  # a link could lead anywhere
         except OSError as error:
-            self._give_up(error)
+            self._disable(error)
 
     def read(self, start: int, stop: int) -> bytes | None:
-        """What lies there, unchecked; None beyond the limit or the end of the file."""
+        """The bytes there, unchecked; None beyond the limit or the end of the file."""
         file = self._file
         if file is None or stop > self.num_bytes:
             return None
         try:
             content = file.pread(stop - start, start)
         except OSError as error:
-            self._give_up(error)
+            self._disable(error)
             return None
         return content if len(content) == stop - start else None
 
     def write(self, start: int, content: Any) -> None:
-        """Keeps it if it lies below the limit. A full or failing disk ends the keeping with a warning."""
+        """Stores the bytes if they lie below the limit. A full or failing disk disables the cache with a warning."""
         file = self._file
         if file is None or start + len(content) > self.num_bytes:
             return
         try:
-            written = os.pwrite(file.number, content, start)
-            if written < len(content):  # the next attempt says why
-                os.pwrite(file.number, memoryview(content)[written:], start + written)
+            written = os.pwrite(file.fd, content, start)
+            if written < len(content):  # trying the rest raises the reason
+                os.pwrite(file.fd, memoryview(content)[written:], start + written)
         except OSError as error:
-            self._give_up(error)
+            self._disable(error)
 
-    def _give_up(self, error: OSError) -> None:
-        with self._lock:
-            self._file, first = None, not self._given_up
-            self._given_up = True
-        if first:
-            logger.warning("%s: not used as a cache: %s", self.path, error)
-
-
-NUM_PROBES = 64
-REPAIR_HINT = "copy it again or make the shards anew"
-
-
-Allocate = Callable[[tuple[int, ...]], np.ndarray]  # makes uint8 arrays of a shape
+    def _disable(self, error: OSError) -> None:
+        self._file = None
+        logger.warning("%s: cannot be used as a cache any more, reading goes on without it: %s", self.path, error)
 
 
 class PairBuffer:
-    """Arrays for the pairs of a batch, to be filled again and again.
+    """Arrays for the pairs of a batch, reused from batch to batch.
 
     Attributes:
-        clean, degraded: uint8 (N, H, W) or (N, H, W, 3); one and the same where `num_members` is 1.
-        tiles: for each pair, the bytes of its two tiles (or of the one), writable. These are memoryviews, which are
-            copied to without giving up Python's lock: for threads that do little else it costs more to get it back.
+        clean, degraded: uint8 (N, H, W) or (N, H, W, 3); the same array if `num_members` is 1.
+        tiles: for each pair, writable memoryviews of its one or two tiles. Copying to a memoryview keeps the GIL; for
+            threads that do little else, acquiring it again would cost more.
     """
 
     def __init__(
@@ -120,19 +106,8 @@ class PairBuffer:
         self.tiles = [tuple(memoryview(tile.reshape(-1)) for tile in pair) for pair in zip(*members, strict=True)]
 
 
-def read_manifest(storage: Folder | ObjectStore) -> Manifest:
-    """The manifest of a split; whether the shards are there is not looked at. Raises as `Manifest.read`."""
-    if isinstance(storage, Folder):
-        return Manifest.read(storage.path, check_shards=False)
-    try:
-        return Manifest.parse(storage.read(MANIFEST, MAX_MANIFEST_BYTES), f"{storage.location}/{MANIFEST}")
-    except FileNotFoundError as error:
-        hint = "copy the whole folder that was made there, manifest too"
-        raise FileNotFoundError(f"{error}: no shards here; {hint}") from error
-
-
 class PairDataset(Protocol):
-    """What gives pairs by their numbers: `ShardDataset`, or a copy of all its pairs in memory."""
+    """A map-style dataset of pairs: `ShardDataset`, or a copy of its samples in memory."""
 
     num_samples: int
     num_members: int
@@ -151,18 +126,20 @@ class PairDataset(Protocol):
 
 
 class ShardDataset:
-    """The pairs of one split's folder or URL by their numbers; safe to use from several threads.
+    """The samples of a split in a folder or at a URL; safe to use from several threads.
 
     Attributes:
-        location: the folder or URL, without user, password and query; `is_local` tells which.
-        num_samples: pairs, at most `max_samples` where that is given.
-        num_members: 2, or 1 where the samples are clean tiles alone.
+        location: the folder or URL, without user, password and query.
+        is_local: whether it is a folder.
+        num_samples: at most `max_samples`, if that is not 0.
+        num_members: 2, or 1 if samples are clean tiles only.
         tile_shape: (H, W) or (H, W, 3).
+        needs_crops: whether samples are pictures of several sizes, which are cropped to tiles.
 
     Raises:
-        FileNotFoundError: no manifest there.
-        ShardError: shards that do not match it; from the constructor as far as that is cheap to see, else from `read`.
-        ReadFailed: shards that cannot be read.
+        FileNotFoundError: there is no manifest.
+        ShardError: the shards do not match it. The constructor checks sizes and some samples, `read` every sample.
+        ReadFailed: the shards cannot be read.
     """
 
     in_memory = False
@@ -174,15 +151,15 @@ class ShardDataset:
         self.manifest = read_manifest(self.storage)
         if isinstance(self.storage, Folder):
             for shard in self.manifest.shards:
-                check_shard_size(self.storage.path / shard.name, shard)
+                check_file_size(self.storage.path / shard.name, shard)
         self.tile_shape, self.num_members = self.manifest.tile_shape, len(self.manifest.members)
         self.num_samples = self.manifest.num_samples
         if max_samples:
             self.num_samples = min(max_samples, self.num_samples)
         if not self.num_samples:
-            raise ShardError(f"{self.location}: holds no pairs; make shards of more photos, or give some with --val")
+            raise ShardError(f"{self.location}: has no samples; make shards of more photos, or give photos with --val")
         self._starts = np.cumsum([0, *(shard.num_samples for shard in self.manifest.shards)])
-        self._start_list: list[int] = self._starts.tolist()  # quicker for one number
+        self._start_list: list[int] = self._starts.tolist()  # bisect is faster on a list
         self._shard_starts = np.cumsum([0, *(shard.bytes for shard in self.manifest.shards)])
         self.is_local = isinstance(self.storage, Folder)
         self.needs_crops = self.manifest.encoding == "any"
@@ -198,35 +175,35 @@ class ShardDataset:
             tile_bytes = int(np.prod(self.tile_shape))
             starts = range(start, self.manifest.stride, self.manifest.stride // self.num_members)
             self._tile_spans = tuple(slice(first, first + tile_bytes) for first in starts)
-        if self.is_local:
-            self._probe()
-
-    def _probe(self) -> None:
-        """Checks the first pair of some shards, so that swapped shards or those of another manifest are found out."""
-        for number in np.unique(np.linspace(0, len(self.manifest.shards) - 1, NUM_PROBES).astype(int)).tolist():
-            if self.manifest.shards[number].num_samples:
-                self.fetch(self._start_list[number], self._start_list[number] + 1)
+        if self.is_local:  # shards that are swapped or of another manifest are found before a training begins
+            numbers = np.linspace(0, len(self.manifest.shards) - 1, NUM_CHECKED_SHARDS).astype(int)
+            for number in np.unique(numbers).tolist():
+                if self.manifest.shards[number].num_samples:
+                    self.fetch(self._start_list[number], self._start_list[number] + 1)
 
     @property
     def index(self) -> IndexReader:
-        """The split's index, opened when first needed."""
+        """The index of the split, opened when it is first needed."""
         with self._index_lock:
             if self._index is None:
                 self._index = IndexReader(self.storage, self.manifest)
             return self._index
 
     def entry(self, sample: int) -> np.ndarray:
-        """The sample's entry of the index, a structured scalar."""
+        """The index entry of a sample, a scalar of INDEX_DTYPE."""
         number = bisect_right(self._start_list, sample) - 1
-        return self.index.of_shard(number)[sample - self._start_list[number]]
+        return self.index.shard_entries(number)[sample - self._start_list[number]]
 
     def read_qualities(self) -> None:
-        """Reads how the samples' photos were saved, for `conditions`. Raises ShardError where the list is damaged."""
-        self._qualities = qualities_of_samples(self.storage, self.manifest)
+        """Reads the JPEG quality of each sample, for `conditions`. Raises ShardError if the photo list is damaged."""
+        self._qualities = read_jpeg_qualities(self.storage, self.manifest)
 
     def conditions(self, samples: np.ndarray) -> np.ndarray | None:
-        """The second input of a conditioned network for samples (N,): float32 (N, CONDITION_SIZE), the tables of
-        their JPEG quality (`jpeg_quality.condition_of`); None where that is not known, or before `read_qualities`.
+        """The second input of a conditioned network for samples (N,): the quantization tables of their JPEG quality.
+
+        Returns:
+            float32 (N, CONDITION_SIZE), see `jpeg_quality.condition_of`; None if no quality is known, or before
+            `read_qualities`.
         """
         if self._qualities is None:
             return None
@@ -237,12 +214,14 @@ class ShardDataset:
     def read(
         self, samples: np.ndarray, buffer: PairBuffer | None = None, crops: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Sample numbers (N,) -> (clean, degraded), uint8 (N, *tile_shape), in that order; of clean tiles alone these
-        twice.
+        """Reads the samples with these numbers (N,).
 
         Args:
-            buffer: what to fill and return; a new one where None.
-            crops: (N, 2) in [0, 1), where to cut tiles out of larger pictures (rows, columns); None: the middle.
+            buffer: filled and returned; None allocates a new one.
+            crops: (N, 2) in [0, 1), positions (row, column) of the crops from larger pictures; None is the centre.
+
+        Returns:
+            (clean, degraded), uint8 (N, *tile_shape); the clean tiles twice if there are no others.
         """
         buffer = buffer or PairBuffer(len(samples), self.tile_shape, num_members=self.num_members)
         if self.is_local and self.manifest.stride is not None:
@@ -257,7 +236,7 @@ class ShardDataset:
         return buffer.clean, buffer.degraded
 
     def _read_tiles(self, samples: np.ndarray, buffer: PairBuffer) -> None:
-        """Both tiles of each pair straight from the shard into the buffer; headers and padding are hashed only."""
+        """Reads npy tiles from a folder directly into the buffer; headers and padding are only hashed."""
         assert isinstance(self.storage, Folder) and self.manifest.stride is not None
         numbers = np.searchsorted(self._starts, samples, side="right") - 1
         offsets = (samples - self._starts[numbers]) * self.manifest.stride
@@ -265,8 +244,8 @@ class ShardDataset:
         hashes = self.index.hashes(samples, numbers)
 
         def check(number: int, parts: list[Any]) -> None:
-            if hash_of(*parts) != hashes[number]:
-                raise self._changed(names[number], int(samples[number]))
+            if hash_bytes(*parts) != hashes[number]:
+                raise self._hash_error(names[number], int(samples[number]))
 
         try:
             records = list(zip(names, offsets.tolist(), buffer.tiles))
@@ -274,18 +253,17 @@ class ShardDataset:
         except ReadFailed as error:
             raise ShardError(f"{error}; {REPAIR_HINT}") from error
 
-    def _changed(self, name: str, sample: int) -> ShardError:
+    def _hash_error(self, name: str, sample: int) -> ShardError:
         start, num_bytes = self.entry(sample).item()[:2]
-        pair = f"pair {sample} of the split (bytes {start} to {start + num_bytes})"
-        problem = "is not as when it was indexed: damaged, or another shard under its name"
-        return ShardError(f"{self.location}/{name}: {pair} {problem}; {REPAIR_HINT}")
+        where = f"{self.location}/{name}: sample {sample} of the split (bytes {start} to {start + num_bytes})"
+        return ShardError(f"{where} does not match its hash: the shard is damaged or another one; {REPAIR_HINT}")
 
     def fetch(self, first: int, stop: int) -> list[memoryview]:
-        """The bytes of neighbouring samples, each checked against its hash.
+        """Reads the bytes of samples `first` to `stop` - 1, headers included, and checks their hashes.
 
         Raises:
             ReadFailed: they cannot be read.
-            ShardError: they are not what the index says, also when read again.
+            ShardError: they do not match their hashes, also when read again.
         """
         contents: list[memoryview] = []
         while first < stop:
@@ -296,15 +274,15 @@ class ShardDataset:
         return contents
 
     def _fetch_within(self, number: int, first: int, stop: int) -> list[memoryview]:
-        before, shard = self._start_list[number], self.manifest.shards[number]
-        found = self.index.of_shard(number)[first - before : stop - before]
-        if problem := row_problem(found, self.manifest, shard):
-            which = f"one of the pairs {first} to {stop - 1} of {shard.name} {problem}"
-            raise ShardError(f"{self.index.where}: {which}; {REPAIR_HINT}")
+        shard_start, shard = self._start_list[number], self.manifest.shards[number]
+        found = self.index.shard_entries(number)[first - shard_start : stop - shard_start]
+        if problem := entry_problem(found, self.manifest, shard):
+            which = f"one of the samples {first} to {stop - 1}, in {shard.name}, {problem}"
+            raise ShardError(f"{self.index.path}: {which}; {REPAIR_HINT}")
         entries = found.tolist()
         start, end = entries[0][0], entries[-1][0] + entries[-1][1]
-        in_cache = int(self._shard_starts[number]) + start
-        content: Any = self._cache.read(in_cache, in_cache + end - start) if self._cache else None
+        cache_start = int(self._shard_starts[number]) + start
+        content: Any = self._cache.read(cache_start, cache_start + end - start) if self._cache else None
         if content is not None:
             parts, num_good = _split(content, entries)
             if num_good == len(parts):
@@ -314,14 +292,14 @@ class ShardDataset:
             parts, num_good = _split(content, entries)
             if num_good == len(parts):
                 if self._cache:
-                    self._cache.write(in_cache, content)
+                    self._cache.write(cache_start, content)
                 return parts
-        raise self._changed(shard.name, first + num_good)
+        raise self._hash_error(shard.name, first + num_good)
 
     def unpack(
         self, sample: int, content: memoryview, buffer: PairBuffer, index: int, crop: np.ndarray | None = None
     ) -> None:
-        """A sample's bytes, as they came from `fetch`, into a buffer as its pair `index`."""
+        """Decodes a sample's bytes from `fetch` into pair `index` of the buffer."""
         if self.manifest.stride is not None:
             for view, span in zip(buffer.tiles[index], self._tile_spans):
                 view[:] = content[span]
@@ -332,57 +310,57 @@ class ShardDataset:
         try:
             if self.manifest.encoding == "any":
                 channels = 3 if len(self.tile_shape) == 3 else 1
-                pictures = self._cut([decode_picture(member, channels) for member in members], crop)
+                pictures = self._crop([decode_picture(member, channels) for member in members], crop)
             else:
                 pictures = [decode_tile(member, self.manifest.encoding, self.tile_shape) for member in members]
             buffer.clean[index], buffer.degraded[index] = pictures[0], pictures[-1]
         except (ValueError, OSError) as error:
-            raise ShardError(f"{self.location}: pair {sample} of the split: {error}") from error
+            raise ShardError(f"{self.location}: sample {sample} of the split: {error}") from error
 
-    def _cut(self, pictures: list[np.ndarray], crop: np.ndarray | None) -> list[np.ndarray]:
+    def _crop(self, pictures: list[np.ndarray], crop: np.ndarray | None) -> list[np.ndarray]:
         """The same tile of both pictures."""
         height, width = self.tile_shape[:2]
         shapes = [picture.shape[:2] for picture in pictures]
-        spare = shapes[0][0] - height, shapes[0][1] - width
-        if shapes[0] != shapes[1] or min(spare) < 0:
-            found = f"pictures of {shapes[0]} and {shapes[1]} pixels"
-            raise ValueError(f"{found}; expected equal ones, {self.tile_shape[:2]} at least")
-        share = (0.5, 0.5) if crop is None else crop
-        top, left = (int(part * (more + 1)) for part, more in zip(share, spare, strict=True))
+        margins = shapes[0][0] - height, shapes[0][1] - width
+        if shapes[0] != shapes[1] or min(margins) < 0:
+            raise ValueError(f"the pictures have shapes {shapes[0]} and {shapes[1]}; expected equal ones, at least "
+                             f"{self.tile_shape[:2]}")
+        position = (0.5, 0.5) if crop is None else crop
+        top, left = (int(share * (margin + 1)) for share, margin in zip(position, margins, strict=True))
         return [picture[top : top + height, left : left + width] for picture in pictures]
 
     def close(self) -> None:
-        """Closes the files, and lets reads that are failing fail at once; reading goes on as before."""
+        """Closes the files and stops the retries of failing reads. The dataset can be read again afterwards."""
         self.storage.close()
 
 
 def _split(content: Any, entries: list[tuple[int, ...]]) -> tuple[list[memoryview], int]:
-    """The samples in a range of a shard, and how many of them come before the first that is not as the index says."""
+    """Splits a range of a shard into its samples; also returns how many come before the first with a wrong hash."""
     view, begin = memoryview(content), entries[0][0]
     parts = [view[entry[0] - begin : entry[0] - begin + entry[1]] for entry in entries]
-    wrong = (number for number, part in enumerate(parts) if hash_of(part) != entries[number][-1])
-    return parts, next(wrong, len(parts))
+    damaged = (number for number, part in enumerate(parts) if hash_bytes(part) != entries[number][-1])
+    return parts, next(damaged, len(parts))
 
 
 def webdataset_pipeline(
     urls: str | list[str], members: Sequence[str] = MEMBERS["npy"], channels: int = 1, **options: Any
 ) -> Any:
-    """Pairs of any shards, read in sequence by `webdataset.WebDataset`: no index, no manifest, nothing verified.
+    """Pairs of any shards, read in sequence by `webdataset.WebDataset` without index, manifest or verification.
 
     Args:
-        urls: as webdataset takes them, such as `data/train/{000000..000009}.tar`. It runs what follows `pipe:` in a
-            shell: pass it no addresses of strangers.
-        members: names after the key, of the clean and of the degraded picture (npy, PNG, JPEG or WebP of 8 bits).
-        channels: 1 or 3; grey and colour become the other.
-        options: of `WebDataset`, such as `shardshuffle` (False unless given) and `nodesplitter`.
+        urls: as for webdataset, such as `data/train/{000000..000009}.tar`. webdataset runs `pipe:` URLs in a shell, so
+            do not pass URLs from untrusted sources.
+        members: file extensions of the clean and the degraded picture (npy, PNG, JPEG or WebP of 8 bits).
+        channels: 1 or 3; pictures are converted to it.
+        options: of `WebDataset`, such as `shardshuffle` (default False) and `nodesplitter`.
 
     Returns:
-        A `WebDataset` of (clean, degraded), uint8 (H, W) or (H, W, 3), to go on with as `.shuffle(1000).batched(64)`.
+        A `WebDataset` of (clean, degraded), uint8 (H, W) or (H, W, 3), to continue as `.shuffle(1000).batched(64)`.
 
-    Raises (while it is read):
-        ValueError: a picture of another kind. KeyError: a sample without one of the members.
+    Raises (during iteration):
+        ValueError: a picture of another kind. KeyError: a sample that lacks one of the members.
     """
-    import webdataset  # loads torch, which reading by number does without
+    import webdataset  # imports torch, which `ShardDataset` does not need
 
     def decode(sample: dict[str, Any]) -> tuple[np.ndarray, ...]:
         return tuple(decode_picture(sample[member], channels) for member in members)

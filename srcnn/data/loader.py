@@ -1,7 +1,6 @@
-"""Shards -> this rank's batches: which samples (`shuffle`), their pixels (`dataset`, `prefetch`); and where shards hold
-clean tiles alone, pairs made of them (`training_pairs`).
+"""The loader: iterators over this rank's batches, in the order of `shuffle`, read by threads ahead of time.
 
-Every stage takes an iterator and gives one, and can be tried alone with a list.
+If shards hold clean tiles only, the loader makes pairs of them (`training_pairs`).
 """
 
 from __future__ import annotations
@@ -29,19 +28,19 @@ from srcnn.data.training_pairs import PairMaker
 from srcnn.runtime.object_store import AccessConfig
 from srcnn.runtime.parallel import in_order_until_stopped, result_or_stop
 
-BLOCKS_IN_A_LANE = 32  # at least: a block at the border of two lanes is read twice
-BATCHES_IN_USE = 3  # the ranks agree on one, one is being copied, one is trained on
+MIN_BLOCKS_PER_LANE = 32  # as a block at the boundary of two lanes is read twice
+BATCHES_IN_USE = 3  # outside of the loader: pending, being copied to the device, being trained on
 
 
 class Batch(NamedTuple):
-    """Pairs of tiles as they lie in the shards; NumPy arrays on the host, tensors on a device.
+    """A batch of pairs of tiles; NumPy arrays on the host, tensors on a device.
 
     Attributes:
-        clean, degraded: uint8, (N, H, W) or (N, H, W, 3).
-        samples: (N,) int64, the numbers of the pairs in their split.
-        symmetries: (N,) uint8, 0..7, what `augment` is to do with each pair.
-        conditions: float32 (N, CONDITION_SIZE), the input of a conditioned network beside each
-            picture (`jpeg_quality.condition_of`); None where nothing is known.
+        clean, degraded: uint8 (N, H, W) or (N, H, W, 3).
+        samples: int64 (N,), the numbers of the samples in their split.
+        symmetries: uint8 (N,), 0..7, the augmentation of each pair (`transforms.apply_symmetries`).
+        conditions: float32 (N, CONDITION_SIZE), the second input of a conditioned network
+            (`jpeg_quality.condition_of`); None if nothing is known.
     """
 
     clean: Any
@@ -51,13 +50,13 @@ class Batch(NamedTuple):
     conditions: Any = None
 
     def map(self, function: Callable[[Any], Any]) -> Batch:
-        """The same with `function(array)` in place of each array that is there."""
+        """Applies `function` to each array that is not None."""
         return Batch(*(None if array is None else function(array) for array in self))
 
 
 @dataclass(frozen=True)
-class StreamState:
-    """Where a stream stands: small, the same on every rank, valid for any number of ranks."""
+class LoaderState:
+    """The position of the loader: the same on every rank, and valid for any number of ranks."""
 
     seed: int
     epoch: int
@@ -68,23 +67,24 @@ class StreamState:
 
 
 @dataclass(frozen=True)
-class StreamConfig:
-    """How samples are ordered and brought to the device.
+class LoaderConfig:
+    """The order of the samples, and how they are read.
 
     Args:
-        order: "uniform": a pseudo-random permutation of an epoch's samples, for shards on a local disk; "runs": blocks
-            of neighbours are read together and mixed in windows, for object stores and slow disks; "auto": by where the
-            shards lie.
+        order: "uniform": a random permutation of all samples, for shards on a local disk; "runs": blocks of
+            neighbouring samples are read together and shuffled in windows, for object stores and slow disks; "auto":
+            uniform for folders, runs for URLs.
         run_samples: neighbouring samples in a block ("runs").
-        window_samples: samples mixed with each other ("runs"); all ranks together hold these and `lead_samples`.
-        lead_samples: samples fetched before they are needed ("runs"): the rate wanted, times what a request takes.
-        num_lanes: independent streams of blocks that are dealt to the ranks ("runs"); a batch takes as many samples of
-            each, so as many lanes as a global batch has samples mix best; fewer are used for small sets.
-        lanes: "anew": each epoch deals the blocks to lanes anew; "kept": once for all, so that ranks that keep to their
-            lanes read the same part of the data set in every epoch, out of their machine's cache ("runs").
-        resident: "host" or "device": read all samples into its memory once, on every rank; "no": read as needed.
+        window_samples: samples that are shuffled with each other ("runs"); these and `lead_samples` are in memory, over
+            all ranks.
+        lead_samples: samples requested before they are needed ("runs"): the rate wanted, times the time of a request.
+        num_lanes: independent sequences of blocks, which are divided among the ranks ("runs"). A batch has equally many
+            samples of each lane; as many lanes as samples in a global batch shuffle best. Small datasets use fewer.
+        lanes: "anew": each epoch assigns the blocks to other lanes; "kept": the assignment is fixed, so that a rank
+            reads the same part of the dataset in every epoch, from its machine's cache ("runs").
+        resident: "host" or "device": every rank reads all samples into that memory once; "no": they are read as needed.
         num_threads: threads that fill batches.
-        prefetch_batches: batches kept ahead.
+        prefetch_batches: batches prepared ahead of time.
         access: how object stores are read.
     """
 
@@ -104,110 +104,94 @@ class StreamConfig:
             if getattr(self, key) < 1:
                 raise ValueError(f"stream.{key} {getattr(self, key)}: expected at least 1")
 
-    def order_of(self, seed: int, dataset: PairDataset) -> Shuffle:
-        """The order of this dataset's samples."""
+    def make_shuffle(self, seed: int, dataset: PairDataset) -> Shuffle:
+        """The order of the samples of a dataset."""
         if self.order == "uniform" or (self.order == "auto" and dataset.is_local):
             return UniformShuffle(seed, dataset.num_samples)
-        most = max(1, dataset.num_samples // (BLOCKS_IN_A_LANE * self.run_samples))
-        redeal, lanes = self.lanes == "anew", self.num_lanes
+        max_lanes = max(1, dataset.num_samples // (MIN_BLOCKS_PER_LANE * self.run_samples))
+        redeal, num_lanes = self.lanes == "anew", self.num_lanes
         if redeal:
-            lanes = min(lanes, most)
-        while lanes > most:  # halves: what a multiple of num_lanes is dealt to evenly stays a multiple
-            lanes = -(-lanes // 2)
-        return BlockShuffle(seed, dataset.num_samples, self.run_samples, lanes, self.window_samples, redeal)
+            num_lanes = min(num_lanes, max_lanes)
+        while num_lanes > max_lanes:  # halved, so that batches and ranks that divide num_lanes evenly go on doing so
+            num_lanes = -(-num_lanes // 2)
+        return BlockShuffle(seed, dataset.num_samples, self.run_samples, num_lanes, self.window_samples, redeal)
 
 
 def train_batches(
-    dataset: PairDataset,
-    config: StreamConfig,
-    plan: BatchPlan,
-    allocate: Allocate | None = None,
+    dataset: PairDataset, config: LoaderConfig, plan: BatchPlan, allocate: Allocate | None = None,
     maker: PairMaker | None = None,
 ) -> Iterator[Batch]:
-    """This rank's part of the global batches, see `batch_numbers`, read ahead by threads.
+    """Yields this rank's part of each global batch (`batch_numbers`), read ahead by threads.
 
-    The arrays are used again: a batch is valid until three more have been asked for. `allocate` makes them (uint8 of a
-    shape; pinned memory for a GPU). Of clean tiles the `maker` makes pairs, in threads too.
+    The arrays are reused: a batch is valid until BATCHES_IN_USE more were yielded.
 
-    Raises (where the batch in question is due):
-        ReadFailed, ShardError: samples that cannot be read, or are not what the manifest says.
+    Args:
+        allocate: makes the arrays, such as pinned memory for a GPU; None: plain NumPy arrays.
+        maker: makes pairs of clean tiles; None: the dataset holds pairs.
+
+    Raises (in place of the batch):
+        ReadFailed, ShardError: samples that cannot be read, or do not match the manifest.
     """
-    order = config.order_of(plan.seed, dataset)
-    batches = batch_numbers(order, plan, with_crops=dataset.needs_crops)
-    if dataset.in_memory or dataset.is_local and isinstance(order, UniformShuffle):
-        return _random_access(dataset, config, batches, allocate, maker)
+    shuffle = config.make_shuffle(plan.seed, dataset)
+    batches = batch_numbers(shuffle, plan, with_crops=dataset.needs_crops)
+    if dataset.in_memory or dataset.is_local and isinstance(shuffle, UniformShuffle):
+        return _fill_batches(dataset, config, ((numbers, None) for numbers in batches), allocate, maker)
     assert isinstance(dataset, ShardDataset)
     if maker is None:
-        filled = _filled_by_blocks(dataset, config, batches, plan.batch_size, order, allocate, BATCHES_IN_USE)
-        return (_read_batch(dataset, numbers, buffer) for numbers, buffer in filled)
-    filled = _filled_by_blocks(dataset, config, batches, plan.batch_size, order, None, 1 + config.prefetch_batches)
-    return _made_ahead(filled, config, maker, allocate)
+        filled = _read_by_blocks(dataset, config, batches, plan.batch_size, shuffle, allocate, BATCHES_IN_USE)
+        return (_to_batch(dataset, numbers, buffer) for numbers, buffer in filled)
+    num_in_use = 1 + config.prefetch_batches
+    clean = _read_by_blocks(dataset, config, batches, plan.batch_size, shuffle, None, num_in_use)
+    return _fill_batches(dataset, config, clean, allocate, maker)
 
 
 def val_batches(
-    dataset: ShardDataset, config: StreamConfig, batch_size: int, rank: int = 0, num_ranks: int = 1
+    dataset: ShardDataset, config: LoaderConfig, batch_size: int, rank: int = 0, num_ranks: int = 1
 ) -> Iterator[Batch]:
-    """This rank's share of every sample exactly once, see `sequential_batches`; arrays as those of `train_batches`."""
-    return _random_access(dataset, config, sequential_batches(dataset.num_samples, batch_size, rank, num_ranks))
+    """Yields this rank's share of the samples, each once and in sequence; arrays are reused as in `train_batches`."""
+    batches = sequential_batches(dataset.num_samples, batch_size, rank, num_ranks)
+    return _fill_batches(dataset, config, ((numbers, None) for numbers in batches))
 
 
-def _random_access(
-    dataset: PairDataset, config: StreamConfig, batches: Iterator[BatchNumbers], allocate: Allocate | None = None,
-    maker: PairMaker | None = None,
+def _fill_batches(
+    dataset: PairDataset, config: LoaderConfig, batches: Generator[tuple[BatchNumbers, PairBuffer | None], None, None],
+    allocate: Allocate | None = None, maker: PairMaker | None = None,
 ) -> Iterator[Batch]:
-    """Batches of samples read one by one, several batches at a time."""
+    """Reads samples one by one, or takes clean tiles that were read, and makes pairs; several batches at a time."""
 
-    def fill(item: tuple[BatchNumbers, PairBuffer]) -> Batch:
-        numbers, buffer = item
-        if maker is not None:
-            return _made_batch(maker, dataset.read(numbers.samples)[0], numbers, buffer)
-        dataset.read(numbers.samples, buffer, numbers.crops)
-        return _read_batch(dataset, numbers, buffer)
+    def fill(item: tuple[BatchNumbers, PairBuffer | None, PairBuffer]) -> Batch:
+        numbers, tiles, buffer = item
+        if maker is None:
+            dataset.read(numbers.samples, buffer, numbers.crops)
+            return _to_batch(dataset, numbers, buffer)
+        clean = tiles.clean if tiles else dataset.read(numbers.samples)[0]
+        conditions = maker.fill(clean, numbers.positions, numbers.symmetries, buffer)
+        no_symmetries = np.zeros_like(numbers.symmetries)  # the maker has applied them
+        return Batch(buffer.clean, buffer.degraded, numbers.samples, no_symmetries, conditions)
 
     shape, num_members = (maker.pair_shape, 2) if maker else (dataset.tile_shape, dataset.num_members)
     buffers = BufferRing(shape, config.prefetch_batches + BATCHES_IN_USE, allocate, num_members)
-    items = ((numbers, buffers.take(len(numbers.samples))) for numbers in batches)
-    return in_order_until_stopped(fill, items, config.num_threads, config.prefetch_batches)
+    with closing(batches):
+        items = ((numbers, tiles, buffers.take(len(numbers.samples))) for numbers, tiles in batches)
+        yield from in_order_until_stopped(fill, items, config.num_threads, config.prefetch_batches)
 
 
-def _read_batch(dataset: PairDataset, numbers: BatchNumbers, buffer: PairBuffer) -> Batch:
-    """The batch whose tiles were read into `buffer`."""
+def _to_batch(dataset: PairDataset, numbers: BatchNumbers, buffer: PairBuffer) -> Batch:
     conditions = dataset.conditions(numbers.samples)
     return Batch(buffer.clean, buffer.degraded, numbers.samples, numbers.symmetries, conditions)
 
 
-def _made_batch(maker: PairMaker, tiles: np.ndarray, numbers: BatchNumbers, buffer: PairBuffer) -> Batch:
-    """The batch of pairs made of clean tiles, which are transformed already."""
-    conditions = maker.fill(tiles, numbers.positions, numbers.symmetries, buffer)
-    return Batch(buffer.clean, buffer.degraded, numbers.samples, np.zeros_like(numbers.symmetries), conditions)
-
-
-def _made_ahead(
-    filled: Generator[tuple[BatchNumbers, PairBuffer], None, None], config: StreamConfig, maker: PairMaker,
-    allocate: Allocate | None,
-) -> Iterator[Batch]:
-    """The batches of pairs made of clean tiles that were read, several made at a time."""
-    buffers = BufferRing(maker.pair_shape, config.prefetch_batches + BATCHES_IN_USE, allocate)
-
-    def make(item: tuple[BatchNumbers, PairBuffer, PairBuffer]) -> Batch:
-        numbers, tiles, buffer = item
-        return _made_batch(maker, tiles.clean, numbers, buffer)
-
-    with closing(filled):
-        items = ((numbers, tiles, buffers.take(len(numbers.samples))) for numbers, tiles in filled)
-        yield from in_order_until_stopped(make, items, config.num_threads, config.prefetch_batches)
-
-
-def _filled_by_blocks(
-    dataset: ShardDataset, config: StreamConfig, batches: Iterator[BatchNumbers], batch_size: int, order: Shuffle,
+def _read_by_blocks(
+    dataset: ShardDataset, config: LoaderConfig, batches: Iterator[BatchNumbers], batch_size: int, shuffle: Shuffle,
     allocate: Allocate | None, num_in_use: int,
 ) -> Generator[tuple[BatchNumbers, PairBuffer], None, None]:
-    """Batches filled out of blocks that are read ahead, each once; a block's samples go straight to the batches they
-    are for. A buffer is valid until `num_in_use` more have been asked for.
+    """Yields batches with their samples, from blocks that are each read once, ahead of time.
+
+    A buffer is valid until `num_in_use` more were yielded.
     """
     block_samples, window = 1, 0
-    if isinstance(order, BlockShuffle):
-        block_samples, window = order.block_samples, order.window_samples
+    if isinstance(shuffle, BlockShuffle):
+        block_samples, window = shuffle.block_samples, shuffle.window_samples
     span, lead = window + batch_size, config.lead_samples
     num_buffers = -(-(span + lead) // batch_size) + 1 + num_in_use
     buffers = BufferRing(dataset.tile_shape, num_buffers, allocate, dataset.num_members)

@@ -1,8 +1,7 @@
-"""The shard contract: what a shard is, and the manifest beside the shards.
+"""The shard format: encodes and decodes the members of a sample, and reads and checks the manifest of a split.
 
-A shard is a plain USTAR tar any WebDataset reader opens: members `KEY.clean.npy` and `KEY.degraded.npy` (or
-`.png`), KEY ten digits; encoded and decoded here, for the writer and the reader. Samples that are degraded while
-training have the clean member only.
+A shard is a plain USTAR tar that any WebDataset reader opens. Its members are `KEY.clean.npy` and `KEY.degraded.npy`
+(or `.png`), where KEY is ten digits. Samples that are degraded during training have the clean member only.
 """
 
 from __future__ import annotations
@@ -21,35 +20,41 @@ import numpy as np
 from PIL import Image, features
 
 from srcnn.runtime.errors import UserError
-from srcnn.runtime.files import write_json
+from srcnn.runtime.files import to_json
+from srcnn.runtime.object_store import ObjectStore
+from srcnn.runtime.storage import Folder
 from srcnn.runtime.untrusted import (
     MAX_COUNT,
     MAX_MANIFEST_BYTES,
     MAX_PICTURE_PIXELS,
     MAX_TILE_SIDE,
-    OutOfBounds,
+    InvalidInput,
     check_name,
     npy_pixels,
     open_picture,
-    open_regular,
     parse_json,
     record,
 )
 
-BLOCK_BYTES = 512  # tar's unit: one header, and what a member's bytes are padded to
+BLOCK_BYTES = 512  # of a tar: a header is one block, and contents are padded to whole blocks
 MEMBERS = {encoding: (f"clean.{encoding}", f"degraded.{encoding}") for encoding in ("npy", "png")}
 FOREIGN_FORMATS = ("PNG", "JPEG", "WEBP")
 TileEncoding = Literal["npy", "png"]
-Encoding = Literal["npy", "png", "any"]  # any: pictures made elsewhere, of any size, to be cut to tiles
+Encoding = Literal["npy", "png", "any"]  # any: foreign shards, pictures of any size that are cropped when read
 
 
-def key(sample: int) -> str:
-    """Ten digits: the number of the sample in its split. No dot, whatever the photo is called."""
+def sample_key(sample: int) -> str:
+    """The tar key of a sample: its number in its split, in ten digits."""
     return f"{sample:010d}"
 
 
+def padded_bytes(num_bytes: int) -> int:
+    """The size of a member's content in a tar, padding included."""
+    return -(-num_bytes // BLOCK_BYTES) * BLOCK_BYTES
+
+
 def encode_tile(tile: np.ndarray, encoding: TileEncoding) -> bytes:
-    """uint8 tile (H, W) or (H, W, 3) -> the bytes of a member."""
+    """Encodes a tile, uint8 (H, W) or (H, W, 3), as the content of a tar member."""
     if encoding == "npy":
         return encode_npy_header(tile.shape) + tile.tobytes()
     buffer = io.BytesIO()
@@ -59,8 +64,10 @@ def encode_tile(tile: np.ndarray, encoding: TileEncoding) -> bytes:
 
 @lru_cache(maxsize=64)
 def encode_npy_header(shape: tuple[int, ...], dtype: str = "'|u1'") -> bytes:
-    """The header of an npy file, format 1.0, as NumPy writes it: by hand, since another version of NumPy may pad it
-    otherwise, and all strides and the bytes of shards hang on it. `dtype` is its description as a Python literal.
+    """The header of an npy file, format 1.0. `dtype` is the array's `descr` as a Python literal.
+
+    Not written by NumPy, as another version of NumPy may pad it differently, which would change the stride and the
+    bytes of shards.
     """
     text = f"{{'descr': {dtype}, 'fortran_order': False, 'shape': {shape}, }}"
     length = -(-(len(text) + 11) // 64) * 64 - 10
@@ -68,59 +75,66 @@ def encode_npy_header(shape: tuple[int, ...], dtype: str = "'|u1'") -> bytes:
 
 
 def decode_tile(content: bytes | memoryview, encoding: Encoding, tile_shape: tuple[int, ...]) -> np.ndarray:
-    """The bytes of a member -> uint8 tile. Raises ValueError at any other shape or kind, before it is decoded."""
+    """Decodes the content of a member into a uint8 tile of `tile_shape`.
+
+    Raises:
+        ValueError: another shape or type; found before the pixels are decoded.
+    """
     if encoding == "npy":
         tile = npy_pixels(content)
         if tile.shape != tile_shape:
-            raise ValueError(f"a tile of shape {tile.shape}, the manifest says {tile_shape}")
+            raise ValueError(f"the tile has shape {tile.shape}; expected {tile_shape} as in the manifest")
         return tile
     with open_picture(content, ("PNG",), MAX_TILE_SIDE**2) as image:
         if (*image.size[::-1], *tile_shape[2:]) != tile_shape or image.mode != ("RGB" if tile_shape[2:] else "L"):
-            raise ValueError(f"a tile of {image.size} pixels, {image.mode}; the manifest says {tile_shape}")
+            raise ValueError(f"the tile has {image.size} pixels, mode {image.mode}; expected {tile_shape} as in the "
+                             "manifest")
         return np.asarray(image)
 
 
 def decode_picture(content: bytes | memoryview, channels: int) -> np.ndarray:
-    """The bytes of a foreign member (npy, PNG, JPEG or WebP, 8 bits) -> uint8 (H, W), or (H, W, 3) for 3 channels.
+    """Decodes a member of a foreign shard (npy, PNG, JPEG or WebP of 8 bits) to uint8 (H, W) or (H, W, 3).
 
-    Colour becomes grey as Pillow's "L" does it (ITU-R BT.601); grey becomes three equal channels.
+    Args:
+        channels: 1 or 3. Colour is converted to grey as Pillow's mode L (ITU-R BT.601), grey to three equal channels.
 
     Raises:
-        ValueError: another format, another type of number, a shape that is no picture.
+        ValueError: another format, another dtype, or an array that is not a picture.
     """
     if content[:6] == b"\x93NUMPY":
         pixels = npy_pixels(content)
         if pixels.ndim == 3 and pixels.shape[2] == 1:
             pixels = pixels[..., 0]
         if not pixels.size or not (pixels.ndim == 2 or pixels.ndim == 3 and pixels.shape[2] == 3):
-            raise ValueError(f"an array of {pixels.dtype}, {pixels.shape}; expected uint8 (H, W) or (H, W, 3)")
+            raise ValueError(f"the array has shape {pixels.shape}; expected uint8 (H, W) or (H, W, 3)")
         return np.asarray(Image.fromarray(pixels).convert("RGB" if channels == 3 else "L"))
     with open_picture(content, FOREIGN_FORMATS, MAX_PICTURE_PIXELS) as image:
         if image.mode not in ("L", "RGB"):
-            raise ValueError(f"a picture of mode {image.mode}; expected 8-bit grey or RGB")
+            raise ValueError(f"the picture has mode {image.mode}; expected 8-bit grey or RGB")
         return np.asarray(image.convert("RGB" if channels == 3 else "L"))
 
 
 def npy_stride(tile_shape: tuple[int, ...], num_members: int = 2) -> int:
-    """Bytes from one npy sample to the next in a shard: header + content padded to 512, for each member."""
-    content = len(encode_npy_header(tuple(tile_shape))) + int(np.prod(tile_shape))
-    return num_members * (BLOCK_BYTES + -(-content // BLOCK_BYTES) * BLOCK_BYTES)
+    """Bytes from the start of an npy sample to the start of the next one in a shard."""
+    content_bytes = len(encode_npy_header(tuple(tile_shape))) + math.prod(tile_shape)
+    return num_members * (BLOCK_BYTES + padded_bytes(content_bytes))
 
 
 FORMAT = "srcnn-shards"
 VERSION = 3  # 2: with an index; 3: photos in a file of their own, the index checked shard by shard
 MANIFEST = "manifest.json"
-PLAN = "plan.json"  # beside the splits: what was begun there
+PLAN = "plan.json"  # beside the folders of the splits: the config and photos that the shards are made of
 SPLITS = ("train", "val")
+REPAIR_HINT = "copy it again or make the shards again"
 
 
 class ShardError(UserError):
-    """Shards or a manifest that do not hold what they should; the message names the file and says what to do."""
+    """Shards, an index or a manifest are missing, damaged or do not match; the message names the file and a remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One tar file of a split: `name` inside the split's folder, `num_samples` pairs; the hash of its index rows."""
+    """One tar file of a split: its name in the split's folder, its hash and the hash of its index entries."""
 
     name: str
     bytes: int
@@ -131,7 +145,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class IndexFile:
-    """The split's index beside its manifest, see `srcnn.data.index`."""
+    """The index file of a split, beside its manifest; see `srcnn.data.index`."""
 
     name: str
     bytes: int
@@ -139,7 +153,7 @@ class IndexFile:
 
 @dataclass(frozen=True)
 class PhotosFile:
-    """The list of the split's photos beside its manifest, see `srcnn.data.photo_list`."""
+    """The list of a split's photos, beside its manifest; see `srcnn.data.photo_list`."""
 
     name: str
     bytes: int
@@ -150,9 +164,14 @@ class PhotosFile:
 
 @dataclass(frozen=True, slots=True)
 class PhotoRecord:
-    """Where a photo went: its pairs lie one after the other in a shard, from its pair `first_sample` on.
+    """A photo and its samples, which are neighbours in one shard.
 
-    Sizes are in pixels after resizing; `degraded_psnr` is the mean over the photo's tiles, in dB.
+    Attributes:
+        sha256: of the photo file.
+        width, height: after resizing, in pixels.
+        quality: of the JPEG that degraded it; None if there was none.
+        first_sample: index of the first sample within the shard.
+        degraded_psnr: mean PSNR of the degraded tiles, dB.
     """
 
     name: str
@@ -167,9 +186,10 @@ class PhotoRecord:
 
 
 @dataclass(frozen=True)
-class Refused:
-    """A photo that is not in the shards, why, and the split it would have been in; the shard in whose making that
-    showed, "" if before.
+class RefusedRecord:
+    """A photo that was left out, with the reason and its split.
+
+    `shard` is the one that was being written when the photo could not be decoded; "" if it was refused earlier.
     """
 
     name: str
@@ -180,16 +200,16 @@ class Refused:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a split's shards hold. One JSON file beside them, of some 200 bytes a shard whatever the number of photos.
+    """Describes the shards of a split: a JSON file beside them, about 200 bytes per shard.
 
     Attributes:
         tile_shape: (H, W), or (H, W, 3) in RGB mode; pixels.
-        members: names after a sample's key, of the clean and of the degraded picture; or of the clean one alone.
-        stride: bytes from sample to sample in every shard; None where samples vary in size.
-        config: the settings that decide what the pairs are (resize, degradation, split, ...).
-        photos: where the photos are listed; None for shards made elsewhere.
-        degraded_psnr: mean PSNR over all degraded tiles, dB: what a network has to beat; 0 where there are none or it
-            is not known.
+        members: file extensions after the key, of the clean and the degraded picture, or of the clean one only.
+        stride: bytes from one sample to the next in every shard; None if samples differ in size.
+        config: the settings that determine the pixels (resize, degradation, split, ...).
+        photos: the list of photos; None for foreign shards.
+        degraded_psnr: mean PSNR of all degraded tiles, dB, the baseline of a network; 0 if unknown.
+        versions: of the libraries that made the pixels, see `library_versions`.
     """
 
     split: str
@@ -206,7 +226,7 @@ class Manifest:
 
     @property
     def is_clean_only(self) -> bool:
-        """Whether its samples are clean tiles, to be degraded while training."""
+        """Whether the samples are clean tiles only, which are degraded during training."""
         return len(self.members) == 1
 
     @property
@@ -214,70 +234,64 @@ class Manifest:
         return sum(shard.num_samples for shard in self.shards)
 
     def hash(self) -> str:
-        """sha256 over what the samples are: the shards' hashes in order, tile shape and encoding."""
+        """Identifies the samples: sha256 of the shards' hashes in order, the tile shape and the encoding."""
         identity = [[shard.sha256 for shard in self.shards], list(self.tile_shape), self.encoding]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
-    def to_json(self) -> dict[str, Any]:
-        """The content of the file."""
+    def write(self, storage: Folder | ObjectStore) -> None:
+        """Writes manifest.json to the split's folder."""
         content = {"format": FORMAT, "version": VERSION, "num_samples": self.num_samples}
-        return content | dataclasses.asdict(self)
-
-    def write(self, folder: Path) -> None:
-        write_json(folder / MANIFEST, self.to_json())
-
-    @staticmethod
-    def read(folder: Path, check_shards: bool = True) -> Manifest:
-        """Reads and checks `folder`/manifest.json, and with `check_shards` that these are there and whole in size.
-
-        Raises:
-            FileNotFoundError: no manifest there.
-            ShardError: not a manifest of this version, or a shard missing or of another size.
-        """
-        path = folder / MANIFEST
-        if not path.is_file():
-            hint = f"make them with: make shards PHOTOS=dir OUT={folder.parent}"
-            others = ", or for shards made elsewhere: python -m shards index" if any(folder.glob("*.tar")) else ""
-            raise FileNotFoundError(f"{path}: no shards here; {hint}{others}")
-        try:
-            with open_regular(path, MAX_MANIFEST_BYTES) as file:
-                content = file.read().decode(errors="surrogateescape")
-        except OutOfBounds as error:
-            raise ShardError(f"{path}: {error}") from error
-        manifest = Manifest.parse(content, str(path))
-        for shard in manifest.shards if check_shards else ():
-            check_shard_size(folder / shard.name, shard)
-        return manifest
+        with storage.create(MANIFEST) as file:
+            file.write(to_json(content | dataclasses.asdict(self)))
 
     @staticmethod
     def parse(content: str | bytes, where: str) -> Manifest:
-        """The manifest in a JSON text. Raises ShardError where it is none of this version."""
+        """Parses and checks the content of a manifest file. Raises ShardError, which names `where` it was read."""
         try:
             return _manifest_from_json(parse_json(content))
-        except OutOfBounds as error:
+        except InvalidInput as error:
             raise ShardError(f"{where}: {error}") from error
         except (KeyError, TypeError, ValueError) as error:
             raise ShardError(f"{where}: damaged: {str(error)[:99]}") from error
 
 
-def check_shard_size(path: Path, shard: Shard | IndexFile) -> None:
-    """Raises ShardError where the file is missing or not as long as the manifest says."""
+def read_manifest(storage: Folder | ObjectStore) -> Manifest:
+    """Reads and checks the manifest of a split, but not whether its shards exist.
+
+    Raises:
+        FileNotFoundError: there is no manifest.
+        ShardError: not a manifest, a damaged one, or one of another version.
+    """
+    where = f"{storage.location}/{MANIFEST}"
+    try:
+        return Manifest.parse(storage.read(MANIFEST, MAX_MANIFEST_BYTES), where)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        hint = "copy the whole folder with its manifest there"
+        if isinstance(storage, Folder):
+            hint = f"make them with: make shards PHOTOS=dir OUT={storage.path.parent}"
+            if any(storage.path.glob("*.tar")):
+                hint += ", or index shards made by other programs with: python -m shards index"
+        raise FileNotFoundError(f"{where}: no shards here; {hint}") from error
+    except InvalidInput as error:
+        raise ShardError(f"{where}: {error}") from error
+
+
+def check_file_size(path: Path, expected: Shard | IndexFile) -> None:
+    """Raises ShardError if the file is missing or its size is not the one in the manifest."""
     size = path.stat().st_size if path.is_file() else None
-    if size != shard.bytes:
+    if size != expected.bytes:
         found = "is missing" if size is None else f"has {size} bytes"
-        raise ShardError(
-            f"{path}: {found}, the manifest says {shard.bytes} bytes; copy it again or make the shards anew"
-        )
+        raise ShardError(f"{path}: {found}; the manifest says {expected.bytes} bytes. {REPAIR_HINT}")
 
 
 def _manifest_from_json(content: Any) -> Manifest:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise OutOfBounds(f'not a shard manifest ("format" is not "{FORMAT}")')
+        raise InvalidInput(f'not a shard manifest ("format" is not "{FORMAT}")')
     if content.get("version") != VERSION:
         found = f"version {content.get('version')}, this program reads version {VERSION}"
-        raise OutOfBounds(f"{found}; make the shards anew with it")
-    if odd := [key for key in ("tile_shape", "members", "shards") if not isinstance(content[key], list)]:
-        raise OutOfBounds(f"damaged: {', '.join(odd)}: no list")
+        raise InvalidInput(f"{found}; make the shards again with this program")
+    if not_lists := [key for key in ("tile_shape", "members", "shards") if not isinstance(content[key], list)]:
+        raise InvalidInput(f"damaged: {', '.join(not_lists)}: expected a list")
     manifest = Manifest(
         split=content["split"],
         tile_shape=tuple(content["tile_shape"]),
@@ -297,43 +311,43 @@ def _manifest_from_json(content: Any) -> Manifest:
 
 
 def _check_layout(manifest: Manifest) -> None:
-    """Raises OutOfBounds where the tiles are of a shape or an encoding that no reader knows."""
+    """Raises InvalidInput if the tile shape, encoding, stride or member names are not ones that can be read."""
     shape, members = manifest.tile_shape, manifest.members
     sides = all(type(side) is int and 0 < side <= MAX_TILE_SIDE for side in shape)
     if not sides or len(shape) not in (2, 3) or shape[2:] not in ((), (3,)):
-        raise OutOfBounds(f"tile_shape {str(shape)[:99]}: expected (H, W) or (H, W, 3), up to {MAX_TILE_SIDE}")
+        raise InvalidInput(f"tile_shape {str(shape)[:99]}: expected (H, W) or (H, W, 3), up to {MAX_TILE_SIDE}")
     if manifest.encoding not in ("npy", "png", "any"):
-        raise OutOfBounds(f"encoding {manifest.encoding!r:.99}: expected npy, png or any")
+        raise InvalidInput(f"encoding {manifest.encoding!r:.99}: expected npy, png or any")
     stride = npy_stride(shape, len(members)) if manifest.encoding == "npy" else None
     if type(manifest.stride) is not type(stride) or manifest.stride != stride:
-        raise OutOfBounds(f"stride {str(manifest.stride)[:99]} does not fit {manifest.encoding} tiles of shape {shape}")
+        raise InvalidInput(f"stride {str(manifest.stride)[:99]} does not fit {manifest.encoding} tiles of {shape}")
     known = (2,) if manifest.encoding == "any" else (1, 2)
     if len(members) not in known or not all(isinstance(part, str) for part in (*members, manifest.split)):
-        raise OutOfBounds("damaged: split or members are no names")
+        raise InvalidInput("damaged: split or members: expected names")
     if type(manifest.degraded_psnr) not in (int, float) or not math.isfinite(manifest.degraded_psnr):
-        raise OutOfBounds(f"damaged: degraded_psnr {str(manifest.degraded_psnr)[:99]}")
+        raise InvalidInput(f"damaged: degraded_psnr {str(manifest.degraded_psnr)[:99]}: expected a finite number")
     if not isinstance(manifest.config, dict) or not isinstance(manifest.versions, dict):
-        raise OutOfBounds("damaged: config or versions are none")
+        raise InvalidInput("damaged: config or versions: expected an object")
 
 
 def _check_contents(manifest: Manifest) -> None:
-    """Raises OutOfBounds where names lead elsewhere or come twice, or shards are too small for their pairs."""
+    """Raises InvalidInput if a file name leaves the folder or occurs twice, or a shard is too small for its samples."""
     beside = [MANIFEST, manifest.index.name, *([manifest.photos.name] if manifest.photos else [])]
     names = {*beside, *(shard.name for shard in manifest.shards)}
     for name in (*names, manifest.split):
         check_name(name)
     if len(names) != len(beside) + len(manifest.shards):
-        raise OutOfBounds("damaged: a file name comes twice")
-    least = manifest.stride or 2 * len(manifest.members) * BLOCK_BYTES
+        raise InvalidInput("damaged: a file name occurs twice")
+    min_sample_bytes = manifest.stride or 2 * len(manifest.members) * BLOCK_BYTES
     for shard in manifest.shards:
-        if shard.num_samples * least > shard.bytes:
-            raise OutOfBounds(f"{shard.name}: {shard.num_samples} samples do not fit into {shard.bytes} bytes")
+        if shard.num_samples * min_sample_bytes > shard.bytes:
+            raise InvalidInput(f"{shard.name}: {shard.num_samples} samples do not fit into {shard.bytes} bytes")
     if sum(shard.bytes for shard in manifest.shards) >= MAX_COUNT:
-        raise OutOfBounds("damaged: more bytes than there are")
+        raise InvalidInput("damaged: the sizes of the shards are too large")
 
 
-def writer_versions() -> dict[str, str]:
-    """Versions of what decides the degraded pixels: Pillow and its JPEG library."""
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that the degraded pixels depend on: Pillow and its JPEG library."""
     turbo = features.version("libjpeg_turbo")
     return {
         "pillow": str(features.version("pil")),

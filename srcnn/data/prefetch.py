@@ -1,4 +1,4 @@
-"""Reading ahead: blocks of neighbouring samples, each once for all the batches that hold some of them."""
+"""Prefetching: reads blocks of neighbouring samples ahead of time, each once for all the batches that need it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from srcnn.data.dataset import Allocate, PairBuffer, ShardDataset
 from srcnn.data.shuffle import BatchNumbers
 from srcnn.runtime import signals
 
-SampleUse = tuple[int, PairBuffer, int, np.ndarray | None]  # sample, buffer, index in it, crop
+SampleUse = tuple[int, PairBuffer, int, np.ndarray | None]  # sample, the buffer it goes to, index in that, crop
 
 
 class BufferRing:
-    """The same `num_buffers` buffers in turn, for one batch after the other."""
+    """Provides `num_buffers` buffers in rotation, so that each is reused after `num_buffers` batches."""
 
     def __init__(
         self, tile_shape: tuple[int, ...], num_buffers: int, allocate: Allocate | None = None, num_members: int = 2
@@ -27,7 +27,7 @@ class BufferRing:
         self._buffers: deque[PairBuffer] = deque(maxlen=num_buffers)
 
     def take(self, num_pairs: int) -> PairBuffer:
-        """The next buffer, for a batch of this size."""
+        """The next buffer; one that is not reused if the size differs from that of the first batches."""
         if len(self._buffers) < (self._buffers.maxlen or 0):
             self._buffers.append(PairBuffer(num_pairs, self._tile_shape, self._allocate, self._num_members))
         else:
@@ -40,15 +40,15 @@ class BufferRing:
 
 @dataclass
 class ReadBlock:
-    """A block of neighbouring samples that is read once, at the position of the batch that needs it first."""
+    """A block of neighbouring samples and their uses; `first_position` is of the batch that needs it first."""
 
     first_position: int
     uses: list[SampleUse]
-    done: Future[None] = field(init=False)  # from the fetch on
+    done: Future[None] = field(init=False)  # set when the block is fetched
 
 
 class PlannedBatch(NamedTuple):
-    """A batch to come: what it is to hold, its buffer, and the blocks that are being read into it."""
+    """A batch that is being read: its samples, its buffer, and the blocks they come from."""
 
     numbers: BatchNumbers
     buffer: PairBuffer
@@ -59,12 +59,12 @@ def read_ahead(
     batches: Iterable[tuple[BatchNumbers, PairBuffer]], fetch: Callable[[ReadBlock], Future[None]], block_samples: int,
     span: int, lead: int,
 ) -> Iterator[PlannedBatch]:
-    """Batches whose blocks are under way: `fetch(block)` was called at least `lead` positions of the stream before.
+    """Yields batches whose blocks were passed to `fetch` at least `lead` positions earlier.
 
-    A block is fetched once for all its uses within `span` positions, which are known by then.
+    A block is fetched once for all its samples within `span` positions, after these were collected.
     """
     planned: deque[PlannedBatch] = deque()
-    open_blocks: dict[int, ReadBlock] = {}  # whose uses are still being found, in the order of their first use
+    open_blocks: dict[int, ReadBlock] = {}  # not fetched yet, in the order of their first use
     for numbers, buffer in batches:
         blocks: dict[int, ReadBlock] = {}
         block_numbers = (numbers.samples // block_samples).tolist()
@@ -75,17 +75,17 @@ def read_ahead(
             block.uses.append((sample, buffer, index, None if numbers.crops is None else numbers.crops[index]))
             blocks[number] = block
         planned.append(PlannedBatch(numbers, buffer, list(blocks.values())))
-        _fetch_known(open_blocks, fetch, numbers.position - span)
+        _fetch_until(open_blocks, fetch, numbers.position - span)
         while numbers.position - planned[0].numbers.position >= span + lead:
             yield planned.popleft()
-    _fetch_known(open_blocks, fetch, None)
+    _fetch_until(open_blocks, fetch, None)
     yield from planned
 
 
-def _fetch_known(
+def _fetch_until(
     open_blocks: dict[int, ReadBlock], fetch: Callable[[ReadBlock], Future[None]], until: int | None
 ) -> None:
-    """Begins to fetch the blocks whose first use is not after `until`; None: all."""
+    """Starts to fetch the blocks whose first use is at or before the position `until`; None: all."""
     while open_blocks:
         number, block = next(iter(open_blocks.items()))
         if until is not None and block.first_position > until:
@@ -94,14 +94,14 @@ def _fetch_known(
 
 
 class BlockFetcher:
-    """Reads blocks in threads, straight into the batches that hold their samples."""
+    """Reads blocks in threads, directly into the buffers of their batches."""
 
     def __init__(self, dataset: ShardDataset, num_threads: int) -> None:
         self.dataset = dataset
         self._pool = ThreadPoolExecutor(num_threads, "fetch")
 
     def fetch(self, block: ReadBlock) -> Future[None]:
-        """Begins to read a block."""
+        """Starts to read a block."""
         return self._pool.submit(self._fetch, block.uses)
 
     def _fetch(self, uses: list[SampleUse]) -> None:
@@ -112,8 +112,8 @@ class BlockFetcher:
             self.dataset.unpack(sample, contents[sample - first], buffer, index, crop)
 
     def close(self) -> None:
-        """Calls off what has not begun and waits for the rest, which does not try again what fails."""
+        """Cancels the reads that have not started, and waits for the others, which stop to retry."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self.dataset.close()
         self._pool.shutdown(wait=signals.stop_requested() is None)
-        self.dataset.close()  # what the last ones have opened
+        self.dataset.close()  # files that the last reads opened

@@ -1,6 +1,6 @@
-"""Clean tiles -> the pairs that a network is trained on, made while it trains: cropped, reduced, turned, damaged.
+"""Makes training pairs of clean tiles during training: crops, downscales, augments and degrades them.
 
-What is drawn for a sample depends on its position in the stream and the seed alone. Does not import torch.
+The random numbers of a sample depend only on the seed and its position in the stream. Does not import torch.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ WEIGHT = "weight"  # of a damage, beside its settings
 
 @dataclass(frozen=True)
 class DegradationConfig:
-    """How clean tiles become training pairs, for shards whose training samples are clean tiles alone.
+    """How training pairs are made of shards whose training samples are clean tiles only.
 
     Args:
-        crop_pixels: side of the pairs, a multiple of 8; 0: the shards hold pairs, nothing is degraded while training.
-        scales: up to 1; a crop is taken 1/scale times as large and reduced to its size. Each is as likely as another.
-        damages: by name, each with its settings and a `weight` (1), to which its share of the samples is proportional:
-            {jpeg: {weight: 3, quality: [5, 95]}, clean: {}}; docs/degradations.md.
-        unknown: share of the samples whose condition is withheld from a conditioned network.
+        crop_pixels: side of the pairs, a multiple of 8; 0: the shards hold pairs, nothing is degraded during training.
+        scales: up to 1, equally likely; crops of crop_pixels/scale are downscaled to crop_pixels.
+        damages: settings by name, and a `weight` (default 1), to which the damage's share of the samples is
+            proportional: {jpeg: {weight: 3, quality: [5, 95]}, clean: {}}; docs/degradations.md.
+        unknown: fraction of the samples for which a conditioned network gets no condition.
     """
 
     crop_pixels: int = 0
@@ -43,9 +43,9 @@ class DegradationConfig:
         if crop < 0 or crop % JPEG_BLOCK_PIXELS:
             raise ValueError(f"degradation.crop_pixels {crop}: expected a multiple of {JPEG_BLOCK_PIXELS}, or 0")
         if bool(crop) != bool(self.damages):
-            raise ValueError("degradation: crop_pixels and damages need each other")
+            raise ValueError("degradation: give both crop_pixels and damages, or neither")
         if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
-            raise ValueError(f"degradation.scales {self.scales}: expected factors above 0, up to 1")
+            raise ValueError(f"degradation.scales {self.scales}: expected numbers above 0, up to 1")
         if not 0 <= self.unknown <= 1:
             raise ValueError(f"degradation.unknown {self.unknown}: expected 0..1")
         for name, settings in self.damages.items():
@@ -54,7 +54,7 @@ class DegradationConfig:
                 raise ValueError(f"degradation.damages.{name}.{WEIGHT} {weight}: expected a number above 0")
 
     def check(self, tile_shape: tuple[int, ...]) -> None:
-        """Tries every damage on pairs made of clean tiles of this shape. Raises ValueError, naming the key."""
+        """Tries every damage on a pair made of clean tiles of this shape. Raises ValueError, which names the key."""
         for name, settings in self.damages.items():
             try:
                 check_damage(name, _without_weight(settings), self.pair_shape(tile_shape))
@@ -62,23 +62,21 @@ class DegradationConfig:
                 raise ValueError(f"degradation.damages.{name}: {error}") from error
 
     def pair_shape(self, tile_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Of pairs made of clean tiles of this shape: (crop, crop) or (crop, crop, 3). Raises ValueError where these
-        are too small.
-        """
-        largest = max(self.sources)
+        """(S, S) or (S, S, 3), of pairs made of clean tiles of this shape. Raises ValueError if these are too small."""
+        largest = max(self.source_sides)
         if largest > min(tile_shape[:2]):
             raise ValueError(f"degradation.crop_pixels {self.crop_pixels}, degradation.scales {self.scales}: crops of "
                              f"up to {largest} pixels, tiles have {tile_shape[1]}x{tile_shape[0]}")
         return (self.crop_pixels, self.crop_pixels, *tile_shape[2:])
 
     @cached_property
-    def sources(self) -> tuple[int, ...]:
-        """Sides of the crops before they are reduced, one for each scale; pixels."""
+    def source_sides(self) -> tuple[int, ...]:
+        """The side of the crops before they are downscaled, for each scale; pixels."""
         return tuple(round(self.crop_pixels / scale) for scale in self.scales)
 
     @cached_property
     def choices(self) -> tuple[tuple[str, dict[str, Any], float], ...]:
-        """(name, settings, upper bound in 0..1) of each damage, by name: chosen where a number in [0, 1) is below."""
+        """(name, settings, bound) of each damage; the first one whose bound is above a random number is chosen."""
         names = sorted(self.damages)
         weights = np.array([self.damages[name].get(WEIGHT, 1) for name in names], np.float64)
         bounds = [*(weights.cumsum() / weights.sum())[:-1].tolist(), 1.0]
@@ -90,29 +88,28 @@ def _without_weight(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 class TrainingPair(NamedTuple):
-    """`clean` and `degraded`, uint8 (S, S) or (S, S, 3), and the condition of a conditioned network, float32
-    (CONDITION_SIZE,).
-    """
+    """Pictures, uint8 (S, S) or (S, S, 3), and the input of a conditioned network, float32 (CONDITION_SIZE,)."""
 
     clean: np.ndarray
     degraded: np.ndarray
     condition: np.ndarray
 
 
-def training_pair(
+def make_training_pair(
     tile: np.ndarray, config: DegradationConfig, generator: np.random.Generator, symmetry: int = 0
 ) -> TrainingPair:
-    """A pair of a clean tile, uint8 (H, W) or (H, W, 3).
+    """Makes a pair of a clean tile, uint8 (H, W) or (H, W, 3).
 
-    It is turned before it is damaged: the blocks of a JPEG begin at its corner, and its rows are not coded as columns.
+    The symmetry is applied before the damage, as JPEG blocks start at the top left corner, and rows are not coded like
+    columns.
     """
-    source = config.sources[generator.integers(len(config.sources))]
+    source = config.source_sides[generator.integers(len(config.source_sides))]
     top, left = (int(generator.integers(0, side - source + 1)) for side in tile.shape[:2])
     clean = tile[top : top + source, left : left + source]
     if source != config.crop_pixels:
         size = (config.crop_pixels, config.crop_pixels)
         clean = np.asarray(Image.fromarray(clean).resize(size, Image.Resampling.LANCZOS))
-    clean = np.ascontiguousarray(turned(clean, symmetry))
+    clean = np.ascontiguousarray(apply_symmetry(clean, symmetry))
     is_known, drawn = generator.random() >= config.unknown, generator.random()
     name, settings = next((name, settings) for name, settings, bound in config.choices if drawn < bound)
     degraded, condition = DAMAGES[name](clean, generator, **settings)
@@ -121,33 +118,31 @@ def training_pair(
     return TrainingPair(clean, degraded, condition)
 
 
-def turned(pixels: np.ndarray, symmetry: int) -> np.ndarray:
-    """(S, S) or (S, S, 3) by its symmetry 0..7, as `validate.transform` does with tensors.
+def apply_symmetry(pixels: np.ndarray, symmetry: int) -> np.ndarray:
+    """Transforms pixels (S, S) or (S, S, 3) by a symmetry 0..7, like `transforms.apply_symmetries`; returns a view.
 
-    Views of NumPy: torchvision's flips give the same bits in 92 instead of 12 microseconds (96x96 pixels, grey).
+    For 96x96 grey pixels this takes 12 microseconds, torchvision's flips 92.
     """
     flipped = pixels[:: -1 if symmetry & 2 else 1, :: -1 if symmetry & 1 else 1]
     return flipped.swapaxes(0, 1) if symmetry & 4 else flipped
 
 
 class PairMaker:
-    """Makes the pairs of batches; safe to use from several threads.
-
-    Attributes:
-        pair_shape: (S, S) or (S, S, 3).
-    """
+    """Makes the pairs of a batch; safe to use from several threads. `pair_shape` is (S, S) or (S, S, 3)."""
 
     def __init__(self, config: DegradationConfig, seed: int, augment: bool, tile_shape: tuple[int, ...]) -> None:
         self.config, self.seed, self.augment = config, seed, augment
         self.pair_shape = config.pair_shape(tile_shape)
 
     def fill(self, tiles: np.ndarray, positions: np.ndarray, symmetries: np.ndarray, buffer: PairBuffer) -> np.ndarray:
-        """Clean tiles (N, H, W[, 3]) at these positions (N,) of the stream -> their pairs, into `buffer`; returns their
-        conditions, float32 (N, CONDITION_SIZE).
+        """Makes pairs of clean tiles (N, H, W[, 3]) at positions (N,) of the stream and writes them to `buffer`.
+
+        Returns:
+            The conditions, float32 (N, CONDITION_SIZE).
         """
         conditions = np.empty((len(tiles), CONDITION_SIZE), np.float32)
         for index, (tile, position, symmetry) in enumerate(zip(tiles, positions.tolist(), symmetries.tolist())):
             generator = generator_at(self.seed, position)
-            pair = training_pair(tile, self.config, generator, symmetry if self.augment else 0)
+            pair = make_training_pair(tile, self.config, generator, symmetry if self.augment else 0)
             buffer.clean[index], buffer.degraded[index], conditions[index] = pair
         return conditions

@@ -1,4 +1,4 @@
-"""What every network of the package is: what the other modules use of one, and how it comes from and goes to files."""
+"""The interface of every network, and how one is loaded, saved and shared."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ import torch
 from torch import nn
 
 from srcnn.models.weight_files import config_differs, find_weights, read_weights, write_weights
+from srcnn.runtime.errors import UserError
 from srcnn.runtime.files import atomic_file, write_json
 from srcnn.runtime.settings import plain
 
-CENTRE = 0.5
+CENTRE = 0.5  # subtracted from pixels where a network is centred
 NetworkT = TypeVar("NetworkT", bound="Network")
 
 
 class NetworkConfig(Protocol):
-    """The settings of a network, a frozen dataclass; those that all networks have."""
+    """The settings that every network has; each network's own config is a frozen dataclass with these and others."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def channels(self) -> int:
-        """Of a photo: 1 luma, 3 RGB."""
+        """Channels of a photo: 1 luma, 3 RGB."""
 
     @property
     def residual(self) -> bool:
-        """Whether the network adds its input to what its last layer gives."""
+        """Whether the network adds its input to the output of its last layer."""
 
     @property
     def receptive_radius(self) -> int:
@@ -39,79 +40,64 @@ class NetworkConfig(Protocol):
 
 
 class Network(nn.Module):
-    """(N, C, H, W) in [0, 1], degraded -> the same shape, restored and not clipped, for any H and W from `min_pixels`.
+    """Restores photos: (N, C, H, W) float in [0, 1] -> the same shape, not clipped, for any H and W from `min_pixels`.
 
-    `forward(degraded, condition=None)`: a network that is `conditioned` also takes the JPEG compression of each tile,
-    float32 (N, CONDITION_SIZE) as of srcnn/photos/jpeg_quality.py; None, as zeros, means unknown. Others ignore it.
+    `forward(degraded, condition=None)`: a `conditioned` network also takes the JPEG compression of each photo, float32
+    (N, CONDITION_SIZE) as srcnn/photos/jpeg_quality.py encodes it; None, like zeros, means unknown. Others ignore it.
 
-    With `centred` the first layer sees pixels minus 0.5, which trains much better from a random start. It folds into
-    that layer's bias exactly (`without_centering`), since the pixels it sees beyond an edge repeat the edge; files
-    never hold centred weights.
+    A `centred` network subtracts 0.5 from the pixels before its first layer, which trains much better from random
+    weights. `without_centering` folds this into the first layer's bias; that is exact, because padding repeats the
+    edge pixels. Files never hold centred weights.
 
     Attributes:
-        multiple: pixels; moved by a multiple of these, a photo gives the same result, moved. Tiles begin at such.
-        conditioned: whether it uses the condition.
-        description, source: what such a network is, and where it was published, for model cards.
+        config: the architecture.
+        name: such as "SRCNN 9-1-5", for messages and model cards.
+        summary: the rest of the architecture, such as "filters 64-32", for model cards.
+        description, source: the kind of network and where it was published, for model cards.
+        first, last: names of the first and the last layer, both nn.Conv2d.
+        min_pixels: the shortest side of a photo.
+        multiple: pixels; a photo shifted by a multiple of these gives the shifted result. Tiles start at multiples.
+        conditioned: whether the network uses the condition.
     """
 
     config: NetworkConfig
-    centred: bool
-    multiple = 1
-    conditioned = False
+    name: str
+    summary: str
     description: ClassVar[str]
     source: ClassVar[str]
-
-    @property
-    def name(self) -> str:
-        """What it is, for messages: "SRCNN 9-1-5"."""
-        raise NotImplementedError
-
-    @property
-    def summary(self) -> str:
-        """The rest of what it is made of, for cards: "filters 64-32"."""
-        raise NotImplementedError
-
-    @property
-    def residual(self) -> bool:
-        """Whether it adds its input to what its last layer gives."""
-        return self.config.residual
+    first: ClassVar[str]
+    last: ClassVar[str]
+    centred: bool
+    min_pixels = 1
+    multiple = 1
+    conditioned = False
 
     @property
     def receptive_radius(self) -> int:
-        """Pixels to each side that an output pixel may depend on; also how far padding reaches in from an edge."""
+        """Pixels to each side that an output pixel may depend on."""
         return self.config.receptive_radius
 
     @property
     def halo(self) -> int:
-        """Pixels around a tile with which it is restored as the whole photo would be, within half a level of 255."""
+        """Pixels around a tile with which it is restored as in the whole photo, within half a level of 255."""
         return self.receptive_radius
 
     @property
-    def min_pixels(self) -> int:
-        """The shortest side of a photo."""
-        return 1
-
-    @property
-    def first_layer(self) -> nn.Conv2d:
-        """The one that sees the photo; the last one, likewise, gives the pixels."""
-        raise NotImplementedError
-
-    @property
-    def last_layer(self) -> nn.Conv2d:
-        raise NotImplementedError
+    def last_layer(self) -> nn.Module:
+        return self.get_submodule(self.last)
 
     def init_gain(self, layer: str) -> float:
-        """The share of He's standard deviation that the weights of a layer of this name start with."""
+        """The factor on He's standard deviation for the initial weights of the layer of this name."""
         raise NotImplementedError
 
     def with_condition(self, condition: np.ndarray | torch.Tensor | None) -> Network:
-        """A network without a condition that gives what this one gives with this one, (CONDITION_SIZE,), for every
-        tile: at no further cost. Itself where it is not conditioned.
+        """A network without a condition that restores as this one does with `condition`, (CONDITION_SIZE,), and is as
+        fast as one that never had any. The network itself where it is not conditioned.
         """
         return self
 
     def without_centering(self: NetworkT) -> NetworkT:
-        """The same network for pixels as they are, with the same output."""
+        """A copy on the CPU that is not centred, with the same output."""
         model = type(self)(self.config)
         model.load_state_dict(self.state_dict())
         if self.centred:
@@ -119,55 +105,54 @@ class Network(nn.Module):
         return model
 
     def load_without_centering(self, model: Network) -> None:
-        """Takes the weights of a model that is not centred, the reverse of `without_centering`.
+        """Loads the weights of a model that is not centred, the reverse of `without_centering`.
 
         Raises:
-            ValueError: it is another network.
+            ValueError: the model has another config.
         """
         if model.config != self.config:
-            raise ValueError(f"these weights are of {model.config}, the network wanted is {self.config}")
+            raise ValueError(f"the weights are of {model.config}, but this network is {self.config}")
         self.load_state_dict(model.state_dict())
         if self.centred:
             self._shift_bias(CENTRE)
 
+    @torch.no_grad()
     def _shift_bias(self, shift: float) -> None:
-        """Changes the first layer's bias as if all pixels had been raised by `shift`."""
-        layer = self.first_layer
-        assert layer.bias is not None
-        with torch.no_grad():
-            layer.bias += shift * layer.weight.sum(dim=(1, 2, 3))
+        """Changes the first layer's bias as if `shift` were added to all pixels."""
+        layer = self.get_submodule(self.first)
+        layer.get_parameter("bias").add_(shift * layer.get_parameter("weight").sum(dim=(1, 2, 3)))
 
     @classmethod
-    def config_of(cls, state: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> NetworkConfig:
-        """The config of weights: from their names and shapes, and from `about` what these do not show.
+    def config_of(cls, state: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> NetworkConfig:
+        """The config from the names and shapes of the weights, and from `metadata` what these do not show.
 
         Raises:
-            ValueError: they are not such a network's. (Further names and shapes are checked by `from_state`.)
+            ValueError: they are not the weights of such a network. (`from_state` checks all names and shapes.)
         """
         raise NotImplementedError
 
     @classmethod
     def from_state(
-        cls: type[NetworkT], state: Mapping[str, torch.Tensor], about: Mapping[str, Any], path: Path
+        cls: type[NetworkT], state: Mapping[str, torch.Tensor], metadata: Mapping[str, Any], path: Path
     ) -> NetworkT:
-        """The network of what `read_weights` gave for `path`, ready to restore with (eval mode, CPU).
+        """The network of the tensors and metadata that `read_weights` read from `path`, in eval mode on the CPU.
 
         Raises:
-            ValueError: a layer is missing, or too many, or of another shape than the rest, or than `about` says.
+            ValueError: a tensor is missing, unexpected or of a wrong shape, or the metadata contradicts the tensors.
         """
         try:
-            config = cls.config_of(state, about)
+            config = cls.config_of(state, metadata)
             with torch.device("meta"):
                 expected = {name: tuple(tensor.shape) for name, tensor in cls(config).state_dict().items()}
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-        if differs := config_differs(about, plain(asdict(config))):
-            raise ValueError(f"{path}: its config is damaged: {differs}")
+            raise UserError(f"{path}: {error}") from error
+        if difference := config_differs(metadata, plain(asdict(config))):
+            raise UserError(f"{path}: its config is damaged: {difference}")
         shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
         for name in sorted(expected.keys() | shapes.keys()):
             if shapes.get(name) != expected.get(name):
                 found = f"has shape {shapes[name]}" if name in shapes else "is missing"
-                raise ValueError(f"{path}: {name[:99]} {found}, expected {expected.get(name, 'none of that name')}")
+                raise UserError(f"{path}: {name[:99]} {found}, expected {expected.get(name, 'no tensor of that name')}")
         model = cls(config)
         model.load_state_dict(state)
         return model.eval()
@@ -177,22 +162,22 @@ class Network(nn.Module):
         cls: type[NetworkT], source: str | Path, *, revision: str | None = None, token: str | bool | None = None,
         cache_dir: str | Path | None = None, local_files_only: bool = False,
     ) -> NetworkT:
-        """A network ready to restore with (eval mode, CPU), from a folder of `save_pretrained`, whatever `load_model`
-        takes, or a repository of the Hugging Face hub, "owner/name". What is on the disk goes before the hub.
+        """Loads a network, in eval mode on the CPU, from a folder written by `save_pretrained`, from whatever
+        `load_model` takes, or from a repository "owner/name" of the Hugging Face hub. Local files take precedence.
 
         Args:
             revision: branch, tag or commit of the repository.
-            token: of the hub; by default the one that is logged in with.
-            cache_dir: where what is fetched is kept; by default the folder of the hub's client.
-            local_files_only: take it from there, and do not ask the hub.
+            token: access token of the hub; by default the one of `hf auth login`.
+            cache_dir: folder for downloaded files; by default that of huggingface_hub.
+            local_files_only: use the cache only, without a request to the hub.
 
         Raises:
             FileNotFoundError: no such path or shipped name, and no such repository, revision or weights on the hub.
-            ConnectionError: the hub is out of reach, and there is no copy in the cache.
-            PermissionError: the repository is not for everybody.
-            ValueError: not weights of such a network, or of another than config.json says.
+            ConnectionError: the hub cannot be reached, and the cache holds no copy.
+            PermissionError: the repository is gated.
+            ValueError: not weights of such a network, or config.json contradicts them.
         """
-        from srcnn.models import hub  # imports the hub's client, which a training has no need of
+        from srcnn.models import hub  # imports huggingface_hub, which training does not need
 
         path = hub.find(source, revision, token, cache_dir, local_files_only)
         weights = find_weights(path)
@@ -203,16 +188,17 @@ class Network(nn.Module):
     def save_pretrained(
         self, folder: str | Path, *, card: str | Path | None = None, run: str | Path | None = None
     ) -> None:
-        """Writes model.safetensors, config.json and README.md, the model card, into a folder.
+        """Writes model.safetensors, config.json and the model card, README.md, into a folder.
 
         Args:
-            card: Markdown of the card, or a file of it as a Path; a YAML header is added where it has none.
-            run: the run folder whose best checkpoint this is, and whose report has the card's text on the training.
-                With neither, the card says what the network is, and that no more is known.
+            card: the model card as Markdown text, or the Path of a Markdown file; a YAML header is added where it has
+                none.
+            run: the run folder whose best checkpoint this network is; its report's card.md becomes part of the card.
+                Without `card` and `run` the card describes the network only.
 
         Raises:
-            FileNotFoundError: no such card, or no training or no report in the run folder.
-            ValueError: the weights are not those of the run's best checkpoint, or both a card and a run are given.
+            FileNotFoundError: no such card, no checkpoint in the run folder, or no report of it.
+            ValueError: the weights differ from the run's best checkpoint, or both a card and a run are given.
         """
         from srcnn.models import hub
 
@@ -229,13 +215,12 @@ class Network(nn.Module):
         commit_message: str = "Upload SRCNN", revision: str | None = None, card: str | Path | None = None,
         run: str | Path | None = None,
     ) -> str:
-        """Uploads what `save_pretrained` writes to "owner/name" of the hub, in one commit; returns its address.
-
-        A repository or branch (`revision`) that is missing is made, the repository private where `private` is set.
+        """Uploads the files of `save_pretrained` to the repository "owner/name" in one commit; returns the commit's
+        URL. A missing repository (private if `private`) or branch `revision` is created.
 
         Raises:
-            PermissionError: no right to write there.
-            ConnectionError: the hub is out of reach, or out of order.
+            PermissionError: no write access.
+            ConnectionError: the hub cannot be reached, or fails.
             Else as `save_pretrained`.
         """
         from srcnn.models import hub
@@ -246,32 +231,34 @@ class Network(nn.Module):
 
     def _card_text(self, card: str | Path | None, run: str | Path | None) -> str:
         if card is not None and run is not None:
-            raise ValueError("a card is given or made from a run; not both")
+            raise UserError("both a card and a run are given; the card can come from one of them only")
         if isinstance(card, str) and card.endswith(".md"):
-            raise ValueError(f"the card is the text {card!r:.99}; for a file give Path({card!r:.99})")
+            raise UserError(f"the card's text is {card!r:.99}; to read a file, pass Path({card!r:.99})")
+        if isinstance(card, Path):
+            return card.read_text(encoding="utf-8")
         if card is not None:
-            return card.read_text(encoding="utf-8") if isinstance(card, Path) else card
-        return self.card() if run is None else self.card(training=self._training_of(Path(run)))
+            return card
+        return self.card() if run is None else self.card(training=self._training_card(Path(run)))
 
-    def _training_of(self, run: Path) -> str:
-        """What the report of a run says of the training. Raises as `save_pretrained`."""
+    def _training_card(self, run: Path) -> str:
+        """The text on the training that the report of a run wrote. Raises as `save_pretrained`."""
         best, written = find_weights(run), run / "report" / "card.md"
         theirs, ours = read_weights(best)[0], self.without_centering().state_dict()
-        if theirs.keys() != ours.keys() or not all(torch.equal(theirs[name], ours[name].cpu()) for name in ours):
-            raise ValueError(f"{run}: its best checkpoint has other weights than this network; "
-                             "no card can be made of it")
+        if theirs.keys() != ours.keys() or not all(torch.equal(theirs[name], ours[name]) for name in ours):
+            raise UserError(f"{best}: the run's best checkpoint has other weights than this network")
         if not written.is_file() or written.stat().st_mtime < best.stat().st_mtime:
-            raise FileNotFoundError(f"{written}: missing, or older than the best checkpoint: write it with "
+            raise FileNotFoundError(f"{written}: missing, or older than the best checkpoint; write it with "
                                     f"`srcnn report {run}`")
         if not (text := written.read_text(encoding="utf-8")):
-            raise ValueError(f"{run}: it was never validated; there is nothing to say in a card")
+            raise UserError(f"{run}: was never validated, so there are no scores for a card")
         return text
 
     def card(self, title: str = "", subject: str = "photographs", training: str = "") -> str:
-        """The model card, Markdown without a header: what the network is, what it restores, how it was trained.
+        """The model card as Markdown without the YAML header.
 
         Args:
-            title: the name of the weights; by default the network's.
+            title: the name of the weights; by default that of the network.
+            subject: what the network restores.
             training: paragraphs on the training and the scores.
         """
         channel = {1: "luma", 3: "RGB"}.get(self.config.channels, f"{self.config.channels} channels")
@@ -279,7 +266,7 @@ class Network(nn.Module):
         return f"""# {title or self.name}
 
 {self.name}, {self.summary}. {self.description} that restore {subject},
-{"with" if self.residual else "without"} a residual connection, {num_parameters:,} parameters, for the {channel}
+{"with" if self.config.residual else "without"} a residual connection, {num_parameters:,} parameters, for the {channel}
 of a photo in [0, 1]. An output pixel depends on {self.receptive_radius} pixels to each side.
 {self.source}
 

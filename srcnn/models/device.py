@@ -1,4 +1,4 @@
-"""What a network is computed with: device, memory layout, precision, and freed memory that is kept."""
+"""The device, memory layout and precision that networks run with."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from srcnn.models.base import NetworkConfig, NetworkT
 from srcnn.models.srcnn import SRCNN
 from srcnn.models.unet import UNetConfig
 
-X86 = ("x86_64", "AMD64")  # as platform.machine() has it
-KEPT_BYTES = 31 << 20  # glibc's dynamic threshold goes up to 32 MB
+X86 = ("x86_64", "AMD64")  # values of platform.machine()
+MALLOC_THRESHOLD_BYTES = 31 << 20  # the most that glibc's dynamic threshold reaches is 32 MB
 _precision_lock = threading.Lock()
-_precisions_before: list[tuple[str, str]] = []  # of convolutions and RNNs, once for every thread in full_precision
+_precisions_before: list[tuple[str, str]] = []  # of convolutions and RNNs, an entry for each thread in full_precision
 
 
 def device_here() -> torch.device:
-    """What a process on this machine computes with; MPS, which has no float64 for exact sums, counts as none."""
-    found = torch.accelerator.current_accelerator(check_available=True)
-    return torch.device("cpu") if found is None or found.type == "mps" else found
+    """The accelerator of this machine, or its CPU; not MPS, which lacks float64 for exact sums."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return torch.device("cpu") if accelerator is None or accelerator.type == "mps" else accelerator
 
 
 def to_device(model: NetworkT, device: torch.device) -> NetworkT:
-    """Moves the network there, its weights in the memory layout that is fast there."""
-    is_contiguous = device.type == "cpu" and isinstance(model, SRCNN)  # whose layers there are matrix products
+    """Moves the network to the device, with the memory layout that is fast there."""
+    is_contiguous = device.type == "cpu" and isinstance(model, SRCNN)  # its layers are matrix products
     return model.to(device).to(memory_format=torch.contiguous_format if is_contiguous else torch.channels_last)
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether the device computes bfloat16 itself instead of emulating it."""
+    """Whether the device has hardware for bfloat16 instead of emulating it."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return False
     # Private, as the public torch.cpu.get_capabilities() is newer than the oldest PyTorch that is supported, 2.9.
-    if platform.machine() in X86:  # where oneDNN calls bfloat16 supported with any AVX-512
+    if platform.machine() in X86:  # oneDNN reports bfloat16 as supported with any AVX-512
         return any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
     return bool(getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)())
 
 
 def prefers_bf16(config: NetworkConfig, device: torch.device) -> bool:
-    """Whether such a network is faster there in bfloat16 than in float32.
+    """Whether a network of this config is faster on the device in bfloat16 than in float32.
 
-    On x86 a U-Net needs AMX for that: with AVX512_BF16 alone its convolutions took 1.5 to 1.7 times as long as in
+    On x86 a U-Net needs AMX to be faster: with AVX512_BF16 alone its convolutions took 1.5 to 1.7 times as long as in
     float32, in training and restoring alike (oneDNN of PyTorch 2.14; one core of a Xeon without AMX).
     """
     if device.type == "cpu" and isinstance(config, UNetConfig) and platform.machine() in X86:
@@ -56,10 +56,10 @@ def prefers_bf16(config: NetworkConfig, device: torch.device) -> bool:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Convolutions on an NVIDIA GPU in whole float32 instead of TF32's 10 bits, as on the CPU.
+    """Computes convolutions on an NVIDIA GPU in full float32 instead of TF32's 10 bits.
 
-    The setting is the process's: it comes back when the last thread that wanted it is done. Meanwhile it can be read
-    by either of PyTorch's interfaces, `cudnn.allow_tf32` and `cudnn.conv.fp32_precision`.
+    The setting belongs to the process: it is restored when the last thread leaves. Meanwhile both of PyTorch's
+    interfaces can read it, `cudnn.allow_tf32` and `cudnn.conv.fp32_precision`.
     """
     with _precision_lock:
         _precisions_before.append(_precisions_before[0] if _precisions_before else _cudnn_precisions())
@@ -79,7 +79,7 @@ def _cudnn_precisions() -> tuple[str, str]:
 
 
 def _set_cudnn_precisions(convolution: str, rnn: str) -> None:
-    """allow_tf32 first, which changes the other two: PyTorch refuses to read it where it disagrees with them."""
+    """Sets allow_tf32 first, which changes the other two: PyTorch fails to read it where they disagree."""
     cudnn = torch.backends.cudnn
     cudnn.allow_tf32 = convolution == "tf32"
     cudnn.conv.fp32_precision = convolution  # type: ignore[attr-defined]
@@ -87,10 +87,10 @@ def _set_cudnn_precisions(convolution: str, rnn: str) -> None:
 
 
 def raise_malloc_threshold() -> None:
-    """Has the C library keep what tiles free for the next ones.
+    """Makes the C library reuse freed memory instead of returning it to the system.
 
-    glibc gives blocks above a threshold back to the system, and page faults to get them again take a quarter of the
-    time of a training step, and half of restoring in float32. The threshold rises to the largest block freed so far:
-    this one, of which no page is ever touched.
+    glibc returns freed blocks above a threshold, and the page faults of the next allocation take a quarter of the time
+    of a training step, and half of that of restoring in float32. The threshold rises to the largest block freed so far:
+    this one, of which no page is touched.
     """
-    torch.empty(KEPT_BYTES, dtype=torch.uint8)
+    torch.empty(MALLOC_THRESHOLD_BYTES, dtype=torch.uint8)

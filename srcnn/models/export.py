@@ -1,59 +1,57 @@
-"""The network for other programs: ONNX, and torch.export's .pt2. Any size of photo, checked before it is written.
+"""Exports networks to ONNX and to torch.export's .pt2, for photos of any size.
 
-The ONNX graph is put together by us (onnx_graph.py), the same bytes for the same weights. What is needed to use it
-stands in the file.
+Every file is compared with the PyTorch network before it is written, and says in its metadata how to use it.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
 from srcnn.models.base import Network
 from srcnn.photos.jpeg_quality import CONDITION_SIZE
+from srcnn.runtime.errors import UserError
 from srcnn.runtime.files import atomic_file
 
-TOLERANCE = 1e-5  # of pixels in [0, 1]; of results beyond 1, the same part of them
+TOLERANCE = 1e-5  # absolute for pixels in [0, 1], relative beyond
 CHANNELS = {1: "luma, BT.601, full range: 0.299 R + 0.587 G + 0.114 B", 3: "RGB"}
-EXTRA_FILE = "srcnn.json"  # in a .pt2, beside the program
+EXTRA_FILE = "srcnn.json"  # the metadata in a .pt2
 CONDITION = (f"float32 (N, {CONDITION_SIZE}): all zeros where nothing is known of the JPEG; else 1, then 1 where its "
              "chroma has half the resolution, then log2(step) / 8 of the first ten frequencies (zigzag) of the luma's "
              "quantization table and of the chroma's (zeros for greyscale)")
-Inputs = tuple[torch.Tensor, ...]  # degraded, and the condition of a conditioned network
+Inputs = tuple[torch.Tensor, ...]  # (degraded,), or (degraded, condition) for a conditioned network
 Function = Callable[..., torch.Tensor]
 
 
-def export_onnx(model: Network, path: Path, about: Mapping[str, str] | None = None) -> float | None:
+def export_onnx(model: Network, path: Path, extra: Mapping[str, str] | None = None) -> float | None:
     """Writes an ONNX file: "degraded" (N, C, H, W) float32 in [0, 1] -> "restored", the same shape, not clipped.
 
-    That of a conditioned network has another input, "condition": `CONDITION`; `with_condition` gives one without.
-    N is any, H and W are any from the network's `min_pixels`. The file's metadata_props are those of `metadata`.
+    For any N, and any H and W from the network's `min_pixels`. A conditioned network has a second input, "condition",
+    see `CONDITION`; export `model.with_condition(...)` to have none. The metadata_props are `metadata(model, extra)`.
 
     Returns:
-        The largest difference from the PyTorch network that ONNX Runtime showed; None where it is not installed, and
-        so nothing was compared.
+        The largest difference between ONNX Runtime and PyTorch; None (not compared) where onnxruntime is missing.
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: the package onnx is missing, or the check failed; no file is left behind.
+        ValueError: the package onnx is missing, or the result differs; no file is written.
     """
     try:
         import onnx.checker
 
         from srcnn.models.onnx_graph import onnx_model
     except ImportError as error:
-        raise ValueError(f"{path}: an ONNX file needs the package onnx: pip install 'srcnn[export]'") from error
-    plain = _ready(model, path)
-    built = onnx_model(plain, metadata(plain, about))
-    content = built.SerializeToString()
+        raise UserError(f"{path}: an ONNX file needs the package onnx: pip install 'srcnn[export]'") from error
+    plain = _for_export(model, path)
+    content = onnx_model(plain, metadata(plain, extra)).SerializeToString()
     try:
         onnx.checker.check_model(content, full_check=True)
     except onnx.checker.ValidationError as error:
-        raise ValueError(f"{path}: not written, the checker of ONNX refuses it: {error}") from error
+        raise ValueError(f"{path}: not written, onnx.checker rejects the graph: {error}") from error
     network = _in_onnxruntime(content)
     difference = None if network is None else _largest_difference(plain, network, plain.min_pixels, path)
     with atomic_file(path) as file:
@@ -61,26 +59,25 @@ def export_onnx(model: Network, path: Path, about: Mapping[str, str] | None = No
     return difference
 
 
-def export_torch(model: Network, path: Path, about: Mapping[str, str] | None = None) -> float:
-    """Writes a .pt2 of torch.export: `torch.export.load(path).module()(degraded)`, which needs PyTorch only; of a
-    conditioned network it wants (degraded, condition), see `export_onnx`.
+def export_torch(model: Network, path: Path, extra: Mapping[str, str] | None = None) -> float:
+    """Writes a .pt2 file of torch.export, which PyTorch alone runs: `torch.export.load(path).module()(degraded)`, or
+    `(degraded, condition)` for a conditioned network.
 
-    (N, C, H, W) float32 in [0, 1] on the CPU -> the same shape, not clipped; sizes as of `export_onnx`, from 2. What
-    `metadata` says is in the file as JSON, named "srcnn.json" in `extra_files`. The file is a zip that holds pickles:
-    load only those that you or somebody you trust wrote.
+    Input and output as for `export_onnx`, on the CPU, for sides of at least 2 pixels. `metadata(model, extra)` is in
+    the file as JSON, "srcnn.json" of `extra_files`. A .pt2 is a zip with pickles: load only files that you trust.
 
     Returns:
-        The largest difference from the network that the file showed, read again.
+        The largest difference between the file, read again, and the network.
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: the check failed; no file is left behind.
+        ValueError: the result differs; no file is written.
     """
-    plain = _ready(model, path)
+    plain = _for_export(model, path)
     buffer = io.BytesIO()
-    side = max(2, plain.min_pixels)  # a single pixel is a special case to the tracer
-    notes = json.dumps(metadata(plain, {"min_pixels": str(side), **(about or {})}), indent=1)
-    torch.export.save(_program(plain, side), buffer, extra_files={EXTRA_FILE: notes})
+    side = max(2, plain.min_pixels)  # torch.export specializes sizes of 1
+    about = json.dumps(metadata(plain, {"min_pixels": str(side), **(extra or {})}), indent=1)
+    torch.export.save(_trace(plain, side), buffer, extra_files={EXTRA_FILE: about})
     buffer.seek(0)
     difference = _largest_difference(plain, torch.export.load(buffer).module(), side, path)
     with atomic_file(path) as file:
@@ -88,33 +85,33 @@ def export_torch(model: Network, path: Path, about: Mapping[str, str] | None = N
     return difference
 
 
-def metadata(model: Network, about: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What somebody has to know who uses the network without this package; `about` adds to it, or says it better."""
-    config = model.config
+def metadata(model: Network, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What one has to know to use the network without this package; `extra` adds keys or replaces them."""
+    channels = model.config.channels
     return {
         "name": model.name,
         "license": "Apache-2.0",
         "layout": "NCHW",
         "range": "[0, 1] in; the output is not clipped",
-        "channel": CHANNELS.get(config.channels, f"{config.channels} channels"),
-        "channels": str(config.channels),
+        "channel": CHANNELS.get(channels, f"{channels} channels"),
+        "channels": str(channels),
         "halo": str(model.halo),
         "multiple": str(model.multiple),
         "min_pixels": str(model.min_pixels),
         **({"condition": CONDITION} if model.conditioned else {}),
-        **(about or {}),
+        **(extra or {}),
     }
 
 
-def _ready(model: Network, path: Path) -> Network:
-    """A copy to be written: float32 weights for pixels as they are, on the CPU."""
+def _for_export(model: Network, path: Path) -> Network:
+    """A copy on the CPU, without centering and gradients."""
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder")
     return model.without_centering().requires_grad_(False).eval()
 
 
 def _in_onnxruntime(content: bytes) -> Function | None:
-    """The file's network as ONNX Runtime computes it on the CPU; None where that is not installed."""
+    """The network of an ONNX file, run by ONNX Runtime on the CPU; None where that is not installed."""
     try:
         import onnxruntime  # type: ignore[import-untyped]
 
@@ -127,15 +124,15 @@ def _in_onnxruntime(content: bytes) -> Function | None:
     names = [entry.name for entry in session.get_inputs()]
 
     def network(*inputs: torch.Tensor) -> torch.Tensor:
-        given = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
-        return torch.from_numpy(session.run([OUTPUT], given)[0])
+        arrays = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
+        return torch.from_numpy(session.run([OUTPUT], arrays)[0])
 
     return network
 
 
-def _program(model: Network, side: int) -> torch.export.ExportedProgram:
+def _trace(model: Network, side: int) -> torch.export.ExportedProgram:
     """The network traced for any size from `side` pixels."""
-    from torch.fx.experimental import _config  # no public way: Dim.DYNAMIC refuses maps of a single pixel
+    from torch.fx.experimental import _config  # the public Dim.DYNAMIC does not allow maps of a single pixel
 
     batch = torch.export.Dim("batch", min=1)
     sizes = {0: batch, 2: torch.export.Dim("height", min=side), 3: torch.export.Dim("width", min=side)}
@@ -143,33 +140,28 @@ def _program(model: Network, side: int) -> torch.export.ExportedProgram:
     with _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         program = torch.export.export(model, example, dynamic_shapes=(sizes, {0: batch})[: len(example)])
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # the paths of this machine
+        node.meta.pop("stack_trace", None)  # it holds paths of this machine
     return program
 
 
 def _inputs(model: Network, degraded: torch.Tensor) -> Inputs:
-    """With conditions, where the network takes them: unknown, and others."""
+    """The photos, and for a conditioned network a condition of each: first zeros (unknown), then others."""
     conditions = torch.linspace(0, 1, CONDITION_SIZE) * torch.arange(len(degraded))[:, None]
     return (degraded, conditions) if model.conditioned else (degraded,)
 
 
-def _examples(model: Network, side: int) -> Iterator[Inputs]:
-    """Noise in the smallest size, and in odd ones."""
+def _largest_difference(model: Network, exported: Function, side: int, path: Path) -> float:
+    """Between the outputs for noise of the smallest size, and of odd sizes. Raises ValueError above TOLERANCE."""
     generator = torch.Generator().manual_seed(0)
-    for batch, height, width in ((1, side, side), (3, side, side + 1), (2, side + 28, side + 14), (1, side + 40, 99)):
-        yield _inputs(model, torch.rand(batch, model.config.channels, height, width, generator=generator))
-
-
-def _largest_difference(model: Network, network: Function, side: int, path: Path) -> float:
-    """Over the examples, between the network and what was made of it. Raises ValueError where it is too large."""
     largest = 0.0
-    for inputs in _examples(model, side):
+    for batch, height, width in ((1, side, side), (3, side, side + 1), (2, side + 28, side + 14), (1, side + 40, 99)):
+        inputs = _inputs(model, torch.rand(batch, model.config.channels, height, width, generator=generator))
         with torch.no_grad():
-            expected, found = model(*inputs), network(*inputs)
+            expected, found = model(*inputs), exported(*inputs)
         if expected.shape != found.shape:
-            raise ValueError(f"{path}: not written, it makes {tuple(found.shape)} of {tuple(expected.shape)}")
+            raise ValueError(f"{path}: not written, its output is {tuple(found.shape)}, not {tuple(expected.shape)}")
         largest = max(largest, float((found - expected).abs().max()))
         if not torch.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):
             raise ValueError(f"{path}: not written, it differs from the network by {largest:.2g}, "
-                             f"more than {TOLERANCE:g}, on a photo of {found.shape[3]}x{found.shape[2]} pixels")
+                             f"more than {TOLERANCE:g}, on a photo of {width}x{height} pixels")
     return largest

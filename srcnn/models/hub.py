@@ -1,6 +1,6 @@
-"""Networks in folders and repositories of the Hugging Face hub: model.safetensors, config.json, README.md (the card).
+"""Networks on the Hugging Face hub: model.safetensors, config.json, and the card as README.md.
 
-Only model.safetensors and config.json are fetched, within bounds; nothing in them is executed, and no pickle is read.
+Only model.safetensors and config.json are downloaded, up to a maximum size; no pickle is read, and nothing executed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_download
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCardData, constants, hf_hub_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
 )
 
 from srcnn.models.weight_files import MAX_WEIGHTS_BYTES, WEIGHTS, config_differs
+from srcnn.runtime.errors import UserError
 from srcnn.runtime.settings import plain
 from srcnn.runtime.untrusted import open_regular, parse_json
 
@@ -33,13 +34,11 @@ MODEL, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 MAX_BYTES = {CONFIG: 1 << 20, MODEL: MAX_WEIGHTS_BYTES}
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 MODEL_TYPE = "srcnn"
-HEADER_KEYS = {"license": "apache-2.0", "library_name": "srcnn", "pipeline_tag": "image-to-image"}
-TAGS = ("srcnn", "image-restoration")
-METRICS = {"PSNR": "psnr", "SSIM": "ssim"}  # what a card speaks of, and the hub's name of it
-HUB_SECONDS = 10.0  # until the hub counts as out of reach; its client by itself goes on trying for minutes
+METRICS = ("PSNR", "SSIM")
+HUB_SECONDS = 10.0  # timeout of the first request; the client alone would retry for minutes
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-# The bases: what the library below raises, httpx or httpx2. RuntimeError: an upload that failed.
-_OUT_OF_REACH = cast(tuple[type[Exception], ...], (OSError, RuntimeError, *HfHubHTTPError.__bases__))
+# The base classes are those of the HTTP library that the client uses. RuntimeError: an upload failed.
+_UNREACHABLE = cast(tuple[type[Exception], ...], (OSError, RuntimeError, *HfHubHTTPError.__bases__))
 logger = logging.getLogger(__name__)
 
 
@@ -50,15 +49,15 @@ def find(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """What `find_weights` takes for a source of `Network.from_pretrained`, which says what the arguments are and what
-    is raised; for a repository of the hub, the folder of the cache.
+    """The path to pass to `find_weights` for a source; of a repository, its folder in the cache after downloading.
+    For arguments and errors see `Network.from_pretrained`.
     """
     path = Path(source)
     is_local = path.exists() or (WEIGHTS / f"{source}.safetensors").is_file()
     if not is_local and _HUB_ID.fullmatch(str(source)):
-        path = _fetch(str(source), revision, token, cache_dir, local_files_only)
+        path = _download(str(source), revision, token, cache_dir, local_files_only)
     elif revision is not None:
-        raise ValueError(f"{source}: a revision ({revision}) is for a repository of the hub, owner/name")
+        raise UserError(f"{source}: a revision ({revision}) needs a repository of the hub, owner/name")
     if path.is_dir() and not (path / MODEL).is_file() and not (path / "best" / MODEL).is_file():
         raise FileNotFoundError(f"{path}: {_without_weights([file.name for file in path.iterdir()])}")
     return path
@@ -67,117 +66,114 @@ def find(
 def upload(
     folder: Path, repo_id: str, private: bool, token: str | bool | None, commit_message: str, revision: str | None
 ) -> str:
-    """Uploads weights, config and card of a folder in one commit, and returns its address; see `push_to_hub`."""
+    """Uploads weights, config and card of a folder in one commit and returns its URL; see `Network.push_to_hub`."""
     api = HfApi(token=token)
     with _hub_errors(repo_id, revision):
-        found = api.create_repo(repo_id, private=private, exist_ok=True).repo_id  # with the owner, if left out
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id  # adds a missing owner
         if revision is not None:
-            api.create_branch(found, branch=revision, exist_ok=True)
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
         files = [CommitOperationAdd(name, folder / name) for name in (MODEL, CONFIG, CARD)]
-        commit = api.create_commit(found, files, commit_message=commit_message, revision=revision)
+        commit = api.create_commit(repo_id, files, commit_message=commit_message, revision=revision)
         return str(commit.commit_url)
 
 
 def with_header(card: str) -> str:
-    """The card with the YAML header that the hub reads; one that has such a header stays as it is."""
+    """The card with the YAML header of the hub; a card that has one stays as it is."""
     if card.startswith("---\n"):
         return card
-    lists = {"tags": TAGS, "metrics": [name for word, name in METRICS.items() if word in card]}
-    lines = [f"{key}: {value}" for key, value in HEADER_KEYS.items()]
-    for key, values in lists.items():
-        lines += [f"{key}:", *(f"- {value}" for value in values)] if values else []
-    return "\n".join(["---", *lines, "---", "", card])
+    metrics = [metric.lower() for metric in METRICS if metric in card]
+    header = ModelCardData(license="apache-2.0", library_name="srcnn", pipeline_tag="image-to-image",
+                           tags=["srcnn", "image-restoration"], metrics=metrics or None)
+    return f"---\n{header.to_yaml()}\n---\n\n{card}"
 
 
 def check_config(path: Path, config: DataclassInstance) -> None:
-    """Raises ValueError where config.json is damaged, of another kind, or of another network than this config; a file
-    that is missing is none of these.
-    """
+    """Raises ValueError where config.json is damaged or contradicts `config`; it may be missing."""
     if not path.exists():
         return
     try:
         with open_regular(path, MAX_BYTES[CONFIG]) as file:
             written = parse_json(file.read())
         if not isinstance(written, dict) or written.get("model_type", MODEL_TYPE) != MODEL_TYPE:
-            raise ValueError("not the config of an SRCNN")
-        if differs := config_differs(written, plain(asdict(config))):
-            raise ValueError(differs)
+            raise UserError("not the config of an SRCNN")
+        if difference := config_differs(written, plain(asdict(config))):
+            raise UserError(difference)
     except ValueError as error:
-        raise ValueError(f"{path}: damaged: {error}") from error
+        raise UserError(f"{path}: damaged: {error}") from error
 
 
-def _fetch(
+def _download(
     repo_id: str, revision: str | None, token: str | bool | None, cache_dir: str | Path | None, local_files_only: bool
 ) -> Path:
-    """The folder of the cache that holds a repository's weights and config, brought up to date where that can be."""
-    problem: BaseException | None = None
-    names = list(MAX_BYTES)  # the weights last: theirs is the folder
+    """Downloads weights and config; returns their folder in the cache, which serves alone if the hub is down."""
+    unreachable: ConnectionError | None = None
+    names = list(MAX_BYTES)
     if not local_files_only:
         try:
             with _hub_errors(repo_id, revision):
-                names = _names(repo_id, revision, token)
+                names = _available_files(repo_id, revision, token)
         except ConnectionError as error:
-            problem, local_files_only = error, True
+            unreachable, local_files_only = error, True
     try:
         with _hub_errors(repo_id, revision):
             for name in names:
-                try:
-                    found = hf_hub_download(repo_id, name, revision=revision, token=token, cache_dir=cache_dir,
-                                            local_files_only=local_files_only)
+                try:  # the weights last: their folder is returned
+                    path = hf_hub_download(repo_id, name, revision=revision, token=token, cache_dir=cache_dir,
+                                           local_files_only=local_files_only)
                 except LocalEntryNotFoundError:
                     if name == MODEL:
                         raise
     except LocalEntryNotFoundError as error:
         raise ConnectionError(
-            f"{repo_id}: nothing of that name here, and no copy in the cache ({cache_dir or constants.HF_HUB_CACHE}); "
-            f"{problem or (error if not local_files_only else 'the hub was not to be asked')}. Fetch it once where "
-            "there is a network, or give a folder"
+            f"{repo_id}: no such path, and no copy in the cache ({cache_dir or constants.HF_HUB_CACHE}); "
+            f"{unreachable or ('local_files_only is set' if local_files_only else error)}. Download it once with a "
+            "connection to the hub, or pass a folder"
         ) from error
-    if problem is not None:
-        logger.warning("%s; the copy in the cache is used", problem)
-    return Path(found).parent
+    if unreachable is not None:
+        logger.warning("%s; using the copy in the cache", unreachable)
+    return Path(path).parent
 
 
-def _names(repo_id: str, revision: str | None, token: str | bool | None) -> list[str]:
-    """Which of our files a repository has. Raises FileNotFoundError without weights, ValueError at too large ones."""
+def _available_files(repo_id: str, revision: str | None, token: str | bool | None) -> list[str]:
+    """The files to download. Raises FileNotFoundError without weights, ValueError where a file is too large."""
     info = HfApi(token=token).model_info(repo_id, revision=revision, timeout=HUB_SECONDS, files_metadata=True)
     sizes = {file.rfilename: file.size for file in info.siblings or []}
     if MODEL not in sizes:
-        raise FileNotFoundError(f"{repo_id}: on {constants.ENDPOINT}, {_without_weights(list(sizes))}")
+        raise FileNotFoundError(f"{repo_id} on {constants.ENDPOINT}: {_without_weights(list(sizes))}")
     for name, limit in MAX_BYTES.items():
         if (size := sizes.get(name, 0)) is None or size > limit:
-            raise ValueError(f"{repo_id}: {name} has {size} bytes, more than {limit}")
+            raise UserError(f"{repo_id}: {name} has {size} bytes, more than the limit of {limit}")
     return [name for name in MAX_BYTES if name in sizes]
 
 
 def _without_weights(names: list[str]) -> str:
     pickles = ", ".join(sorted(name for name in names if name.endswith(PICKLES)))
-    also = f"; {pickles[:200]} may be a pickle, which runs code when it is loaded: not read" if pickles else ""
-    return f"no {MODEL}{also}"
+    note = f"; {pickles[:200]} may be a pickle, which can run code when loaded, and is not read" if pickles else ""
+    return f"no {MODEL}{note}"
 
 
 @contextmanager
 def _hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
-    """What the hub's client raises, as Python's own errors that say what to do."""
+    """Turns errors of the hub's client into Python's own errors that say what to do."""
     hub = constants.ENDPOINT
     try:
         yield
     except (FileNotFoundError, LocalEntryNotFoundError, PermissionError):
         raise
     except GatedRepoError as error:
-        raise PermissionError(f"{repo_id}: asks for consent first: give it at {hub}/{repo_id}, then log in "
+        raise PermissionError(f"{repo_id}: a gated repository: accept its terms at {hub}/{repo_id}, then log in "
                               "(`hf auth login`, or token=)") from error
     except RevisionNotFoundError as error:
         raise FileNotFoundError(f"{repo_id}: no revision {revision} on {hub}") from error
     except RepositoryNotFoundError as error:
-        raise FileNotFoundError(f"{repo_id}: nothing of that name here, and no such repository on {hub}, or a private "
-                                "one: then log in (`hf auth login`, or token=)") from error
-    except _OUT_OF_REACH as error:
+        raise FileNotFoundError(f"{repo_id}: no such path, and no such repository on {hub}, or a private one: for that "
+                                "log in (`hf auth login`, or token=)") from error
+    except _UNREACHABLE as error:
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
-            raise  # of this machine: a full disk
+            raise  # an error of this machine, such as a full disk
         reason = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
         if getattr(getattr(reason, "response", None), "status_code", 0) in (401, 403):
-            raise PermissionError(f"{repo_id}: {hub} refuses: log in with a token that has the right "
+            raise PermissionError(f"{repo_id}: {hub} denies access: log in with a token that has it "
                                   "(`hf auth login`, or token=)") from error
         detail = " ".join(str(reason).split())[:200] or type(reason).__name__
-        raise ConnectionError(f"{hub} is out of reach or out of order ({detail})") from error
+        raise ConnectionError(f"cannot reach {hub}, or it failed ({detail})") from error

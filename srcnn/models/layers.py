@@ -1,8 +1,8 @@
-"""Convolutions as matrix products, with their gradients: the fastest way on a CPU where a layer has few maps on a side.
+"""Convolutions as matrix products with their gradients: the fastest on a CPU for layers of few channels in or out.
 
-A direct convolution fills the vectors of a CPU with channels, of which a photo has one. As a product it is the pixels
-that fill them: 9-1-5 then trains several times as fast, in bfloat16 above all. Tile by tile, so that what belongs
-to a tile is still in the cache when its next layer comes; the gradients of weights are summed in float32.
+A direct convolution fills the vector registers of a CPU with channels, of which a photo has one. A matrix product
+fills them with pixels: 9-1-5 then trains several times as fast, most of all in bfloat16. The products are computed tile
+by tile, so that a tile is still in the cache for its next layer; gradients of weights are summed in float32.
 
 Maps are (N, C, H, W), contiguous; weights (O, C, k, k) and biases (O,), float32 or the dtype of the product.
 """
@@ -16,34 +16,34 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-MAX_PLANES = 256  # weights of a kernel that become planes of pixels: memory, and products that pay
+MAX_PLANES = 256  # rows of the im2col matrix: with more, memory and time exceed those of a direct convolution
 
 
 def im2col(maps: torch.Tensor, kernel: int) -> torch.Tensor:
-    """(C, H, W) -> (C * kernel^2, H' * W'): the pixels under each weight of the kernel, wherever it fits."""
+    """(C, H, W) -> (C * kernel^2, H' * W'): the pixels under each weight of the kernel, at every position it fits."""
     channels, height, width = maps.shape
-    rows, across = height - kernel + 1, width - kernel + 1
-    each, down, right = maps.stride()
-    windows = maps.as_strided((channels, kernel, kernel, rows, across), (each, down, right, down, right))
-    return windows.reshape(channels * kernel**2, rows * across)
+    rows, columns = height - kernel + 1, width - kernel + 1
+    channel, down, right = maps.stride()
+    windows = maps.as_strided((channels, kernel, kernel, rows, columns), (channel, down, right, down, right))
+    return windows.reshape(channels * kernel**2, rows * columns)
 
 
 def shift_and_add(planes: torch.Tensor) -> torch.Tensor:
-    """(O, k, k, H, W) -> (O, H', W') float32: the sum of the planes, each moved by its position in k x k."""
+    """(O, k, k, H, W) -> (O, H', W') float32: the sum over k x k of the planes, each shifted by its position there."""
     num_maps, kernel, _, height, width = planes.shape
-    each, by_row, by_column, down, right = planes.stride()
+    channel, kernel_down, kernel_right, down, right = planes.stride()
     size = (num_maps, kernel, kernel, height - kernel + 1, width - kernel + 1)
-    moved = planes.as_strided(size, (each, by_row + down, by_column + right, down, right))
+    shifted = planes.as_strided(size, (channel, kernel_down + down, kernel_right + right, down, right))
     if planes.dtype == torch.bfloat16:
-        return moved.sum((1, 2), dtype=torch.float32)
-    total = moved[:, 0, 0].clone()  # in float32 ten times as fast as `sum`
+        return shifted.sum((1, 2), dtype=torch.float32)
+    total = shifted[:, 0, 0].clone()  # in float32 ten times as fast as `sum`
     for position in range(1, kernel**2):
-        total += moved[:, position // kernel, position % kernel]
+        total += shifted[:, position // kernel, position % kernel]
     return total
 
 
 class Im2colConv(torch.autograd.Function):
-    """A convolution without padding by `im2col`: for few maps in, and 1x1 (where the maps are the matrix already)."""
+    """A convolution without padding by `im2col`, for few input channels, and for 1x1 (the maps are the matrix)."""
 
     @staticmethod
     def forward(ctx: Any, maps: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -75,7 +75,7 @@ class Im2colConv(torch.autograd.Function):
 
 
 class Col2imConv(torch.autograd.Function):
-    """A convolution without padding by `shift_and_add`: for few maps out. Gives the weights' dtype, float32."""
+    """A convolution without padding by `shift_and_add`, for few output channels. The output is float32."""
 
     @staticmethod
     def forward(ctx: Any, maps: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -91,7 +91,7 @@ class Col2imConv(torch.autograd.Function):
     def backward(ctx: Any, grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         maps, weight = ctx.saved_tensors
         kernel = weight.shape[-1]
-        # what a pixel of the maps gave to the results around it, the kernel upside down
+        # The gradient of a pixel collects from the outputs around it, with the kernel flipped.
         flat = weight.to(maps.dtype).flip(2, 3).permute(1, 0, 2, 3).flatten(1)
         padded = functional.pad(grads.to(maps.dtype), (kernel - 1,) * 4)
         grad_weight = torch.zeros_like(weight).permute(1, 0, 2, 3).flatten(1)
@@ -106,11 +106,11 @@ class Col2imConv(torch.autograd.Function):
 
 
 class Relu(torch.autograd.Function):
-    """max(0, x) of bfloat16 in place, on its bits: a sign is the sign of the integer too, four times as fast."""
+    """max(0, x) of bfloat16 in place, computed on the bits as int16, which have the same sign: four times as fast."""
 
     @staticmethod
     def forward(ctx: Any, maps: torch.Tensor) -> torch.Tensor:
-        torch.threshold_(maps.view(torch.int16), -128, 0)  # above the bits of -inf: a NaN with its sign set stays
+        torch.threshold_(maps.view(torch.int16), -128, 0)  # the bits of -inf; NaNs with a sign bit lie above, and stay
         ctx.mark_dirty(maps)
         ctx.save_for_backward(maps)
         return maps
@@ -125,19 +125,19 @@ class Relu(torch.autograd.Function):
 
 
 class Replicate(torch.autograd.Function):
-    """Replicate padding, with a gradient several times as fast as PyTorch's."""
+    """Replicate padding with a gradient several times as fast as PyTorch's."""
 
     @staticmethod
     def forward(ctx: Any, maps: torch.Tensor, width: int) -> torch.Tensor:
         ctx.width = width
-        with torch.autocast("cpu", enabled=False):  # which would pad in float32, and all go there and back
+        with torch.autocast("cpu", enabled=False):  # which would convert to float32 and back
             return functional.pad(maps, (width,) * 4, mode="replicate")
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        width, (height, across) = ctx.width, grads.shape[-2:]
-        for axis, length in ((-2, height), (-1, across)):
+        width = ctx.width
+        for axis, length in zip((-2, -1), grads.shape[-2:]):
             before, after = (grads.narrow(axis, start, width).sum(axis) for start in (0, length - width))
             grads = grads.narrow(axis, width, length - 2 * width).clone(memory_format=torch.contiguous_format)
             grads.select(axis, 0).add_(before)
@@ -146,14 +146,14 @@ class Replicate(torch.autograd.Function):
 
 
 class Conv(nn.Conv2d):
-    """A convolution without padding, with Conv2d's weights: as products on a CPU where these are faster."""
+    """nn.Conv2d without padding that uses matrix products on a CPU where they are faster."""
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         if not use_cpu_kernels(maps):
             return super().forward(maps)
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else maps.dtype
         kernel, (num_out, num_in) = self.kernel_size[0], self.weight.shape[:2]
-        # Strides that say channels_last, as those of a single channel may, lead to a convolution many times slower.
+        # A single channel can have channels_last strides, with which PyTorch's convolution is many times slower.
         maps = maps.to(dtype).contiguous().flatten(2).view(maps.shape)
         if kernel > 1 and num_out * kernel**2 <= MAX_PLANES:
             return Col2imConv.apply(maps, self.weight, self.bias)
@@ -175,8 +175,8 @@ def pad(maps: torch.Tensor, width: int) -> torch.Tensor:
         return Replicate.apply(maps, width)
     if torch.compiler.is_exporting() or not (torch.compiler.is_compiling() or maps.requires_grad):
         return functional.pad(maps, (width,) * 4, mode="replicate")
-    # Its gradient is added up in another order each time on CUDA (torch.use_deterministic_algorithms names it), and
-    # torch.compile on the CPU fails on it where gradients are channels_last (2.13 to 2.15).
+    # The gradient of functional.pad is not deterministic on CUDA (see torch.use_deterministic_algorithms), and
+    # torch.compile on a CPU fails on it where gradients are channels_last (PyTorch 2.13 to 2.15).
     top, bottom = (edge.expand(-1, -1, width, -1) for edge in (maps[:, :, :1], maps[:, :, -1:]))
     rows = torch.cat([top, maps, bottom], 2)
     left, right = (edge.expand(-1, -1, -1, width) for edge in (rows[..., :1], rows[..., -1:]))
@@ -184,5 +184,5 @@ def pad(maps: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def use_cpu_kernels(maps: torch.Tensor) -> bool:
-    """Whether maps are on a CPU, and no compiler reads along, which knows better."""
+    """Whether maps are on a CPU and not compiled: torch.compile has faster kernels of its own."""
     return maps.device.type == "cpu" and not torch.compiler.is_compiling()

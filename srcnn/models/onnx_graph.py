@@ -1,4 +1,4 @@
-"""The networks as ONNX graphs, put together node by node, of the operators' versions that nearly every runtime has."""
+"""Builds the ONNX graph of a network node by node: the same bytes for the same weights, for nearly every runtime."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from srcnn.models.srcnn import SRCNN
 from srcnn.models.unet import Block, UNet
 from srcnn.photos.jpeg_quality import CONDITION_SIZE
 
-OPSET = 13  # of 2020; the operators used have gained nothing since that is of use here
+OPSET = 13  # of 2020; later versions of these operators add nothing needed here
 INPUT, CONDITION, OUTPUT = "degraded", "condition", "restored"
 SIDES = ("batch", "channels", "height", "width")
 
 
 class Graph:
-    """Nodes and constants that grow; what a node gives is named by what its caller wants it called, or its number."""
+    """Nodes and constants of a graph under construction. Methods return the names of values; `to` sets that name."""
 
     def __init__(self, model: Network) -> None:
         weights = model.state_dict().items()
@@ -41,21 +41,21 @@ class Graph:
         self.values.append(helper.make_tensor(name, TensorProto.INT64, [len(numbers)], numbers))
         return name
 
-    def convolution(self, layer: nn.Conv2d | nn.ConvTranspose2d, name: str, maps: str, to: str = "") -> str:
+    def convolution(self, layer: nn.Conv2d | nn.ConvTranspose2d, name: str, maps: str) -> str:
         kind = "Conv" if isinstance(layer, nn.Conv2d) else "ConvTranspose"
         pads, strides = [*layer.padding, *layer.padding], list(layer.stride)
-        return self.add(kind, maps, f"{name}.weight", f"{name}.bias", to=to, pads=pads, strides=strides)
+        return self.add(kind, maps, f"{name}.weight", f"{name}.bias", pads=pads, strides=strides)
 
     def split(self, maps: str, sizes: list[int]) -> Iterator[str]:
-        """Parts of so many channels each."""
+        """Splits maps into parts of `sizes` channels."""
         names = [f"{maps}.{number}" for number in range(len(sizes))]
         self.nodes.append(helper.make_node("Split", [maps, self.whole_numbers(f"{maps}.sizes", *sizes)], names, axis=1))
         return iter(names)
 
 
-def onnx_model(model: Network, notes: dict[str, str]) -> onnx.ModelProto:
-    """The network as ONNX: "degraded" (N, C, H, W) -> "restored"; a conditioned one has a second input, "condition",
-    (N, CONDITION_SIZE). `notes` are its metadata_props.
+def onnx_model(model: Network, metadata: dict[str, str]) -> onnx.ModelProto:
+    """The network as ONNX: "degraded" (N, C, H, W) -> "restored"; a conditioned network has an input more,
+    "condition" (N, CONDITION_SIZE).
     """
     graph = Graph(model)
     kind = _unet(graph, model) if isinstance(model, UNet) else _srcnn(graph, model)
@@ -68,29 +68,29 @@ def onnx_model(model: Network, notes: dict[str, str]) -> onnx.ModelProto:
     version = helper.find_min_ir_version_for(opsets)
     whole = helper.make_graph(graph.nodes, kind, inputs, [output], initializer=graph.values)
     built = helper.make_model(whole, producer_name="srcnn", opset_imports=opsets, ir_version=version)
-    helper.set_model_props(built, notes)
+    helper.set_model_props(built, metadata)
     return built
 
 
 def _srcnn(graph: Graph, model: Network) -> str:
-    """Pad, Conv, Relu, Pad, ..., Conv, and Add where it is residual."""
+    """Pad, Conv, Relu, Pad, ..., Conv, and Add where the network is residual."""
     assert isinstance(model, SRCNN)
     last = INPUT
     for number, width in enumerate(model.pads, 1):
         if width:
             pads = graph.whole_numbers(f"pads{number}", *[0, 0, width, width] * 2)
             last = graph.add("Pad", last, pads, to=f"padded{number}", mode="edge")
-        result = OUTPUT if number == 3 and not model.residual else f"maps{number}"
+        result = OUTPUT if number == 3 and not model.config.residual else f"maps{number}"
         last = graph.add("Conv", last, f"conv{number}.weight", f"conv{number}.bias", to=result)
         if number < 3:
             last = graph.add("Relu", last, to=f"relu{number}")
-    if model.residual:
+    if model.config.residual:
         graph.add("Add", INPUT, last, to=OUTPUT)
     return "SRCNN"
 
 
 def _unet(graph: Graph, model: UNet) -> str:
-    """As UNet.forward, with the sizes counted by the graph itself: it holds for any photo."""
+    """The same as UNet.forward; the graph computes the padding from the size of the photo."""
     names = {module: name for name, module in model.named_modules()}
     modulations = _modulations(graph, model)
 
@@ -128,7 +128,7 @@ def _unet(graph: Graph, model: UNet) -> str:
 
 
 def _modulations(graph: Graph, model: UNet) -> dict[nn.Module, tuple[str, str]]:
-    """The scale and the shift of each block's inner maps, (N, C, 1, 1)."""
+    """The scale and the shift of each block, (N, C, 1, 1)."""
     if not model.conditioned:
         return {}
     hidden = graph.add("Relu", graph.add("Gemm", CONDITION, "modulation.0.weight", "modulation.0.bias", transB=1))
@@ -140,18 +140,18 @@ def _modulations(graph: Graph, model: UNet) -> dict[nn.Module, tuple[str, str]]:
 
 
 def _planes(graph: Graph, model: UNet, pixels: str) -> str:
-    """What the first layer sees of the pixels, as one convolution: YCbCr, and squares of pixels as channels."""
+    """UNet.to_planes as one convolution."""
     if not _rearranges(model):
         return pixels
     channels, side = model.config.channels, model.config.unshuffle
     num_planes = channels * side**2
-    each_alone = torch.eye(num_planes).view(num_planes, channels, side, side)
-    kernels = model.to_planes(each_alone).flatten(1).t().reshape(each_alone.shape)
+    unit_pixels = torch.eye(num_planes).view(num_planes, channels, side, side)
+    kernels = model.to_planes(unit_pixels).flatten(1).t().reshape(unit_pixels.shape)
     return graph.add("Conv", pixels, graph.constant("to planes", kernels), strides=[side, side])
 
 
 def _pixels(graph: Graph, model: UNet, planes: str) -> str:
-    """The reverse of `_planes`."""
+    """UNet.to_pixels as one transposed convolution."""
     if not _rearranges(model):
         return planes
     side = model.config.unshuffle

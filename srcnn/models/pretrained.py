@@ -1,4 +1,4 @@
-"""The shipped weights for a photo, by the quality its JPEG was saved with; loaded when first used."""
+"""Selects the shipped weights for a photo by its JPEG quality, and loads them when first used."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from srcnn.models.weight_files import WEIGHTS, find_weights
 from srcnn.models.weights import load_model
 
 FAMILY = "srcnn-915"
-BLIND = "blind"  # weights trained over qualities 5 to 95, for photos that do not tell theirs
-# JPEGs from this quality on are left as they are: by measurement no shipped weights gain there (docs/restoring.md).
+BLIND = "blind"  # weights trained over qualities 5 to 95, for photos of unknown quality
+# JPEGs of at least this quality are not changed: no shipped weights improve them (measured in docs/restoring.md).
 GOOD_QUALITY = 92
 MAX_CACHED = 16  # networks; the largest family has eight
 
 
 class WeightSelector:
-    """The networks of a source: those of a family of shipped weights ("srcnn-915"), or the one it means.
+    """Networks to choose from by JPEG quality: a family of shipped weights ("srcnn-915"), or a single network.
 
     Args:
-        source: what `load_model` takes, or a family; loaded onto `device`.
+        source: what `load_model` takes, or the name of a family.
+        device: where the networks are loaded.
 
     Raises:
         FileNotFoundError, ValueError: as `load_model`.
@@ -42,18 +43,18 @@ class WeightSelector:
         self.load(self.weights_for_quality(None) or source)
 
     def weights_for_quality(self, quality: int | None) -> str | None:
-        """The weights for a JPEG of this quality (None: unknown); None where it is good already."""
+        """The name of the weights for a JPEG of this quality (None: unknown); None where it needs no restoring."""
         if not self.family:
             return self.source
         if quality is None:
             return self.family[None]
         if quality >= GOOD_QUALITY:
             return None
-        trained = [each for each in self.family if each is not None]
-        return self.family[min(trained, key=lambda each: (abs(each - quality), -each))]
+        qualities = [known for known in self.family if known is not None]
+        return self.family[min(qualities, key=lambda known: (abs(known - quality), -known))]
 
     def load(self, name: str) -> Network:
-        """The network of these weights: always the same one, even if their file changes meanwhile."""
+        """The network of these weights; always the same one, even if the file changes meanwhile."""
         if name not in self._loaded:
             path = find_weights(name)
             self._loaded[name] = _load(path.resolve(), path.stat().st_mtime_ns, self.device)
@@ -62,12 +63,12 @@ class WeightSelector:
 
 @lru_cache(MAX_CACHED)
 def _load(path: Path, modified_ns: int, device: torch.device) -> Network:
-    """The network on the device; read again when its file has changed."""
+    """Loads onto the device; `modified_ns` makes the cache miss when the file has changed."""
     return to_device(load_model(path), device)
 
 
 def family(name: str) -> dict[int | None, str]:
-    """The shipped weights NAME-q10, NAME-q20, ... by quality, and NAME-blind under None; {} where these are none."""
+    """The shipped weights NAME-q10, NAME-q20, ... by quality, and NAME-blind by None; {} if there are none."""
     found: dict[int | None, str] = {}
     for path in WEIGHTS.glob("*.safetensors"):
         if match := re.fullmatch(rf"{re.escape(name)}-(?:q(\d+)|{BLIND})", path.stem):

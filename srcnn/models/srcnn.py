@@ -1,4 +1,4 @@
-"""SRCNN 9-1-5 as the source project has it, and the paper's 9-3-5 and 9-5-5.
+"""SRCNN: the source project's 9-1-5, and the paper's 9-3-5 and 9-5-5.
 
 Dong et al., "Image Super-Resolution Using Deep Convolutional Networks", IEEE TPAMI 38(2), 2016.
 """
@@ -15,20 +15,21 @@ from torch.nn import functional
 
 from srcnn.models.base import CENTRE, Network
 from srcnn.models.layers import Conv, im2col, pad, relu, shift_and_add
+from srcnn.runtime.errors import UserError
 
-MAX_KERNEL_LOADED = 63  # pixels; restoring with larger ones takes for ever
-STRIP_PIXELS = 8000  # 64 maps of these are 1 MB
+MAX_KERNEL_LOADED = 63  # pixels; larger kernels in a file would make restoring endless
+STRIP_PIXELS = 8000  # 64 maps of so many pixels are 1 MB in bfloat16
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network.
+    """The architecture of an SRCNN.
 
     Args:
-        kernels: side of the three layers' kernels, pixels (odd): 9-1-5 is the source's, 9-3-5 and 9-5-5 the paper's.
-        filters: channels after the first and the second layer.
+        kernels: sides of the three layers' kernels, pixels (odd): 9-1-5 is the source's, 9-3-5 and 9-5-5 the paper's.
+        filters: output channels of the first and the second layer.
         channels: channels of a photo: 1 luma, 3 RGB.
-        residual: add the input to the output, so that the network learns the correction only.
+        residual: add the input to the output, so that the network learns only the correction.
     """
 
     kernels: tuple[int, int, int] = (9, 1, 5)
@@ -38,9 +39,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if any(kernel < 1 or kernel % 2 == 0 for kernel in self.kernels) or sum(self.kernels) < 11:
-            raise ValueError(f"model.kernels {self.kernels}: expected odd sides such as 9, 1, 5")
+            raise UserError(f"model.kernels {self.kernels}: expected odd sides such as 9, 1, 5")
         if min(*self.filters, self.channels) < 1:
-            raise ValueError(f"model.filters {self.filters}, model.channels {self.channels}: expected at least 1")
+            raise UserError(f"model.filters {self.filters}, model.channels {self.channels}: expected at least 1")
 
     @property
     def receptive_radius(self) -> int:
@@ -49,19 +50,21 @@ class ModelConfig:
 
 
 class SRCNN(Network):
-    """Three convolutions: patches -> features -> non-linear map -> pixels. (N, C, H, W) -> the same shape, for any
-    H and W from `min_pixels`.
+    """Three convolutions: patches -> features -> non-linear mapping -> pixels. See `Network` for input and output.
 
-    Pixels are in [0, 1]; the output is not clipped. `state_dict()` has the source project's names and shapes:
-    conv1, conv2, conv3, each weight and bias.
+    `state_dict()` has the source project's names and shapes: conv1, conv2, conv3, each with weight and bias.
 
-    The source pads every layer by 2 (replicate), so that 128 -> 124 -> 128 -> 128. Here the second layer takes what
-    the first and the last leave, which for 9-1-5 is the same 2. A 1x1 convolution commutes with replicate padding, so
-    its padding is done together with the third layer's: same result, one copy less.
+    The source project pads every layer by 2 (replicate), so that 128 -> 124 -> 128 -> 128. Here the second layer is
+    padded so that the whole network keeps the size, which is the same 2 for 9-1-5. A 1x1 convolution commutes with
+    replicate padding, so its padding is done together with the third layer's: same result, one copy less.
+
+    Attributes:
+        pads: pixels of replicate padding before each layer.
     """
 
     description = "Three convolutions"
     source = 'Dong et al., "Image Super-Resolution Using Deep Convolutional Networks", IEEE TPAMI 38(2), 2016.'
+    first, last = "conv1", "conv3"
 
     def __init__(self, config: ModelConfig | None = None, centred: bool = False) -> None:
         super().__init__()
@@ -69,44 +72,17 @@ class SRCNN(Network):
         self.centred = centred
         first, second, third = self.config.kernels
         features, mapped = self.config.filters
+        self.name = f"SRCNN {first}-{second}-{third}"
+        self.summary = f"filters {features}-{mapped}"
+        middle = self.config.receptive_radius - 4
+        self.pads = (2, middle, 2) if second > 1 else (2, 0, middle + 2)
+        self.min_pixels = max(1, first - 4)  # with fewer the first layer would leave no pixel
         self.conv1 = Conv(self.config.channels, features, first)
         self.conv2 = Conv(features, mapped, second)
         self.conv3 = Conv(mapped, self.config.channels, third)
 
-    @property
-    def name(self) -> str:
-        return f"SRCNN {'-'.join(map(str, self.config.kernels))}"
-
-    @property
-    def summary(self) -> str:
-        return f"filters {'-'.join(map(str, self.config.filters))}"
-
-    @property
-    def first_layer(self) -> nn.Conv2d:
-        return self.conv1
-
-    @property
-    def last_layer(self) -> nn.Conv2d:
-        return self.conv3
-
     def init_gain(self, layer: str) -> float:
         return 0.01 if layer == "conv3" else 1.0
-
-    @property
-    def min_pixels(self) -> int:
-        """The shortest side of a photo; below it the first layer would leave no pixel."""
-        return max(1, self.config.kernels[0] - 2 * self.paddings[0])
-
-    @property
-    def paddings(self) -> tuple[int, int, int]:
-        """Pixels padded before each layer: the source's 2, and what keeps the size."""
-        return 2, self.receptive_radius - 4, 2
-
-    @property
-    def pads(self) -> tuple[int, int, int]:
-        """The same as `forward` does it: a pointwise second layer leaves its own to the third."""
-        first, second, third = self.paddings
-        return (first, 0, second + third) if self.config.kernels[1] == 1 else (first, second, third)
 
     def forward(self, degraded: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         first, second, third = self.pads
@@ -117,33 +93,34 @@ class SRCNN(Network):
         return degraded + restored if self.config.residual else restored
 
     @classmethod
-    def config_of(cls, state: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> ModelConfig:
-        layers = [state.get(f"conv{number}.weight") for number in (1, 2, 3)]
-        shapes = [tuple(layer.shape) for layer in layers if layer is not None]
+    def config_of(cls, state: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> ModelConfig:
+        names = ("conv1.weight", "conv2.weight", "conv3.weight")
+        shapes = [tuple(state[name].shape) for name in names if name in state]
         if len(shapes) < 3:
-            raise ValueError("not the weights of an SRCNN (expected conv1..conv3, weight and bias; found "
-                             f"{', '.join(state)[:200]}); srcnn.load_model loads every kind of network")
+            raise UserError("not the weights of an SRCNN (expected conv1..conv3, weight and bias; found "
+                            f"{', '.join(state)[:200]}); srcnn.load_model loads every kind of network")
         if any(len(shape) != 4 or shape[-1] > MAX_KERNEL_LOADED for shape in shapes):
-            raise ValueError(f"layers of shapes {shapes} are not three convolutions of up to {MAX_KERNEL_LOADED}")
+            raise UserError(f"layers of shapes {shapes} are not three convolutions with kernels of up to "
+                            f"{MAX_KERNEL_LOADED} pixels")
         (features, channels, _, first), (mapped, _, _, second), (*_, third) = shapes
         try:
-            return ModelConfig((first, second, third), (features, mapped), channels, about.get("residual") is True)
+            return ModelConfig((first, second, third), (features, mapped), channels, metadata.get("residual") is True)
         except ValueError as error:
-            raise ValueError(f"its config is damaged: {error}") from error
+            raise UserError(f"its config is damaged: {error}") from error
 
 
 def supports_fused_bf16(model: SRCNN) -> bool:
-    """Whether `fused_bf16` restores as this network does."""
+    """Whether `fused_bf16` can compute this network."""
     return model.config.kernels[1] == 1 and model.config.residual and not model.centred
 
 
 def fused_bf16(pixels: torch.Tensor, model: SRCNN) -> torch.Tensor:
-    """float32 (C, H, W) -> what `model` gives under bfloat16 autocast, up to the order of sums in float32.
+    """float32 (C, H, W) -> the output of `model` under bfloat16 autocast, up to the order of sums in float32.
 
-    On a CPU, for restoring only: nothing is kept for gradients. All layers go over some rows of the tile, then over the
-    next: each finds the maps of the one before in its core's cache, which takes 80 ns a pixel and core instead of 140.
+    For inference on a CPU: without gradients. All layers process a strip of rows before the next strip, so that each
+    layer's input is still in the core's cache: 80 ns a pixel and core instead of 140.
     """
-    first, second, third = model.paddings
+    first, _, third = model.pads
     kernel, last = model.config.kernels[0], model.config.kernels[2]
     weights, bias = _flat(model.conv1)
     mapping, mapping_bias = _flat(model.conv2)
@@ -156,14 +133,14 @@ def fused_bf16(pixels: torch.Tensor, model: SRCNN) -> torch.Tensor:
         features = relu(torch.addmm(bias, weights, im2col(padded[:, top : top + rows + kernel - 1], kernel)))
         mapped = relu(torch.addmm(mapping_bias, mapping, features))
         planes[:, top : top + rows] = (spread @ mapped).view(len(planes), -1, width)
-    # This product, too, is of each pixel alone: it commutes with the padding before it.
-    planes = functional.pad(planes[None], (second + third,) * 4, mode="replicate")[0]
+    # This product is pointwise like the 1x1 layer, so it commutes with the padding as well.
+    planes = functional.pad(planes[None], (third,) * 4, mode="replicate")[0]
     assert model.conv3.bias is not None
     change = shift_and_add(planes.view(len(pixels), last, last, *planes.shape[1:]))
     return pixels + change + model.conv3.bias[:, None, None]
 
 
 def _flat(layer: nn.Conv2d) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights as a matrix and the bias as a column, in bfloat16."""
+    """Weights as a matrix and bias as a column, in bfloat16."""
     assert layer.bias is not None
     return layer.weight.bfloat16().flatten(1), layer.bias.bfloat16()[:, None]

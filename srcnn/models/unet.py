@@ -1,14 +1,14 @@
-"""A U-Net: residual blocks of plain convolutions at several scales, most of the work where there are few pixels.
+"""A U-Net: residual blocks at several scales, with most of the work where there are few pixels.
 
 After DRUNet: Zhang et al., "Plug-and-Play Image Restoration with Deep Denoiser Prior", IEEE TPAMI 44(10), 2022, section
-3.1: 3x3 convolutions, 2x2 ones of stride 2 down, transposed ones up, skips that are added, no normalisation. Here with
-biases, as what a JPEG took away is no multiple of the pixels; residual to the input; and no noise level as an input.
-Nothing looks at the whole photo at once, so that it can be restored tile by tile.
+3.1: 3x3 convolutions, 2x2 convolutions of stride 2 down and transposed ones up, skip connections by addition, no
+normalisation. Unlike there: biases, since what a JPEG loses is not proportional to the pixels; the input is added to
+the output; no noise level as an input. No layer looks at the whole photo, so it can be restored tile by tile.
 
 Three settings make it cheaper or better for JPEGs. `unshuffle` starts at half or a quarter of the resolution, where
-each channel costs a fourth or a sixteenth (pixel-unshuffle: Shi et al., CVPR 2016). `ycbcr` works on luma and chroma,
-whose errors a JPEG keeps apart. `condition` tells every block how coarsely the JPEG was quantized, by a scale and a
-shift of its channels (FiLM: Perez et al., AAAI 2018), so that one network restores all qualities.
+each channel costs a fourth or a sixteenth (pixel-unshuffle: Shi et al., CVPR 2016). `ycbcr` restores luma and chroma,
+which a JPEG stores separately. `condition` passes every block the JPEG's quantization, as a scale and a shift of its
+channels (FiLM: Perez et al., AAAI 2018), so that one network restores all qualities.
 """
 
 from __future__ import annotations
@@ -25,30 +25,29 @@ from torch.nn import functional
 
 from srcnn.models.base import CENTRE, Network
 from srcnn.photos.jpeg_quality import CONDITION_SIZE
+from srcnn.runtime.errors import UserError
 
-HALO_PIXELS = 48
+HALO_PIXELS = 48  # measured on trained networks, which hardly use pixels further away (docs/headline.md)
 UNSHUFFLES = (1, 2, 4)
-CONDITION_FEATURES = 64  # of the hidden layer between the condition and the scales and shifts
-# RGB and the YCbCr of a JPEG: ITU-R BT.601 luma and chroma, full range (JFIF; ITU-T T.871, section 7). Chroma lies
-# around 0, not around 128 / 255.
+CONDITION_FEATURES = 64  # channels between the condition and the scales and shifts
+# The YCbCr of a JPEG: ITU-R BT.601, full range (JFIF; ITU-T T.871, section 7), but chroma is centred on 0, not 128/255.
 LUMA_WEIGHTS = (0.299, 0.587, 0.114)  # of R, G, B in Y; as in Pillow's L
 RED_RANGE, BLUE_RANGE = 2 * (1 - LUMA_WEIGHTS[0]), 2 * (1 - LUMA_WEIGHTS[2])  # 1.402, 1.772
 
 
-
 @dataclass(frozen=True)
 class UNetConfig:
-    """The larger network.
+    """The architecture of a U-Net.
 
     Args:
-        widths: channels at each scale, from the first down by halves, such as [32, 64, 128, 256]; empty: no U-Net,
-            the network is an SRCNN.
-        num_blocks: residual blocks of two convolutions at each scale, on the way down and again on the way up.
+        widths: channels at each scale, each half the resolution of the one before, such as [32, 64, 128, 256]; empty:
+            no U-Net, the network is an SRCNN.
+        num_blocks: residual blocks of two convolutions at each scale, both on the way down and on the way up.
         channels: channels of a photo: 1 luma, 3 RGB.
-        unshuffle: 1, the first scale has whole pixels; 2 or 4: squares of so many pixels a side become channels of one
-            pixel, which is many times cheaper.
-        ycbcr: of RGB (channels 3): restore its luma and chroma, as a JPEG holds them; what goes in and out stays RGB.
-        condition: tell the network of the JPEG's quantization tables, so that it suits all qualities.
+        unshuffle: 2 or 4: squares of so many pixels a side become the channels of one, which is many times cheaper;
+            1: none.
+        ycbcr: restore luma and chroma, as a JPEG holds them; input and output stay RGB (channels 3).
+        condition: the JPEG's quantization tables are an input, so that one network suits all qualities.
     """
 
     widths: tuple[int, ...] = ()
@@ -58,39 +57,39 @@ class UNetConfig:
     ycbcr: bool = False
     condition: bool = False
 
-    residual = True  # no setting: it always adds its input
+    residual = True  # not a setting: a U-Net always adds its input
 
     def __post_init__(self) -> None:
         if len(self.widths) > 8 or min(*self.widths, self.num_blocks, self.channels, 1) < 1:
-            raise ValueError(f"unet.widths {self.widths}, unet.num_blocks {self.num_blocks}, unet.channels "
+            raise UserError(f"unet.widths {self.widths}, unet.num_blocks {self.num_blocks}, unet.channels "
                              f"{self.channels}: expected up to 8 widths, and at least 1 of each")
         if self.unshuffle not in UNSHUFFLES:
-            raise ValueError(f"unet.unshuffle {self.unshuffle}: expected 1, 2 or 4")
+            raise UserError(f"unet.unshuffle {self.unshuffle}: expected 1, 2 or 4")
         if self.ycbcr and self.channels != 3:
-            raise ValueError(f"unet.ycbcr: needs RGB, unet.channels 3; found {self.channels}")
+            raise UserError(f"unet.ycbcr: needs RGB, unet.channels 3; found {self.channels}")
 
     @property
     def multiple(self) -> int:
-        """Pixels under one of the smallest maps."""
+        """Pixels to each side that one position of the smallest maps covers."""
         return self.unshuffle * 2 ** (len(self.widths) - 1)
 
     @property
     def receptive_radius(self) -> int:
-        """Pixels to each side that an output pixel may depend on; the most of all places on the smallest maps' grid."""
+        """Pixels to each side that an output pixel may depend on: the most over all positions within `multiple`."""
         radii = []
         for pixel in range(self.multiple):
             first, last = pixel // self.unshuffle - 1, pixel // self.unshuffle + 1  # the last layer
-            for scale in range(len(self.widths) - 1):  # up again, from the end
+            for _ in self.widths[1:]:  # the way up, from its end
                 first, last = (first - 2 * self.num_blocks) // 2, (last + 2 * self.num_blocks) // 2
-            first, last = first - 2 * self.num_blocks, last + 2 * self.num_blocks
-            for scale in range(len(self.widths) - 1):
+            first, last = first - 2 * self.num_blocks, last + 2 * self.num_blocks  # the bottom
+            for _ in self.widths[1:]:  # the way down, from its end
                 first, last = 2 * first - 2 * self.num_blocks, 2 * last + 1 + 2 * self.num_blocks
             radii += [pixel - self.unshuffle * (first - 1), self.unshuffle * (last + 2) - 1 - pixel]
         return max(radii)
 
 
 class Block(nn.Module):
-    """Maps plus what two convolutions make of them; `scale` and `shift`, (N, C, 1, 1), change what is between them."""
+    """A residual block of two convolutions; `scale` and `shift`, (N, C, 1, 1), modulate the maps between them."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -107,14 +106,14 @@ class Block(nn.Module):
 
 
 class Blocks(nn.Sequential):
-    """Residual blocks one after the other."""
+    """A sequence of residual blocks."""
 
     def __init__(self, width: int, num_blocks: int) -> None:
         super().__init__(*(Block(width) for _ in range(num_blocks)))
         self.num_modulations = 2 * num_blocks * width
 
     def forward(self, maps: torch.Tensor, modulation: torch.Tensor | None = None) -> torch.Tensor:
-        """`modulation`: (N, num_modulations), a scale and a shift for each channel of a block, block by block."""
+        """`modulation`: (N, num_modulations), for each block a scale and then a shift of each channel."""
         if modulation is None:
             for block in self:
                 maps = block(maps)
@@ -126,7 +125,7 @@ class Blocks(nn.Sequential):
 
     @torch.no_grad()
     def fold(self, modulation: torch.Tensor) -> None:
-        """Changes the first convolution of each block to give what `modulation`, (num_modulations,), makes of it."""
+        """Applies `modulation`, (num_modulations,), to the weights of each block's first convolution."""
         for block, (scale, shift) in zip(self, modulation.view(len(self), 2, -1), strict=True):
             assert isinstance(block, Block) and block.conv1.bias is not None
             block.conv1.weight *= (1 + scale)[:, None, None, None]
@@ -135,23 +134,26 @@ class Blocks(nn.Sequential):
 
 
 class UNet(Network):
-    """Down to the smallest maps and up again; see the top of the file, and `Network` for what goes in and out.
+    """A U-Net, see the top of the file; see `Network` for input and output.
 
-    A photo is continued by its edge pixels to a multiple of the smallest maps' pixels, and by one for the first
+    A photo is padded with its edge pixels to a multiple of `multiple`, and by one more on every side for the first
     layer.
     """
 
     description = "Residual blocks of convolutions at several scales"
     source = 'Zhang et al., "Plug-and-Play Image Restoration with Deep Denoiser Prior", IEEE TPAMI 44(10), 2022.'
+    first, last = "head", "tail"
 
     def __init__(self, config: UNetConfig, centred: bool = False) -> None:
         super().__init__()
         if not config.widths:
-            raise ValueError("unet.widths: expected at least one")
+            raise UserError("unet.widths: expected at least one")
         self.config: UNetConfig = config
         self.centred = centred
         self.multiple = config.multiple
         self.conditioned = config.condition
+        self.name = f"U-Net {'-'.join(map(str, config.widths))}"
+        self.summary = _summary(config)
         widths, planes = config.widths, config.channels * config.unshuffle**2
 
         def blocks(width: int) -> Blocks:
@@ -164,48 +166,24 @@ class UNet(Network):
         self.up = nn.ModuleList(nn.ConvTranspose2d(*pair, 2, stride=2) for pair in zip(widths[1:], widths))
         self.after = nn.ModuleList(blocks(width) for width in widths[:-1])
         self.tail = nn.Conv2d(widths[0], planes, 3, padding=1)
-        if config.condition:  # last, so that the other layers start from the same random numbers as without
+        if config.condition:  # last, so that the other layers get the same random weights as without it
             num_modulations = sum(blocks.num_modulations for blocks in self.stages)
             self.modulation = nn.Sequential(nn.Linear(CONDITION_SIZE, CONDITION_FEATURES), nn.ReLU(),
                                             nn.Linear(CONDITION_FEATURES, num_modulations))
 
     @property
-    def name(self) -> str:
-        return f"U-Net {'-'.join(map(str, self.config.widths))}"
-
-    @property
-    def summary(self) -> str:
-        config = self.config
-        parts = [f"{config.num_blocks} blocks at each scale on either way"]
-        if config.unshuffle > 1:
-            parts.append(f"from 1/{config.unshuffle} of the resolution")
-        if config.ycbcr:
-            parts.append("in YCbCr")
-        if config.condition:
-            parts.append("conditioned on the JPEG's quantization")
-        return ", ".join(parts)
-
-    @property
     def halo(self) -> int:
-        """What was measured of trained networks, whose far pixels hardly count (docs/headline.md), to a `multiple`."""
+        """HALO_PIXELS, or the receptive radius where that is less, rounded up to `multiple`."""
         return self.multiple * -(-min(HALO_PIXELS, self.receptive_radius) // self.multiple)
 
     @property
-    def first_layer(self) -> nn.Conv2d:
-        return self.head
-
-    @property
-    def last_layer(self) -> nn.Conv2d:
-        return self.tail
-
-    @property
     def stages(self) -> list[Blocks]:
-        """The blocks of each scale down, at the bottom, and of each scale up, the largest first both times."""
+        """The blocks of the way down, the bottom and the way up; both ways from the largest maps to the smallest."""
         return [*self.before, self.bottom, *self.after]
 
     def init_gain(self, layer: str) -> float:
-        """Blocks, and the whole, begin as nearly the identity; layers without a ReLU after them keep the variance.
-        The condition changes nothing yet.
+        """Blocks and the whole network start as nearly the identity; layers not followed by a ReLU keep the variance;
+        the condition has no effect yet.
         """
         if layer.startswith("modulation."):
             return 0.0 if layer == "modulation.2" else 1.0
@@ -214,12 +192,12 @@ class UNet(Network):
     def forward(self, degraded: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         height, width = degraded.shape[-2:]
         pixels = degraded - CENTRE if self.centred else degraded
-        # In these words, and with the cut below as a padding of less than nothing, torch.export follows any size.
+        # torch.export traces these expressions, and the negative padding below, for any size.
         step, edge = self.multiple, self.config.unshuffle
         right, bottom = (step * ((side + step - 1) // step) - side for side in (width, height))
         pixels = functional.pad(pixels, (edge, edge + right, edge, edge + bottom), mode="replicate")
         maps = self.head(self.to_planes(pixels))
-        modulations = self._modulations(condition, degraded.shape[0])  # len() is one number to torch.export
+        modulations = self._modulations(condition, degraded.shape[0])  # len() would be a constant to torch.export
         num_skips, skipped = len(self.down), []
         for before, down, modulation in zip(self.before, self.down, modulations, strict=False):
             skipped.append(before(maps, modulation))
@@ -230,18 +208,18 @@ class UNet(Network):
         return degraded + functional.pad(self.to_pixels(self.tail(maps)), (0, -right, 0, -bottom))
 
     def to_planes(self, pixels: torch.Tensor) -> torch.Tensor:
-        """What the first layer sees: YCbCr, squares of pixels as channels, where these are set."""
+        """The input of the first layer: pixels converted to YCbCr and unshuffled, as the config says."""
         planes, side = to_ycbcr(pixels) if self.config.ycbcr else pixels, self.config.unshuffle
         return functional.pixel_unshuffle(planes, side) if side > 1 else planes
 
     def to_pixels(self, planes: torch.Tensor) -> torch.Tensor:
-        """The reverse of `to_planes`, for what the last layer gives."""
+        """The reverse of `to_planes`, for the output of the last layer."""
         side = self.config.unshuffle
         pixels = functional.pixel_shuffle(planes, side) if side > 1 else planes
         return to_rgb(pixels.to(self.tail.weight.dtype)) if self.config.ycbcr else pixels
 
     def _modulations(self, condition: torch.Tensor | None, num_tiles: int) -> Sequence[torch.Tensor | None]:
-        """The modulation of each of `stages`, (num_tiles, its num_modulations); None where it has none."""
+        """The modulation of each of `stages`, (num_tiles, num_modulations); None if not `conditioned`."""
         if not self.conditioned:
             return [None] * len(self.stages)
         if condition is None:
@@ -260,21 +238,20 @@ class UNet(Network):
         if condition is not None:
             condition = torch.as_tensor(condition, dtype=weight.dtype, device=weight.device)[None]
         for blocks, modulation in zip(model.stages, self._modulations(condition, 1), strict=True):
-            blocks.fold(modulation[0])  # type: ignore[index]  # None without a condition only
+            blocks.fold(modulation[0])  # type: ignore[index]  # not None: self is conditioned
         return model.train(self.training)
 
+    @torch.no_grad()
     def _shift_bias(self, shift: float) -> None:
-        """Of YCbCr only the luma rises with all pixels."""
         if not self.config.ycbcr:
             super()._shift_bias(shift)
             return
         assert self.head.bias is not None
-        luma = self.head.weight[:, : self.config.unshuffle**2]
-        with torch.no_grad():
-            self.head.bias += shift * luma.sum(dim=(1, 2, 3))
+        luma = self.head.weight[:, : self.config.unshuffle**2]  # the same shift of R, G and B leaves chroma as it is
+        self.head.bias += shift * luma.sum(dim=(1, 2, 3))
 
     def load_without_centering(self, model: Network) -> None:
-        """Takes also the weights of the same network without a condition: the condition then changes nothing yet."""
+        """Also loads weights of the same network without a condition: the condition then has no effect yet."""
         if self.conditioned and model.config == replace(self.config, condition=False):
             conditioned = UNet(self.config)
             conditioned.load_state_dict({**self.state_dict(), **model.state_dict()})
@@ -284,50 +261,61 @@ class UNet(Network):
         super().load_without_centering(model)
 
     @classmethod
-    def config_of(cls, state: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> UNetConfig:
-        """From `about` come `ycbcr`, by default False, and how many of the first layer's planes are `channels`, by
-        default 1 or 3 where that can be.
+    def config_of(cls, state: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> UNetConfig:
+        """From `metadata` come `ycbcr`, by default False, and how many of the first layer's planes are `channels`, by
+        default 1 or 3 where that is possible.
         """
-        names = ["head.weight", *(name for scale in range(8) if (name := f"down.{scale}.weight") in state)]
         if "head.weight" not in state:
-            raise ValueError(f"not the weights of a U-Net (no head.weight; found {', '.join(state)[:200]}); "
-                             "srcnn.load_model loads every kind of network")
-        first = [tuple(state[name].shape) for name in names]
-        if any(len(shape) != 4 or 0 in shape for shape in first):
-            raise ValueError(f"layers of shapes {first} are no convolutions")
+            raise UserError(f"not the weights of a U-Net (no head.weight; found {', '.join(state)[:200]}); "
+                            "srcnn.load_model loads every kind of network")
+        names = ["head.weight", *(f"down.{scale}.weight" for scale in range(8))]
+        shapes = [tuple(state[name].shape) for name in names if name in state]
+        if any(len(shape) != 4 or 0 in shape for shape in shapes):
+            raise UserError(f"layers of shapes {shapes} are not convolutions")
         num_blocks = sum(name.startswith("bottom.") and name.endswith(".conv1.weight") for name in state)
-        channels, unshuffle = _planes_of(first[0][1], about.get("channels"))
-        return UNetConfig(tuple(shape[0] for shape in first), num_blocks, channels, unshuffle,
-                          about.get("ycbcr") is True, "modulation.0.weight" in state)
+        channels, unshuffle = _split_planes(shapes[0][1], metadata.get("channels"))
+        return UNetConfig(tuple(shape[0] for shape in shapes), num_blocks, channels, unshuffle,
+                          metadata.get("ycbcr") is True, "modulation.0.weight" in state)
 
 
-def _planes_of(num_planes: int, channels: Any) -> tuple[int, int]:
-    """(channels, unshuffle) of the first layer's planes."""
-    for wanted in (channels, 1, 3):
+def _split_planes(num_planes: int, channels: Any) -> tuple[int, int]:
+    """(channels, unshuffle) that give the first layer so many planes; `channels` as a file's metadata has it."""
+    for candidate in (channels, 1, 3):
         for unshuffle in UNSHUFFLES:
-            if type(wanted) is int and wanted * unshuffle**2 == num_planes:
-                return wanted, unshuffle
+            if type(candidate) is int and candidate * unshuffle**2 == num_planes:
+                return candidate, unshuffle
     return num_planes, 1
 
 
+def _summary(config: UNetConfig) -> str:
+    parts = [f"{config.num_blocks} blocks at each scale on either way"]
+    if config.unshuffle > 1:
+        parts.append(f"from 1/{config.unshuffle} of the resolution")
+    if config.ycbcr:
+        parts.append("in YCbCr")
+    if config.condition:
+        parts.append("conditioned on the JPEG's quantization")
+    return ", ".join(parts)
+
+
 def to_luma(rgb: torch.Tensor) -> torch.Tensor:
-    """(..., 3, H, W) -> (..., 1, H, W): Y."""
+    """(..., 3, H, W) RGB -> (..., 1, H, W) Y, in the same range."""
     red, green, blue = rgb.chunk(3, -3)
     return LUMA_WEIGHTS[0] * red + LUMA_WEIGHTS[1] * green + LUMA_WEIGHTS[2] * blue
 
 
 def to_ycbcr(rgb: torch.Tensor) -> torch.Tensor:
-    """(N, 3, H, W) R, G, B in [0, 1] -> the same shape: Y in [0, 1], Cb and Cr in [-0.5, 0.5].
+    """(N, 3, H, W) RGB in [0, 1] -> the same shape: Y in [0, 1], Cb and Cr in [-0.5, 0.5].
 
-    Neither products nor convolutions, which autocast would do in bfloat16: chroma is a small difference of large
-    numbers.
+    Without matrix products and convolutions, which autocast would compute in bfloat16: chroma is a small difference of
+    large numbers.
     """
     luma, (red, _, blue) = to_luma(rgb), rgb.chunk(3, 1)
     return torch.cat([luma, (blue - luma) / BLUE_RANGE, (red - luma) / RED_RANGE], 1)
 
 
 def to_rgb(ycbcr: torch.Tensor) -> torch.Tensor:
-    """The reverse of `to_ycbcr`; of a difference of two photos as of a photo."""
+    """The reverse of `to_ycbcr`, for photos and for differences of photos."""
     luma, by_blue, by_red = ycbcr.chunk(3, 1)
     by_blue, by_red = BLUE_RANGE * by_blue, RED_RANGE * by_red  # B - Y, R - Y
     by_green = -(LUMA_WEIGHTS[0] * by_red + LUMA_WEIGHTS[2] * by_blue) / LUMA_WEIGHTS[1]

@@ -1,4 +1,4 @@
-"""Networks of any kind: made from a config, their weights drawn, saved and loaded."""
+"""Makes a network from its config, initializes its weights, saves and loads them."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ Initialization = Literal["kaiming", "pytorch", "paper"]
 
 
 def make_network(config: ModelConfig | UNetConfig, centred: bool = False) -> Network:
-    """The network that a config is of, its weights not yet drawn or loaded."""
+    """The network of a config, its weights not yet initialized or loaded."""
     return UNet(config, centred) if isinstance(config, UNetConfig) else SRCNN(config, centred)
 
 
 def initialize(model: Network, how: Initialization, seed: int) -> None:
-    """Draws the weights from `seed`.
+    """Sets all weights and biases from `seed`.
 
-    "kaiming": He et al. 2015, normal by fan-in, the last layer a hundredth of it: a network that starts as (nearly)
-    the identity with a residual connection, and gains from the first step. "pytorch": the framework's default, the
-    source project's. "paper": normal with standard deviation 0.001, biases zero. A layer with a
-    `Network.init_gain` of 0 begins with zeros.
+    "kaiming": He et al., ICCV 2015: normal by fan-in, times the layer's `Network.init_gain`, which is a hundredth for
+    the last layer: a residual network starts as nearly the identity and gains from the first step. "pytorch": the
+    default of PyTorch and of the source project. "paper": normal with standard deviation 0.001, biases zero. A layer
+    with an `init_gain` of 0 starts with zeros.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, layer in model.named_modules():
         if not isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             continue
         assert layer.bias is not None
-        # What a pixel is the sum of; of a transposed one, whose parts do not overlap, a weight of each map.
+        # Weights that one output value sums over; the strides of transposed layers are as large as their kernels.
         fan_in = layer.in_channels if isinstance(layer, nn.ConvTranspose2d) else layer.weight[0].numel()
         gain = model.init_gain(name)
         with torch.no_grad():
@@ -49,26 +49,25 @@ def initialize(model: Network, how: Initialization, seed: int) -> None:
             deviation = 0.001 if how == "paper" else math.sqrt(2 / fan_in) * gain
             layer.weight.normal_(0, deviation, generator=generator)
             layer.bias.zero_()
-    if how == "kaiming" and model.centred and not model.residual:
+    if how == "kaiming" and model.centred and not model.config.residual:
         nn.init.constant_(model.last_layer.get_parameter("bias"), CENTRE)
 
 
-def save_model(model: Network, path: Path, about: Mapping[str, str] | None = None, half: bool = False) -> None:
-    """Writes weights without centering as safetensors, with the model's config and `about` in the file's header.
+def save_model(model: Network, path: Path, metadata: Mapping[str, str] | None = None, half: bool = False) -> None:
+    """Writes weights without centering as safetensors, with the model's config and `metadata` in the file's header.
 
-    With `half` they are float16: half the bytes, and read as float32 again.
+    With `half` they are stored as float16, half the size; `load_model` gives float32 again.
 
     Raises:
         ValueError: values that float16 cannot hold.
     """
-    write_weights(path, model.without_centering().state_dict(), model.config, about, half)
+    write_weights(path, model.without_centering().state_dict(), model.config, metadata, half)
 
 
 def save_state_dict(model: Network, path: Path) -> None:
-    """Writes weights without centering as a plain state_dict, what the source project's `load_state_dict` reads.
+    """Writes weights without centering as a plain state_dict, which the source project's `load_state_dict` reads.
 
-    The config travels in the dict's `_metadata`, which `load_state_dict` of other programs ignores; a key of its own
-    would be refused there.
+    The config is in the dict's `_metadata`, which `load_state_dict` of other programs ignores; it would refuse a key.
     """
     state = model.without_centering().cpu().state_dict()
     state._metadata[""]["srcnn"] = json.dumps(asdict(model.config))  # type: ignore[attr-defined]
@@ -78,12 +77,12 @@ def save_state_dict(model: Network, path: Path) -> None:
 def load_model(source: str | Path = DEFAULT_WEIGHTS) -> Network:
     """Loads a network ready to restore with (eval mode, CPU): a shipped name, a run folder, .safetensors or .pth.
 
-    A .pth that is a plain state_dict without our config is taken for an SRCNN without a residual connection.
+    A state_dict without a config is taken for an SRCNN without a residual connection.
 
     Raises:
         FileNotFoundError: no such file, run or shipped name.
-        ValueError: not weights of such a network, or values that are not finite.
+        ValueError: not the weights of a known network, or values that are not finite.
     """
     path = find_weights(source)
-    state, about = read_weights(path)
-    return (UNet if "head.weight" in state else SRCNN).from_state(state, about, path)
+    state, metadata = read_weights(path)
+    return (UNet if "head.weight" in state else SRCNN).from_state(state, metadata, path)

@@ -17,20 +17,18 @@ from srcnn.photos.reading import (
     KINDS,
     MAX_MEGAPIXELS,
     SUFFIXES,
-    Photo,
     PhotoRefused,
-    eight_bits,
-    image_to_arrays,
     open_image,
     orientation_of,
     over_white,
+    sixteen_bit_levels,
+    to_eight_bits,
+    to_plain_mode,
     turn_upright,
 )
 from srcnn.photos.sixteen_bit import is_deep, read_deep, write_png, write_tiff
 from srcnn.runtime.files import atomic_file
 
-DIRECT_MODES = ("L", "LA", "RGB", "RGBA")
-STRIP_ROWS = 256  # of a large photo converted at a time
 MAX_SIDES = {"WEBP": 16_383, "JPEG": 65_500}  # pixels, of libwebp and libjpeg
 DEEP_WRITERS: dict[str, Callable[[IO[bytes], np.ndarray, Metadata], None]] = {"PNG": write_png, "TIFF": write_tiff}
 Part = tuple[slice, slice]
@@ -41,7 +39,7 @@ class Canvas:
     """An upright photo; parts are read and written as arrays without alpha, (h, w) or (h, w, 3).
 
     Attributes:
-        image: of one of `DIRECT_MODES`; or uint16 (H, W), or (H, W, C) with C = 2 (grey, alpha), 3 or 4.
+        image: of one of `PLAIN_MODES`; or uint16 (H, W), or (H, W, C) with C = 2 (grey, alpha), 3 or 4.
         metadata: what `save_canvas` puts back.
         notes: conversions the reader had to make.
         quality: of the JPEG it was, 1..100 by its own tables; None where it was none.
@@ -87,6 +85,10 @@ class Canvas:
             return Canvas(Image.new(self.image.mode, (width, height)))
         return Canvas(np.zeros((height, width, *self.image.shape[2:]), self.dtype))
 
+    def eight_bit_image(self) -> Image.Image:
+        """The image, with its levels reduced if they have 16 bits."""
+        return self.image if isinstance(self.image, Image.Image) else Image.fromarray(to_eight_bits(self.image))
+
     def to_image(self, photo: Image.Image) -> Image.Image:
         """As a Pillow image with the `info` of the photo it comes from, but for what is of another mode."""
         image = self.image if isinstance(self.image, Image.Image) else Image.fromarray(self.image)
@@ -128,23 +130,21 @@ class Canvas:
 
 
 def canvas_of(image: Image.Image) -> Canvas:
-    """An image as a canvas, itself where its mode is one of `DIRECT_MODES`; greyscale of 16 bits keeps them."""
-    if image.mode.startswith("I"):  # of which some modes could hold more
-        return Canvas(np.clip(np.asarray(image), 0, 65535).astype(np.uint16))
-    return Canvas(direct_image(image)[0])
+    """An image in memory as a canvas, without a copy where its mode is one of `PLAIN_MODES`.
+
+    Raises:
+        PhotoRefused: as `srcnn.photos.reading.to_plain_mode`.
+    """
+    if image.mode.startswith("I"):
+        return Canvas(sixteen_bit_levels(image))
+    return Canvas(_to_plain_mode(image)[0])
 
 
-def direct_image(image: Image.Image, name: object = "image") -> tuple[Image.Image, tuple[str, ...]]:
-    """The same image where its mode is one of `DIRECT_MODES`, else one converted to it; and notes on that."""
-    if image.mode in DIRECT_MODES and (image.mode in ("LA", "RGBA") or "transparency" not in image.info):
-        return image, ()
+def _to_plain_mode(image: Image.Image, name: object = "image") -> tuple[Image.Image, tuple[str, ...]]:
+    """As `srcnn.photos.reading.to_plain_mode`, but CMYK by its ICC profile if it has one."""
     if image.mode == "CMYK" and (managed := _managed(image)):
         return managed, ("CMYK converted to sRGB by its profile",)
-    pixels, alpha, notes = image_to_arrays(image, name)
-    converted = Image.fromarray(pixels)
-    if alpha is not None:
-        converted.putalpha(Image.fromarray(alpha))
-    return converted, notes
+    return to_plain_mode(image, name)
 
 
 def _managed(image: Image.Image) -> Image.Image | None:
@@ -158,7 +158,7 @@ def _managed(image: Image.Image) -> Image.Image | None:
 
 
 def read_canvas(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Canvas:
-    """Decodes a photo upright. Other modes than `DIRECT_MODES`, and photos stored sideways, are copied once.
+    """Decodes a photo upright. Other modes than `PLAIN_MODES`, and photos stored sideways, are copied once.
 
     Raises:
         PhotoRefused: as `srcnn.photos.reading.read_photo`.
@@ -179,7 +179,7 @@ def read_canvas(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Canvas:
         opened.load()
         metadata = metadata_of(opened)
         notes += _damaged(opened, metadata)
-        image, converted = direct_image(turn_upright(opened), path)
+        image, converted = _to_plain_mode(turn_upright(opened), path)
     # Pillow would write what its own reader found beside the metadata: comments, the compression and tags of a TIFF.
     image.info.clear()
     for name in ("tag", "tag_v2"):
@@ -221,10 +221,11 @@ def save_canvas(path: Path, canvas: Canvas, quality: int = 95, subsampling: str 
             with atomic_file(path) as file:
                 DEEP_WRITERS[kind](file, pixels, metadata)
             return notes
-        image, reduced = _eight_bits(canvas)
-        notes += reduced
-        if canvas.has_alpha and kind in ("JPEG", "BMP"):  # nobody reads the alpha of Pillow's BMP
-            image = _on_white(image)
+        image = canvas.eight_bit_image()
+        if image is not canvas.image:
+            notes += ("16 bits reduced to 8",)
+        if canvas.has_alpha and kind in ("JPEG", "BMP"):  # no program reads the alpha of Pillow's BMP
+            image = over_white(image)
             notes += ("transparency laid over white",)
         options: dict[str, Any] = {"quality": quality} if kind in ("JPEG", "WEBP") else {}
         if max(canvas.size) > (longest := MAX_SIDES.get(kind, max(canvas.size))):
@@ -240,19 +241,3 @@ def save_canvas(path: Path, canvas: Canvas, quality: int = 95, subsampling: str 
     except Exception as error:  # as many kinds as Pillow has encoders, where the metadata is odd
         raise ValueError(f"{path}: cannot be written: {error}") from error
     return notes
-
-
-def _eight_bits(canvas: Canvas) -> tuple[Image.Image, tuple[str, ...]]:
-    if isinstance(canvas.image, Image.Image):
-        return canvas.image, ()
-    return Image.fromarray(eight_bits(canvas.image)), ("16 bits reduced to 8",)
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    """LA or RGBA -> L or RGB over white, strip by strip: the fractions of a whole photo take gigabytes."""
-    opaque = Image.new(image.mode[:-1], image.size)
-    for top in range(0, image.height, STRIP_ROWS):
-        strip = np.asarray(image.crop((0, top, image.width, min(image.height, top + STRIP_ROWS))))
-        pixels = strip[..., 0] if image.mode == "LA" else strip[..., :3]
-        opaque.paste(Image.fromarray(over_white(Photo(pixels, strip[..., -1]))), (0, top))
-    return opaque

@@ -1,7 +1,7 @@
-"""Photo file -> array of 8 bits: orientation, colour modes, alpha; sizes; RGB -> luma.
+"""Finding and decoding photos: orientation, colour modes, transparency; resize rules; luma.
 
-Arrays are uint8, `(H, W)` for greyscale and `(H, W, 3)` for RGB, levels 0..255. No torch here: preprocessing
-workers import this module and must start fast.
+Arrays are uint8, `(H, W)` for greyscale and `(H, W, 3)` for RGB, levels 0..255. Does not import torch, so that
+preprocessing workers start fast.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from srcnn.runtime.errors import UserError
-from srcnn.runtime.untrusted import MAX_PHOTO_BYTES, OutOfBounds, check_image, open_regular, pillow_limit_lifted
+from srcnn.runtime.untrusted import MAX_PHOTO_BYTES, InvalidInput, check_image, open_regular, without_pillow_limit
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 KINDS = {".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".webp": "WEBP",
-         ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP"}  # by suffix
+         ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP"}  # format by suffix
 SUFFIXES = frozenset(KINDS)
-# A 250-megapixel photo takes 750 MB as RGB; whatever claims more is taken for a decompression bomb.
-MAX_MEGAPIXELS = 250.0
+PLAIN_MODES = ("L", "LA", "RGB", "RGBA")  # 8 bits a channel
+MAX_MEGAPIXELS = 250.0  # which take 750 MB as RGB; a file that claims more is taken for a decompression bomb
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
@@ -38,29 +38,17 @@ LumaKind = Literal["l", "y"]
 
 
 class PhotoRefused(UserError):
-    """A photo that cannot be used; the message says which one and why."""
-
-
-@dataclass(frozen=True)
-class Photo:
-    """A decoded photo, upright.
-
-    Attributes:
-        pixels: uint8, (H, W) or (H, W, 3) RGB.
-        alpha: uint8 (H, W), or None where the file has no transparency.
-        notes: conversions the reader had to make ("CMYK converted to RGB").
-    """
-
-    pixels: np.ndarray
-    alpha: np.ndarray | None = None
-    notes: tuple[str, ...] = ()
+    """A photo that cannot be used; the message names the file and the reason."""
 
 
 def find_photos(folder: Path, exclude: Path | None = None) -> tuple[list[Path], list[Path]]:
-    """All files below `folder`, in the order of their relative names: (photos by suffix, other files).
+    """All files below `folder`, sorted by their relative paths: (photos, by suffix; other files).
 
-    Hidden files and folders, and whatever lies below `exclude`, are not looked at. Links to folders are followed, each
-    folder once. A folder that cannot be listed raises its OSError; a broken link is listed as a file.
+    Skips hidden files and folders, and everything below `exclude`. Follows links to folders, visiting each folder once;
+    lists a broken link as a file.
+
+    Raises:
+        OSError: `folder` does not exist, or a folder cannot be listed.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of photos")
@@ -68,7 +56,7 @@ def find_photos(folder: Path, exclude: Path | None = None) -> tuple[list[Path], 
     photos: list[Path] = []
     others: list[Path] = []
     seen: set[Path] = set()
-    for parent, folders, names in os.walk(folder, onerror=_stop, followlinks=True):
+    for parent, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
         real = Path(parent).resolve()
         if real in seen or (excluded and real.is_relative_to(excluded)):
             folders.clear()
@@ -76,8 +64,7 @@ def find_photos(folder: Path, exclude: Path | None = None) -> tuple[list[Path], 
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for path in (Path(parent, name) for name in names if not name.startswith(".")):
-            # neither sockets nor pipes: opening one would wait for ever
-            if path.is_file() or not path.exists():
+            if path.is_file() or not path.exists():  # not sockets and pipes, which block when opened
                 (photos if path.suffix.lower() in SUFFIXES else others).append(path)
     for paths in (photos, others):
         paths.sort(key=lambda path: path.relative_to(folder).as_posix())
@@ -85,119 +72,139 @@ def find_photos(folder: Path, exclude: Path | None = None) -> tuple[list[Path], 
 
 
 def photos_below(folder: Path, exclude: Path | None = None) -> list[Path]:
-    """The photos that `find_photos` finds; raises FileNotFoundError where there is none."""
+    """The photos that `find_photos` finds. Raises FileNotFoundError if there are none."""
     photos, _ = find_photos(folder, exclude)
     if not photos:
         raise FileNotFoundError(f"{folder}: no photo (JPEG, PNG, WebP, TIFF, BMP) in this folder or below it")
     return photos
 
 
-def _stop(error: OSError) -> NoReturn:
+def _raise(error: OSError) -> NoReturn:
     raise error
 
 
 @contextmanager
 def open_image(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Iterator[ImageFile.ImageFile]:
-    """Opens a photo file and checks what its header says; every failure to read it becomes PhotoRefused."""
+    """Opens a photo file and checks its header. Every error here and in the `with` block becomes PhotoRefused."""
     try:
-        # A file object, not a path: Pillow maps a TIFF given by path to memory, with the width and height of
-        # a sideways one swapped (Pillow 11 to 13: scrambled pixels).
-        with open_regular(path, MAX_PHOTO_BYTES) as file, pillow_limit_lifted(), \
+        # Not by path: Pillow (11 to 13) would memory-map a TIFF, and scramble the pixels of a sideways one, whose width
+        # and height it swaps.
+        with open_regular(path, MAX_PHOTO_BYTES) as file, without_pillow_limit(), \
                 Image.open(file, formats=FORMATS) as image:
             check_image(image, file, max_megapixels)
             yield image
-    except OutOfBounds as error:
+    except InvalidInput as error:
         raise PhotoRefused(f"{path}: {error}") from error
     except (PhotoRefused, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise PhotoRefused(f"{path}: not a {', '.join(FORMATS)} picture, or damaged") from error
+        raise PhotoRefused(f"{path}: not a photo in one of the formats {', '.join(FORMATS)}, or damaged") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
         raise PhotoRefused(f"{path}: cannot be read: {error}") from error
 
 
 def suffix_of(path: Path) -> str:
-    """The suffix that a photo file's content calls for, its own where it fits. Raises PhotoRefused."""
+    """The file's own suffix if it fits the content, else one that does. Raises PhotoRefused."""
     with open_image(path) as image:
         kind = "JPEG" if image.format == "MPO" else image.format
     fits = KINDS.get(path.suffix.lower()) == kind
     return path.suffix if fits else next(suffix for suffix, name in KINDS.items() if name == kind)
 
 
-def read_photo(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Photo:
-    """Decodes a photo upright.
+def read_photo(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> np.ndarray:
+    """Decodes a photo upright and over white: uint8, (H, W) or (H, W, 3) RGB.
 
     Raises:
-        PhotoRefused: unreadable, truncated, several frames, floating-point pixels, or more pixels than allowed.
+        PhotoRefused: unreadable, truncated, several frames, pixels of more than 16 bits, or too many pixels.
     """
     with open_image(path, max_megapixels) as image:
         image.load()
-        return Photo(*image_to_arrays(turn_upright(image), path))
+        return np.asarray(over_white(turn_upright(image), path))
 
 
 def turn_upright(image: Image.Image) -> Image.Image:
-    """The image after its EXIF orientation; itself where it is upright, as ImageOps would copy it."""
-    turn = TURNS.get(orientation_of(image))  # not ImageOps: it writes the EXIF anew, which fails where that is odd
+    """The image turned as its EXIF orientation says; the image itself if it is upright."""
+    turn = TURNS.get(orientation_of(image))  # not ImageOps.exif_transpose, which fails at odd EXIF as it rewrites it
     return image if turn is None else image.transpose(turn)
 
 
 def orientation_of(image: Image.Image) -> int:
-    """EXIF's orientation 1..8, or XMP's where EXIF has none; 1 where there is none, or the EXIF is damaged."""
+    """The orientation 1..8 of the EXIF, or of the XMP if it has none; 1 if there is none, or it is damaged."""
     try:
-        found = image.getexif().get(ORIENTATION_TAG, 1)
-    except Exception:  # Pillow raises struct.error, SyntaxError, ...; the pixels are none the worse
+        orientation = image.getexif().get(ORIENTATION_TAG, 1)
+    except Exception:  # struct.error, SyntaxError, ... of damaged EXIF, which is no reason to refuse the pixels
         return 1
-    return found if found in range(1, 9) else 1
+    return orientation if orientation in range(1, 9) else 1
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) after the EXIF orientation. Decodes nothing but PNG, whose EXIF may come last."""
-    sideways = orientation_of(image) >= 5
-    width, height = image.size
-    if isinstance(image, TiffImagePlugin.TiffImageFile):  # Pillow turns its size, before version 11 it did not
-        width, height = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
-    return (height, width) if sideways else (width, height)
+    """(width, height) of the upright photo. Decodes only PNGs, whose EXIF may follow the pixels."""
+    width, height = stored_size(image)
+    return (height, width) if orientation_of(image) >= 5 else (width, height)
 
 
-def image_to_arrays(image: Image.Image, name: object = "image") -> tuple[np.ndarray, Any, tuple[str, ...]]:
-    """Pillow image of any mode -> (pixels uint8 (H, W) or (H, W, 3), alpha or None, notes on conversions)."""
+def stored_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) of the pixels in the file: of a TIFF, Pillow's `size` is that of the upright photo since 11."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
+    return image.size
+
+
+def to_plain_mode(image: Image.Image, name: object = "image") -> tuple[Image.Image, tuple[str, ...]]:
+    """An image of one of PLAIN_MODES, the same where it has such a mode already; and notes on conversions.
+
+    Raises:
+        PhotoRefused: pixels that are floating-point numbers or exceed 16 bits; `name` is the image's in the message.
+    """
     if image.mode == "F":
         raise PhotoRefused(f"{name}: floating-point pixels have no defined range; save it with 8 or 16 bits")
     if image.mode.startswith("I"):
-        return eight_bits(np.asarray(image)), None, ("16 bits reduced to 8",)
-    alpha = None
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        alpha = np.asarray(rgba.getchannel("A"))
-    grey = image.mode in ("1", "L", "LA", "La")
-    notes = () if grey or image.mode in ("RGB", "RGBA") else (f"{image.mode} converted to RGB",)
-    mode = "L" if grey else "RGB"
-    return np.asarray(image if image.mode == mode else image.convert(mode)), alpha, notes
+        return Image.fromarray(to_eight_bits(sixteen_bit_levels(image, name))), ("16 bits reduced to 8",)
+    if image.mode in ("LA", "RGBA") or image.mode in PLAIN_MODES and "transparency" not in image.info:
+        return image, ()
+    is_grey = image.mode in ("1", "L", "La")
+    converted = image.convert("L" if is_grey else "RGB")
+    if image.mode in ("PA", "La", "RGBa") or "transparency" in image.info:
+        converted.putalpha(image.convert("RGBA").getchannel("A"))
+    converted.info.clear()
+    return converted, () if is_grey or image.mode == "RGB" else (f"{image.mode} converted to RGB",)
 
 
-def eight_bits(wide: np.ndarray) -> np.ndarray:
-    """Levels 0..65535 -> uint8, row by row. Pillow's own I;16 -> L clips at 255; a level v is v / 257 of 8 bits."""
-    levels = np.empty(wide.shape, np.uint8)
-    for row, wide_row in zip(levels, wide, strict=True):
-        row[:] = np.clip(np.rint(wide_row / 257), 0, 255)
-    return levels
+def sixteen_bit_levels(image: Image.Image, name: object = "image") -> np.ndarray:
+    """The pixels of an image of a mode "I..." as uint16 (H, W). Raises PhotoRefused if they do not fit."""
+    levels = np.asarray(image)
+    if levels.dtype.itemsize > 2 and not 0 <= levels.min() <= levels.max() <= 65535:
+        raise PhotoRefused(f"{name}: levels from {levels.min()} to {levels.max()}; save it with 8 or 16 bits")
+    return levels.astype(np.uint16)
 
 
-def over_white(photo: Photo) -> np.ndarray:
-    """The photo's pixels laid over white where it is transparent: what a viewer shows."""
-    if photo.alpha is None:
-        return photo.pixels
-    opacity = photo.alpha.astype(np.float32) / 255
-    if photo.pixels.ndim == 3:
-        opacity = opacity[..., None]
-    return np.rint(photo.pixels * opacity + 255 * (1 - opacity)).astype(np.uint8)
+def to_eight_bits(levels: np.ndarray) -> np.ndarray:
+    """uint16 -> uint8, rounded: level v is v / 257. Row by row, as a whole photo of floats takes gigabytes."""
+    reduced = np.empty(levels.shape, np.uint8)
+    for row, wide_row in zip(reduced, levels, strict=True):
+        row[:] = np.rint(wide_row / 257)
+    return reduced
+
+
+def over_white(image: Image.Image, name: object = "image") -> Image.Image:
+    """The image as L or RGB, transparent parts blended with white; the image itself if it is that already.
+
+    Raises:
+        PhotoRefused: as `to_plain_mode`.
+    """
+    image, _ = to_plain_mode(image, name)
+    if image.mode in ("L", "RGB"):
+        return image
+    white = Image.new(image.mode[:-1], image.size, "white")
+    white.paste(image.convert(white.mode), mask=image.getchannel("A"))
+    return white
 
 
 @dataclass(frozen=True)
 class Resize:
-    """A parsed resize rule: `width`x`height`, or `long_side` pixels, or a `factor`; or to keep the size.
+    """A parsed resize rule: `width` x `height` pixels, or the `long_side` in pixels, or a `factor`.
 
-    With `never_enlarge` photos whose long side is shorter stay as they are.
+    With `never_enlarge`, a photo whose long side is shorter keeps its size.
     """
 
     width: int = 0
@@ -207,9 +214,12 @@ class Resize:
     never_enlarge: bool = False
 
     @staticmethod
-    @lru_cache(maxsize=1024)  # asked for each photo
+    @lru_cache(maxsize=1024)  # called for each photo
     def parse(rule: str) -> Resize:
-        """ "1024x1024" (width x height), "long:1024" (long side), "max:1024" (long side at most), "x0.5" or "none"."""
+        """Parses "1024x1024" (width x height), "long:1024" (long side), "max:1024" (at most that), "x0.5" or "none".
+
+        Raises ValueError at any other rule.
+        """
         if rule == "none":
             return Resize()
         if match := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", rule):
@@ -221,7 +231,7 @@ class Resize:
         raise ValueError(f'resize "{rule}": expected WIDTHxHEIGHT such as 1024x1024, long:1024, max:1024, x0.5 or none')
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """The size (width, height) in pixels that a photo of that size becomes."""
+        """(width, height) in pixels of a resized photo, from its size before."""
         if self.width:
             return self.width, self.height
         factor = self.long_side / max(width, height) if self.long_side else self.factor
@@ -231,19 +241,17 @@ class Resize:
 
 
 def luma_l(pixels: np.ndarray) -> np.ndarray:
-    """RGB (H, W, 3) uint8 -> Pillow's L, full range 0..255, of ITU-R 601-2.
+    """RGB (H, W, 3) uint8 -> luma (H, W) uint8 0..255 as Pillow's mode L; greyscale is returned unchanged.
 
-    (19595 R + 38470 G + 7471 B + 2^15) / 2^16, rounded down.
-
-    Greyscale comes back as it is.
+    ITU-R BT.601: (19595 R + 38470 G + 7471 B + 2^15) / 2^16, rounded down.
     """
     return pixels if pixels.ndim == 2 else np.asarray(Image.fromarray(pixels).convert("L"))
 
 
 def luma_y(pixels: np.ndarray) -> np.ndarray:
-    """RGB (H, W, 3) uint8 -> limited-range Y 16..235 of ITU-R BT.601 rounded to uint8, as MATLAB's rgb2ycbcr.
+    """RGB (H, W, 3) uint8 -> limited-range luma (H, W) uint8 16..235; greyscale is returned unchanged.
 
-    The papers' greyscale. A greyscale array is taken to be Y already.
+    ITU-R BT.601 as in MATLAB's rgb2ycbcr, which the papers use.
     """
     if pixels.ndim == 2:
         return pixels

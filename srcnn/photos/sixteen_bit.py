@@ -14,7 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
 
 from srcnn.photos.metadata import Metadata, pillow_options
-from srcnn.runtime.untrusted import OutOfBounds
+from srcnn.runtime.untrusted import InvalidInput
 
 BITS_TAG, FORMAT_TAG, PHOTOMETRIC_TAG = 258, 339, 262
 MIN_IS_WHITE, MIN_IS_BLACK, RGB = 0, 1, 2
@@ -43,7 +43,7 @@ def read_deep(image: Image.Image, file: IO[bytes]) -> np.ndarray:
     """All levels of an opened image that `is_deep`, as stored (not turned upright).
 
     Raises:
-        OutOfBounds: another shape than the header told, or damaged.
+        InvalidInput: another shape than the header told, or damaged.
     """
     file.seek(0)
     width, height = image.size
@@ -58,7 +58,7 @@ def read_deep(image: Image.Image, file: IO[bytes]) -> np.ndarray:
             pixels = _with_alpha(pixels, image.info["transparency"])
     shapes = [(height, width, *channels) for channels in ((), (2,), (3,), (4,))]
     if pixels.dtype != np.uint16 or pixels.shape not in shapes:
-        raise OutOfBounds(f"{pixels.dtype} of shape {pixels.shape}; expected 16 bits of {height} rows, {width} columns")
+        raise InvalidInput(f"{pixels.dtype} of shape {pixels.shape}; expected uint16, {height} rows, {width} columns")
     return pixels
 
 
@@ -69,16 +69,16 @@ def _read_tiff(file: IO[bytes], width: int, height: int) -> np.ndarray:
         page = tiff.pages.first
         # Of a tag that is there twice, Pillow takes the last and tifffile the first.
         if (page.imagewidth, page.imagelength) != (width, height) or page.nbytes > 8 * width * height:
-            raise OutOfBounds(f"{page.nbytes} bytes of {page.imagewidth}x{page.imagelength} pixels; "
+            raise InvalidInput(f"{page.nbytes} bytes of {page.imagewidth}x{page.imagelength} pixels; "
                               f"expected {width}x{height}")
         if page.compression not in CODECS:
-            raise OutOfBounds(f"16 bits compressed by method {int(page.compression)}")
+            raise InvalidInput(f"16 bits compressed by method {int(page.compression)}")
         if math.prod(page.chunked) > len(page.dataoffsets):
-            raise OutOfBounds(f"{len(page.dataoffsets)} of {math.prod(page.chunked)} strips or tiles are there")
+            raise InvalidInput(f"{len(page.dataoffsets)} of {math.prod(page.chunked)} strips or tiles are there")
         if page.is_tiled and page.tilewidth * page.tilelength > MAX_TILE_PIXELS:
-            raise OutOfBounds(f"tiles of {page.tilewidth}x{page.tilelength} pixels")
+            raise InvalidInput(f"tiles of {page.tilewidth}x{page.tilelength} pixels")
         if max(page.databytecounts, default=0) > tiff.filehandle.size:  # reading allocates all that it asks for
-            raise OutOfBounds("a strip or tile of more bytes than the file has")
+            raise InvalidInput("a strip or tile of more bytes than the file has")
         pixels = page.asarray()
         if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and pixels.ndim == 3:
             pixels = np.ascontiguousarray(np.moveaxis(pixels, 0, -1))

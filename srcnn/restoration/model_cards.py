@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from srcnn.data.dataset import read_manifest
-from srcnn.data.photo_list import photos_in
+from srcnn.data.manifest import read_manifest
+from srcnn.data.photo_list import read_photo_records
 from srcnn.models.base import Network
 from srcnn.models.weight_files import WEIGHTS
 from srcnn.models.weights import load_model
@@ -97,7 +97,7 @@ def data_card(shards: Path) -> dict[str, Any]:
     """What weights were trained on, from the manifest of the shards."""
     storage = open_storage(shards / "train")
     manifest = read_manifest(storage)
-    names = [photo.name for photo in photos_in(storage, manifest)]
+    names = [photo.name for photo in read_photo_records(storage, manifest)]
     folders = sorted({name.split("/")[0] for name in names if "/" in name})
     return {"folders": folders, "num_photos": len(names), "num_tiles": manifest.num_samples,
             "manifest_hash": manifest.hash(), "shards": manifest.config, "versions": manifest.versions}

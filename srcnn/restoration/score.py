@@ -15,7 +15,7 @@ from srcnn.models.base import Network
 from srcnn.photos.degradation import Degradation, bicubic_levels, crop_to_multiple, degrade, to_uint8
 from srcnn.photos.jpeg_quality import condition_of_quality
 from srcnn.photos.metrics import psnr, psnr_b, ssim
-from srcnn.photos.reading import LUMA, LumaKind, over_white, photos_below, read_photo
+from srcnn.photos.reading import LUMA, LumaKind, photos_below, read_photo
 from srcnn.restoration.restore import restore_pixels
 
 LUMA_NAMES = {"l": "L (full range, Pillow)", "y": "Y (limited range, BT.601, as the papers)"}
@@ -114,7 +114,7 @@ def score_folder(
     for path in tqdm(photos, "photos scored", disable=not show_progress or None):
         name = path.relative_to(folder).as_posix()
         try:
-            scores.append(score_photo(name, over_white(read_photo(path)), model, luma, degradation))
+            scores.append(score_photo(name, read_photo(path), model, luma, degradation))
         except ValueError as error:
             refused.append(f"{name}: {str(error).removeprefix(f'{path}: ')}")
     if not scores:

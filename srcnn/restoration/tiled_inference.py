@@ -110,7 +110,7 @@ class Tiles:
         if (channels := model.config.channels) not in (1, 3):
             raise ValueError(f"this network restores {channels} channels; expected one of luma (1) or RGB (3)")
         self.model, self.treatment, self.dtype = model.with_condition(treatment.condition), treatment, pixels.dtype
-        self.bf16 = (not treatment.exact and model.residual and pixels.dtype == np.uint8
+        self.bf16 = (not treatment.exact and model.config.residual and pixels.dtype == np.uint8
                      and prefers_bf16(model.config, self.device))
         smooths = treatment.chroma_quality is not None and channels == 1
         self.halo = self._whole(model.halo + (REACH if smooths else 0))

@@ -1,10 +1,10 @@
-"""The one rule for errors: a user's mistake ends a program with one line, everything else with its traceback."""
+"""Errors that end a program with one line on stderr; every other exception keeps its traceback."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """Settings, files or data that are not what they have to be; the message says which, and what to do."""
+    """Invalid settings, files or data; the message names the key or file, what was found, and what to do."""
 
 
-EXPECTED = (UserError, OSError, FloatingPointError)  # FloatingPointError: a training that has diverged
+EXPECTED = (UserError, OSError, FloatingPointError)  # FloatingPointError: the training diverged

@@ -1,4 +1,4 @@
-"""Files that appear under their name whole or not at all, their hashes, and JSON."""
+"""Atomic writes, hashes, JSON files and folder locks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file to write; flushed to the disk and renamed to `path` at the end, removed on an error."""
+    """A temporary binary file for writing, fsynced and renamed to `path` at the end, deleted on an error."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY_PREFIX, suffix=path.suffix)
     os.close(handle)
     try:
@@ -36,19 +36,19 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def flush_folder(folder: Path) -> None:
-    """Brings the names in a folder to the disk: what was renamed is so after a power failure too."""
+    """Writes the folder's entries to the disk, so that renames in it survive a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # file systems that cannot do it for folders
+        if error.errno != errno.EINVAL:  # some file systems cannot fsync a folder
             raise
     finally:
         os.close(handle)
 
 
 def to_json(content: Any) -> bytes:
-    """JSON for people too. A file name that is no UTF-8 comes as lone surrogates, which only an escape can hold."""
+    """Indented UTF-8 JSON. File names that are not UTF-8 hold lone surrogates, which are written as escapes."""
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
@@ -59,7 +59,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def sha256_of(path: Path) -> str:
     digest = hashlib.sha256()
-    buffer = memoryview(bytearray(1 << 18))  # one for all of the file, small enough to stay in the cache
+    buffer = memoryview(bytearray(1 << 18))  # small enough for the CPU's cache
     with path.open("rb", buffering=0) as file:
         while num_bytes := file.readinto(buffer):
             digest.update(buffer[:num_bytes])
@@ -67,29 +67,30 @@ def sha256_of(path: Path) -> str:
 
 
 class OpenFile:
-    """The number of an open file, closed when nobody refers to it any more: threads may share and drop it."""
+    """A file descriptor that is closed with the last reference to it, so that threads can share it."""
 
     def __init__(self, path: Path, flags: int = os.O_RDONLY) -> None:
-        self.number = -1
-        self.number = os.open(path, flags | os.O_CLOEXEC, 0o644)
+        self.fd = -1  # for `__del__`, where the next line fails
+        self.fd = os.open(path, flags | os.O_CLOEXEC, 0o644)
 
     def pread(self, num_bytes: int, start: int) -> bytes:
-        """As os.pread; a method, so that the file is held, and its number cannot become another's, while it is read."""
-        return os.pread(self.number, num_bytes, start)
+        """As os.pread. The call holds a reference, so that the descriptor cannot be closed and reused meanwhile."""
+        return os.pread(self.fd, num_bytes, start)
 
     def preadv(self, buffers: Sequence[Any], start: int, flags: int = 0) -> int:
         """As os.preadv."""
-        return os.preadv(self.number, buffers, start, flags)
+        return os.preadv(self.fd, buffers, start, flags)
 
     def __del__(self) -> None:
-        if self.number >= 0:
-            os.close(self.number)
+        if self.fd >= 0:
+            os.close(self.fd)
 
 
 class FolderLock:
-    """Holds a folder for this process until it is dropped, or the process has ended, however it ends.
+    """An exclusive lock (flock) on a folder, released when the object is deleted or the process ends in any way.
 
-    Raises BlockingIOError where another holds it for longer than `seconds`.
+    Raises BlockingIOError if another process still holds it after `seconds`. Only warns where the file system or the
+    system has no locks.
     """
 
     def __init__(self, folder: Path, seconds: float) -> None:
@@ -98,25 +99,25 @@ class FolderLock:
         deadline = time.monotonic() + seconds
         while not (self._try() and self.is_held()):
             if time.monotonic() > deadline:
-                raise BlockingIOError(errno.EWOULDBLOCK, "another process writes here", str(folder))
+                raise BlockingIOError(errno.EWOULDBLOCK, "another process is writing in this folder", str(folder))
             time.sleep(0.1)
-            if not self.is_held():  # whoever had it has put the folder aside
+            if not self.is_held():  # the process that held the lock has moved the folder
                 self._file = OpenFile(self.path, os.O_RDWR | os.O_CREAT)
 
     def _try(self) -> bool:
         try:
-            import fcntl  # Windows has none
+            import fcntl  # not on Windows
 
-            fcntl.flock(self._file.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._file.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         except (OSError, ImportError) as error:
-            logger.warning("%s: no locks here (%s): take care that only one writes", self.path.parent, error)
+            logger.warning("%s: cannot lock it (%s): let only one process write in it", self.path.parent, error)
         return True
 
     def is_held(self) -> bool:
-        """Whether the folder is still the one that was locked: not gone, not another under its name."""
+        """Whether the path still leads to the locked folder, which may have been deleted or replaced since."""
         try:
-            return os.path.samestat(os.stat(self.path), os.fstat(self._file.number))
+            return os.path.samestat(os.stat(self.path), os.fstat(self._file.fd))
         except FileNotFoundError:
             return False

@@ -1,4 +1,4 @@
-"""Files below a URL (http, https, s3, gs, az), read by ranges and written through obstore. Nothing is ever executed."""
+"""Objects below a URL (http, https, s3, gs, az), read whole or by ranges and written, through obstore."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from srcnn.runtime.settings import without_credentials
 WRITABLE_SCHEMES = ("s3", "gs", "az")
 SCHEMES = ("http", "https", *WRITABLE_SCHEMES)
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 10.0
-MAX_SMALL_BYTES = 1 << 30  # of a file that is read whole, unless its reader knows better
-CHUNK_BYTES = 1 << 20  # of a response, more or less, before it is looked at whether there is too much of it
+MAX_SMALL_BYTES = 1 << 30  # default limit of a file that is read whole
+CHUNK_BYTES = 1 << 20  # of a response between two checks of its length
 ResultT = TypeVar("ResultT")
 logger = logging.getLogger(__name__)
 
 
 class ReadFailed(OSError):
-    """A file or a range of it could not be read, for good; the message names both and the cause."""
+    """A file or a byte range could not be read, and retrying did not or cannot help; names both and the cause."""
 
 
 class NotRetryable(OSError):
-    """An error that another attempt would not heal."""
+    """An error that a retry cannot fix."""
 
 
 @dataclass(frozen=True)
 class AccessConfig:
-    """How shards in an object store are read; a folder needs none of it.
+    """How shards in an object store are read; not used for folders.
 
     Args:
-        timeout_seconds: longest time one request may take.
-        give_up_seconds: how long a failing read is tried again, with growing pauses, before the run stops.
-        num_connections: ranges read at the same time.
-        cache: folder on a local disk that keeps what was read, for all processes of the machine; empty: none.
-        cache_gigabytes: the most the cache takes, 10^9 bytes: so much of the data set from its beginning.
+        timeout_seconds: timeout of one request.
+        give_up_seconds: how long a failing read is retried, with growing pauses, before the run stops.
+        num_connections: number of ranges read at the same time.
+        cache: folder on a local disk that caches what was read, for all processes of the machine; empty: no cache.
+        cache_gigabytes: size limit of the cache in 10^9 bytes; it holds the first so many bytes of the dataset.
     """
 
     timeout_seconds: float = 20.0
@@ -59,10 +59,10 @@ class AccessConfig:
 
 
 class ObjectStore:
-    """Files below a URL, read with obstore; safe to use from several threads. Credentials come from the environment.
+    """Objects below a URL, accessed with obstore; thread-safe. Credentials come from the environment.
 
-    A read that fails is tried again until `give_up_seconds` are over; what cannot heal (absent, forbidden) fails at
-    once. Not to be used in a process that was forked from one that did.
+    A failing request is retried for `give_up_seconds`; an error that a retry cannot fix (absent, forbidden) is raised
+    at once. Must not be used in a process forked from one that has used it.
     """
 
     def __init__(self, url: str, access: AccessConfig) -> None:
@@ -70,8 +70,8 @@ class ObjectStore:
             import obstore
             from obstore.store import from_url
         except ImportError as error:
-            cure = "object stores are read with the package obstore: pip install 'srcnn[remote]'"
-            raise ValueError(f"{without_secrets(url)}: {cure}") from error
+            hint = "object stores need the package obstore: pip install 'srcnn[remote]'"
+            raise ValueError(f"{without_secrets(url)}: {hint}") from error
         self.location = without_secrets(url).rstrip("/")
         self.access = access
         self._closed = threading.Event()
@@ -79,26 +79,26 @@ class ObjectStore:
         plain_http = url.startswith("http:") or os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true")
         timeout = timedelta(seconds=access.timeout_seconds)
         options: Any = {"timeout": timeout, "connect_timeout": timeout, "allow_http": plain_http}
-        retries: Any = {"max_retries": 0}  # `_retry` does it, also for responses that arrive cut short
+        retries: Any = {"max_retries": 0}  # `_retry` retries, also after a truncated response
         try:
             self._store = from_url(url, client_options=options, retry_config=retries)
-        except Exception as error:  # what obstore and its parser of URLs raise has no common base
-            raise ValueError(f"{self.location}: no address that can be read: {describe_error(error)}") from None
+        except Exception as error:  # obstore's errors and those of its URL parser have no common base class
+            raise ValueError(f"{self.location}: not a usable URL: {describe_error(error)}") from None
 
     def read(self, name: str, max_bytes: int = MAX_SMALL_BYTES) -> bytes:
-        """The whole of a small file.
+        """The content of a small file.
 
         Raises:
-            FileNotFoundError: there is none.
-            ReadFailed: it cannot be read, or is larger.
+            FileNotFoundError: it does not exist.
+            ReadFailed: it cannot be read, or has more than `max_bytes`.
         """
-        return bytes(self._retry(name, "", lambda: read_limited(self._obstore.get(self._store, name), max_bytes)))
+        return bytes(self._retry(name, lambda: read_limited(self._obstore.get(self._store, name), max_bytes)))
 
     def read_range(self, name: str, start: int, stop: int, num_bytes: int | None = None) -> Any:
-        """Bytes `start` up to `stop` of a file, as a buffer; where `num_bytes` is given, of a file of that length.
+        """Bytes `start` up to `stop` of a file, as a buffer. `num_bytes` is the length the file must have, if given.
 
         Raises:
-            ReadFailed: absent, forbidden, of another length, or failing for too long.
+            ReadFailed: the file is absent, forbidden or of another length, or retries failed for too long.
         """
         def get() -> Any:
             result = self._obstore.get(self._store, name, options={"range": (start, stop)})
@@ -106,67 +106,59 @@ class ObjectStore:
                 raise NotRetryable(f"has {result.meta['size']} bytes, the manifest says {num_bytes} bytes")
             content = read_limited(result, stop - start)
             if len(content) != stop - start:
-                raise OSError(f"{len(content)} bytes came instead of {stop - start}")
+                raise OSError(f"received {len(content)} bytes instead of {stop - start}")
             return content
 
         try:
-            return self._retry(name, f"bytes {start} to {stop}: ", get)
+            return self._retry(name, get, f"bytes {start} to {stop}: ")
         except FileNotFoundError as error:
             raise ReadFailed(str(error)) from error
 
-    def _retry(self, name: str, what: str, get: Callable[[], ResultT]) -> ResultT:
-        """`get()`, again and again while that may help."""
+    def _retry(self, name: str, request: Callable[[], ResultT], what: str = "") -> ResultT:
+        """`request()`, retried with growing pauses. Raises FileNotFoundError or ReadFailed, which name the file."""
         errors = self._obstore.exceptions
         final = (NotRetryable, errors.PermissionDeniedError, errors.UnauthenticatedError, errors.NotSupportedError)
         where = f"{self.location}/{name}: {what}"
-        end, pause = time.monotonic() + self.access.give_up_seconds, FIRST_PAUSE_SECONDS
+        deadline, pause = time.monotonic() + self.access.give_up_seconds, FIRST_PAUSE_SECONDS
         closed = self._closed
         while True:
             try:
-                return get()
+                return request()
             except (FileNotFoundError, errors.NotFoundError):
-                raise FileNotFoundError(f"{where}is not there") from None  # what obstore says may hold secrets
+                raise FileNotFoundError(f"{where}does not exist") from None  # obstore's message may hold secrets
             except final as error:
                 raise ReadFailed(f"{where}{describe_error(error)}") from None
             except (OSError, errors.BaseError) as error:
-                # obstore has no types for these: no ranges served, an impossible URL, a bad request or range.
+                # obstore has no types for these: ranges not supported, invalid URL, bad request or range.
                 if re.search("non-partial|builder error|status code: 4(00|16)", str(error)):
                     raise ReadFailed(f"{where}{describe_error(error)}") from None
-                if time.monotonic() + pause > end or closed.is_set():
-                    tried = f"(tried for {self.access.give_up_seconds:g} s)"
+                if time.monotonic() + pause > deadline or closed.is_set():
+                    tried = f"(retried for {self.access.give_up_seconds:g} s)"
                     raise ReadFailed(f"{where}{describe_error(error)} {tried}") from None
-                logger.warning("%s%s; trying again", where, describe_error(error))
+                logger.warning("%s%s; retrying", where, describe_error(error))
             closed.wait(pause * random.uniform(0.5, 1))
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
-    def _call(self, name: str, call: Callable[[Any, Any], ResultT]) -> ResultT:
-        """`call(obstore, store)`, tried again as reads are. Raises ReadFailed, or FileNotFoundError, naming `name`."""
-        return self._retry(name, "", lambda: call(self._obstore, self._store))
-
-    def _children(self, folder: str = "") -> tuple[dict[str, int], list[str]]:
-        """Bytes of the objects right below a prefix, and the prefixes there, by the names after it."""
-        start = f"{folder}/" if folder else ""
-        listed = self._call(folder, lambda obstore, store: obstore.list_with_delimiter(store, start or None))
-        sizes = {item["path"].removeprefix(start): item["size"] for item in listed["objects"]}
-        return sizes, [prefix.removeprefix(start).rstrip("/") for prefix in listed["common_prefixes"]]
-
     def files(self) -> list[str]:
         """Names of all objects below the URL, sorted."""
-        listed = self._call("", lambda obstore, store: obstore.list(store).collect())
-        return sorted(item["path"] for item in listed)
+        return sorted(item["path"] for item in self._retry("", lambda: self._obstore.list(self._store).collect()))
 
-    def sizes(self, folder: str = "") -> dict[str, int]:
+    def sizes(self) -> dict[str, int]:
         """As `Folder.sizes`."""
-        return self._children(folder)[0]
+        return {item["path"]: item["size"] for item in self._list_folder()["objects"]}
 
     def names(self) -> list[str]:
         """As `Folder.names`."""
-        sizes, folders = self._children()
-        return [*sizes, *folders]
+        listed = self._list_folder()
+        objects = [item["path"] for item in listed["objects"]]
+        return objects + [prefix.rstrip("/") for prefix in listed["common_prefixes"]]
+
+    def _list_folder(self) -> Any:
+        return self._retry("", lambda: self._obstore.list_with_delimiter(self._store))
 
     @contextmanager
     def local_copy(self, name: str) -> Iterator[Path]:
-        """A temporary file of this machine with the content of that object."""
+        """A temporary local file with the content of the object."""
         with tempfile.TemporaryDirectory(prefix="srcnn-") as folder:
             path = Path(folder, f"photo{PurePosixPath(name).suffix}")
             path.write_bytes(self.read(name))
@@ -174,53 +166,53 @@ class ObjectStore:
 
     @contextmanager
     def create(self, name: str) -> Iterator[IO[bytes]]:
-        """As `Folder.create`: a temporary file, which becomes the object at the end."""
+        """As `Folder.create`: a temporary file, uploaded at the end."""
         with tempfile.TemporaryFile(prefix="srcnn-") as file:
             yield file
 
-            def put(obstore: Any, store: Any) -> None:
+            def upload() -> None:
                 file.seek(0)
-                obstore.put(store, name, file)
+                self._obstore.put(self._store, name, file)
 
-            self._call(name, put)
+            self._retry(name, upload)
 
     def remove(self, names: Iterable[str]) -> None:
         if names := list(names):
-            self._call(names[0], lambda obstore, store: obstore.delete(store, names))
+            self._retry(names[0], lambda: self._obstore.delete(self._store, names))
 
     def prepare(self, folders: Iterable[str]) -> None:
-        """Nothing: there are no folders, and an object is whole or not there."""
+        """Does nothing: object stores have no folders, and no unfinished objects."""
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Nothing: object stores have no locks. Two processes that write the same files write them twice."""
+        """Does nothing: object stores have no locks. Two processes that write the same files write them twice."""
         yield
 
     def close(self) -> None:
-        """Ends what is being tried again; later reads are not concerned."""
-        before, self._closed = self._closed, threading.Event()
-        before.set()
+        """Ends the retries of the requests in progress; later requests are retried again."""
+        closed, self._closed = self._closed, threading.Event()
+        closed.set()
 
 
 def read_limited(result: Any, max_bytes: int) -> Any:
-    """The content of a response, as a buffer. Raises NotRetryable where the server sends more than was asked for."""
+    """The content of a response, as a buffer. Raises NotRetryable if the server sends more than `max_bytes`."""
     chunks, num_bytes = [], 0
     for chunk in result.stream(min_chunk_size=CHUNK_BYTES):
         chunks.append(chunk)
         num_bytes += len(chunk)
         if num_bytes > max_bytes:
-            raise NotRetryable(f"more than {max_bytes} bytes came")
+            raise NotRetryable(f"received more than {max_bytes} bytes")
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 def describe_error(error: BaseException) -> str:
-    """Its first line without secrets, and the kinds of error that obstore only names in its dump below."""
+    """The first line of the error without secrets, and the kinds of error that obstore names further below."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     kinds = dict.fromkeys(re.findall(r"kind: (\w+)", " ".join(lines[1:])))
-    line = re.sub(r"(status code: \d+[ \w]*).*", r"\1", lines[0])  # a response's body may hold keys and signatures
+    line = re.sub(r"(status code: \d+[ \w]*).*", r"\1", lines[0])  # the response's body may hold keys and signatures
     return without_secrets(line) + (f" ({', '.join(kinds)})" if kinds else "")
 
 
 def without_secrets(text: str) -> str:
-    """A URL, or a text with URLs, without user, password and query."""
+    """A text without the users, passwords and queries of its URLs."""
     return without_credentials(re.sub(r"\?[^\s\"')]*", "", text)).replace("://***@", "://")

@@ -1,4 +1,4 @@
-"""Work spread over threads; results in the order of the work."""
+"""Thread pools whose results come in the order of the inputs."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import partial
 from threading import Barrier
 from typing import TypeVar
 
 from srcnn.runtime import signals
 
-POLL_SECONDS = 0.2  # how soon a stop signal is seen that comes while a result is waited for
+POLL_SECONDS = 0.2  # how often a waiting thread checks for a stop request
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
@@ -23,34 +24,24 @@ def in_order(
     ahead: int,
     result_of: Callable[[Future[ResultT]], ResultT] = Future.result,
 ) -> Generator[ResultT, None, None]:
-    """`function(item)` of each item, in their order; an error is raised in its place.
+    """Yields `function(item)` for each item, in their order; an exception of the function is raised at its turn.
 
-    `ahead` items, and no more, are taken from `items` after the one whose result comes next, also without a pool.
-    `result_of` waits for a result.
+    When a result is yielded, exactly `ahead` items after it (fewer at the end) have been taken from `items`, with a
+    pool and without one. `result_of` waits for a future's result.
     """
-    pending: deque[ItemT | Future[ResultT]] = deque()
-
-    def next_result() -> ResultT:
-        item = pending.popleft()
-        return result_of(item) if isinstance(item, Future) else function(item)
-
-    try:
-        for item in items:
-            pending.append(pool.submit(function, item) if pool else item)
-            if len(pending) > ahead:
-                yield next_result()
-        while pending:
-            yield next_result()
-    finally:
-        for waiting in pending:
-            if isinstance(waiting, Future):
-                waiting.cancel()
+    pending: deque[Callable[[], ResultT]] = deque()
+    for item in items:
+        pending.append(partial(result_of, pool.submit(function, item)) if pool else partial(function, item))
+        if len(pending) > ahead:
+            yield pending.popleft()()
+    while pending:
+        yield pending.popleft()()
 
 
 def in_order_until_stopped(
     function: Callable[[ItemT], ResultT], items: Iterable[ItemT], num_threads: int, ahead: int
 ) -> Generator[ResultT, None, None]:
-    """`in_order` by threads of its own, which end with it. Raises Stopped as `result_or_stop`."""
+    """`in_order` with a thread pool of its own. Raises StopRequested as `result_or_stop` does."""
     pool = ThreadPoolExecutor(num_threads, "ahead")
     try:
         yield from in_order(pool, function, items, ahead, result_or_stop)
@@ -59,25 +50,25 @@ def in_order_until_stopped(
 
 
 def result_or_stop(future: Future[ResultT]) -> ResultT:
-    """Its result. Raises Stopped where it is not there yet and a stop signal came: a read may take minutes."""
+    """Waits for the result, which may take minutes. Raises StopRequested if a stop signal arrives meanwhile."""
     while not (future.done() or wait([future], POLL_SECONDS).done):
-        if stopped := signals.stop_requested():
-            raise stopped
+        if stop := signals.stop_requested():
+            raise stop
     return future.result()
 
 
 @contextmanager
 def single_threaded_pool(num_threads: int) -> Iterator[Executor | None]:
-    """Threads in which PyTorch computes on one core; None, for the caller to do it all, where one is enough.
+    """A pool of threads in each of which PyTorch uses one core; None for one thread, the caller's own.
 
-    Several small convolutions side by side use the cores better than one whose loops are split over them.
+    Several small convolutions side by side use the cores better than one convolution split over them.
     """
     if num_threads <= 1:
         yield None
         return
-    import torch  # takes seconds, and reading data does without it
+    import torch  # takes seconds to import, and the data loader does not need it
 
-    around = torch.get_num_threads()
+    num_threads_before = torch.get_num_threads()
     all_started = Barrier(num_threads)
 
     def start() -> None:
@@ -88,8 +79,8 @@ def single_threaded_pool(num_threads: int) -> Iterator[Executor | None]:
     try:
         for started in [pool.submit(start) for _ in range(num_threads)]:
             started.result()
-        # The setting is each thread's own, but it is also what threads begun later take over.
-        torch.set_num_threads(around)
+        # The setting is per thread, but new threads start with the value that was set last.
+        torch.set_num_threads(num_threads_before)
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)

@@ -1,6 +1,6 @@
-"""Where photos and shards lie: a folder, or an object store (`object_store`), with one interface.
+"""One interface to a folder or an object store (`object_store`) of photos or shards.
 
-Names are relative to the folder or URL, with slashes. Folders and the stores of WRITABLE_SCHEMES are also written.
+File names are relative to the folder or URL, with slashes. Only http(s) URLs cannot be written.
 """
 
 from __future__ import annotations
@@ -20,70 +20,70 @@ from srcnn.runtime.untrusted import open_regular
 
 MAX_OPEN_FILES = 256
 _NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # Linux
-Record = tuple[str, int, tuple[memoryview, ...]]  # file, first byte, what to fill
-Check = Callable[[int, list[Any]], None]
+Record = tuple[str, int, tuple[memoryview, ...]]  # file name, offset, buffers to fill
+Check = Callable[[int, list[Any]], None]  # (index of the record, its bytes in parts)
 
 
 def is_url(location: str | Path) -> bool:
-    """Whether this names an object store rather than a folder; `pipe:cat x` is neither, see `open_storage`."""
+    """Whether this is a URL rather than a path. `pipe:cat x` counts as a path here, and `open_storage` refuses it."""
     return "://" in str(location)
 
 
 def join(location: str | Path, name: str) -> str:
-    """The folder `name` in a folder or below a URL."""
+    """The path or URL of `name` in a folder or below a URL."""
     return f"{str(location).rstrip('/')}/{name}" if is_url(location) else str(Path(location, name))
 
 
 def is_within(inner: str, outer: str) -> bool:
-    """Whether a folder, file or URL is the other one or lies below it."""
+    """Whether a path or URL is the other one or lies below it."""
     if is_url(inner) or is_url(outer):
         return f"{inner.rstrip('/')}/".startswith(f"{outer.rstrip('/')}/")
     return Path(inner).expanduser().resolve().is_relative_to(Path(outer).expanduser().resolve())
 
 
 def open_storage(location: str | Path, access: AccessConfig | None = None) -> Folder | ObjectStore:
-    """The storage at a folder's path or a URL.
+    """Opens a folder or, with the settings in `access`, a URL.
 
     Raises:
-        ValueError: a URL of a kind that is not read.
+        ValueError: a URL whose scheme is not one of SCHEMES.
     """
     text = str(location)
     scheme = text.partition(":")[0]
     if is_url(location) and scheme in SCHEMES:
         return ObjectStore(text, access or AccessConfig())
     if is_url(location) or (scheme == "pipe" and ":" in text):
-        raise ValueError(f"{scheme}: shards are read from a folder or from {', '.join(SCHEMES)} addresses, no others")
+        raise ValueError(f"{scheme}: shards can be read from a folder or a URL of {', '.join(SCHEMES)}")
     return Folder(Path(location))
 
 
 def open_writable(location: str) -> Folder | ObjectStore:
-    """The storage at a folder's path, or at a URL that can be written and listed too.
+    """Opens a folder, or a URL that can also be written and listed.
 
     Raises:
-        ValueError: a URL of another kind.
+        ValueError: a URL whose scheme is not one of WRITABLE_SCHEMES.
     """
     scheme = location.partition("://")[0]
     if is_url(location) and scheme not in WRITABLE_SCHEMES:
-        raise ValueError(f"{scheme}: photos and shards lie in a folder or at {', '.join(WRITABLE_SCHEMES)} addresses")
+        raise ValueError(f"{scheme}: expected a folder or a URL of {', '.join(WRITABLE_SCHEMES)}")
     return open_storage(location)
 
 
 class Folder:
-    """Files below a folder of this machine; safe to use from several threads."""
+    """A local folder; thread-safe."""
 
     def __init__(self, path: Path) -> None:
         self.location = str(path)
         self.path = path.expanduser()
-        self._open: dict[str, _WarmFile] = {}
+        self._open: dict[str, _MappableFile] = {}
         self._lock, self._reading_cached = threading.Lock(), threading.Lock()
 
     def read(self, name: str, max_bytes: int = MAX_SMALL_BYTES) -> bytes:
-        """The whole of a small file. Raises OutOfBounds where it is no regular file, or larger."""
+        """The content of a file. Raises InvalidInput if it is not a regular file or has more than `max_bytes`."""
         with open_regular(self.path / name, max_bytes) as file:
             return file.read()
 
     def read_range(self, name: str, start: int, stop: int, num_bytes: int | None = None) -> bytes:
-        """Bytes `start` up to `stop` of a file. Raises ReadFailed where it has fewer."""
+        """Bytes `start` up to `stop` of a file; `num_bytes` is not used. Raises ReadFailed if it ends before `stop`."""
         content = self._file(name).pread(stop - start, start)
         if len(content) != stop - start:
             raise ReadFailed(f"{self.path / name}: ends before byte {stop}")
@@ -92,14 +92,14 @@ class Folder:
     def read_records(
         self, records: Sequence[Record], spans: Sequence[slice], num_bytes: int, check: Check
     ) -> None:
-        """Fills each record's views with these spans of its `num_bytes`; whatever else it holds is not wanted.
+        """Reads records of `num_bytes` each, and copies the byte ranges `spans` of each into its buffers.
 
-        What the system has in memory is read first and by one thread at a time: such reads take microseconds, and
-        threads would spend more on handing Python's lock to each other. The rest is read ahead, then waited for.
-        `check` gets the number of each record and its bytes, in parts, as soon as it was read.
+        Records in the page cache are read first, by one thread at a time: such a read takes microseconds, and threads
+        would spend more on handing Python's lock to each other. The others are prefetched by the system, then read.
+        `check` is called with each record's index and bytes (in parts) as soon as the record was read.
 
         Raises:
-            ReadFailed: a file ends before.
+            ReadFailed: a file is too short.
             Exception: what `check` raises.
         """
         ends = [0, *(span.stop for span in spans)]
@@ -126,46 +126,46 @@ class Folder:
             check(number, parts)
 
     def _read_cached(self, name: str, start: int, buffers: list[Any], num_bytes: int) -> bool:
-        """Whether the buffers could be filled without waiting for a disk."""
+        """Fills the buffers if that needs no disk access, and returns whether it did."""
         file = self._file(name)
         try:
             cached = file.preadv(buffers, start, _NOWAIT) == num_bytes
-        except OSError as error:  # EAGAIN: it would have to wait; the others: not to be had on this disk
+        except OSError as error:  # EAGAIN: not in the page cache; the others: not supported by the file system
             if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL):
                 raise
             cached = False
-        file.count(num_bytes if cached else 0)
+        file.count_cached(num_bytes if cached else 0)
         return cached
 
-    def _file(self, name: str) -> _WarmFile:
+    def _file(self, name: str) -> _MappableFile:
         file = self._open.get(name)
         if file is None:
-            file = _WarmFile(self.path / name)
+            file = _MappableFile(self.path / name)
             with self._lock:
-                # The one opened first goes, and is closed when the last thread that reads from it is done. In a uniform
-                # order of more shards than that, the one used least recently would be needed as soon as any other.
+                # Drops the file that was opened first; it is closed when the last thread has read from it. Least
+                # recently used would be no better: with more shards in uniform order each is as likely to be the next.
                 if len(self._open) >= MAX_OPEN_FILES:
                     self._open.pop(next(iter(self._open)))
                 self._open[name] = file
         return file
 
-    def sizes(self, folder: str = "") -> dict[str, int]:
-        """Bytes of the files right in this folder of it, by their names there."""
-        with os.scandir(self.path / folder) as entries:
+    def sizes(self) -> dict[str, int]:
+        """Size in bytes of each file in the folder itself, by name."""
+        with os.scandir(self.path) as entries:
             return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
 
     def names(self) -> list[str]:
-        """Of the files and folders right in it."""
+        """Names of the files and folders in the folder itself."""
         return os.listdir(self.path)
 
     @contextmanager
     def local_copy(self, name: str) -> Iterator[Path]:
-        """A file of this machine with the content of that one: here itself."""
+        """The path of a local file with the content of this one: the file itself."""
         yield self.path / name
 
     @contextmanager
     def create(self, name: str) -> Iterator[IO[bytes]]:
-        """A binary file to write and read, which has its name when it is whole, or not at all."""
+        """A binary file to write and read; it gets its name at the end, and is deleted on an error."""
         with atomic_file(self.path / name) as file:
             yield file
 
@@ -174,7 +174,7 @@ class Folder:
             (self.path / name).unlink(missing_ok=True)
 
     def prepare(self, folders: Iterable[str]) -> None:
-        """Makes these folders in it, and removes the files that an ended process has left unfinished in them."""
+        """Creates these subfolders, and deletes the unfinished files that an ended process left in them."""
         for folder in (self.path / name for name in folders):
             folder.mkdir(parents=True, exist_ok=True)
             for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
@@ -182,7 +182,7 @@ class Folder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Makes the folder and holds its lock. Raises BlockingIOError where another process does."""
+        """Creates the folder and holds its lock. Raises BlockingIOError if another process holds it."""
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(self.path, seconds=0)
         try:
@@ -191,38 +191,38 @@ class Folder:
             lock.path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Closes the files; reading opens them again."""
+        """Closes the files; later reads open them again."""
         self._open.clear()
 
 
-class _WarmFile(OpenFile):
-    """A file that is mapped after as many bytes as it has were found in memory without a miss.
+class _MappableFile(OpenFile):
+    """A file that is memory-mapped once reads of as many bytes as it has were all served from the page cache.
 
-    Copying out of a mapping takes half the time of a call of the system, but of a file that is not in memory it would
-    read pages nobody asked for, and of one that has become shorter it would end the process: `checked_content`.
+    Copying from the mapping takes half the time of a system call. But a mapping of a file that is not cached would
+    read more pages than needed, and one of a file that was truncated would crash the process: `checked_content`.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.path = path
         self.content: memoryview | None = None
-        self._num_bytes_found = 0
+        self._num_cached_bytes = 0
 
-    def count(self, num_bytes: int) -> None:
-        """Notes that so many bytes were found in memory; 0: that some were not."""
-        self._num_bytes_found = self._num_bytes_found + num_bytes if num_bytes else 0
-        if self._num_bytes_found >= (size := os.fstat(self.number).st_size) > 0:
-            self.content = memoryview(mmap.mmap(self.number, size, access=mmap.ACCESS_READ))
+    def count_cached(self, num_bytes: int) -> None:
+        """Counts bytes that were read from the page cache; 0 resets the count after a miss."""
+        self._num_cached_bytes = self._num_cached_bytes + num_bytes if num_bytes else 0
+        if self._num_cached_bytes >= (size := os.fstat(self.fd).st_size) > 0:
+            self.content = memoryview(mmap.mmap(self.fd, size, access=mmap.ACCESS_READ))
 
     def readahead(self, start: int, num_bytes: int) -> None:
-        """Has the system begin to read."""
+        """Asks the system to read these bytes into the page cache."""
         if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self.number, start, num_bytes, os.POSIX_FADV_WILLNEED)
+            os.posix_fadvise(self.fd, start, num_bytes, os.POSIX_FADV_WILLNEED)
 
     def checked_content(self) -> memoryview | None:
-        """All its bytes, if it is mapped. Raises ReadFailed where it has become shorter since."""
-        if self.content is not None and os.fstat(self.number).st_size < len(self.content):
-            raise ReadFailed(f"{self.path}: has become shorter while it was read")
+        """All its bytes, if it is mapped. Raises ReadFailed if it was truncated since."""
+        if self.content is not None and os.fstat(self.fd).st_size < len(self.content):
+            raise ReadFailed(f"{self.path}: was truncated while it was read")
         return self.content
 
 

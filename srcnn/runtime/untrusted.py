@@ -1,6 +1,6 @@
-"""What may come from strangers, in bounds: regular files, JSON of known types, names, npy headers, pictures.
+"""Checks of files that may come from strangers: JSON, YAML, file names, npy arrays, headers of pictures.
 
-Whatever is wrong with it is OutOfBounds, a ValueError; see docs/security.md.
+Invalid content raises InvalidInput, a ValueError; see docs/security.md.
 """
 
 from __future__ import annotations
@@ -24,94 +24,92 @@ from PIL import Image, TiffImagePlugin
 
 from srcnn.runtime.errors import UserError
 
-MAX_MANIFEST_BYTES = 512 << 20  # two million shards; parsed it takes some ten times as much memory
+MAX_MANIFEST_BYTES = 512 << 20  # two million shards; parsing takes some ten times as much memory
 MAX_YAML_BYTES, MAX_YAML_DEPTH = 1 << 20, 20
 MAX_COUNT = 1 << 60  # of anything: sums of a few stay below 2^63
 MAX_NAME_BYTES = 255
 MAX_TILE_SIDE = 4096  # pixels
-MAX_PICTURE_PIXELS = 1 << 26  # of a picture in a shard made elsewhere: 8192x8192, 200 MB as RGB
+MAX_PICTURE_PIXELS = 1 << 26  # of a picture in shards made by another program: 8192x8192, 200 MB as RGB
 MAX_PHOTO_BYTES = 2 << 30  # 250 megapixels of 16-bit RGBA
-MAX_JPEG_SCANS = 100  # progressive JPEGs have some ten; each scan goes over all pixels, however few bytes it takes
-TIFF_TILE_TAGS = (322, 323)  # width and height: libtiff decodes whole tiles, however small the picture
-_BYTES_PER_BRACKET = 16  # of a manifest, at least: an empty list of two bytes takes thirty times as much memory
+MAX_JPEG_SCANS = 100  # progressive JPEGs have some ten; however short, each scan costs a pass over all pixels
+TIFF_TILE_TAGS = (322, 323)  # tile width and length: libtiff decodes whole tiles, however small the picture
+_BYTES_PER_BRACKET = 16  # a manifest has more; an empty list of two bytes takes thirty times as much memory
 _NPY = re.compile(r"\{'descr': '([|<>=]?\w{1,9})', 'fortran_order': (True|False), 'shape': \(([\d, ]{0,60})\), ?\}\s*")
 RecordT = TypeVar("RecordT")
-_lifting = threading.Lock()
-_lifted: list[int | None] = []  # Pillow's own limit, once for every picture that is open without it
+_limit_lock = threading.Lock()
+_saved_limits: list[int | None] = []  # Pillow's own limit, once for each open `without_pillow_limit`
 
 
-class OutOfBounds(UserError):
-    """Something foreign is of another kind, type or size than it may be; the message says which."""
+class InvalidInput(UserError):
+    """A file or value from outside has a type, form or size that is not allowed; the message says which."""
 
 
 def open_regular(path: Path, max_bytes: int = MAX_COUNT) -> IO[bytes]:
-    """Opens a file to read; links are followed. Raises OutOfBounds at pipes, devices, folders, and larger files."""
-    number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for its other end
+    """Opens a file for reading; links are followed. Raises InvalidInput at pipes, devices, folders and larger files."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # opening a pipe would wait for its other end
     try:
-        status = os.fstat(number)
+        status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
-            raise OutOfBounds("is no regular file")
+            raise InvalidInput("is not a regular file")
         if status.st_size > max_bytes:
-            raise OutOfBounds(f"has {status.st_size} bytes, more than {max_bytes}")
-        return os.fdopen(number, "rb")
-    except OutOfBounds:
-        os.close(number)
+            raise InvalidInput(f"has {status.st_size} bytes; at most {max_bytes} are allowed")
+        return os.fdopen(fd, "rb")
+    except BaseException:
+        os.close(fd)
         raise
 
 
 def parse_json(content: str | bytes, object_hook: Any = None) -> Any:
-    """The content of a JSON text. Raises ValueError where it is none, too long, or nested too deeply."""
-    if isinstance(content, str):
-        num_brackets = content.count("{") + content.count("[")
-    else:
-        num_brackets = content.count(b"{") + content.count(b"[")
+    """Parses JSON. Raises ValueError if it is invalid, too long, or nested too deeply."""
+    brackets: Any = ("{", "[") if isinstance(content, str) else (b"{", b"[")
+    num_brackets = sum(content.count(bracket) for bracket in brackets)
     if len(content) > MAX_MANIFEST_BYTES or num_brackets > len(content) / _BYTES_PER_BRACKET + 1000:
-        raise OutOfBounds(f"{len(content)} bytes of JSON with {num_brackets} brackets; that is none of ours")
+        raise InvalidInput(f"{len(content)} bytes of JSON with {num_brackets} brackets, more than this program writes")
     try:
         return json.loads(content, object_hook=object_hook)
     except RecursionError as error:
-        raise OutOfBounds("nested too deeply") from error
+        raise InvalidInput("nested too deeply") from error
 
 
 def read_json(path: Path) -> Any:
-    """As `parse_json`, of a file, which the error names."""
+    """Reads and parses a JSON file. Raises InvalidInput, naming the file, as `parse_json` does."""
     try:
         with open_regular(path, MAX_MANIFEST_BYTES) as file:
             return parse_json(file.read())
     except ValueError as error:
-        raise OutOfBounds(f"{path}: damaged: {error}") from error
+        raise InvalidInput(f"{path}: damaged: {error}") from error
 
 
 def check_yaml(path: Path) -> None:
-    """Raises OutOfBounds at a YAML file that is too long, too deep, or has aliases, which may repeat without end."""
+    """Raises InvalidInput if a YAML file is too long, too deep, or has aliases, which can expand without end."""
     depth = 0
     try:
         with open_regular(path, MAX_YAML_BYTES) as file:
             for event in yaml.parse(file, yaml.SafeLoader):
                 depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
                 if isinstance(event, yaml.AliasEvent) or depth > MAX_YAML_DEPTH:
-                    raise OutOfBounds(f"has aliases, or is more than {MAX_YAML_DEPTH} deep")
-    except (OutOfBounds, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise OutOfBounds(f"{path}: {error}") from error
+                    raise InvalidInput(f"has aliases (*name), or is nested more than {MAX_YAML_DEPTH} deep")
+    except (InvalidInput, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidInput(f"{path}: {error}") from error
 
 
 def check_record(kind: type, item: Any) -> None:
-    """Raises OutOfBounds where a JSON object has not the fields of a dataclass, with values of their types.
+    """Raises InvalidInput unless a JSON object has the fields of the dataclass `kind`, with values of their types.
 
-    Counts are not negative and below MAX_COUNT; no number is NaN.
+    Integers must be from 0 to below MAX_COUNT, other numbers not NaN.
     """
-    kinds = _kinds(kind)
-    if not isinstance(item, dict) or item.keys() != kinds.keys():
-        raise OutOfBounds(f"damaged: {kind.__name__} without all of {', '.join(kinds)}, or with more")
-    for name, allowed in kinds.items():
+    types = _field_types(kind)
+    if not isinstance(item, dict) or item.keys() != types.keys():
+        raise InvalidInput(f"damaged: {kind.__name__} must have exactly the keys {', '.join(types)}")
+    for name, allowed in types.items():
         value = item[name]
         if type(value) not in allowed or value != value or type(value) is int and not 0 <= value < MAX_COUNT:
-            raise OutOfBounds(f"damaged: {kind.__name__} with {name} {value!r:.40}")
+            raise InvalidInput(f"damaged: {kind.__name__} with {name} {value!r:.40}")
 
 
 @lru_cache
-def _kinds(kind: type) -> Mapping[str, frozenset[type]]:
-    """The types that JSON may have for each field; never bool."""
+def _field_types(kind: type) -> Mapping[str, frozenset[type]]:
+    """The types that the JSON value of each field may have; int for a float too, but never bool."""
     found = {}
     for name, hint in get_type_hints(kind).items():
         types = frozenset(get_args(hint) or (hint,))
@@ -120,49 +118,44 @@ def _kinds(kind: type) -> Mapping[str, frozenset[type]]:
 
 
 def record(kind: type[RecordT], item: Any) -> RecordT:
-    """A dataclass out of a JSON object, checked."""
+    """The dataclass `kind` made of a JSON object. Raises InvalidInput as `check_record` does."""
     check_record(kind, item)
     return kind(**item)
 
 
 def check_name(name: Any) -> None:
-    """Raises OutOfBounds at what is not the name of a file right in its folder, on any system."""
+    """Raises InvalidInput unless this is a plain file name, without a path, on any operating system."""
     if not isinstance(name, str) or name in ("", ".", "..") or re.search(r"[/\\:\x00-\x1f\x7f]", name) \
             or len(os.fsencode(name)) > MAX_NAME_BYTES:
-        raise OutOfBounds(f"name {name!r:.99} leads out of the folder, or is none of a file")
-
-
-def npy_header(content: bytes | memoryview) -> tuple[np.dtype[Any], bool, tuple[int, ...], int]:
-    """(dtype, Fortran order, shape, where the elements begin) of an array of plain numbers in npy format 1.
-
-    The text of the header is matched, never evaluated. Raises OutOfBounds at any other.
-    """
-    start = bytes(content[:10])
-    stop = 10 + int.from_bytes(start[8:], "little")
-    match = _NPY.fullmatch(bytes(content[10:stop]).decode("latin-1")) if start[:8] == b"\x93NUMPY\x01\x00" else None
-    try:
-        if match is None or stop > len(content):
-            raise ValueError
-        shape = tuple(int(side) for side in match[3].split(",") if side.strip())
-        return np.dtype(match[1]), match[2] == "True", shape, stop
-    except (ValueError, TypeError) as error:
-        raise OutOfBounds("not an npy header of an array of numbers") from error
+        raise InvalidInput(f"name {name!r:.99} is not a plain file name")
 
 
 def npy_pixels(content: bytes | memoryview) -> np.ndarray:
-    """The bytes of an npy file -> its uint8 array, which is read-only."""
-    dtype, fortran, shape, start = npy_header(content)
+    """The read-only uint8 array in the bytes of an npy file, format 1.
+
+    The header is matched as text, never evaluated. Raises InvalidInput at any other content.
+    """
+    magic = bytes(content[:10])
+    start = 10 + int.from_bytes(magic[8:], "little")
+    match = _NPY.fullmatch(bytes(content[10:start]).decode("latin-1")) if magic[:8] == b"\x93NUMPY\x01\x00" else None
+    try:
+        if match is None or start > len(content):
+            raise ValueError
+        shape = tuple(int(side) for side in match[3].split(",") if side.strip())
+        dtype = np.dtype(match[1])
+    except (ValueError, TypeError) as error:
+        raise InvalidInput("not an npy header of an array of numbers") from error
     num_pixels = int(np.prod(shape, dtype=object))
     if dtype != np.uint8:
-        raise OutOfBounds(f"an array of {dtype}, {shape}; expected uint8 (H, W) or (H, W, 3)")
+        raise InvalidInput(f"an array of {dtype}, {shape}; expected uint8 (H, W) or (H, W, 3)")
     if num_pixels != len(content) - start:
-        raise OutOfBounds(f"{len(content) - start} bytes of an array of shape {shape}")
-    return np.frombuffer(content, np.uint8, num_pixels, start).reshape(shape, order="F" if fortran else "C")
+        raise InvalidInput(f"{len(content) - start} bytes for an array of shape {shape}")
+    return np.frombuffer(content, np.uint8, num_pixels, start).reshape(shape, order="F" if match[2] == "True" else "C")
 
 
 @contextmanager
 def open_picture(content: bytes | memoryview, formats: tuple[str, ...], max_pixels: int) -> Iterator[Image.Image]:
-    """A picture in memory whose size is in bounds. Whatever its decoder raises becomes a ValueError."""
+    """Opens a picture in memory of at most `max_pixels`. Every error of its decoder becomes a ValueError."""
     try:
         with Image.open(io.BytesIO(content), formats=formats) as image:
             check_size(image.size, max_pixels)
@@ -172,25 +165,24 @@ def open_picture(content: bytes | memoryview, formats: tuple[str, ...], max_pixe
     except (ValueError, MemoryError):
         raise
     except Exception as error:  # OSError, SyntaxError, struct.error, zlib.error, DecompressionBombError, ...
-        raise OutOfBounds(str(error) or type(error).__name__) from error
+        raise InvalidInput(str(error) or type(error).__name__) from error
 
 
 def check_size(size: tuple[int, int], max_pixels: float) -> None:
-    """Raises OutOfBounds at no pixels, or more than these."""
+    """Raises InvalidInput if (width, height) is empty or has more than `max_pixels`."""
     width, height = size
     if not 0 < width * height <= max_pixels:
-        raise OutOfBounds(f"{width}x{height} pixels is more than {max_pixels / 1e6:g} megapixels" if width * height
-                          else f"{width}x{height} pixels: nothing in it")
+        raise InvalidInput(f"{width}x{height} pixels; expected 1 pixel to {max_pixels / 1e6:g} megapixels")
 
 
 def check_scans(content: Any) -> None:
-    """Raises OutOfBounds at a JPEG whose decoding would take hours: in the coded pixels no marker can occur."""
+    """Raises InvalidInput at a JPEG with so many scans that decoding takes hours. Coded pixels hold no such markers."""
     if sum(1 for _ in re.finditer(b"\xff\xda", content)) > MAX_JPEG_SCANS:
-        raise OutOfBounds(f"a JPEG of more than {MAX_JPEG_SCANS} scans")
+        raise InvalidInput(f"a JPEG with more than {MAX_JPEG_SCANS} scans")
 
 
 def check_image(image: Image.Image, file: IO[bytes], max_megapixels: float) -> None:
-    """Raises OutOfBounds at a picture, opened but not decoded, that takes too much to decode, or is several."""
+    """Raises InvalidInput at an opened picture that is too expensive to decode, or has several frames."""
     check_size(image.size, max_megapixels * 1e6)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         tile = [image.tag_v2.get(tag, 0) for tag in TIFF_TILE_TAGS]
@@ -199,21 +191,21 @@ def check_image(image: Image.Image, file: IO[bytes], max_megapixels: float) -> N
     if image.format in ("JPEG", "MPO"):
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             check_scans(content)
-    # MPO: a camera JPEG with a preview. Not `n_frames`: for that Pillow goes through all pages of a TIFF.
+    # MPO: a camera JPEG with a preview. Not `n_frames`, for which Pillow reads through all pages of a TIFF.
     if getattr(image, "is_animated", False) and image.format != "MPO":
-        raise OutOfBounds("has several frames; save the one you mean as a file")
+        raise InvalidInput("has several frames; save one of them as a file")
 
 
 @contextmanager
-def pillow_limit_lifted() -> Iterator[None]:
-    """Pillow's own limit of pixels away, for who has another; it comes back when the last thread is done."""
-    with _lifting:
-        _lifted.append(_lifted[0] if _lifted else Image.MAX_IMAGE_PIXELS)
+def without_pillow_limit() -> Iterator[None]:
+    """Disables Pillow's process-wide limit of pixels; it is restored when the last thread leaves this context."""
+    with _limit_lock:
+        _saved_limits.append(_saved_limits[0] if _saved_limits else Image.MAX_IMAGE_PIXELS)
         Image.MAX_IMAGE_PIXELS = None
     try:
         yield
     finally:
-        with _lifting:
-            before = _lifted.pop()
-            if not _lifted:
-                Image.MAX_IMAGE_PIXELS = before
+        with _limit_lock:
+            limit = _saved_limits.pop()
+            if not _saved_limits:
+                Image.MAX_IMAGE_PIXELS = limit

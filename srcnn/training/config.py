@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from srcnn.data.loader import StreamConfig
+from srcnn.data.loader import LoaderConfig
 from srcnn.data.training_pairs import DegradationConfig
 from srcnn.models.srcnn import ModelConfig
 from srcnn.models.unet import UNetConfig
@@ -84,7 +84,7 @@ class TrainConfig:
     loss_crop: bool = False
     mixed_precision: Literal["no", "bf16", "fp16", "auto"] | None = None
     compile: bool | CompileMode = False
-    stream: StreamConfig = field(default_factory=StreamConfig)
+    stream: LoaderConfig = field(default_factory=LoaderConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     log_every_samples: int = 6400
     validate_every_samples: int = 64_000

@@ -12,7 +12,7 @@ import torch
 
 from srcnn.data.dataset import ShardDataset
 from srcnn.data.manifest import ShardError
-from srcnn.data.photo_list import photos_in
+from srcnn.data.photo_list import read_photo_records
 from srcnn.models.base import Network
 from srcnn.models.weights import load_model
 from srcnn.photos.tiling import grid, join
@@ -98,7 +98,7 @@ def photo_before_after(reader: ShardDataset, model: Network) -> np.ndarray:
     """The validation photo of middling input PSNR (of the first thousand), put together from its tiles, degraded,
     restored whole, and clean; below, its busiest detail magnified.
     """
-    first = islice(photos_in(reader.storage, reader.manifest), MOST_CONSIDERED)
+    first = islice(read_photo_records(reader.storage, reader.manifest), MOST_CONSIDERED)
     records = sorted(first, key=lambda record: record.degraded_psnr)
     record = records[len(records) // 2]
     shards = [shard.name for shard in reader.manifest.shards]

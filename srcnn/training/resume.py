@@ -8,23 +8,21 @@ import os
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from srcnn.data.dataset import ShardDataset
-from srcnn.data.loader import StreamState
+from srcnn.data.loader import LoaderState
 from srcnn.models.weights import load_model
 from srcnn.runtime import files, signals
 from srcnn.runtime.distributed import DistributedError, all_gather_json, broadcast_state, run_on_all_ranks
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.settings import flat, plain, to_yaml, without_credentials
 from srcnn.training import checkpoint
+from srcnn.training.components import Components
 from srcnn.training.config import TrainConfig
 from srcnn.training.optimizer import complete_state
-
-if TYPE_CHECKING:
-    from srcnn.training.trainer import Trainer
 
 FORMAT = 2  # of the training state
 IMMUTABLE_KEYS = ("model", "unet", "initialization", "centred", "weights", "seed", "overfit_tiles", "degradation",
@@ -38,7 +36,7 @@ COUNTERS = ("step", "samples", "skipped_steps", "skipped_in_a_row", "logged_samp
 logger = logging.getLogger(__name__)
 
 
-def resume(trainer: Trainer) -> None:
+def resume(trainer: Components) -> None:
     """Acquires the run folder and restores its latest checkpoint, if there is one; all ranks call it together.
 
     Only the main process reads the checkpoint: the others receive it, and need not see the folder.
@@ -60,7 +58,7 @@ def write_config(config: TrainConfig) -> None:
         file.write(to_yaml(saved_config(config)).encode())
 
 
-def acquire_run_dir(trainer: Trainer) -> None:
+def acquire_run_dir(trainer: Components) -> None:
     """Makes the run folder this process's while it lives, without half-written files; main process only."""
     config = trainer.config
     folder = Path(config.run).resolve()
@@ -108,7 +106,7 @@ def _job() -> list[str]:
     return [job, os.environ.get("SLURM_RESTART_COUNT", "0")] if job else [""]
 
 
-def load_latest(trainer: Trainer) -> dict[str, Any] | None:
+def load_latest(trainer: Components) -> dict[str, Any] | None:
     """Restores the latest whole checkpoint, notes which settings differ now, and returns what was loaded.
 
     Raises:
@@ -131,7 +129,7 @@ def load_latest(trainer: Trainer) -> dict[str, Any] | None:
     return state
 
 
-def repair_best_link(trainer: Trainer) -> None:
+def repair_best_link(trainer: Components) -> None:
     """Makes the run folder's `best` what the state says it is: a kill may have come before that, or somebody else."""
     run = Path(trainer.config.run)
     folder = checkpoint.step_folder(run, trainer.state.best_step)
@@ -142,7 +140,7 @@ def repair_best_link(trainer: Trainer) -> None:
         checkpoint.mark_best(run, folder, load_model(folder))
 
 
-def check_resumable(config: TrainConfig, state: dict[str, Any], stream: StreamState) -> list[str]:
+def check_resumable(config: TrainConfig, state: dict[str, Any], stream: LoaderState) -> list[str]:
     """The settings that differ from those `state` was saved with, and may.
 
     Raises:
@@ -169,7 +167,7 @@ def check_resumable(config: TrainConfig, state: dict[str, Any], stream: StreamSt
     return notes
 
 
-def load_state(trainer: Trainer, state: dict[str, Any]) -> None:
+def load_state(trainer: Components, state: dict[str, Any]) -> None:
     """Puts a checkpoint's training state into the trainer; the optimizer's settings stay those of the config.
 
     Raises:
@@ -234,10 +232,10 @@ def _check_tensor(name: str, tensor: torch.Tensor, shape: torch.Size) -> None:
         raise UserError(f"{name} holds values that are not finite")
 
 
-def stream_state(config: TrainConfig, samples: int, reader: ShardDataset) -> StreamState:
+def stream_state(config: TrainConfig, samples: int, reader: ShardDataset) -> LoaderState:
     """The position of the stream after so many samples."""
-    order = str(config.stream.order_of(config.seed, reader))
-    return StreamState(config.seed, samples // reader.num_samples, samples, reader.manifest.hash(), order)
+    order = str(config.stream.make_shuffle(config.seed, reader))
+    return LoaderState(config.seed, samples // reader.num_samples, samples, reader.manifest.hash(), order)
 
 
 def saved_config(config: TrainConfig) -> TrainConfig:
@@ -246,13 +244,13 @@ def saved_config(config: TrainConfig) -> TrainConfig:
     return replace(config, fresh=False, shards=shards, weights=weights)
 
 
-def checkpoint_overdue(trainer: Trainer) -> bool:
+def checkpoint_overdue(trainer: Components) -> bool:
     """Whether the last checkpoint is too old by the main process's clock."""
     minutes = (time.monotonic() - trainer.state.saved_at) / 60
     return trainer.writer is not None and 0 < trainer.config.save_every_minutes < minutes
 
 
-def save_and_wait(trainer: Trainer, retry_seconds: float = 0.0) -> None:
+def save_and_wait(trainer: Components, retry_seconds: float = 0.0) -> None:
     """A checkpoint of the current state is on the disk when this returns; all ranks call it together.
 
     Raises:
@@ -281,7 +279,7 @@ def save_and_wait(trainer: Trainer, retry_seconds: float = 0.0) -> None:
         is_saved = True
 
 
-def save_checkpoint(trainer: Trainer) -> None:
+def save_checkpoint(trainer: Components) -> None:
     """Begins to write the current state; all ranks call it together."""
     if trainer.pending is not None:
         raise RuntimeError("a checkpoint between a step and its outcome")
@@ -291,7 +289,7 @@ def save_checkpoint(trainer: Trainer) -> None:
         trainer.writer.submit(snapshot(trainer, sums))
 
 
-def snapshot(trainer: Trainer, sums: list[dict[str, Any]]) -> checkpoint.Snapshot:
+def snapshot(trainer: Components, sums: list[dict[str, Any]]) -> checkpoint.Snapshot:
     """All that continuing needs, copied; randomness comes from (seed, position) and needs nothing."""
     state, scaler, average = trainer.state, trainer.accelerator.scaler, trainer.average
     training = {

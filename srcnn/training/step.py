@@ -6,49 +6,24 @@ import json
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 
 from srcnn.data.dataset import ShardDataset
 from srcnn.data.loader import Batch
 from srcnn.runtime.distributed import all_gather_json, raise_if_any_rank_failed
+from srcnn.training.components import Components, PendingStep
 from srcnn.training.loss import conditions_for
 from srcnn.training.optimizer import lr_factor, set_lr, update_average
-
-if TYPE_CHECKING:
-    from srcnn.training.trainer import Trainer
 
 SKIPPED = "skipped.jsonl"
 NAME_BYTES = 100  # of a tar header: where the name of a member stands
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class PendingStep:
-    """A submitted optimizer step whose outcome (applied or skipped) the host has not read yet.
-
-    Attributes:
-        step, samples: the training's after it.
-        batch_size: tiles over all ranks.
-        tiles: this rank's, the numbers of the pairs in their split.
-        sums: of this rank's tiles, as a `Meter` takes them.
-        outcome: waits for the device; (length of the gradient, stop flag), the same on all ranks. A length that is not
-            finite: the device has skipped the step. A flag above 0: some rank cannot go on.
-    """
-
-    step: int
-    samples: int
-    batch_size: int
-    tiles: torch.Tensor
-    sums: torch.Tensor
-    learning_rate: float
-    outcome: Callable[[], tuple[float, ...]]
-
-
-def train_step(trainer: Trainer, batch: Batch) -> None:
+def train_step(trainer: Components, batch: Batch) -> None:
     """One optimizer step over one global batch: the mean loss over all pixels of all ranks' tiles.
 
     The ranks need no further collective to agree. A loss that is not finite on one of them makes the gradient NaN on
@@ -98,7 +73,7 @@ def train_step(trainer: Trainer, batch: Batch) -> None:
         resolve_pending_step(trainer)
 
 
-def update_weights(trainer: Trainer, gradient_norm: torch.Tensor) -> float:
+def update_weights(trainer: Components, gradient_norm: torch.Tensor) -> float:
     """The optimizer's update, unless the gradient is not finite, which the device decides; returns the learning rate.
 
     `found_inf` is the contract between torch.amp.GradScaler and fused optimizers; fp16's own scaler sets it itself.
@@ -125,7 +100,7 @@ def copy_scalars_async(scalars: torch.Tensor) -> Callable[[], tuple[float, ...]]
     return wait
 
 
-def resolve_pending_step(trainer: Trainer) -> None:
+def resolve_pending_step(trainer: Components) -> None:
     """Waits for the outcome of the pending step, if there is one, and counts it as applied or skipped.
 
     Raises:
@@ -151,7 +126,7 @@ def resolve_pending_step(trainer: Trainer) -> None:
         raise_if_any_rank_failed(trainer.error, trainer.group)
 
 
-def report_skipped_step(trainer: Trainer, skipped: PendingStep) -> None:
+def report_skipped_step(trainer: Components, skipped: PendingStep) -> None:
     """Records a step skipped for a non-finite loss or gradient, with its tiles; not those of fp16's search for a scale.
 
     Raises:

@@ -2,50 +2,32 @@
 
 from __future__ import annotations
 
-import copy
 import logging
-import os
 import socket
 import time
-import uuid
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import asdict
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
-from srcnn.data.dataset import ShardDataset
 from srcnn.data.device_loader import device_batches
 from srcnn.data.loader import Batch
 from srcnn.data.shuffle import BatchPlan
 from srcnn.data.training_pairs import PairMaker
-from srcnn.data.transforms import to_float_batch
-from srcnn.models.base import Network
-from srcnn.models.device import to_device
-from srcnn.models.weights import initialize, load_model, make_network
 from srcnn.runtime import signals
 from srcnn.runtime.distributed import (
     DistributedError,
     PeerLostError,
     all_gather_json,
     is_connection_error,
-    new_cpu_group,
-    rendezvous,
     run_on_all_ranks,
 )
-from srcnn.runtime.errors import UserError
 from srcnn.runtime.settings import plain
 from srcnn.runtime.signals import StopRequested
 from srcnn.tracking.run_log import Tracking
-from srcnn.training.checkpoint import AsyncCheckpointWriter
+from srcnn.training.components import Components
 from srcnn.training.config import TrainConfig
-from srcnn.training.loss import LossAndScores, compile_static_shape
-from srcnn.training.meter import Meter
-from srcnn.training.optimizer import build_optimizer
 from srcnn.training.report import pair_rows, write_report
 from srcnn.training.resume import (
     LAST_SAVE_SECONDS,
@@ -55,11 +37,9 @@ from srcnn.training.resume import (
     save_checkpoint,
     saved_config,
 )
-from srcnn.training.state import TrainState, open_shards, start_accelerator
-from srcnn.training.step import PendingStep, resolve_pending_step, train_step
+from srcnn.training.step import resolve_pending_step, train_step
 from srcnn.training.validation import validate
 
-ASYNC_DEVICES = ("cuda",)  # devices on which the outcome of a step is read while the next gradient is computed
 # dB above the input on tiles that are overfitted. A residual network starts at 0; how far it comes within a minute is
 # up to the tiles: with configs/debug.yaml 1.72 dB on drawn ones, 0.18 dB on those of a hazy photograph.
 LEARNED_GAIN = 0.1
@@ -85,69 +65,12 @@ def train(config: TrainConfig) -> dict[str, float]:
         trainer.close()
 
 
-class Trainer:
-    """All that lives as long as a training.
-
-    Attributes:
-        network: what is trained; `average`, its exponential average, or None.
-        model: what a step calls: the network with its loss and scores, wrapped for all ranks.
-        dataset, val_dataset: the training and the validation split.
-        state: the counters; `meter`: what steps cost and give since the last log line.
-        group: of all ranks, for messages between CPUs; None for a single one.
-        stop_flag: a parameter that no optimizer changes; its gradient is above 0 after a step if a rank has an error.
-        error: why this rank cannot go on, or was asked to stop.
-        async_steps: whether the outcome of a step is read while the next gradient is computed, instead of waiting.
-        pending: the step whose outcome was not read yet.
-        writer: of the checkpoints; on the main process only, once it holds the run folder.
-        tracking: the record of the run, once it has one.
-        phase: context of a part of a step, by name: for profile_step.py.
-    """
-
-    phase: Any = nullcontext
-
-    def __init__(self, config: TrainConfig, datasets: tuple[ShardDataset, ShardDataset] | None = None) -> None:
-        """Every rank draws the same weights. `datasets`: in place of those that the config names."""
-        self.config = config
-        self.accelerator = start_accelerator(config)
-        self.dataset, self.val_dataset = datasets or open_shards(config)
-        self.network = starting_network(config, self.accelerator.device)
-        if self.network.conditioned and datasets is None:
-            for dataset in (self.dataset, self.val_dataset):
-                dataset.read_qualities()
-        self.average = copy.deepcopy(self.network) if config.optimizer.average_halflife_samples else None
-        mode, self.to_float_batch = config.compile_mode, to_float_batch
-        if mode:  # without CUDA graphs: each micro-batch takes a part of the result
-            self.to_float_batch = compile_static_shape(to_float_batch, lambda batch, _: len(batch.clean), "default")
-        border = self.network.receptive_radius if config.loss_crop else 0
-        scored = LossAndScores(self.network, border, config.loss, mode, config.luma_weight)
-        self.stop_flag = scored.stop_flag
-        self.model, self.optimizer = self.accelerator.prepare(scored, build_optimizer(self.network, config.optimizer))
-        for parameter in self.model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        timeout = timedelta(minutes=config.timeout_minutes)
-        with rendezvous(timeout):
-            self.group = new_cpu_group(timeout)
-        # A sweep names its trials.
-        self.state = TrainState(tracker_id=os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8])
-        self.meter = Meter(self.accelerator)
-        self.async_steps = self.accelerator.device.type in ASYNC_DEVICES
-        self.pending: PendingStep | None = None
-        self.error: Exception | None = None
-        self.writer: AsyncCheckpointWriter | None = None
-        self.tracking: Tracking | None = None
-
-    @property
-    def result(self) -> Network:
-        """The weights that are validated and saved."""
-        return self.network if self.average is None else self.average
-
-    @property
-    def is_done(self) -> bool:
-        return self.state.samples >= self.config.total_samples
+class Trainer(Components):
+    """A training: its components, and the loop over them. `train` is all of it; its steps can be called one by one."""
 
     def train(self) -> dict[str, float]:
         """As the function `train`."""
-        resume(self)
+        self.resume()
         self.announce()
         self.tracking = self.start_tracking()
         first_samples = self.state.samples
@@ -171,6 +94,19 @@ class Trainer:
             self.tracking.finish()
         return self.state.values
 
+    def resume(self) -> None:
+        """Takes hold of the run folder and goes on from its latest checkpoint, if there is one; see `resume.resume`."""
+        resume(self)
+
+    def train_step(self, batch: Batch) -> None:
+        """One optimizer step over this rank's part of a global batch; see `step.train_step`."""
+        train_step(self, batch)
+
+    def save(self) -> None:
+        """Hands a checkpoint of the state after the last step to the thread that writes it."""
+        with self.meter.paused():
+            save_checkpoint(self)
+
     def close(self) -> None:
         """Ends the reading and, once all is written, lets go of the run folder."""
         self.dataset.close()
@@ -186,13 +122,12 @@ class Trainer:
             if any(self.log_or_validation_due()) or self.save_due():
                 resolve_pending_step(self)
             if self.log_and_validate(tracking) or self.save_due():
-                with self.meter.paused():
-                    save_checkpoint(self)
+                self.save()
             if batch is None or self.is_done:
                 save_and_wait(self, LAST_SAVE_SECONDS if self.config.on_save_failure == "continue" else 0)
                 return
             following = self.next_batch(batches, batch)
-            train_step(self, batch)
+            self.train_step(batch)
             tracking.advance(self.state.samples)
             batch = following
 
@@ -300,7 +235,7 @@ class Trainer:
                 "%s on %d x %s, precision %s, %d training and %d validation tiles, order: %s; starting at %d of %d,"
                 " global batch %d", self.network.name, ranks, accelerator.device.type, accelerator.mixed_precision,
                 self.dataset.num_samples, self.val_dataset.num_samples,
-                config.stream.order_of(config.seed, self.dataset), self.state.samples, config.total_samples,
+                config.stream.make_shuffle(config.seed, self.dataset), self.state.samples, config.total_samples,
                 config.global_batch_size(ranks))
 
     def start_tracking(self) -> Tracking:
@@ -328,15 +263,3 @@ class Trainer:
             logger.warning("no report could be written (`srcnn report %s` tries again): %s", config.run, error)
         if config.upload_best:
             tracking.log_artifact(f"{Path(config.run).name}-best", Path(config.run, "best"))
-
-
-def starting_network(config: TrainConfig, device: torch.device) -> Network:
-    """The network with its first weights: drawn from the seed, or those of `config.weights`."""
-    network = make_network(config.network, config.centred)
-    initialize(network, config.initialization, config.seed)
-    if config.weights:
-        try:
-            network.load_without_centering(load_model(config.weights))
-        except ValueError as error:
-            raise UserError(f"weights {config.weights}: {error}") from error
-    return to_device(network, device)

@@ -9,8 +9,8 @@ import torch
 from accelerate import Accelerator
 
 from srcnn.data.dataset import ShardDataset
-from srcnn.data.device_loader import on_device
-from srcnn.data.loader import StreamConfig, val_batches
+from srcnn.data.device_loader import copy_to_device
+from srcnn.data.loader import LoaderConfig, val_batches
 from srcnn.data.transforms import to_float_batch
 from srcnn.models.base import Network
 from srcnn.models.device import full_precision, to_device
@@ -26,7 +26,7 @@ LUMA_SCORES = ("psnr_luma_in", "psnr_luma")
 
 @torch.inference_mode()
 def validate(
-    model: Network, reader: ShardDataset, accelerator: Accelerator, stream: StreamConfig | None = None,
+    model: Network, reader: ShardDataset, accelerator: Accelerator, stream: LoaderConfig | None = None,
     group: Any = None,
 ) -> dict[str, float]:
     """Scores the network in float32 on every pair of the split; exact means over the tiles of all ranks.
@@ -44,12 +44,12 @@ def validate(
     model = to_device(model.without_centering(), accelerator.device).eval()  # free of autocast
     size = BATCH_SIZE.get(accelerator.device.type, 64)
     batches = val_batches(
-        reader, stream or StreamConfig(), size, accelerator.process_index, accelerator.num_processes
+        reader, stream or LoaderConfig(), size, accelerator.process_index, accelerator.num_processes
     )
 
     def score() -> torch.Tensor:
         sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=accelerator.device)
-        for batch in on_device(batches, accelerator.device):
+        for batch in copy_to_device(batches, accelerator.device):
             if request := signals.stop_requested():
                 raise request
             sums += score_sums(model, *to_float_batch(batch), *conditions_for(model, batch))

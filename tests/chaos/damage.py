@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from srcnn.data.manifest import BLOCK_BYTES, MANIFEST, Manifest
+from srcnn.data.manifest import BLOCK_BYTES, MANIFEST, read_manifest
 from srcnn.runtime.files import TEMPORARY_PREFIX
+from srcnn.runtime.storage import Folder
 from srcnn.tracking.history import METRICS
 from srcnn.training import checkpoint
 
@@ -148,7 +149,7 @@ def damage_shard(how: str, split: str, at_rest: bool, context: Context) -> str:
     """A flip hits a pixel; each is read again and again."""
     if at_rest:
         context.job.kill()
-    manifest = Manifest.read(context.job.shards / split)
+    manifest = read_manifest(Folder(context.job.shards / split))
     shard = context.random.choice(manifest.shards)
     path = context.job.shards / split / shard.name
     if how in ("truncate", "remove"):

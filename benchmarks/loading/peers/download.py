@@ -13,7 +13,7 @@ import obstore
 from obstore.store import from_url
 from timing import Batches, main
 
-from srcnn.data.loader import StreamConfig
+from srcnn.data.loader import LoaderConfig
 from srcnn.runtime.object_store import AccessConfig
 
 
@@ -23,7 +23,7 @@ def stream(location: str, num_workers: int, batch_size: int) -> Batches:
     manifest = json.loads(bytes(obstore.get(store, "manifest.json").bytes()))
     stride = manifest["stride"]
     shards = [(shard["name"], shard["num_samples"]) for shard in manifest["shards"]]
-    run_pairs = StreamConfig().run_samples
+    run_pairs = LoaderConfig().run_samples
     rng = np.random.default_rng(0)
 
     def runs() -> Iterator[tuple[str, int, int]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from timing import Batches, main
 
 from srcnn.data.dataset import ShardDataset
-from srcnn.data.loader import StreamConfig, train_batches
+from srcnn.data.loader import LoaderConfig, train_batches
 from srcnn.data.shuffle import BatchPlan
 
 ENDLESS = 2**40
@@ -15,7 +15,7 @@ ENDLESS = 2**40
 
 def stream(location: str, num_workers: int, batch_size: int) -> Batches:
     reader = ShardDataset(location if "://" in location else Path(location))
-    config = StreamConfig(num_threads=num_workers)
+    config = LoaderConfig(num_threads=num_workers)
     for batch in train_batches(reader, config, BatchPlan(0, 0, ENDLESS, batch_size)):
         yield batch.clean, batch.degraded
 
