@@ -1,4 +1,4 @@
-"""The `srcnn` command, for people who have photos, weights, or a training to look after."""
+"""The `srcnn` command: restores photos, measures and exports weights, checks and reports trainings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from srcnn.commands.weights import add_weight_commands
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 all done, 1 something failed or is missing, 2 wrong usage, 130 interrupted."""
+    """Runs a command; returns the exit status: 0 success, 1 something failed, 2 wrong usage, 130 interrupted."""
     options = command_line().parse_args(arguments)
     try:
         return int(options.action(options))

@@ -10,7 +10,6 @@ from uploads import BAD, MODEL, write_jpeg
 
 from srcnn.commands.demo import (
     DETAIL_PIXELS,
-    DemoRequest,
     changed_most,
     detail_at,
     mean_ssim,
@@ -82,7 +81,7 @@ def test_the_networks_offered_can_be_loaded_and_keep_the_size():
 def test_the_result_is_named_after_the_upload_and_its_content(tmp_path):
     upload = write_jpeg(tmp_path / "photo.png")  # a JPEG, whatever it says
     (tmp_path / "out").mkdir()
-    result = process(upload, tmp_path / "out", DemoRequest(strength=0.5))
+    result = process(upload, tmp_path / "out", strength=0.5)
     assert result.file.name == "photo-restored.jpg"
     with Image.open(result.file) as image:
         assert image.format == "JPEG" and image.getexif()[MODEL] == "Model 7"
@@ -92,4 +91,4 @@ def test_the_result_is_named_after_the_upload_and_its_content(tmp_path):
 def test_what_is_no_photo_is_refused_by_name(tmp_path, name):
     make, reason = BAD[name]
     with pytest.raises(PhotoRefused, match=facts(name, reason)):
-        process(make(tmp_path / name), tmp_path, DemoRequest())
+        process(make(tmp_path / name), tmp_path)

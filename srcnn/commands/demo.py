@@ -9,7 +9,6 @@ import shutil
 import signal
 import tempfile
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,21 +43,6 @@ footer {display: none !important}
 .report:has(.progress-level) .prose {visibility: hidden}
 .report p {margin: .4em 0 !important; overflow-wrap: anywhere}
 """
-
-
-@dataclass(frozen=True)
-class DemoRequest:
-    """The settings on the page.
-
-    Attributes:
-        weights: name of shipped weights, or of a family of them, chosen from by the photo's JPEG quality.
-        strength: share of the network's change that is applied, 0..1.
-        degrade_quality: JPEG quality, 1..100, to degrade the photo with first; None: not degraded.
-    """
-
-    weights: str = FAMILY
-    strength: float = 1.0
-    degrade_quality: int | None = None
 
 
 class DemoSession:
@@ -113,9 +97,9 @@ def shipped_weights() -> list[str]:
     return sorted(path.stem for path in WEIGHTS.glob("*.safetensors") if not re.search(r"-x\d+$", path.stem))
 
 
-def describe(upload: Path, max_megapixels: float = MAX_MEGAPIXELS) -> str:
+def describe(upload: Path) -> str:
     """The name, size, format and JPEG quality of an uploaded photo, HTML. Raises PhotoRefused."""
-    with open_image(upload, max_megapixels) as image:
+    with open_image(upload, MAX_MEGAPIXELS) as image:
         quality = quality_of(image)
         kind = "JPEG" if image.format == "MPO" else image.format
         saved = f", saved with quality {quality} or so" if quality else ""
@@ -132,28 +116,34 @@ def file_size(path: Path) -> str:
 def process(
     upload: Path,
     folder: Path,
-    request: DemoRequest,
-    max_megapixels: float = MAX_MEGAPIXELS,
+    weights: str = FAMILY,
+    strength: float = 1.0,
+    degrade_quality: int | None = None,
     on_progress: Progress | None = None,
 ) -> DemoSession:
-    """Restores an uploaded photo, degraded first where the request says so, into a file in `folder`.
+    """Restores an uploaded photo into a file in `folder`.
+
+    Args:
+        weights: name of shipped weights, or of a family of them, chosen from by the photo's JPEG quality.
+        strength: share of the network's change that is applied, 0..1.
+        degrade_quality: JPEG quality, 1..100, to degrade the photo with first; None: not degraded.
 
     Raises:
         PhotoRefused: it is no picture, damaged, animated or too large.
         ValueError, OSError: the result cannot be written.
     """
-    original = read_photo_file(upload, max_megapixels)
+    original = read_photo_file(upload, MAX_MEGAPIXELS)
     files = {"original": upload}
     notes: list[str] = []
-    if request.degrade_quality is not None:
+    if degrade_quality is not None:
         files["degraded"] = folder / f"{upload.stem}-degraded.jpg"
-        notes += write_photo_file(files["degraded"], original, request.degrade_quality, subsampling="4:2:0")
+        notes += write_photo_file(files["degraded"], original, degrade_quality, subsampling="4:2:0")
     source, target = files.get("degraded", upload), folder / f"{upload.stem}-restored{suffix_of(upload)}"
     files["restored"] = target
-    work = RestoreFile(WeightSelector(request.weights, device_here()), RestoreOptions(strength=request.strength))
+    work = RestoreFile(WeightSelector(weights, device_here()), RestoreOptions(strength=strength))
     notes += work(source, target, on_progress)
     before, after = (visible(read_photo_file(path)) for path in (source, target))
-    report = [f"<p>{html.escape(', '.join([*notes, f'strength {request.strength:g}']))}.</p>"]
+    report = [f"<p>{html.escape(', '.join([*notes, f'strength {strength:g}']))}.</p>"]
     if "degraded" in files:
         report.append(score_table(visible(original), before, after))
     report.append(f"<p>File: {', '.join(f'{name} {file_size(path)}' for name, path in files.items())}.</p>")
@@ -231,13 +221,13 @@ def error_html(error: BaseException, upload: str) -> str:
     return f'<p class="refused" role="alert">{html.escape(message)}</p>'
 
 
-def build_page(gradio: ModuleType, folder: Path, max_megapixels: float) -> Any:
+def build_page(gradio: ModuleType, folder: Path) -> Any:
     """The page as gradio Blocks. A visitor's files lie below `folder` until the next photo, or until they leave."""
     hidden = gradio.update(visible=False)
 
     def uploaded(upload: str | None) -> tuple[str, Any]:
         try:
-            return (describe(Path(upload), max_megapixels) if upload else ""), hidden
+            return (describe(Path(upload)) if upload else ""), hidden
         except (ValueError, OSError) as error:
             return error_html(error, str(upload)), hidden
 
@@ -251,8 +241,7 @@ def build_page(gradio: ModuleType, folder: Path, max_megapixels: float) -> Any:
             return '<p class="refused" role="alert">Choose a photo first.</p>', *nothing
         own = Path(tempfile.mkdtemp(dir=folder))
         try:
-            request = DemoRequest(weights, strength, int(quality) if degrade else None)
-            session = process(Path(upload), own, request, max_megapixels,
+            session = process(Path(upload), own, weights, strength, int(quality) if degrade else None,
                               lambda done, tiles: progress(done / tiles, desc="Restoring"))
             button = gradio.update(value=str(session.file), label=f"Download {session.file.name}")
             return session.report, gradio.update(visible=True), session.whole(), *session.detail(), button, session
@@ -335,11 +324,7 @@ def gradio_without_network(folder: str) -> ModuleType:
 
 
 def serve(
-    host: str = "127.0.0.1",
-    port: int = 7860,
-    open_browser: bool = False,
-    max_megapixels: float = MAX_MEGAPIXELS,
-    max_upload_bytes: int = MAX_UPLOAD_BYTES,
+    host: str = "127.0.0.1", port: int = 7860, open_browser: bool = False, max_upload_bytes: int = MAX_UPLOAD_BYTES
 ) -> None:
     """Serves the page until Ctrl-C or SIGTERM, then removes its temporary files.
 
@@ -351,7 +336,7 @@ def serve(
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="srcnn-demo-", ignore_cleanup_errors=True) as folder:
         gradio = gradio_without_network(folder)
-        page = build_page(gradio, Path(folder), max_megapixels)
+        page = build_page(gradio, Path(folder))
         plain = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
         _, address, _ = page.launch(
             server_name=host, server_port=port, inbrowser=open_browser, share=False, quiet=True,

@@ -129,8 +129,8 @@ def check_shards(planned: PlannedTraining) -> Iterator[Finding]:
 def check_network(planned: PlannedTraining) -> Iterator[Finding]:
     network = starting_network(planned.config, torch.device("cpu"))
     num_parameters = sum(parameter.numel() for parameter in network.parameters())
-    text = f"{network.name}, {num_parameters:,} parameters, receptive field of {network.receptive_radius} pixels around"
-    yield ok(f"{text} each; starts from {planned.config.weights or 'random weights'}")
+    text = f"{network.name}, {num_parameters:,} parameters; a pixel depends on {network.receptive_radius} to each side"
+    yield ok(f"{text}; starts from {planned.config.weights or 'random weights'}")
 
 
 def check_batches(planned: PlannedTraining) -> Iterator[Finding]:

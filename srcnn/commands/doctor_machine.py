@@ -37,7 +37,7 @@ class Finding(NamedTuple):
     hint: str = ""
 
 
-ok, note, problem = (partial(Finding, level) for level in ("ok", "note", "problem"))
+ok, note, problem = partial(Finding, "ok"), partial(Finding, "note"), partial(Finding, "problem")
 
 
 def check_packages() -> Iterator[Finding]:
