@@ -1,6 +1,6 @@
-"""`python -m shards --config configs/shards.yaml --photos DIR --out DIR`: what `make shards` runs.
+"""`python -m shards --config configs/shards.yaml --photos DIR --out DIR` makes shards; `make shards` runs it.
 
-`python -m shards index DIR` makes shards that were written elsewhere readable.
+`python -m shards index DIR` indexes shards of other programs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from srcnn.runtime.storage import join, open_storage, open_writable
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 done, 1 photos refused (unless `allow_refused`) or no pair made, 2 a wrong key."""
+    """Runs the command; returns its exit status.
+
+    0: done; 1: failed, no sample made, or photos refused (unless `allow_refused`); 2: invalid arguments.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["index"]:
         return index_foreign.main(arguments[1:])
@@ -33,13 +36,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"shards: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("shards: interrupted; start again to go on with the shards that are missing", file=sys.stderr)
+        print("shards: interrupted; run the same command again to make the missing shards", file=sys.stderr)
         return 130
     return report(config, summary)
 
 
 def report(config: ShardsConfig, summary: Summary) -> int:
-    """Prints what the folder holds, then every refused photo with its reason; returns the exit status."""
+    """Prints the number of samples of each split, then every refused photo with its reason; returns the exit status."""
     if not summary.num_new_shards:
         print(f"{config.out}: up to date, nothing to do")
     manifests = summary.manifests.values()
@@ -50,17 +53,17 @@ def report(config: ShardsConfig, summary: Summary) -> int:
         print(f"{manifest.split}: {manifest.num_samples} {kind} of {manifest.photos.num_photos} photos "
               f"in {len(manifest.shards)} shards{degraded}")
         if not manifest.num_samples:
-            print(f"warning: no {manifest.split} pairs; give more photos, or a folder of its own with --val",
+            print(f"warning: no {manifest.split} samples; give more photos, or a validation folder with --val",
                   file=sys.stderr)
     if summary.num_ignored_files:
-        print(f"{summary.num_ignored_files} files that are no photos (by their suffix) were not looked at")
+        print(f"{summary.num_ignored_files} files ignored, as their suffix is not that of a photo")
     refused = [item for split, manifest in summary.manifests.items()
                for item in read_refused(open_storage(join(config.out, split)), manifest)]
     for item in refused:
         print(f"refused: {item.name}: {item.reason}", file=sys.stderr)
     if refused:
-        advice = "" if config.allow_refused else "; repair or remove them, or accept it: --allow_refused true"
-        print(f"{len(refused)} photos refused{advice}", file=sys.stderr)
+        hint = "" if config.allow_refused else "; repair or remove them, or use --allow_refused true"
+        print(f"{len(refused)} photos refused{hint}", file=sys.stderr)
     is_accepted = config.allow_refused or not refused
     return 0 if is_accepted and any(manifest.num_samples for manifest in manifests) else 1
 

@@ -1,4 +1,4 @@
-"""The contact sheet: random samples of a split, clean left, degraded right, to see what is trained on."""
+"""The contact sheet: a picture of random samples of a split, clean left, degraded right."""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ GAP_PIXELS = 8
 
 
 def write_contact_sheet(out: Storage, split: str, manifest: Manifest, num_pairs: int, seed: int = 0) -> None:
-    """Writes SPLIT.png beside a split's folder: `num_pairs` random samples, the same ones every time.
-
-    Nothing where the split is empty or no pairs are asked for.
-    """
+    """Writes SPLIT.png beside a split's folder with up to `num_pairs` samples, chosen by `seed`; none: no file."""
     num_pairs = min(num_pairs, manifest.num_samples)
     if not num_pairs:
         return

@@ -1,4 +1,4 @@
-"""Photo file -> clean picture at the size its tiles are cut at."""
+"""Decodes a photo into the clean picture that tiles are cut from."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from srcnn.photos.reading import (
 )
 
 Decode = Literal["exact", "reduced"]
-# How much larger than wanted, each way, a JPEG decoded at a reduced scale is at least. At 1.4 the luma of real
-# photographs is 45 dB from the exact one on average, 42 dB at 1.0; 4000x3000 still becomes 1024x1024 by way of a half.
-LEAST_MARGIN = 1.4
+# A JPEG decoded at a reduced scale is at least this many times as large as needed, each way. With 1.4 the luma of real
+# photographs is 45 dB from the exact one on average, with 1.0 it is 42 dB; 4000x3000 is decoded at 1/2 for 1024x1024.
+MIN_REDUCED_SIZE = 1.4
 
 
 def read_clean(path: Path, rule: Resize, decode: Decode, max_megapixels: float) -> np.ndarray:
-    """Decodes a photo, lays it over white and resizes it (Lanczos): uint8 (H, W) or (H, W, 3), upright.
+    """Decodes a photo over white, upright, and resizes it (Lanczos): uint8 (H, W) or (H, W, 3).
 
-    With `decode` "reduced" a JPEG is decoded at a half, a quarter or an eighth of its size where that is still
-    LEAST_MARGIN times as large as wanted; any other photo comes out as with "exact".
+    With `decode` "reduced" a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, if that is at least MIN_REDUCED_SIZE times
+    as large as needed; all other photos are the same as with "exact".
 
     Raises:
         PhotoRefused: as `srcnn.photos.reading.read_photo`.
@@ -37,20 +37,20 @@ def read_clean(path: Path, rule: Resize, decode: Decode, max_megapixels: float) 
     with open_image(path, max_megapixels) as image:
         size = rule.size(*upright_size(image))
         orientation = orientation_of(image)
-        stored_size = size[::-1] if orientation >= 5 else size  # before the photo is turned upright
+        stored_size = size[::-1] if orientation >= 5 else size  # before the rotation
         extent = _draft(image, stored_size) if decode == "reduced" else None
         image.load()
         if extent is None:
             upright = over_white(turn_upright(image), path)
             return np.asarray(upright.resize(size, Image.Resampling.LANCZOS))
-        # Turned when it is small, and so late that what the photo fills is still at the top left.
+        # Rotated last: the picture is small then, and until then the photo is at the top left of the decoded blocks.
         small = over_white(image, path).resize(stored_size, Image.Resampling.LANCZOS, (0, 0, *extent))
     return np.asarray(small.transpose(TURNS[orientation]) if orientation in TURNS else small)
 
 
 def _draft(image: Image.Image, stored_size: tuple[int, int]) -> tuple[float, float] | None:
-    """Has a JPEG decoded smaller: (width, height) of what the photo will fill then. None where it stays as it is."""
+    """Makes Pillow decode a JPEG at a reduced scale; returns the photo's (width, height) then, None if unchanged."""
     before = image.size
-    width, height = (math.ceil(LEAST_MARGIN * side) for side in stored_size)
+    width, height = (math.ceil(MIN_REDUCED_SIZE * side) for side in stored_size)
     drafted = image.draft(None, (width, height)) if image.format in ("JPEG", "MPO") else None
     return drafted[1][2:] if drafted and image.size != before else None

@@ -27,10 +27,9 @@ from conftest import (
 from messages import says
 from PIL import Image
 
-from shards import output
 from shards.__main__ import main
-from srcnn.data.manifest import read_manifest
-from srcnn.runtime.storage import Folder, Storage
+from srcnn.data.manifest import Manifest, read_manifest
+from srcnn.runtime.storage import Folder
 
 
 @pytest.fixture
@@ -187,15 +186,12 @@ def test_killed_between_a_new_list_of_photos_and_its_manifest_is_mended(
         if (tmp_path / "out").exists():
             break
         assert make(*options) == 0
-    write = output._write_json
 
-    def killed(folder: Storage, name: str, content: object) -> None:
-        if name.endswith("manifest.json"):
-            raise KeyboardInterrupt
-        write(folder, name, content)
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(output, "_write_json", killed)
+        patch.setattr(Manifest, "write", killed)
         assert make(*options) == 130
     assert make(*options) == make(*options) == 0
     assert make(*options, "--out", tmp_path / "undisturbed") == 0
@@ -228,7 +224,7 @@ def test_another_pillow_does_not_complete_what_one_began(
     out = tmp_path / "out"
     arguments = ["--photos", photos_folder(6), "--out", out, *SMALL]
     assert make(*arguments) == 0
-    monkeypatch.setattr("srcnn.data.manifest.library_versions", lambda: {"pillow": "1", "libjpeg": "2"})
+    monkeypatch.setattr("shards.output.library_versions", lambda: {"pillow": "1", "libjpeg": "2"})
     assert make(*arguments) == 0, "a finished folder stays as it is"
     (out / "train" / "000000.tar").unlink()
     assert make(*arguments) == 1

@@ -168,6 +168,6 @@ def test_a_worker_with_another_jpeg_library_is_refused(
     values = {"photos": str(photos_folder(3)), "resize": "none", "tile_pixels": 64, "out": str(tmp_path / "out")}
     told = iter([{"pillow": "1"}])
     versions = {"pillow": "2"}
-    monkeypatch.setattr("srcnn.data.manifest.library_versions", lambda: next(told, versions))
+    monkeypatch.setattr("shards.workers.library_versions", lambda: next(told, versions))
     with ThreadPoolExecutor(1) as executor, pytest.raises(ShardsFailed, match=facts("pillow", 1, 2)):
         make_shards(ShardsConfig(**values), show_progress=False, executor=executor)

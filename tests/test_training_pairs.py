@@ -306,8 +306,8 @@ def test_a_training_that_was_stopped_continues_to_the_same_bits(shards, tmp_path
     assert whole["val/psnr_luma"] > whole["val/psnr"], "chroma is damaged most"
     steps = []
 
-    def warned():
-        return StopRequested("told to") if len(steps) >= 5 else None
+    def stop_requested():
+        return StopRequested("by the test") if len(steps) >= 5 else None
 
     made = PairMaker.fill
 
@@ -317,7 +317,7 @@ def test_a_training_that_was_stopped_continues_to_the_same_bits(shards, tmp_path
 
     with monkeypatch.context() as patched:
         patched.setattr(PairMaker, "fill", counting)
-        patched.setattr(signals, "stop_requested", warned)
+        patched.setattr(signals, "stop_requested", stop_requested)
         with pytest.raises(StopRequested):
             train(colour_config(tmp_path / "stopped", shards, stream=LoaderConfig(num_threads=1, prefetch_batches=1)))
     assert 0 < len(steps) < 8

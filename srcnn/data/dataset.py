@@ -53,6 +53,7 @@ class SparseCache:
         self.path = path.expanduser()
         self.num_bytes = num_bytes
         self._file: OpenFile | None = None
+        self._is_disabled = False
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = OpenFile(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)  # a link could lead anywhere
@@ -84,8 +85,9 @@ class SparseCache:
             self._disable(error)
 
     def _disable(self, error: OSError) -> None:
-        self._file = None
-        logger.warning("%s: cannot be used as a cache any more, reading goes on without it: %s", self.path, error)
+        if not self._is_disabled:  # one warning, though several threads may fail at the same time
+            logger.warning("%s: cannot be used as a cache, reading without it: %s", self.path, error)
+        self._file, self._is_disabled = None, True
 
 
 class PairBuffer:

@@ -1,9 +1,9 @@
-"""The order of samples as a pure function of (seed, epoch, position), and what each rank's batches hold.
+"""The sampler: the order of samples as a pure function of (seed, epoch, position), and the batches of each rank.
 
-No permutation and no generator state is stored. A keyed pseudo-random permutation of 0..N-1 is computed for just the
-positions asked for: a Feistel network over the next even number of bits, walked until it lands below N (Black and
-Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002). Position e N + p of the endless stream is position p of
-epoch e.
+No permutation and no generator state is stored. A keyed pseudo-random permutation of 0..N-1 is computed only for the
+positions that are needed: a Feistel network over the next even number of bits, applied until the result is below N
+(cycle walking: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002). The epochs form an endless
+stream: position e * N + p of the stream is position p of epoch e.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-ORDER_VERSION = 1  # part of the stream's state; another number means that positions meant other samples
+ORDER_VERSION = 1  # part of the loader's state; to be changed when positions get other samples
 NUM_ROUNDS = 6
-POSITIONS_AT_ONCE = 8192  # whose samples are computed together: a call of NumPy costs as much as hundreds of them
+POSITIONS_AT_ONCE = 8192  # computed together, as calling NumPy costs as much as hundreds of positions
 _MASK_64 = (1 << 64) - 1
-_SAMPLES, _SYMMETRIES, _CROPS, _BLOCKS, _SHORT_BLOCK, _WINDOWS, _DEALT, _REST, _DAMAGES = range(9)  # what a key is for
+_SAMPLES, _SYMMETRIES, _CROPS, _BLOCKS, _SHORT_BLOCK, _WINDOWS, _DEALT, _REST, _DAMAGES = range(9)  # purposes of keys
 
 
 def mix(values: np.ndarray) -> np.ndarray:
-    """uint64 -> uint64 that looks random: the finalizer of SplitMix64 (Steele et al., OOPSLA 2014)."""
+    """Hashes uint64 values to uint64: the finalizer of SplitMix64 (Steele et al., OOPSLA 2014)."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -31,7 +31,7 @@ def mix(values: np.ndarray) -> np.ndarray:
 
 
 def derive_key(*numbers: int) -> np.uint64:
-    """One 64-bit key of several whole numbers, such as (seed, epoch, purpose)."""
+    """Hashes several integers, such as (seed, epoch, purpose), to a 64-bit key."""
     key = np.zeros(1, np.uint64)
     for number in numbers:
         key = mix(key ^ np.uint64(number & _MASK_64))
@@ -39,13 +39,13 @@ def derive_key(*numbers: int) -> np.uint64:
 
 
 def permute(positions: np.ndarray, num_samples: int, key: np.uint64) -> np.ndarray:
-    """Positions in 0..num_samples-1, any shape -> the samples there, int64; a bijection for every key."""
+    """Maps positions in 0..num_samples-1, of any shape, to samples, int64; a bijection for every key."""
     positions = np.asarray(positions, np.uint64)
     return permute_each(positions.ravel(), np.uint64(num_samples), key).reshape(positions.shape)
 
 
 def permute_each(positions: np.ndarray, sizes: np.ndarray | np.uint64, keys: np.ndarray | np.uint64) -> np.ndarray:
-    """`permute` of uint64 positions (n,), each in a set of its own size and key: scalars or (n,), both alike."""
+    """`permute` for uint64 positions (n,), each with its own size and key; these are both scalars or both (n,)."""
     half_bits = np.maximum(1, (_bit_length(sizes - np.uint64(1)) + np.uint64(1)) >> np.uint64(1)).astype(np.uint64)
     half_mask = (np.uint64(1) << half_bits) - np.uint64(1)
     mixed_keys = mix(np.atleast_1d(keys))
@@ -68,19 +68,19 @@ def permute_each(positions: np.ndarray, sizes: np.ndarray | np.uint64, keys: np.
 
 
 def _bit_length(values: np.ndarray | np.uint64) -> np.ndarray:
-    """Bits of each whole number below 2^53 (0 has none)."""
+    """The bit length of each integer below 2^53."""
     return np.asarray(np.frexp(np.asarray(values, np.float64))[1], np.uint64)
 
 
 class Shuffle(ABC):
-    """An order of the endless stream of samples, a frozen dataclass. Its text is kept in checkpoints."""
+    """An order of the endless stream of samples, a frozen dataclass. Checkpoints contain its `str`."""
 
     seed: int
     num_samples: int
     num_lanes: int
 
     def samples_at(self, positions: np.ndarray) -> np.ndarray:
-        """The samples (int64) at these positions (n,) of the endless stream."""
+        """The samples, int64 (n,), at positions (n,) of the endless stream."""
         epochs, within = np.divmod(np.asarray(positions, np.int64), self.num_samples)
         samples = np.empty_like(within)
         for epoch in np.unique(epochs):
@@ -90,12 +90,12 @@ class Shuffle(ABC):
 
     @abstractmethod
     def samples_of_epoch(self, epoch: int, within: np.ndarray) -> np.ndarray:
-        """The same for positions 0..num_samples-1 of one epoch."""
+        """The samples, int64 (n,), at positions (n,) in 0..num_samples-1 of one epoch."""
 
 
 @dataclass(frozen=True)
 class UniformShuffle(Shuffle):
-    """A pseudo-random permutation of all samples, a new one in each epoch; for shards with fast random access."""
+    """A pseudo-random permutation of all samples, another one in each epoch; for shards with fast random access."""
 
     seed: int
     num_samples: int
@@ -110,20 +110,20 @@ class UniformShuffle(Shuffle):
 
 @dataclass(frozen=True)
 class BlockShuffle(Shuffle):
-    """Blocks of neighbouring samples are read at once, yet neighbours lie far apart in the stream.
+    """A block shuffle: blocks of neighbouring samples can be read together, yet are spread far over the stream.
 
-    The blocks are permuted, dealt to lanes as equal stretches, and each lane's samples permuted inside windows.
-    Position p belongs to lane p mod num_lanes, so ranks that keep to their lanes read their own blocks only.
-    `window_samples` are in memory, in all lanes and ranks together; lanes change windows one after the other.
+    The blocks are permuted, and the sequence of blocks is divided into equal parts, one per lane. The samples of a lane
+    are permuted within windows. Position p of the stream is of lane p mod num_lanes, so ranks that keep to their lanes
+    read different blocks. `window_samples` are in memory, over all lanes and ranks; the lanes move to their next
+    window one after the other.
 
     Attributes:
-        block_samples: neighbours in a block; the last block of the data set may be shorter.
-        num_lanes: neighbours in the stream are of different lanes; at least the batch size is best.
-        window_samples: samples mixed with each other, over all lanes.
-        redeal: whether each epoch deals the blocks to lanes anew. If not, they are dealt once, and in each epoch a lane
-            permutes its own blocks and then its samples: a rank that keeps to its lanes reads the same samples in every
-            epoch. Where an epoch is no multiple of the lanes, each time others have one sample more, and stretches move
-            by less than num_lanes samples.
+        block_samples: samples in a block; the last block of the dataset may be shorter.
+        num_lanes: consecutive positions are of different lanes; best is at least the batch size.
+        window_samples: samples that are shuffled with each other, over all lanes.
+        redeal: whether each epoch assigns the blocks to lanes again. If not, each epoch permutes the blocks of a lane
+            and then its samples, so a rank that keeps to its lanes reads the same samples in every epoch. If an epoch
+            is no multiple of num_lanes, the parts move by less than num_lanes samples from epoch to epoch.
     """
 
     seed: int
@@ -135,7 +135,7 @@ class BlockShuffle(Shuffle):
 
     def samples_of_epoch(self, epoch: int, within: np.ndarray) -> np.ndarray:
         num_blocks, short = divmod(self.num_samples, self.block_samples)
-        if self.redeal:  # the short block lies between two others, drawn anew
+        if self.redeal:  # the short block is at a random place between the others
             key = derive_key(self.seed, epoch, _BLOCKS)
             short_start = int(derive_key(self.seed, epoch, _SHORT_BLOCK)) % (num_blocks + 1) * self.block_samples
             slots = self._redealt_slots(epoch, within, short_start)
@@ -151,12 +151,12 @@ class BlockShuffle(Shuffle):
         return np.where(in_short, of_short, blocks * self.block_samples + offsets)
 
     def _redealt_slots(self, epoch: int, within: np.ndarray, short_start: int) -> np.ndarray:
-        """Positions -> slots in the sequence of permuted blocks, of which each lane has a stretch."""
+        """Maps positions to slots in the sequence of permuted blocks, of which each lane has a part."""
         steps, lanes = np.divmod(within, self.num_lanes)
         shortest, num_longer = divmod(self.num_samples, self.num_lanes)
         lane_starts = lanes * shortest + np.minimum(lanes, num_longer)
         lengths = shortest + (lanes < num_longer)
-        # Windows are of whole blocks. The first ends elsewhere in each lane, so that lanes change them in turn.
+        # Windows consist of whole blocks. The first one has another size in each lane, so that lanes change in turn.
         window = max(1, self.window_samples // self.num_lanes)
         window = window // self.block_samples * self.block_samples or window
         short = self.num_samples % self.block_samples
@@ -171,7 +171,7 @@ class BlockShuffle(Shuffle):
         return lane_starts + begins + inside
 
     def _kept_slots(self, epoch: int, within: np.ndarray) -> np.ndarray:
-        """Positions -> slots in the sequence of dealt blocks, of which each lane has a stretch in all epochs."""
+        """Maps positions to slots in the fixed sequence of blocks, of which each lane keeps the same part."""
         first_lane = epoch * self.num_samples % self.num_lanes
         steps, numbers = np.divmod(within, self.num_lanes)
         lanes = (numbers + first_lane) % self.num_lanes
@@ -183,7 +183,7 @@ class BlockShuffle(Shuffle):
         first_blocks = -(-starts // self.block_samples)
         num_blocks = np.maximum(0, stops // self.block_samples - first_blocks)
         in_blocks = num_blocks * self.block_samples
-        # What a stretch has of blocks that it shares with its neighbours is a window of its own, between two others.
+        # Blocks that are divided between two lanes: the lane's samples of them form an extra window between two others.
         rest, head = stops - starts - in_blocks, first_blocks * self.block_samples - starts
         in_rest, mixed = self._mixed(epoch, steps, lanes, in_blocks, rest)
         blocks, offsets = np.divmod(np.where(in_rest, 0, mixed), self.block_samples)
@@ -196,7 +196,7 @@ class BlockShuffle(Shuffle):
     def _mixed(
         self, epoch: int, steps: np.ndarray, lanes: np.ndarray, in_blocks: np.ndarray, rest: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Steps in a lane -> whether they are in the rest, and which sample of it or of the `in_blocks` others."""
+        """Maps steps of a lane to (whether they are in the extra window, index in that or in the others)."""
         window = max(1, self.window_samples // self.num_lanes // self.block_samples) * self.block_samples
         shifts = lanes * window // self.num_lanes - window  # as in _redealt_slots
         shifts -= shifts % self.block_samples
@@ -222,20 +222,21 @@ def _lane_keys(lanes: np.ndarray, seed: int, epoch: int, purpose: int) -> np.nda
 
 
 def symmetries_at(seed: int, positions: np.ndarray) -> np.ndarray:
-    """The symmetry of the square (0..7, uint8) at these positions; bits: flip columns, flip rows, transpose."""
+    """The symmetry of the square at positions (n,), uint8 0..7; bits: flip columns, flip rows, transpose."""
     return (_draw(seed, _SYMMETRIES, positions) >> np.uint64(61)).astype(np.uint8)
 
 
 def crops_at(seed: int, positions: np.ndarray) -> np.ndarray:
-    """Where to cut tiles out of larger pictures at these positions: (n, 2) in [0, 1), rows and columns."""
+    """Relative positions (row, column) of the crops from larger pictures at positions (n,): (n, 2) in [0, 1)."""
     drawn = _draw(seed, _CROPS, positions)
     halves = np.stack([drawn >> np.uint64(32), drawn & np.uint64(0xFFFFFFFF)], -1)
     return halves / float(1 << 32)
 
 
 def generator_at(seed: int, position: int) -> np.random.Generator:
-    """Random numbers for the sample at this position: Philox, a generator that is keyed instead of seeded (Salmon et
-    al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011).
+    """A generator for the sample at a position: Philox, keyed by seed and position.
+
+    Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011.
     """
     key = np.array([derive_key(seed, _DAMAGES), position], np.uint64)
     return np.random.Generator(np.random.Philox(key=key))
@@ -247,9 +248,9 @@ def _draw(seed: int, purpose: int, positions: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The part of the stream that a training reads, and which rank's share of it is meant.
+    """The global batches of a training, and the rank that reads its part of them.
 
-    Global batches of `batch_size` from position `start` on, until `stop` is reached or passed.
+    The batches have `batch_size` samples, from position `start` of the stream until `stop` is reached or passed.
     """
 
     seed: int
@@ -265,10 +266,10 @@ class BatchPlan:
         return range(self.start, self.stop, self.batch_size)
 
     def positions(self, batch_start: int, num_lanes: int = 1) -> np.ndarray:
-        """The rank's positions (int64) of the global batch from there on: one of equal parts, to within one.
+        """The rank's positions, int64, of the global batch that starts at `batch_start`.
 
-        The batch is dealt by lanes (position mod num_lanes): a rank takes neighbouring lanes, the same ones in every
-        batch whose size divides num_lanes or is a multiple of it.
+        The parts of the ranks differ by at most one sample. A rank takes neighbouring lanes (position mod num_lanes);
+        they are the same in every batch if batch_size divides num_lanes or is a multiple of it.
         """
         lanes = np.arange(num_lanes)
         firsts = (lanes - batch_start) % num_lanes
@@ -280,8 +281,9 @@ class BatchPlan:
 
 
 class BatchNumbers(NamedTuple):
-    """What a batch is to hold: (N,) samples and symmetries, (N, 2) crops or None, how far the stream is then, and where
-    in it each of the samples stands, (N,).
+    """The samples (N,) of a rank's part of a batch, their augmentation, and their positions (N,) in the stream.
+
+    `crops` is (N, 2) or None; `position` is that after the global batch.
     """
 
     samples: np.ndarray
@@ -291,17 +293,17 @@ class BatchNumbers(NamedTuple):
     positions: np.ndarray
 
 
-def batch_numbers(order: Shuffle, plan: BatchPlan, with_crops: bool = False) -> Iterator[BatchNumbers]:
-    """The rank's part of each global batch.
+def batch_numbers(shuffle: Shuffle, plan: BatchPlan, with_crops: bool = False) -> Iterator[BatchNumbers]:
+    """Yields the rank's part of each global batch.
 
-    Every rank gives the same number of parts, equal to within one sample. The tail of an epoch is filled up with the
-    beginning of the next one, so that over the stream each sample comes exactly once an epoch.
+    All ranks yield equally many parts, whose sizes differ by at most one sample. A batch may contain the end of an
+    epoch and the start of the next one, so every sample occurs exactly once per epoch.
     """
     steps_at_once = max(1, POSITIONS_AT_ONCE * plan.num_ranks // plan.batch_size)
     for first in range(0, len(plan.batch_starts), steps_at_once):
         starts = plan.batch_starts[first : first + steps_at_once]
-        positions = np.concatenate([plan.positions(start, order.num_lanes) for start in starts])
-        chosen = [order.samples_at(positions), symmetries_at(plan.seed, positions), positions]
+        positions = np.concatenate([plan.positions(start, shuffle.num_lanes) for start in starts])
+        chosen = [shuffle.samples_at(positions), symmetries_at(plan.seed, positions), positions]
         if with_crops:
             chosen.append(crops_at(plan.seed, positions))
         by_step = zip(*(np.split(array, len(starts)) for array in chosen), strict=True)
@@ -310,7 +312,7 @@ def batch_numbers(order: Shuffle, plan: BatchPlan, with_crops: bool = False) -> 
 
 
 def sequential_batches(num_samples: int, batch_size: int, rank: int = 0, num_ranks: int = 1) -> Iterator[BatchNumbers]:
-    """The rank's share of every sample exactly once, in sequence, not transformed; the last part may be short."""
+    """Yields the rank's share of all samples, once, in sequence, not augmented; the last batch may be smaller."""
     first, last = (num_samples * part // num_ranks for part in (rank, rank + 1))
     for start in range(first, last, batch_size):
         samples = np.arange(start, min(last, start + batch_size))
