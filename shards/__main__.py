@@ -10,9 +10,9 @@ import sys
 from shards import index_foreign
 from shards.contact_sheet import write_contact_sheet
 from shards.plan import ShardsConfig
-from shards.workers import ShardsFailed
 from shards.write import Summary, make_shards
 from srcnn.data.photo_list import read_refused
+from srcnn.runtime.errors import UserError
 from srcnn.runtime.settings import parse
 from srcnn.runtime.storage import join, open_storage, open_writable
 
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         for split, manifest in summary.manifests.items():
             if summary.num_new_shards or f"{split}.png" not in out.names():
                 write_contact_sheet(out, split, manifest, config.num_sheet_pairs)
-    except (ShardsFailed, ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"shards: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

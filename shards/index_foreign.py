@@ -21,6 +21,7 @@ from srcnn.data.manifest import (
     library_versions,
     read_manifest,
 )
+from srcnn.runtime.errors import UserError
 from srcnn.runtime.files import atomic_file, sha256_of
 from srcnn.runtime.storage import Folder
 from srcnn.runtime.untrusted import MAX_TILE_SIDE, InvalidInput, check_name
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     try:
         manifest = index_folder(**vars(options))
-    except (ShardsFailed, ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"shards index: {error}", file=sys.stderr)
         return 1
     shape = "x".join(map(str, manifest.tile_shape))
@@ -66,7 +67,7 @@ def index_folder(
     if (folder / MANIFEST).is_file() and read_manifest(Folder(folder)).encoding != "any":
         raise ShardError(f"{folder}: these shards have a manifest and an index already")
     if not 1 <= tile_pixels <= MAX_TILE_SIDE:
-        raise ValueError(f"--tile_pixels {tile_pixels}: expected 1..{MAX_TILE_SIDE}")
+        raise UserError(f"--tile_pixels {tile_pixels}: expected 1..{MAX_TILE_SIDE}")
     for path in paths:
         try:
             check_name(path.name)

@@ -16,6 +16,7 @@ from srcnn.data.manifest import MEMBERS, SPLITS, RefusedRecord, TileEncoding
 from srcnn.photos.degradation import Degradation
 from srcnn.photos.reading import MAX_MEGAPIXELS, Resize
 from srcnn.photos.tiling import JPEG_BLOCK_PIXELS, grid, starts_to_cover
+from srcnn.runtime.errors import UserError
 from srcnn.runtime.untrusted import MAX_TILE_SIDE
 
 # Keys that do not change the shards, only where they are and how fast they are made.
@@ -86,19 +87,19 @@ class ShardsConfig:
 
     def __post_init__(self) -> None:
         if bool(self.photos) == bool(self.pairs):
-            raise ValueError("give either photos (folder of clean photos) or pairs (folder of pair pictures)")
+            raise UserError("give either photos (folder of clean photos) or pairs (folder of pair pictures)")
         if self.pairs and self.contents == "clean":
-            raise ValueError("contents clean: needs photos; pairs are degraded already")
+            raise UserError("contents clean: needs photos; pairs are degraded already")
         if not JPEG_BLOCK_PIXELS <= self.tile_pixels <= MAX_TILE_SIDE or self.tile_pixels % JPEG_BLOCK_PIXELS:
-            raise ValueError(f"tile_pixels {self.tile_pixels}: expected a multiple of {JPEG_BLOCK_PIXELS} up to "
+            raise UserError(f"tile_pixels {self.tile_pixels}: expected a multiple of {JPEG_BLOCK_PIXELS} up to "
                              f"{MAX_TILE_SIDE}")
         if not 0 <= self.val_fraction < 1:
-            raise ValueError(f"val_fraction {self.val_fraction}: expected 0 <= fraction < 1")
+            raise UserError(f"val_fraction {self.val_fraction}: expected 0 <= fraction < 1")
         if self.samples_per_shard < 1 or self.num_workers < 0:
-            raise ValueError(f"samples_per_shard {self.samples_per_shard}, num_workers {self.num_workers}: expected at "
+            raise UserError(f"samples_per_shard {self.samples_per_shard}, num_workers {self.num_workers}: expected at "
                              "least 1 and 0")
         if self.num_sheet_pairs < 0 or self.max_megapixels <= 0:
-            raise ValueError(f"num_sheet_pairs {self.num_sheet_pairs}, max_megapixels {self.max_megapixels}: expected "
+            raise UserError(f"num_sheet_pairs {self.num_sheet_pairs}, max_megapixels {self.max_megapixels}: expected "
                              "at least 0 and more than 0")
         for rule in (self.resize, *self.folders.values()):
             Resize.parse(rule)

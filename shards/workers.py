@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from srcnn.data.manifest import library_versions
+from srcnn.runtime.errors import UserError
 from srcnn.runtime.parallel import in_order
 
 MAX_SUBMITTED = 4096  # chunks of tasks: enough for a cluster, and little memory for its scheduler
@@ -33,7 +34,7 @@ ResultT = TypeVar("ResultT")
 logger = logging.getLogger(__name__)
 
 
-class ShardsFailed(RuntimeError):
+class ShardsFailed(UserError):
     """Making shards stopped; finished shards are kept. The message gives the reason and a remedy."""
 
 
@@ -145,7 +146,7 @@ def dask_executor(address: str) -> Iterator[Executor]:
     try:
         import distributed
     except ImportError as error:
-        raise ValueError(f"{address}: needs Dask: pip install 'srcnn[cluster]'") from error
+        raise UserError(f"{address}: needs Dask: pip install 'srcnn[cluster]'") from error
     try:
         client = distributed.Client(  # type: ignore[no-untyped-call]  # Dask has few types
             address, timeout=SCHEDULER_SECONDS, set_as_default=False)

@@ -32,6 +32,7 @@ from srcnn.photos.reading import (
     upright_size,
 )
 from srcnn.runtime import files
+from srcnn.runtime.errors import UserError
 from srcnn.runtime.storage import Folder, is_url, is_within, join, open_writable
 
 MAX_TILE_WORKERS = 16  # writing the tiles of a photo takes a sixteenth of the time of making them
@@ -108,7 +109,7 @@ def list_sources(config: ShardsConfig) -> tuple[list[Source], int]:
     ignored: set[str] = set()
     for root, split in roots:
         if is_within(root, config.out):
-            raise ValueError(f"{root}: is inside the output folder {config.out}; choose another OUT")
+            raise UserError(f"{root}: is inside the output folder {config.out}; choose another OUT")
         # A validation folder may be inside the folder of training photos.
         exclude = [config.out, *([config.val] if split == "train" else [])]
         names: set[str] = set()

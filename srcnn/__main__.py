@@ -8,6 +8,7 @@ import sys
 from srcnn.commands.photos import add_photo_commands
 from srcnn.commands.training import add_training_commands
 from srcnn.commands.weights import add_weight_commands
+from srcnn.runtime.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -15,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = command_line().parse_args(arguments)
     try:
         return int(options.action(options))
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         message, status = str(error), 1
     except MemoryError:
         message, status = "out of memory", 1

@@ -27,6 +27,7 @@ from srcnn.photos.reading import luma_l, open_image, over_white, suffix_of
 from srcnn.restoration.figures import magnify, strongest_part
 from srcnn.restoration.restore_files import RestoreFile
 from srcnn.restoration.tiled_inference import Progress, RestoreOptions
+from srcnn.runtime.errors import UserError
 
 MAX_MEGAPIXELS = 50.0
 PREVIEW_SIDE, MAP_SIDE = 1600, 640  # largest sides of the pictures that the browser is sent, pixels
@@ -319,7 +320,7 @@ def gradio_without_network(folder: str) -> ModuleType:
     try:
         import gradio
     except ImportError as error:
-        raise ValueError('srcnn demo needs gradio 6: pip install "srcnn[demo]"') from error
+        raise UserError('srcnn demo needs gradio 6: pip install "srcnn[demo]"') from error
     return gradio
 
 

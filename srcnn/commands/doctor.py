@@ -25,6 +25,7 @@ from srcnn.data.manifest import SPLITS
 from srcnn.data.shuffle import UniformShuffle
 from srcnn.models.device import device_here
 from srcnn.models.weights import make_network
+from srcnn.runtime.errors import UserError
 from srcnn.runtime.files import LOCK, FolderLock
 from srcnn.runtime.settings import parse, without_credentials
 from srcnn.runtime.storage import MAX_OPEN_FILES
@@ -57,7 +58,7 @@ class DoctorConfig(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.ranks, self.machines, self.port) < 0:
-            raise ValueError("ranks, machines and port cannot be negative; 0 takes them from the environment")
+            raise UserError("ranks, machines and port cannot be negative; 0 takes them from the environment")
 
 
 @dataclass(frozen=True)
@@ -234,7 +235,7 @@ def check_resume(planned: PlannedTraining) -> Iterator[Finding]:
         changed = check_resumable(config, state, stream_state(config, 0, dataset))
         samples = state["samples"]
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder}: cannot be resumed: {type(error).__name__} {error}") from error
+        raise UserError(f"{folder}: cannot be resumed: {type(error).__name__} {error}") from error
     if corrupt := [other.name for other in folders if other.name > folder.name]:
         yield note(f"{run}: damaged checkpoints, to be skipped: {', '.join(corrupt)}")
     if samples >= config.total_samples:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from srcnn.photos.reading import KINDS, SUFFIXES, find_photos
+from srcnn.runtime.errors import UserError
 
 DEFAULT_SUFFIX = re.compile("_restored|_x[234]")  # of results beside the photos, where --suffix is not given
 
@@ -70,7 +71,7 @@ def output_paths(
     """
     sources = [sources] if isinstance(sources, (str, Path)) else list(sources)
     if out is None and not name_suffix:
-        raise ValueError("results beside their photos need another name: give --suffix, or a folder with -o")
+        raise UserError("results beside their photos need another name: give --suffix, or a folder with -o")
     photos, num_others = find_sources(sources, exclude=out)
     targets: dict[Path, Path] = {}
     for path, root in photos.items():
@@ -79,7 +80,7 @@ def output_paths(
     is_one_photo = len(sources) == 1 and Path(sources[0]).is_file()
     if out and is_one_photo and out.suffix.lower() in SUFFIXES and not out.is_dir():
         if format_suffix and KINDS[out.suffix.lower()] != KINDS[format_suffix]:
-            raise ValueError(f"{out}: the suffix does not fit the format {format_suffix} that --format asks for")
+            raise UserError(f"{out}: the suffix does not fit the format {format_suffix} that --format asks for")
         targets = dict.fromkeys(targets, out)
     if out is None and DEFAULT_SUFFIX.fullmatch(name_suffix):
         # Results of an earlier run beside the photos are not restored again, unless they were named themselves.
@@ -97,8 +98,8 @@ def _check_no_overwrite(targets: dict[Path, Path]) -> None:
     source_of: dict[Path, Path] = {}
     for path, target in targets.items():
         if target.resolve() in sources:
-            raise ValueError(f"{target}: would replace a source photo; give another --suffix or -o")
+            raise UserError(f"{target}: would replace a source photo; give another --suffix or -o")
         if target in source_of:
-            raise ValueError(f"{path} and {source_of[target]} would both be written to {target}; process them in "
+            raise UserError(f"{path} and {source_of[target]} would both be written to {target}; process them in "
                              "separate commands")
         source_of[target] = path

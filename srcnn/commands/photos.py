@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from srcnn.runtime.errors import UserError
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
@@ -128,7 +130,7 @@ def degrade_command(options: argparse.Namespace) -> int:
 
 def check_quality(quality: int) -> None:
     if not 1 <= quality <= 100:
-        raise ValueError(f"--quality {quality}: expected 1..100")
+        raise UserError(f"--quality {quality}: expected 1..100")
 
 
 def run_on_files(options: argparse.Namespace, prepare: Callable[[], Work], title: str, ending: str) -> int:
@@ -155,17 +157,17 @@ def run_on_standard_input(out: Path | None, format_suffix: str, work: Work, over
         with path.open("wb") as file:
             while chunk := sys.stdin.buffer.read(CHUNK_BYTES):
                 if file.tell() + len(chunk) > MAX_PHOTO_BYTES:
-                    raise ValueError(f"standard input: more than {MAX_PHOTO_BYTES} bytes")
+                    raise UserError(f"standard input: more than {MAX_PHOTO_BYTES} bytes")
                 file.write(chunk)
         try:
             path = path.rename(path.with_suffix(suffix_of(path)))
             target = out or Path(folder, f"output{format_suffix or path.suffix}")
             if target.exists() and not overwrite:
-                raise ValueError(f"{target}: exists (--overwrite replaces it)")
+                raise UserError(f"{target}: exists (--overwrite replaces it)")
             target.parent.mkdir(parents=True, exist_ok=True)
             notes = work(path, target, None)
         except ValueError as error:
-            raise ValueError(str(error).replace(str(path), "standard input")) from error
+            raise UserError(str(error).replace(str(path), "standard input")) from error
         print(f"standard input: {', '.join(notes) or 'done'}", file=sys.stderr)
         if out is None:
             with target.open("rb") as result:
@@ -213,7 +215,7 @@ def tile_bar() -> Callable[[Path, int, int], None]:
 
 def compare_command(options: argparse.Namespace) -> int:
     if options.width < MIN_PICTURE_WIDTH:
-        raise ValueError(f"--width {options.width}: expected at least {MIN_PICTURE_WIDTH}")
+        raise UserError(f"--width {options.width}: expected at least {MIN_PICTURE_WIDTH}")
     before, after = compare_photo(options.source, options.out, options.quality, options.model, options.width)
     print(f"{options.out}: PSNR of the luma {before:.2f} dB as JPEG of quality {options.quality}, "
           f"{after:.2f} dB restored")

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from srcnn.runtime.errors import UserError
+
 
 def add_training_commands(commands: Any) -> None:
     verify = commands.add_parser("verify-shards", help="check every byte of shards against their manifest")
@@ -82,7 +84,7 @@ def report_command(options: argparse.Namespace) -> int:
         raise FileNotFoundError(f"{settings}: no such file; expected the folder of a training run")
     config = read_yaml(settings)
     if not {"shards", "overfit_tiles"} <= config.keys():
-        raise ValueError(f"{settings}: not the settings of a training run")
+        raise UserError(f"{settings}: not the settings of a training run")
     split = "train" if config["overfit_tiles"] else "val"
     print(write_report(options.run, ShardDataset(join(config["shards"], split), config["overfit_tiles"])))
     return 0

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from srcnn.runtime.errors import UserError
+
 DEFAULT_WEIGHTS = "srcnn-915-q20"
 
 
@@ -47,7 +49,7 @@ def score_command(options: argparse.Namespace) -> int:
     from srcnn.runtime.files import write_json
 
     if options.scale and options.quality is not None:
-        raise ValueError("--scale and --quality cannot be given together")
+        raise UserError("--scale and --quality cannot be given together")
     scale, quality = options.scale or 1, options.quality if options.quality is not None else 20
     degradation = Degradation(jpeg_quality=quality) if scale == 1 else Degradation(jpeg_quality=[], scale=scale)
     name = options.model or (weights_for_scale(scale) if scale > 1 else DEFAULT_WEIGHTS)
@@ -89,11 +91,11 @@ def export_command(options: argparse.Namespace) -> int:
     from srcnn.photos.jpeg_quality import condition_of_quality
 
     if not (options.onnx or options.torch):
-        raise ValueError("nothing to write: give --onnx FILE or --torch FILE, or both")
+        raise UserError("nothing to write: give --onnx FILE or --torch FILE, or both")
     model, about = load_model(options.model), {"name": Path(options.model).stem}
     if options.quality is not None:
         if not model.conditioned or not 1 <= options.quality <= 100:
-            raise ValueError(f"--quality {options.quality}: expected 1..100, and a network with that input")
+            raise UserError(f"--quality {options.quality}: expected 1..100, and a network with that input")
         model = model.with_condition(condition_of_quality(options.quality))
         about["quality"] = str(options.quality)
     for path, write in ((options.onnx, export_onnx), (options.torch, export_torch)):

@@ -32,6 +32,7 @@ from srcnn.data.manifest import (
 )
 from srcnn.data.photo_list import read_jpeg_qualities
 from srcnn.photos.jpeg_quality import conditions_of_qualities
+from srcnn.runtime.errors import UserError
 from srcnn.runtime.files import OpenFile
 from srcnn.runtime.object_store import AccessConfig, ReadFailed
 from srcnn.runtime.storage import Folder, open_storage
@@ -325,7 +326,7 @@ class ShardDataset:
         shapes = [picture.shape[:2] for picture in pictures]
         margins = shapes[0][0] - height, shapes[0][1] - width
         if shapes[0] != shapes[1] or min(margins) < 0:
-            raise ValueError(f"the pictures have shapes {shapes[0]} and {shapes[1]}; expected equal ones, at least "
+            raise UserError(f"the pictures have shapes {shapes[0]} and {shapes[1]}; expected equal ones, at least "
                              f"{self.tile_shape[:2]}")
         position = (0.5, 0.5) if crop is None else crop
         top, left = (int(share * (margin + 1)) for share, margin in zip(position, margins, strict=True))

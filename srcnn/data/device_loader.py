@@ -15,6 +15,7 @@ from srcnn.data.loader import Batch, LoaderConfig, train_batches, val_batches
 from srcnn.data.shuffle import BatchNumbers, BatchPlan, batch_numbers
 from srcnn.data.training_pairs import PairMaker
 from srcnn.runtime.distributed import run_on_all_ranks
+from srcnn.runtime.errors import UserError
 
 LARGEST_SHARE = 0.8  # fraction of the free memory that a resident dataset may use
 
@@ -82,7 +83,7 @@ def check_fits(dataset: ShardDataset, device: torch.device, num_local_ranks: int
     `num_local_ranks` ranks share the memory of the host; 0: as many as the launcher started.
     """
     if dataset.manifest.encoding == "any":
-        raise ValueError(f"{dataset.location}: pictures of several sizes cannot be resident; use --stream.resident no")
+        raise UserError(f"{dataset.location}: pictures of several sizes cannot be resident; use --stream.resident no")
     needed = dataset.num_members * dataset.num_samples * int(np.prod(dataset.tile_shape))
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
@@ -90,7 +91,7 @@ def check_fits(dataset: ShardDataset, device: torch.device, num_local_ranks: int
         free = psutil.virtual_memory().available // (num_local_ranks or int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     if needed > LARGEST_SHARE * free:
         sizes = f"{needed / 1e9:.1f} GB of tiles, {free / 1e9:.1f} GB free on {device} for this rank"
-        raise ValueError(f"{dataset.location}: does not fit into memory: {sizes}; use --stream.resident no")
+        raise UserError(f"{dataset.location}: does not fit into memory: {sizes}; use --stream.resident no")
 
 
 def _resident_batches(

@@ -25,6 +25,7 @@ from srcnn.data.shuffle import (
     sequential_batches,
 )
 from srcnn.data.training_pairs import PairMaker
+from srcnn.runtime.errors import UserError
 from srcnn.runtime.object_store import AccessConfig
 from srcnn.runtime.parallel import in_order_until_stopped, result_or_stop
 
@@ -102,7 +103,7 @@ class LoaderConfig:
     def __post_init__(self) -> None:
         for key in ("run_samples", "window_samples", "lead_samples", "num_lanes", "num_threads", "prefetch_batches"):
             if getattr(self, key) < 1:
-                raise ValueError(f"stream.{key} {getattr(self, key)}: expected at least 1")
+                raise UserError(f"stream.{key} {getattr(self, key)}: expected at least 1")
 
     def make_shuffle(self, seed: int, dataset: PairDataset) -> Shuffle:
         """The order of the samples of a dataset."""

@@ -83,11 +83,11 @@ def decode_tile(content: bytes | memoryview, encoding: Encoding, tile_shape: tup
     if encoding == "npy":
         tile = npy_pixels(content)
         if tile.shape != tile_shape:
-            raise ValueError(f"the tile has shape {tile.shape}; expected {tile_shape} as in the manifest")
+            raise UserError(f"the tile has shape {tile.shape}; expected {tile_shape} as in the manifest")
         return tile
     with open_picture(content, ("PNG",), MAX_TILE_SIDE**2) as image:
         if (*image.size[::-1], *tile_shape[2:]) != tile_shape or image.mode != ("RGB" if tile_shape[2:] else "L"):
-            raise ValueError(f"the tile has {image.size} pixels, mode {image.mode}; expected {tile_shape} as in the "
+            raise UserError(f"the tile has {image.size} pixels, mode {image.mode}; expected {tile_shape} as in the "
                              "manifest")
         return np.asarray(image)
 
@@ -106,11 +106,11 @@ def decode_picture(content: bytes | memoryview, channels: int) -> np.ndarray:
         if pixels.ndim == 3 and pixels.shape[2] == 1:
             pixels = pixels[..., 0]
         if not pixels.size or not (pixels.ndim == 2 or pixels.ndim == 3 and pixels.shape[2] == 3):
-            raise ValueError(f"the array has shape {pixels.shape}; expected uint8 (H, W) or (H, W, 3)")
+            raise UserError(f"the array has shape {pixels.shape}; expected uint8 (H, W) or (H, W, 3)")
         return np.asarray(Image.fromarray(pixels).convert("RGB" if channels == 3 else "L"))
     with open_picture(content, FOREIGN_FORMATS, MAX_PICTURE_PIXELS) as image:
         if image.mode not in ("L", "RGB"):
-            raise ValueError(f"the picture has mode {image.mode}; expected 8-bit grey or RGB")
+            raise UserError(f"the picture has mode {image.mode}; expected 8-bit grey or RGB")
         return np.asarray(image.convert("RGB" if channels == 3 else "L"))
 
 

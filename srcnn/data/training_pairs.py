@@ -17,6 +17,7 @@ from srcnn.data.shuffle import generator_at
 from srcnn.photos.damages import DAMAGES, check_damage
 from srcnn.photos.jpeg_quality import CONDITION_SIZE
 from srcnn.photos.tiling import JPEG_BLOCK_PIXELS
+from srcnn.runtime.errors import UserError
 
 WEIGHT = "weight"  # of a damage, beside its settings
 
@@ -41,17 +42,17 @@ class DegradationConfig:
     def __post_init__(self) -> None:
         crop = self.crop_pixels
         if crop < 0 or crop % JPEG_BLOCK_PIXELS:
-            raise ValueError(f"degradation.crop_pixels {crop}: expected a multiple of {JPEG_BLOCK_PIXELS}, or 0")
+            raise UserError(f"degradation.crop_pixels {crop}: expected a multiple of {JPEG_BLOCK_PIXELS}, or 0")
         if bool(crop) != bool(self.damages):
-            raise ValueError("degradation: give both crop_pixels and damages, or neither")
+            raise UserError("degradation: give both crop_pixels and damages, or neither")
         if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
-            raise ValueError(f"degradation.scales {self.scales}: expected numbers above 0, up to 1")
+            raise UserError(f"degradation.scales {self.scales}: expected numbers above 0, up to 1")
         if not 0 <= self.unknown <= 1:
-            raise ValueError(f"degradation.unknown {self.unknown}: expected 0..1")
+            raise UserError(f"degradation.unknown {self.unknown}: expected 0..1")
         for name, settings in self.damages.items():
             weight = settings.get(WEIGHT, 1)
             if not isinstance(weight, (int, float)) or not weight > 0:
-                raise ValueError(f"degradation.damages.{name}.{WEIGHT} {weight}: expected a number above 0")
+                raise UserError(f"degradation.damages.{name}.{WEIGHT} {weight}: expected a number above 0")
 
     def check(self, tile_shape: tuple[int, ...]) -> None:
         """Tries every damage on a pair made of clean tiles of this shape. Raises ValueError, which names the key."""
@@ -59,13 +60,13 @@ class DegradationConfig:
             try:
                 check_damage(name, _without_weight(settings), self.pair_shape(tile_shape))
             except ValueError as error:
-                raise ValueError(f"degradation.damages.{name}: {error}") from error
+                raise UserError(f"degradation.damages.{name}: {error}") from error
 
     def pair_shape(self, tile_shape: tuple[int, ...]) -> tuple[int, ...]:
         """(S, S) or (S, S, 3), of pairs made of clean tiles of this shape. Raises ValueError if these are too small."""
         largest = max(self.source_sides)
         if largest > min(tile_shape[:2]):
-            raise ValueError(f"degradation.crop_pixels {self.crop_pixels}, degradation.scales {self.scales}: crops of "
+            raise UserError(f"degradation.crop_pixels {self.crop_pixels}, degradation.scales {self.scales}: crops of "
                              f"up to {largest} pixels, tiles have {tile_shape[1]}x{tile_shape[0]}")
         return (self.crop_pixels, self.crop_pixels, *tile_shape[2:])
 

@@ -111,7 +111,7 @@ class Network(nn.Module):
             ValueError: the model has another config.
         """
         if model.config != self.config:
-            raise ValueError(f"the weights are of {model.config}, but this network is {self.config}")
+            raise UserError(f"the weights are of {model.config}, but this network is {self.config}")
         self.load_state_dict(model.state_dict())
         if self.centred:
             self._shift_bias(CENTRE)

@@ -51,7 +51,7 @@ def export_onnx(model: Network, path: Path, extra: Mapping[str, str] | None = No
     try:
         onnx.checker.check_model(content, full_check=True)
     except onnx.checker.ValidationError as error:
-        raise ValueError(f"{path}: not written, onnx.checker rejects the graph: {error}") from error
+        raise UserError(f"{path}: not written, onnx.checker rejects the graph: {error}") from error
     network = _in_onnxruntime(content)
     difference = None if network is None else _largest_difference(plain, network, plain.min_pixels, path)
     with atomic_file(path) as file:
@@ -159,9 +159,9 @@ def _largest_difference(model: Network, exported: Function, side: int, path: Pat
         with torch.no_grad():
             expected, found = model(*inputs), exported(*inputs)
         if expected.shape != found.shape:
-            raise ValueError(f"{path}: not written, its output is {tuple(found.shape)}, not {tuple(expected.shape)}")
+            raise UserError(f"{path}: not written, its output is {tuple(found.shape)}, not {tuple(expected.shape)}")
         largest = max(largest, float((found - expected).abs().max()))
         if not torch.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):
-            raise ValueError(f"{path}: not written, it differs from the network by {largest:.2g}, "
+            raise UserError(f"{path}: not written, it differs from the network by {largest:.2g}, "
                              f"more than {TOLERANCE:g}, on a photo of {width}x{height} pixels")
     return largest

@@ -15,6 +15,7 @@ from PIL import Image, ImageFilter
 
 from srcnn.photos import degradation
 from srcnn.photos.jpeg_quality import conditions_of_qualities
+from srcnn.runtime.errors import UserError
 
 MCU_PIXELS = 16  # the minimum coded unit of a 4:2:0 JPEG: four blocks of luma, one of each chroma
 
@@ -44,7 +45,7 @@ def damage(function: Damage) -> Damage:
     """
     known = DAMAGES.get(function.__name__)
     if known and known.__module__ != function.__module__:
-        raise ValueError(f"{function.__module__}: {known.__module__} has a damage named {function.__name__} already")
+        raise UserError(f"{function.__module__}: {known.__module__} has a damage named {function.__name__} already")
     DAMAGES[function.__name__] = function
     return function
 
@@ -136,13 +137,13 @@ def webp(pixels: np.ndarray, generator: np.random.Generator, quality: Sequence[i
 def _bounds(name: str, values: Sequence[float], least: float, most: float) -> tuple[float, float]:
     """(low, high). Raises ValueError unless they are ordered and within the limits."""
     if len(values) != 2 or not least <= values[0] <= values[1] <= most:
-        raise ValueError(f"{name} {list(values)}: expected [low, high] within {least}..{most}")
+        raise UserError(f"{name} {list(values)}: expected [low, high] within {least}..{most}")
     return values[0], values[1]
 
 
 def _share(name: str, value: float) -> float:
     if not 0 <= value <= 1:
-        raise ValueError(f"{name} {value}: expected 0..1")
+        raise UserError(f"{name} {value}: expected 0..1")
     return value
 
 
@@ -153,15 +154,15 @@ def check_damage(name: str, settings: Mapping[str, Any], shape: tuple[int, ...])
         ValueError: the name, a setting or its value is invalid, or the result has another shape or dtype.
     """
     if name not in DAMAGES:
-        raise ValueError(f"no such damage; known: {', '.join(sorted(DAMAGES))}. Your own must be registered by "
+        raise UserError(f"no such damage; known: {', '.join(sorted(DAMAGES))}. Your own must be registered by "
                          "the program that uses it (docs/degradations.md)")
     pixels = np.indices(shape).sum(0).astype(np.uint8)
     try:
         damaged = DAMAGES[name](pixels, np.random.default_rng(0), **settings)
     except TypeError as error:
         known = list(inspect.signature(DAMAGES[name]).parameters)[2:]
-        raise ValueError(f"{error}; its settings: {', '.join(known) or 'none'}") from error
+        raise UserError(f"{error}; its settings: {', '.join(known) or 'none'}") from error
     if not isinstance(damaged, Damaged):
-        raise ValueError(f"returned {type(damaged).__name__}, expected Damaged(pixels)")
+        raise UserError(f"returned {type(damaged).__name__}, expected Damaged(pixels)")
     if damaged.pixels.shape != shape or damaged.pixels.dtype != np.uint8:
-        raise ValueError(f"returned {damaged.pixels.dtype} {damaged.pixels.shape}, expected uint8 {shape}")
+        raise UserError(f"returned {damaged.pixels.dtype} {damaged.pixels.shape}, expected uint8 {shape}")

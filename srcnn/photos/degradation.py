@@ -10,6 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from srcnn.runtime.errors import UserError
+
 
 @dataclass(frozen=True)
 class Degradation:
@@ -29,13 +31,13 @@ class Degradation:
     def __post_init__(self) -> None:
         qualities = self.quality_bounds()
         if not all(1 <= quality <= 100 for quality in qualities) or len(qualities) not in (0, 2):
-            raise ValueError(f"jpeg_quality {self.jpeg_quality}: expected 1..100, [low, high] or []")
+            raise UserError(f"jpeg_quality {self.jpeg_quality}: expected 1..100, [low, high] or []")
         if qualities and qualities[0] > qualities[1]:
-            raise ValueError(f"jpeg_quality {self.jpeg_quality}: expected [low, high] with low <= high")
+            raise UserError(f"jpeg_quality {self.jpeg_quality}: expected [low, high] with low <= high")
         if self.scale < 1:
-            raise ValueError(f"scale {self.scale}: expected a whole number from 1")
+            raise UserError(f"scale {self.scale}: expected a whole number from 1")
         if not qualities and self.scale == 1:
-            raise ValueError("jpeg_quality [] with scale 1 degrades nothing; give a quality or a scale")
+            raise UserError("jpeg_quality [] with scale 1 degrades nothing; give a quality or a scale")
 
     @staticmethod
     def from_config(values: Mapping[str, Any]) -> Degradation:
@@ -81,7 +83,7 @@ def bicubic_levels(pixels: np.ndarray, scale: int) -> np.ndarray:
     """
     height, width = pixels.shape[:2]
     if height % scale or width % scale:
-        raise ValueError(f"{width}x{height} pixels: sides are not multiples of the scale {scale}")
+        raise UserError(f"{width}x{height} pixels: sides are not multiples of the scale {scale}")
 
     def down_and_up(band: np.ndarray) -> np.ndarray:
         image = Image.fromarray(band.astype(np.float32))

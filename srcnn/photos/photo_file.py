@@ -27,6 +27,7 @@ from srcnn.photos.reading import (
     turn_upright,
 )
 from srcnn.photos.sixteen_bit import is_sixteen_bit, read_sixteen_bit, write_png, write_tiff
+from srcnn.runtime.errors import UserError
 from srcnn.runtime.files import atomic_file
 
 MAX_SIDES = {"WEBP": 16_383, "JPEG": 65_500}  # pixels, of libwebp and libjpeg
@@ -208,7 +209,7 @@ def write_photo_file(path: Path, photo: PhotoFile, quality: int = 95, subsamplin
     """
     kind = KINDS.get(path.suffix.lower())
     if kind is None:
-        raise ValueError(f"{path}: the suffix must be one of {', '.join(sorted(SUFFIXES))}")
+        raise UserError(f"{path}: the suffix must be one of {', '.join(sorted(SUFFIXES))}")
     metadata, notes = drop_unsupported(photo.metadata, kind)
     try:
         if isinstance(photo.image, np.ndarray) and kind in SIXTEEN_BIT_WRITERS:
@@ -227,7 +228,7 @@ def write_photo_file(path: Path, photo: PhotoFile, quality: int = 95, subsamplin
             notes += ("transparency laid over white",)
         options: dict[str, Any] = {"quality": quality} if kind in ("JPEG", "WEBP") else {}
         if max(photo.size) > (longest := MAX_SIDES.get(kind, max(photo.size))):
-            raise ValueError(f"{kind} allows {longest} pixels a side; use --format png")
+            raise UserError(f"{kind} allows {longest} pixels a side; use --format png")
         if kind == "JPEG":
             options["subsampling"] = subsampling
         elif kind == "WEBP":
@@ -237,5 +238,5 @@ def write_photo_file(path: Path, photo: PhotoFile, quality: int = 95, subsamplin
     except (OSError, MemoryError):
         raise
     except Exception as error:  # Pillow's encoders raise any type of error at invalid metadata
-        raise ValueError(f"{path}: cannot be written: {error}") from error
+        raise UserError(f"{path}: cannot be written: {error}") from error
     return notes

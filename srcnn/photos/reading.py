@@ -231,7 +231,7 @@ class Resize:
             return Resize(long_side=int(match[2]), never_enlarge=match[1] == "max")
         if (match := re.fullmatch(r"x(\d*\.?\d+)", rule)) and float(match[1]):
             return Resize(factor=float(match[1]))
-        raise ValueError(f'resize "{rule}": expected WIDTHxHEIGHT such as 1024x1024, long:1024, max:1024, x0.5 or none')
+        raise UserError(f'resize "{rule}": expected WIDTHxHEIGHT such as 1024x1024, long:1024, max:1024, x0.5 or none')
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) in pixels of a resized photo, from its size before."""

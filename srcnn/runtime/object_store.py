@@ -16,6 +16,7 @@ from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar
 
+from srcnn.runtime.errors import UserError
 from srcnn.runtime.settings import without_credentials
 
 WRITABLE_SCHEMES = ("s3", "gs", "az")
@@ -55,7 +56,7 @@ class AccessConfig:
 
     def __post_init__(self) -> None:
         if min(self.timeout_seconds, self.give_up_seconds, self.num_connections, self.cache_gigabytes) <= 0:
-            raise ValueError("timeout_seconds, give_up_seconds, num_connections and cache_gigabytes must be above 0")
+            raise UserError("timeout_seconds, give_up_seconds, num_connections and cache_gigabytes must be above 0")
 
 
 class ObjectStore:
@@ -71,7 +72,7 @@ class ObjectStore:
             from obstore.store import from_url
         except ImportError as error:
             hint = "object stores need the package obstore: pip install 'srcnn[remote]'"
-            raise ValueError(f"{without_secrets(url)}: {hint}") from error
+            raise UserError(f"{without_secrets(url)}: {hint}") from error
         self.location = without_secrets(url).rstrip("/")
         self.access = access
         self._closed = threading.Event()
@@ -83,7 +84,7 @@ class ObjectStore:
         try:
             self._store = from_url(url, client_options=options, retry_config=retries)
         except Exception as error:  # obstore's errors and those of its URL parser have no common base class
-            raise ValueError(f"{self.location}: not a usable URL: {describe_error(error)}") from None
+            raise UserError(f"{self.location}: not a usable URL: {describe_error(error)}") from None
 
     def read(self, name: str, max_bytes: int = MAX_SMALL_BYTES) -> bytes:
         """The content of a small file.

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 import jsonargparse
 import yaml
 
+from srcnn.runtime.errors import UserError
 from srcnn.runtime.untrusted import check_yaml
 
 ConfigT = TypeVar("ConfigT")
@@ -100,7 +101,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     check_yaml(path)
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a mapping of keys to values")
+        raise UserError(f"{path}: expected a mapping of keys to values")
     return content
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from srcnn.runtime.errors import UserError
 from srcnn.runtime.files import TEMPORARY_PREFIX, FolderLock, OpenFile, atomic_file
 from srcnn.runtime.object_store import MAX_SMALL_BYTES, SCHEMES, WRITABLE_SCHEMES, AccessConfig, ObjectStore, ReadFailed
 from srcnn.runtime.untrusted import open_regular
@@ -64,7 +65,7 @@ def _open(location: str, schemes: Sequence[str], access: AccessConfig | None = N
     if not is_url(location) and not (scheme == "pipe" and colon):
         return Folder(Path(location))
     if scheme not in schemes:
-        raise ValueError(f"{scheme}: expected a folder or a URL of {', '.join(schemes)}")
+        raise UserError(f"{scheme}: expected a folder or a URL of {', '.join(schemes)}")
     return ObjectStore(location, access or AccessConfig())
 
 

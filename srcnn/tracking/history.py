@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from srcnn.runtime.errors import UserError
 from srcnn.runtime.files import atomic_file
 
 logger = logging.getLogger(__name__)
@@ -97,13 +98,13 @@ def checked_points(run: Path) -> list[dict[str, float]]:
     try:
         points = read_metrics(run)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{run}: metrics.jsonl is damaged: {str(error)[:99]}") from error
+        raise UserError(f"{run}: metrics.jsonl is damaged: {str(error)[:99]}") from error
     for point in points:
         if not isinstance(point, dict) or STEP_KEY not in point:
-            raise ValueError(f"{run}: a line of metrics.jsonl has no {STEP_KEY}: {str(point)[:99]}")
+            raise UserError(f"{run}: a line of metrics.jsonl has no {STEP_KEY}: {str(point)[:99]}")
         for key, value in point.items():
             if type(value) not in (int, float) or abs(value) > MAX_VALUE:  # NaN, of a diverged loss, is a gap
-                raise ValueError(f"{run}: metrics.jsonl has {key[:40]} {str(value)[:40]}, expected a number")
+                raise UserError(f"{run}: metrics.jsonl has {key[:40]} {str(value)[:40]}, expected a number")
     return points
 
 

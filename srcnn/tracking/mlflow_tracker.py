@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from srcnn.runtime.errors import UserError
 from srcnn.runtime.settings import without_credentials
 from srcnn.tracking.cluster_job import JobHistory
 from srcnn.tracking.history import STEP_KEY, Values
@@ -105,4 +106,4 @@ def mlflow_server() -> str:
     """The address in MLFLOW_TRACKING_URI. Raises ValueError where it has none: MLflow would use this folder."""
     if address := os.environ.get("MLFLOW_TRACKING_URI"):
         return address
-    raise ValueError("no MLflow server: set MLFLOW_TRACKING_URI to its address, or to sqlite:////PATH/mlflow.db")
+    raise UserError("no MLflow server: set MLFLOW_TRACKING_URI to its address, or to sqlite:////PATH/mlflow.db")

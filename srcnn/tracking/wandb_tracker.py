@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from srcnn.runtime.errors import UserError
 from srcnn.runtime.files import atomic_file
 from srcnn.runtime.settings import without_credentials
 from srcnn.tracking.cluster_job import JobHistory
@@ -53,7 +54,7 @@ class Wandb(Tracker):
             settings=wandb.Settings(**_settings()),
         )
         if self.run.id != run_id:
-            raise ValueError(f"{run} is run {run_id}, a sweep's trial wants to be {self.run.id}: use a folder for each")
+            raise UserError(f"{run} is run {run_id}, a sweep's trial wants to be {self.run.id}: use a folder for each")
         if not self.run.disabled and not Path(self.run.dir).resolve().is_relative_to(run.resolve()):
             raise OSError(f"{run}: wandb cannot write there")
         self.run.define_metric(STEP_KEY)
@@ -129,7 +130,7 @@ def wandb_mode(online: bool | None) -> Any:
     named = "online" if online else os.environ.get("WANDB_MODE")
     if named in (None, "online", "run", "shared") and not _has_account():
         if named is not None:
-            raise ValueError("no wandb account: set WANDB_API_KEY or run `wandb login`")
+            raise UserError("no wandb account: set WANDB_API_KEY or run `wandb login`")
         return "offline"
     return named or "online"
 

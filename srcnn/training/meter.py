@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from srcnn.runtime.errors import UserError
 from srcnn.training.state import TrainState
 
 
@@ -75,7 +76,7 @@ class Meter:
             ValueError: these are not finite sums.
         """
         if not states or any(len(state["sums"]) != len(self.sums) for state in states):
-            raise ValueError(f"sums of {len(states)} ranks: expected {len(self.sums)} for each of some")
+            raise UserError(f"sums of {len(states)} ranks: expected {len(self.sums)} for each of some")
         rank, num_ranks = self.accelerator.process_index, self.accelerator.num_processes
         if len(states) == num_ranks:
             sums = states[rank]["sums"]
@@ -84,7 +85,7 @@ class Meter:
             sums = [math.fsum(column) if rank == 0 else 0.0 for column in columns]
         self.sums = torch.tensor(sums, dtype=torch.float64, device=self.device)
         if not torch.isfinite(self.sums).all():
-            raise ValueError("sums that are not finite")
+            raise UserError("sums that are not finite")
         self.tiles_before = sums[3]
         self.gradient_norm, self.learning_rate = states[0]["gradient_norm"], states[0]["learning_rate"]
 
