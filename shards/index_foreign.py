@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from shards.tar import member_names, scan_tar
-from shards.workers import ShardsFailed, WorkerPool, num_cores
+from shards.workers import WorkerPool, num_cores
 from srcnn.data.index import INDEX, encode_index, hash_entries, index_file
 from srcnn.data.manifest import (
     MANIFEST,
