@@ -49,7 +49,7 @@ test: lint types  ## lint, types and the default tests: at most 8 minutes on two
 	$(PYTEST) -m "not slow"
 
 test-slow: $(CHECKS)  ## the other tests, but Slurm's; property tests with more examples: 20 minutes
-	$(PYTEST) -m "slow or hypothesis" --hypothesis-profile long --ignore tests/test_slurm.py
+	$(PYTEST) -m "slow or hypothesis" --hypothesis-profile long --ignore tests/cluster/test_slurm.py
 
 test-all: test test-slow  ## every test but Slurm's
 
@@ -65,12 +65,12 @@ demo: $(READY)  ## a photograph restored, then a network trained, in four minute
 
 fuzz: $(CHECKS)  ## the readers of foreign files, fuzzed for a minute each: make fuzz [ARGS='--seconds N --target NAME']
 	$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable '.[fuzz]' || true
-	$(BIN)/python tests/fuzzing.py $(ARGS)
+	$(BIN)/python tests/support/fuzzing.py $(ARGS)
 
 test-slurm: $(CHECKS)  ## the jobs of launch/slurm under real Slurm daemons on this machine, some minutes: needs Debian and root
 	@PATH="$$PATH:/usr/sbin"; for tool in slurmctld slurmd munged nft ip; do command -v $$tool >/dev/null || absent=yes; done; \
 	test -z "$$absent" || .ci/install slurm-wlm munge nftables iproute2
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_slurm.py -rs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cluster/test_slurm.py -rs
 
 bench: $(CHECKS)  ## training, shard making, restoring on this processor, an hour: make bench [PHOTOS=dir] [ARGS=--quick]
 	$(BIN)/python -m benchmarks.cpu $(if $(PHOTOS),--photos "$(PHOTOS)") $(ARGS)
@@ -82,7 +82,7 @@ bench-loading: $(CHECKS)  ## data loaders side by side, half an hour: make bench
 	$(BIN)/python -m benchmarks.loading $(if $(PHOTOS),--photos "$(PHOTOS)") $(ARGS)
 
 chaos: $(CHECKS)  ## a hundred random faults against real trainings, half an hour: make chaos [ARGS='--faults 100 --seed 1']
-	PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)
+	PYTHONPATH=tests:tests/support $(BIN)/python -m chaos $(ARGS)
 
 clean:  ## remove what tests and the demo with drawn photos made; .venv, data, runs and what was trained on own photos stay
 	rm -rf demo/skylines build *.egg-info .pytest_cache .mypy_cache .hypothesis

@@ -28,8 +28,9 @@ from PIL import Image, ImageOps
 
 from benchmarks.dataset import photos_below, photos_or_drawn
 from benchmarks.measure import WORK, alternate, call_json, log, machine, medians, table
-from shards import pool, write
+from shards import write
 from shards.plan import ShardsConfig
+from shards.workers import WorkerPool
 
 SIDE, TILE, QUALITY = 1024, 128, 20
 BOXES = [(x, y, x + TILE, y + TILE) for y in range(0, SIDE, TILE) for x in range(0, SIDE, TILE)]
@@ -92,11 +93,12 @@ def sub_images(photo: Path, out: Path) -> None:
 def ours(photos: list[Path], out: Path, cores: int, decode: Any = "exact") -> Iterator[None]:
     """`python -m shards`, hashing and fsync included."""
     config = ShardsConfig(photos=str(photos[0].parent), out=str(out), decode=decode, num_workers=cores)
-    with pool.Workers(cores) as workers:
-        list(workers.start(time.sleep, [WARM_SECONDS] * cores * (cores > 1)))
-        list(workers.start(warm, range(cores)))
+    with WorkerPool(cores) as workers:
+        if cores > 1:
+            list(workers.map(time.sleep, [WARM_SECONDS] * cores))
+        list(workers.map(warm, range(cores)))
         yield
-        write.fill_folder(config, write.find_sources(config)[0], workers, show_progress=False)
+        write.fill_output(config, write.list_sources(config)[0], workers, show_progress=False)
 
 
 def warm(number: int) -> None:

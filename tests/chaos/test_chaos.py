@@ -16,7 +16,8 @@ NUM_FAULTS = 2
 def test_trainings_survive_some_random_faults_bit_for_bit(tmp_path):
     path = tmp_path / "chaos.json"
     command = [sys.executable, "-m", "chaos", "--faults", str(NUM_FAULTS), "--seed", "7", "--json"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    folders = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/support")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
     done = subprocess.run([*command, str(path)], cwd=ROOT, env=environment, text=True, capture_output=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(path.read_text())

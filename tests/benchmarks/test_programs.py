@@ -9,7 +9,7 @@ from small import write_photos
 
 from benchmarks.measure import Failed, alternate
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ROWS = {"step": "source's loop", "stream": "resident: no", "restoring": "PyTorch"}
 
 

@@ -12,7 +12,7 @@ from messages import facts
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from small import random_photo
-from test_model import check_saved_folded
+from test_networks import check_saved_folded
 from torch import nn
 
 from srcnn.models.srcnn import SRCNN

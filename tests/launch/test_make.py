@@ -16,7 +16,7 @@ from launch import demo
 from srcnn.runtime import signals
 from srcnn.tracking.history import read_metrics
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SETTINGS = {"model": {"filters": [8, 4], "residual": True}, "total_samples": 48, "batch_size": 12,
             "log_every_samples": 24, "validate_every_samples": 48, "trackers": [], "mixed_precision": "no"}
 # What `make setup` calls in place of python: notes its arguments, makes an environment, fails where the test wants it.

@@ -250,7 +250,7 @@ def test_help_explains_the_settings_of_a_training_and_of_its_launch(capsys):
 
 @pytest.mark.slow
 def test_the_command_says_it_to_a_shell(made, tmp_path):
-    config = Path(__file__).parents[1] / "configs" / "train.yaml"
+    config = Path(__file__).parents[2] / "configs" / "train.yaml"
     settings = ["--config", str(config), "--shards", str(made), "--run", str(tmp_path / "run"), "--trackers", "[]"]
     command = [sys.executable, "-m", "srcnn", "doctor", *settings]
     whole = subprocess.run(command, capture_output=True, text=True, check=False)

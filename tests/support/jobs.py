@@ -20,7 +20,7 @@ from conftest import heed_ctrl_c
 from srcnn.tracking.history import read_metrics
 from srcnn.training import checkpoint
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "launch/train.py"
 SETTINGS = {"model": {"filters": [8, 4], "residual": True}, "optimizer": {"lr": 2e-3}, "batch_size": 12,
             "trackers": [], "mixed_precision": "no", "timeout_minutes": 0.5}

@@ -1,6 +1,6 @@
 """What reads foreign bytes, with seeds, for the fuzzers: `make fuzz`, guided by coverage, and the short test_fuzz.py.
 
-    python tests/fuzzing.py --seconds 60 [--target NAME]
+    python tests/support/fuzzing.py --seconds 60 [--target NAME]
 
 Every input is to give a result or one of the target's errors: no other error, no crash, no hang, no memory beyond the
 bound. Inputs that are worth keeping gather in .fuzz/TARGET; what fails is written to .fuzz/TARGET-failures.
@@ -24,8 +24,8 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
 
 from mutations import mend_png, mend_tar, mutated, unzipped, zipped  # noqa: E402
 from seeds import arrays, configs, pictures, refit, shard_files, training_state, weights  # noqa: E402

@@ -19,7 +19,7 @@ from wandb_files import records
 from srcnn.photos.metrics import psnr
 from srcnn.tracking.history import read_metrics
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SETTINGS = {"model": {"filters": [8, 4], "residual": True}, "optimizer": {"lr": 2e-3}, "total_samples": 96,
             "log_every_samples": 48, "validate_every_samples": 48, "trackers": [], "mixed_precision": "no"}
 

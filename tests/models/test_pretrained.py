@@ -21,7 +21,7 @@ from srcnn.models.weights import load_model
 from srcnn.restoration.restore import restore
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def save_jpeg(path, quality, **options):

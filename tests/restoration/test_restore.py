@@ -135,7 +135,7 @@ import sys, types, srcnn
 assert not {"torch", "numpy", "PIL"} & set(sys.modules)
 assert not any(isinstance(getattr(srcnn, name), types.ModuleType) for name in srcnn.__all__)
 """
-    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
 
 

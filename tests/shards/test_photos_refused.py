@@ -23,7 +23,7 @@ from conftest import (
 )
 from messages import lines_with, numbers, says
 from PIL import Image
-from test_photo import write_png_header
+from test_reading import write_png_header
 
 from shards import output
 from shards.__main__ import main

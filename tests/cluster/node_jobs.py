@@ -15,7 +15,7 @@ import yaml
 
 from srcnn.training import checkpoint
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "accelerate" / "cpunodes2.yaml"
 DEADLINE = 240.0  # seconds, for what takes ten on a quiet machine
 

@@ -2,7 +2,7 @@
 # Builds the image of Dockerfile without Docker or a registry, and runs the tests of pods in it: as root on Debian 12,
 # with 20 GB of disk, in some ten minutes. The base image is made of Debian's packages, which have the same Python; it
 # stands in for the real one under its name, so what is shown is that the Dockerfile's own steps work.
-#     apt-get install buildah debootstrap && bash tests/image.sh
+#     apt-get install buildah debootstrap && bash tests/cluster/image.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 base=$(sed -n 's/^FROM //p' Dockerfile)
@@ -15,4 +15,4 @@ buildah commit --quiet --rm "$scratch" "docker.io/library/$base"
 buildah bud --isolation chroot --pull-never --volume /etc/ssl/certs:/etc/ssl/certs:ro --tag srcnn:0.1.0 .
 container=$(buildah from --isolation chroot --pull-never srcnn:0.1.0)
 trap 'buildah rm "$container" >/dev/null; rm -rf "$folder"' EXIT
-SRCNN_IMAGE=$(buildah mount "$container") .venv/bin/python -m pytest tests/test_pods.py
+SRCNN_IMAGE=$(buildah mount "$container") .venv/bin/python -m pytest tests/cluster/test_pods.py

@@ -65,6 +65,7 @@ def test_no_numbers_is_a_named_error(tmp_path):
 
 def test_a_run_folder_that_vanishes_gets_every_line_when_it_is_back(tmp_path, caplog):
     run, away = tmp_path / "run", tmp_path / "away"
+    caplog.set_level("WARNING")
     record = tracking(run)
     record.log(1, {"train/loss": 0.5})
     run.rename(away)

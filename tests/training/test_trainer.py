@@ -293,7 +293,7 @@ def test_a_scaler_is_kept_in_checkpoints_and_lowered_by_steps_that_are_not_finit
     monkeypatch.setattr("srcnn.training.components.start_accelerator", with_scaler)
     monkeypatch.setattr("srcnn.training.components.build_optimizer", keep)
     if not is_finite:
-        monkeypatch.setattr("srcnn.training.trainer.to_float_batch", far_too_bright)
+        monkeypatch.setattr("srcnn.training.components.to_float_batch", far_too_bright)
     config = small_config(tmp_path / "run", shards, total_samples=32)
     train(config)
     state = checkpoint.load_training(checkpoint.latest(tmp_path / "run"))

@@ -14,7 +14,7 @@ from srcnn.runtime.settings import flat, parse, read_yaml
 from srcnn.tracking.history import read_metrics
 from srcnn.training.config import TrainConfig
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 TRIALS = {"first": {"optimizer.lr": 0.003, "optimizer.last_layer_lr_factor": 0.1, "batch_size": 8},
           "second": {"optimizer.lr": 0.0007, "optimizer.last_layer_lr_factor": 1.0, "batch_size": 16}}

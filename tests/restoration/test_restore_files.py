@@ -19,7 +19,7 @@ from srcnn.models.weights import load_model
 from srcnn.restoration.restore_files import RestoreFile, work_on_files
 from srcnn.restoration.tiled_inference import RestoreOptions
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PEAK = """
 import resource, sys
 import numpy

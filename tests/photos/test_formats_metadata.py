@@ -32,7 +32,7 @@ from matrix import (
     xmp,
 )
 from PIL import ExifTags, Image
-from test_matrix import call, check_lossy, check_upright, only_file, run, weights  # noqa: F401  (fixtures)
+from test_formats import call, check_lossy, check_upright, only_file, run, weights  # noqa: F401  (fixtures)
 
 from srcnn.models.device import to_device
 from srcnn.models.weights import load_model

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 K8S = ROOT / "launch/k8s"
 KUBECTL = shutil.which("kubectl", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
 IMAGE = os.environ.get("SRCNN_IMAGE")  # the root of a mounted image: image.sh

@@ -1,4 +1,4 @@
-"""A Slurm cluster on this machine: munged, slurmctld and a slurmd for each node of tests/nodes.py, all of them real.
+"""A Slurm cluster on this machine: munged, slurmctld and a slurmd for each node of tests/cluster/nodes.py, all real.
 
 Debian's slurmd cannot be several on one host, so each has a network and a host name of its own. No cgroups; each node
 claims the cores of the machine. Waits are short where Slurm lets them be set: a requeued job is held for as long as a
@@ -20,7 +20,7 @@ import pytest
 from conftest import TEST
 from nodes import Node, cluster, needs_nodes
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 CORES = 2  # of each node
 PATIENCE = 300.0  # seconds for anything that is waited for

@@ -40,7 +40,7 @@ print(difference.max(), (difference > 0).mean())
 def test_where_memory_runs_out_the_tiles_are_halved_until_it_suffices(tmp_path):
     np.save(tmp_path / "photo.npy", random_photo(900, 1000))
     done = subprocess.run([sys.executable, "-c", STARVED, tmp_path / "photo.npy"], capture_output=True, text=True,
-                          cwd=Path(__file__).parents[1])
+                          cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
     largest, share = map(float, done.stdout.split())
     assert largest <= 1 and share < 1e-4

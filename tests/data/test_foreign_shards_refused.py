@@ -13,7 +13,7 @@ from conftest import contents
 from messages import lines_with, says
 from PIL import Image
 from small import draw_photo, small_shards
-from test_foreign import encoded, index, samples, write
+from test_foreign_shards import encoded, index, samples, write
 
 
 def refused(folder, capsys, *options):

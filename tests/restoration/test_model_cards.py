@@ -26,7 +26,7 @@ from srcnn.restoration.model_cards import (
 )
 from srcnn.runtime.files import write_json
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 SETTINGS = {"run": "runs/mine", "weights": "", "total_samples": 640}
 
 

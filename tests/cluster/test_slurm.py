@@ -8,7 +8,7 @@ from jobs import LONG, SETTINGS, assert_same_run, consumed, start, succeed
 from messages import lines_with
 from slurm import Slurm, needs_slurm, slurm, wait_for
 from small import small_shards, write_photos
-from test_shards_cluster import GATE
+from test_dask import GATE
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), *needs_slurm()]
 TRAIN, SHARDS = "launch/slurm/train.sbatch", "launch/slurm/shards.sbatch"
