@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from functools import partial
 from threading import Barrier
 from typing import TypeVar
 
@@ -27,15 +26,26 @@ def in_order(
     """Yields `function(item)` for each item, in their order; an exception of the function is raised at its turn.
 
     When a result is yielded, exactly `ahead` items after it (fewer at the end) have been taken from `items`, with a
-    pool and without one. `result_of` waits for a future's result.
+    pool and without one. `result_of` waits for a future's result. At an error, and when the generator is closed, items
+    that were submitted and have not started are cancelled, as the caller may go on using the pool.
     """
-    pending: deque[Callable[[], ResultT]] = deque()
-    for item in items:
-        pending.append(partial(result_of, pool.submit(function, item)) if pool else partial(function, item))
-        if len(pending) > ahead:
-            yield pending.popleft()()
-    while pending:
-        yield pending.popleft()()
+    pending: deque[ItemT | Future[ResultT]] = deque()
+
+    def next_result() -> ResultT:
+        item = pending.popleft()
+        return result_of(item) if isinstance(item, Future) else function(item)
+
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item) if pool else item)
+            if len(pending) > ahead:
+                yield next_result()
+        while pending:
+            yield next_result()
+    finally:
+        for waiting in pending:
+            if isinstance(waiting, Future):
+                waiting.cancel()
 
 
 def in_order_until_stopped(

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import tracemalloc
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -21,7 +21,7 @@ from srcnn.data.loader import BATCHES_IN_USE, LoaderConfig, train_batches, val_b
 from srcnn.data.manifest import ShardError
 from srcnn.data.prefetch import BufferRing, read_ahead
 from srcnn.data.shuffle import BatchPlan, BlockShuffle, UniformShuffle, batch_numbers, sequential_batches
-from srcnn.runtime.parallel import in_order_until_stopped
+from srcnn.runtime.parallel import in_order, in_order_until_stopped
 
 RUNS = LoaderConfig(order="runs", run_samples=4, window_samples=24, num_lanes=4, prefetch_batches=2)
 ORDERS = [LoaderConfig(order="uniform", prefetch_batches=2), RUNS, replace(RUNS, lanes="kept")]
@@ -223,6 +223,22 @@ def test_results_keep_the_order_and_threads_work_ahead_no_further_than_its_depth
     time.sleep(0.1)
     assert len(made) == 1 + 4
     assert list(results) == list(range(1, 20))
+
+
+def test_after_an_error_in_order_cancels_what_a_shared_pool_has_not_started():
+    release, worked_on = threading.Event(), []
+
+    def work(item):
+        if item == 0:
+            raise ValueError("the first item")
+        release.wait(10)
+        worked_on.append(item)
+
+    with ThreadPoolExecutor(1) as pool:
+        with pytest.raises(ValueError, match="the first item"):
+            list(in_order(pool, work, range(9), 5))
+        release.set()
+    assert len(worked_on) <= 1  # the one that had started
 
 
 def test_in_order_raises_an_error_in_its_place_and_leaves_no_thread():
