@@ -1,9 +1,9 @@
 """python launch/release.py --run runs/NAME --photos DIR [--out srcnn/weights] [--half]
 
-Puts a run's best weights where the package ships them, with a model card: data, config, commit, and the scores on the
-folders of clean photos below DIR. Which ones, and how they are degraded, the shards of the run decide: JPEG of one
-quality on live1_y, classic5 (greyscale, taken as limited-range Y), live1_color, city20, bsd100 and set14; a range of
-qualities on live1_y and classic5; a scale on set5, set14 and bsd100 by the SRCNN paper's protocol.
+Copies a run's best weights to the folder that the package ships, with a model card: data, config, commit, and scores on
+the folders of clean photos in DIR. The degradation of the run's shards decides which: JPEG of one quality: live1_y,
+classic5 (greyscale, taken as limited-range Y), live1_color, city20, bsd100 and set14; a range of qualities: live1_y and
+classic5; a scale: set5, set14 and bsd100 by the SRCNN paper's protocol.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main() -> int:
 
 
 def commit() -> str:
-    """The commit the weights were scored and released at, with a mark where the tree had changes."""
+    """The current commit, marked "-dirty" where the tree has changes."""
     return subprocess.check_output(["git", "describe", "--always", "--dirty", "--abbrev=12"], text=True).strip()
 
 

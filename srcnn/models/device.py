@@ -61,8 +61,10 @@ def full_precision() -> Iterator[None]:
     The setting belongs to the process: it is restored when the last thread leaves. Meanwhile both of PyTorch's
     interfaces can read it, `cudnn.allow_tf32` and `cudnn.conv.fp32_precision`.
     """
+    cudnn = torch.backends.cudnn
     with _precision_lock:
-        _precisions_before.append(_precisions_before[0] if _precisions_before else _cudnn_precisions())
+        current = cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision  # type: ignore[attr-defined]
+        _precisions_before.append(_precisions_before[0] if _precisions_before else current)
         _set_cudnn_precisions("ieee", "ieee")
     try:
         yield
@@ -71,11 +73,6 @@ def full_precision() -> Iterator[None]:
             before = _precisions_before.pop()
             if not _precisions_before:
                 _set_cudnn_precisions(*before)
-
-
-def _cudnn_precisions() -> tuple[str, str]:
-    cudnn = torch.backends.cudnn
-    return cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision  # type: ignore[attr-defined]
 
 
 def _set_cudnn_precisions(convolution: str, rnn: str) -> None:

@@ -113,7 +113,9 @@ def _unet(graph: Graph, model: UNet) -> str:
     edge = model.config.unshuffle
     after = graph.add("Add", missing, graph.whole_numbers("edge", edge))
     pads = graph.add("Concat", graph.whole_numbers("before", 0, 0, edge, edge, 0, 0), after, axis=0)
-    maps = layer(model.head, _planes(graph, model, graph.add("Pad", INPUT, pads, mode="edge")))
+    maps = graph.add("Pad", INPUT, pads, mode="edge")
+    rearranges = model.config.ycbcr or model.config.unshuffle > 1
+    maps = layer(model.head, _planes(graph, model, maps) if rearranges else maps)
     skipped = []
     for before, down in zip(model.before, model.down, strict=True):
         skipped.append(blocks(before, maps))
@@ -122,7 +124,8 @@ def _unet(graph: Graph, model: UNet) -> str:
     for up, then in zip(reversed(model.up), reversed(model.after), strict=True):
         maps = blocks(then, graph.add("Add", layer(up, maps), skipped.pop()))
     corner, axes = graph.whole_numbers("corner", 0, 0), graph.whole_numbers("rows and columns", 2, 3)
-    change = graph.add("Slice", _pixels(graph, model, layer(model.tail, maps)), corner, sides, axes)
+    maps = layer(model.tail, maps)
+    change = graph.add("Slice", _pixels(graph, model, maps) if rearranges else maps, corner, sides, axes)
     graph.add("Add", INPUT, change, to=OUTPUT)
     return "U-Net"
 
@@ -141,8 +144,6 @@ def _modulations(graph: Graph, model: UNet) -> dict[nn.Module, tuple[str, str]]:
 
 def _planes(graph: Graph, model: UNet, pixels: str) -> str:
     """UNet.to_planes as one convolution."""
-    if not _rearranges(model):
-        return pixels
     channels, side = model.config.channels, model.config.unshuffle
     num_planes = channels * side**2
     unit_pixels = torch.eye(num_planes).view(num_planes, channels, side, side)
@@ -152,12 +153,6 @@ def _planes(graph: Graph, model: UNet, pixels: str) -> str:
 
 def _pixels(graph: Graph, model: UNet, planes: str) -> str:
     """UNet.to_pixels as one transposed convolution."""
-    if not _rearranges(model):
-        return planes
     side = model.config.unshuffle
     kernels = model.to_pixels(torch.eye(model.config.channels * side**2)[..., None, None])
     return graph.add("ConvTranspose", planes, graph.constant("to pixels", kernels), strides=[side, side])
-
-
-def _rearranges(model: UNet) -> bool:
-    return model.config.ycbcr or model.config.unshuffle > 1
