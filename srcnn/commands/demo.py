@@ -154,9 +154,9 @@ def process(
     return DemoSession(folder, target, before, after, original.metadata.icc_profile, "".join(report))
 
 
-def visible(canvas: PhotoFile) -> np.ndarray:
+def visible(photo: PhotoFile) -> np.ndarray:
     """What a viewer shows: uint8 (H, W) or (H, W, 3), over white where it is transparent."""
-    return np.asarray(over_white(canvas.eight_bit_image()))
+    return np.asarray(over_white(photo.eight_bit_image()))
 
 
 def score_table(clean: np.ndarray, before: np.ndarray, after: np.ndarray) -> str:

@@ -122,8 +122,8 @@ def degrade_command(options: argparse.Namespace) -> int:
     Degradation(jpeg_quality=options.quality)  # checks the range
 
     def work(path: Path, target: Path, on_progress: Progress | None) -> tuple[str, ...]:
-        canvas = read_photo_file(path)
-        return (*canvas.notes, *write_photo_file(target, canvas, options.quality, subsampling="4:2:0"))
+        photo = read_photo_file(path)
+        return (*photo.notes, *write_photo_file(target, photo, options.quality, subsampling="4:2:0"))
 
     return run_on_files(options, lambda: work, "photos degraded", "")
 

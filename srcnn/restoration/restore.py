@@ -84,13 +84,13 @@ def _is_grey(photo: np.ndarray | torch.Tensor | Image.Image) -> bool:
 def _restore_image(
     photo: Image.Image, model: Network, options: RestoreOptions, in_place: bool, on_progress: Progress | None
 ) -> Image.Image:
-    canvas = photo_file_of(photo)
-    if in_place and canvas.image is not photo:
+    file = photo_file_of(photo)
+    if in_place and file.image is not photo:
         raise UserError(f"a Pillow image of mode {photo.mode} cannot be restored in place; convert it to RGB")
-    if canvas.image is photo and not in_place:
-        canvas = PhotoFile(photo.copy())
-    restore_canvas(canvas, model, options, on_progress)
-    return canvas.to_image(photo)
+    if file.image is photo and not in_place:
+        file = PhotoFile(photo.copy())
+    restore_photo_file(file, model, options, on_progress)
+    return file.to_image(photo)
 
 
 def map_arrays(photo: torch.Tensor, result: torch.Tensor, work: Callable[[np.ndarray], np.ndarray]) -> torch.Tensor:
@@ -125,11 +125,11 @@ def restore_array(
     return restored
 
 
-def restore_canvas(
-    canvas: PhotoFile, model: Network, options: RestoreOptions = RestoreOptions(), on_progress: Progress | None = None
+def restore_photo_file(
+    file: PhotoFile, model: Network, options: RestoreOptions = RestoreOptions(), on_progress: Progress | None = None
 ) -> None:
     """Restores the pixels of a photo file in memory, in place."""
-    whole = PixelAccess(*canvas.size, canvas.read, canvas.write, canvas.dtype)
+    whole = PixelAccess(*file.size, file.read, file.write, file.dtype)
     restore_tiles(whole, model, options, on_progress)
 
 

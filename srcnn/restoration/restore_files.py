@@ -16,9 +16,9 @@ from srcnn.models.base import Network
 from srcnn.models.pretrained import WeightSelector
 from srcnn.photos.photo_file import read_photo_file, write_photo_file
 from srcnn.photos.reading import KINDS, PhotoRefused, open_image
-from srcnn.restoration.restore import restore_canvas
+from srcnn.restoration.restore import restore_photo_file
 from srcnn.restoration.tiled_inference import Progress, RestoreOptions, out_of_memory
-from srcnn.restoration.upscale import upscale_canvas
+from srcnn.restoration.upscale import upscale_photo_file
 from srcnn.runtime.files import atomic_file
 from srcnn.runtime.parallel import in_order, single_threaded_pool
 from srcnn.runtime.untrusted import MAX_PHOTO_BYTES, open_regular
@@ -52,23 +52,23 @@ class RestoreFile:
         Raises:
             PhotoRefused: the photo cannot be read.
         """
-        canvas = read_photo_file(path)
-        notes = () if canvas.quality is None else (f"JPEG quality {canvas.quality}",)
+        photo = read_photo_file(path)
+        notes = () if photo.quality is None else (f"JPEG quality {photo.quality}",)
         if isinstance(self.networks, Network):
             model = self.networks
-        elif (name := self.networks.weights_for_quality(canvas.quality)) is None:
+        elif (name := self.networks.weights_for_quality(photo.quality)) is None:
             if KINDS.get(target.suffix.lower()) != "JPEG":  # the source is a JPEG, whatever its suffix
-                return (*notes, "good already", "converted only", *write_photo_file(target, canvas, self.quality))
+                return (*notes, "good already", "converted only", *write_photo_file(target, photo, self.quality))
             with open_regular(path, MAX_PHOTO_BYTES) as source, atomic_file(target) as file:
                 shutil.copyfileobj(source, file)
             return (*notes, "good already", "copied as it is")
         else:
             model = self.networks.load(name)
             notes = (*notes, name) if self.networks.family else notes
-        options = replace(self.options, chroma_quality=canvas.quality if self.smooth_chroma else None,
-                            condition=canvas.condition)
-        restore_canvas(canvas, model, options, on_progress)
-        return (*notes, *canvas.notes, *write_photo_file(target, canvas, self.quality))
+        options = replace(self.options, chroma_quality=photo.quality if self.smooth_chroma else None,
+                            condition=photo.condition)
+        restore_photo_file(photo, model, options, on_progress)
+        return (*notes, *photo.notes, *write_photo_file(target, photo, self.quality))
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ class UpscaleFile:
             PhotoRefused: the photo cannot be read.
             ValueError: the enlarged photo would be larger than its format or this program allows.
         """
-        canvas = read_photo_file(path)
-        enlarged = upscale_canvas(canvas, self.model, self.scale, self.options, on_progress)
+        photo = read_photo_file(path)
+        enlarged = upscale_photo_file(photo, self.model, self.scale, self.options, on_progress)
         return (*enlarged.notes, *write_photo_file(target, enlarged, self.quality))
 
 

@@ -66,7 +66,7 @@ def upscale(
                           lambda pixels: _upscale_array(pixels, model, scale, options, on_progress))
     if isinstance(photo, np.ndarray):
         return _upscale_array(photo, model, scale, options, on_progress)
-    return upscale_canvas(photo_file_of(photo), model, scale, options, on_progress).to_image(photo)
+    return upscale_photo_file(photo_file_of(photo), model, scale, options, on_progress).to_image(photo)
 
 
 def _upscale_array(
@@ -80,34 +80,34 @@ def _upscale_array(
     return enlarged
 
 
-def upscale_canvas(
-    canvas: PhotoFile,
+def upscale_photo_file(
+    photo: PhotoFile,
     model: Network,
     scale: int,
     options: RestoreOptions = RestoreOptions(),
     on_progress: Progress | None = None,
 ) -> PhotoFile:
-    """A new canvas with the enlarged photo and the metadata with its new size.
+    """A new photo file with the enlarged photo and the metadata with its new size.
 
     Raises:
         ValueError: it would have more than MAX_MEGAPIXELS.
     """
     check_scale(scale)
-    height, width = (side * scale for side in canvas.size)
+    height, width = (side * scale for side in photo.size)
     if width * height > MAX_MEGAPIXELS * 1e6:
         raise UserError(f"would become {width}x{height}, more than {MAX_MEGAPIXELS:.0f} megapixels; "
                         "use a smaller scale")
-    metadata = with_size(canvas.metadata, width, height)
-    enlarged = replace(canvas.blank(height, width), metadata=metadata, notes=canvas.notes)
-    source = PixelAccess(*canvas.size, canvas.read, enlarged.write_all, canvas.dtype)
+    metadata = with_size(photo.metadata, width, height)
+    enlarged = replace(photo.blank(height, width), metadata=metadata, notes=photo.notes)
+    source = PixelAccess(*photo.size, photo.read, enlarged.write_all, photo.dtype)
 
     def write_with_alpha(part: Part, pixels: np.ndarray) -> None:
-        alpha = upscaled_part(source._replace(read=lambda side: canvas.read_all(side)[..., -1]), part, scale)
-        levels = np.clip(np.rint(alpha), 0, np.iinfo(canvas.dtype).max).astype(canvas.dtype)
+        alpha = upscaled_part(source._replace(read=lambda side: photo.read_all(side)[..., -1]), part, scale)
+        levels = np.clip(np.rint(alpha), 0, np.iinfo(photo.dtype).max).astype(photo.dtype)
         enlarged.write_all(part, np.dstack([pixels, levels]))
 
     whole = _enlarged(source, scale)
-    restore_tiles(whole._replace(write=write_with_alpha) if canvas.has_alpha else whole, model, options, on_progress)
+    restore_tiles(whole._replace(write=write_with_alpha) if photo.has_alpha else whole, model, options, on_progress)
     return enlarged
 
 

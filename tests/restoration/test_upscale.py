@@ -15,7 +15,7 @@ from srcnn.photos.photo_file import PhotoFile, read_photo_file
 from srcnn.photos.reading import read_photo
 from srcnn.restoration.restore_files import UpscaleFile
 from srcnn.restoration.tiled_inference import PixelAccess, RestoreOptions, run_network
-from srcnn.restoration.upscale import upscale, upscale_canvas, upscaled_part, weights_for_scale
+from srcnn.restoration.upscale import upscale, upscale_photo_file, upscaled_part, weights_for_scale
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_files_of_16_bits_stay_so(network, channels):
     levels = np.random.default_rng(2).integers(0, 65536, (14, 17, channels)).astype(np.uint16)
     colours = levels[..., : 1 if channels < 3 else 3]
     photo = PhotoFile(levels if channels > 1 else levels[..., 0])
-    canvas = upscale_canvas(photo, network, 3, RestoreOptions(exact=True))
+    canvas = upscale_photo_file(photo, network, 3, RestoreOptions(exact=True))
     assert canvas.image.dtype == np.uint16 and canvas.size == (42, 51)
     found = np.atleast_3d(canvas.image)
     expected = upscale(np.ascontiguousarray(colours.squeeze()), network, 3, exact=True)
@@ -202,7 +202,7 @@ def test_what_would_be_too_large_is_refused_before_the_work(network, monkeypatch
     monkeypatch.setattr("srcnn.restoration.upscale.MAX_MEGAPIXELS", 0.1)
     monkeypatch.setattr("srcnn.restoration.upscale.restore_tiles", lambda *arguments: pytest.fail("begun"))
     with pytest.raises(ValueError, match=facts("1203x84", "scale")):
-        upscale_canvas(PhotoFile(Image.new("L", (401, 28))), network, 3)
+        upscale_photo_file(PhotoFile(Image.new("L", (401, 28))), network, 3)
 
 
 def test_what_cannot_be_enlarged_is_named(network):
