@@ -19,6 +19,7 @@ from srcnn.photos.metadata import Metadata
 from srcnn.photos.photo_file import read_photo_file, write_photo_file
 from srcnn.photos.reading import PhotoRefused, open_image, read_photo
 from srcnn.restoration.restore_files import RestoreFile, work_on_files
+from srcnn.runtime.errors import UserError
 from srcnn.runtime.untrusted import MAX_JPEG_SCANS, InvalidInput
 
 
@@ -73,7 +74,7 @@ def test_an_npy_file_that_is_no_picture_is_refused_by_its_header(kind):
     for read in (lambda it: decode_tile(it, "npy", (1, 2)), lambda it: decode_picture(it, 1)):
         with pytest.raises(ValueError) as caught:
             read(HEADERS[kind])
-        assert type(caught.value) is (ValueError if kind in ("no shape", "empty") else InvalidInput), "not NumPy's"
+        assert type(caught.value) is (UserError if kind in ("no shape", "empty") else InvalidInput), "not NumPy's"
 
 
 def test_an_array_in_fortran_order_is_what_numpy_reads():
