@@ -151,7 +151,7 @@ class Job:
 
     def resumed_at(self) -> int | None:
         """Tiles that this start found done; None before it says so."""
-        found = re.search(r"(\d+) of \d+ tiles done", self.log)
+        found = re.search(r"starting at (\d+) of \d+", self.log)
         return int(found[1]) if found else None
 
     def tiles(self) -> int:
