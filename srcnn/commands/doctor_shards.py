@@ -22,7 +22,7 @@ from srcnn.runtime.files import TEMPORARY_PREFIX
 from srcnn.runtime.object_store import ObjectStore, ReadFailed
 from srcnn.runtime.storage import Folder, is_url, join, open_storage
 from srcnn.training.config import TrainConfig
-from srcnn.training.state import check_samples, open_split
+from srcnn.training.setup import check_samples, open_split
 
 MAX_REQUESTS = 1024  # shards of a split on a server whose size is checked
 MAX_SHOWN = 10  # problems, or photos, of one kind

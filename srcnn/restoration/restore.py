@@ -15,7 +15,7 @@ from srcnn.models.device import device_here
 from srcnn.models.pretrained import FAMILY, WeightSelector
 from srcnn.photos.jpeg_quality import condition_of_image, condition_of_quality, quality_of
 from srcnn.photos.photo_file import PhotoFile, photo_file_of
-from srcnn.restoration.tiled_inference import LEVELS, PixelAccess, Progress, RestoreOptions, restore_tiles
+from srcnn.restoration.tiled_inference import MAX_LEVEL, PixelAccess, Progress, RestoreOptions, restore_tiles
 from srcnn.runtime.errors import UserError
 
 PhotoT = TypeVar("PhotoT", np.ndarray, torch.Tensor, Image.Image)
@@ -135,5 +135,5 @@ def restore_photo_file(
 
 def check_pixels(pixels: np.ndarray) -> None:
     """Raises ValueError at an array that is not a photo."""
-    if pixels.dtype not in LEVELS or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
+    if pixels.dtype not in MAX_LEVEL or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
         raise UserError(f"expected uint8, uint16 or float32, (H, W) or (H, W, 3), found {pixels.dtype} {pixels.shape}")

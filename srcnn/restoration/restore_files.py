@@ -17,7 +17,7 @@ from srcnn.models.pretrained import WeightSelector
 from srcnn.photos.photo_file import read_photo_file, write_photo_file
 from srcnn.photos.reading import KINDS, PhotoRefused, open_image
 from srcnn.restoration.restore import restore_photo_file
-from srcnn.restoration.tiled_inference import Progress, RestoreOptions, out_of_memory
+from srcnn.restoration.tiled_inference import Progress, RestoreOptions, is_out_of_memory
 from srcnn.restoration.upscale import upscale_photo_file
 from srcnn.runtime.files import atomic_file
 from srcnn.runtime.parallel import in_order, single_threaded_pool
@@ -117,7 +117,7 @@ def process_one(
         target.parent.mkdir(parents=True, exist_ok=True)
         return Outcome(source, target, work(source, target, on_progress))
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        no_memory = out_of_memory(error)
+        no_memory = is_out_of_memory(error)
         if isinstance(error, OSError) and error.errno is not None or isinstance(error, RuntimeError) and not no_memory:
             raise
         name = "" if str(source) in str(error) else f"{source}: "

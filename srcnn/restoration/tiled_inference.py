@@ -23,7 +23,7 @@ TILE_PIXELS = {"cpu": 256, "cuda": 1024}  # on a CPU the fastest of 96 to 384 in
 TILE_HALOS = 8  # a tile is at least this many halos wide, so that halos add at most 60 % of work
 MIN_TILE_PIXELS = 16  # tiles are not halved below this when memory runs out
 MAX_THREADS = {"cuda": 4}  # sharing one device; on a CPU as many as PyTorch uses
-LEVELS = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.float32): 1.0}
+MAX_LEVEL = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.float32): 1.0}
 
 Part = tuple[slice, slice]
 Progress = Callable[[int, int], None]
@@ -76,7 +76,8 @@ class RestoreOptions:
 def restore_tiles(
     pixels: PixelAccess, model: Network, options: RestoreOptions = RestoreOptions(), on_progress: Progress | None = None
 ) -> None:
-    """Restores a photo tile by tile, with the result of the whole photo at once. Reading and writing may share memory.
+    """Restores a photo tile by tile; the result equals that of the whole photo at once. Reading and writing may share
+    memory.
 
     When memory runs out, this tile and those after it are halved until they fit.
 
@@ -114,11 +115,11 @@ class TileRestorer:
         self.bf16 = (not options.exact and model.config.residual and dtype == np.uint8
                      and prefers_bf16(model.config, self.device))
         smooths = options.chroma_quality is not None and channels == 1
-        self.halo = self._whole(model.halo + (REACH if smooths else 0))
+        self.halo = self._round_up(model.halo + (REACH if smooths else 0))
         default = max(TILE_PIXELS.get(self.device.type, 512), TILE_HALOS * self.halo)
-        self.tile_pixels = self._whole(options.tile_pixels or default)
+        self.tile_pixels = self._round_up(options.tile_pixels or default)
 
-    def _whole(self, pixels: int) -> int:
+    def _round_up(self, pixels: int) -> int:
         """Rounded up to the network's `multiple`, so that tiles and halos start at multiples of it."""
         return self.model.multiple * -(-pixels // self.model.multiple)
 
@@ -130,9 +131,9 @@ class TileRestorer:
             try:
                 return self._restore_at_once(window, source)
             except (MemoryError, RuntimeError) as error:
-                if not out_of_memory(error) or longest <= max(MIN_TILE_PIXELS, self.model.multiple):
+                if not is_out_of_memory(error) or longest <= max(MIN_TILE_PIXELS, self.model.multiple):
                     raise
-                self.tile_pixels = min(self.tile_pixels, self._whole(-(-longest // 2)))
+                self.tile_pixels = min(self.tile_pixels, self._round_up(-(-longest // 2)))
         # Outside the except clause: only now is the memory of the failed attempt free.
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -158,7 +159,7 @@ class TileRestorer:
 
     @torch.inference_mode()
     def _restore_at_once(self, window: Window, source: np.ndarray) -> np.ndarray:
-        levels = LEVELS[self.dtype]
+        levels = MAX_LEVEL[self.dtype]
         tile = torch.from_numpy(np.asarray(source, np.uint8 if source.dtype == np.uint8 else np.float32))
         planes = tile.to(self.device).reshape(*tile.shape[:2], -1).permute(2, 0, 1)
         planes = planes.to(torch.float32, memory_format=torch.contiguous_format)
@@ -195,7 +196,7 @@ class TileRestorer:
         return torch.stack([by_red, by_green, by_blue]) + change
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether the device or the machine is out of memory; PyTorch's CPU allocator raises a plain RuntimeError."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
 

@@ -167,5 +167,5 @@ def validation_text(values: Values) -> str:
     """The validation PSNR, and its gain over the degraded input; "" where the point has none."""
     if "val/psnr" not in values:
         return ""
-    gain = f" ({values['val/gain']:+.2f} dB)" if "val/gain" in values else ""
+    gain = f" ({values['val/gain']:+.2f} dB over the input)" if "val/gain" in values else ""
     return f"validation PSNR {values['val/psnr']:.2f} dB{gain}"

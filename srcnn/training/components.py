@@ -26,7 +26,8 @@ from srcnn.training.config import TrainConfig
 from srcnn.training.loss import LossAndScores, compile_static_shape
 from srcnn.training.meter import Meter
 from srcnn.training.optimizer import build_optimizer
-from srcnn.training.state import TrainState, open_shards, start_accelerator
+from srcnn.training.setup import open_shards, start_accelerator
+from srcnn.training.state import TrainState
 
 ASYNC_DEVICES = ("cuda",)  # devices on which the outcome of a step is read while the next gradient is computed
 
@@ -68,7 +69,7 @@ class Components:
         pending: the step whose outcome was not read yet.
         writer: of the checkpoints; on the main process only, once it holds the run folder.
         tracking: the record of the run, once it has one.
-        phase: context of a part of a step, by name: for profile_step.py.
+        phase: context of a part of a step, by name: for srcnn/training/benchmark.py.
     """
 
     phase: Any = nullcontext
@@ -95,7 +96,7 @@ class Components:
         timeout = timedelta(minutes=config.timeout_minutes)
         with rendezvous(timeout):
             self.group = new_cpu_group(timeout)
-        # A sweep names its trials.
+        # wandb sweeps set WANDB_RUN_ID.
         self.state = TrainState(tracker_id=os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8])
         self.meter = Meter(self.accelerator)
         self.async_steps = self.accelerator.device.type in ASYNC_DEVICES

@@ -69,7 +69,7 @@ class Trainer(Components):
     """A training: its components, and the loop over them. `train` is all of it; its steps can be called one by one."""
 
     def train(self) -> dict[str, float]:
-        """As the function `train`."""
+        """Resumes or starts, trains to `total_samples`, writes the report; returns the last validation."""
         self.resume()
         self.announce()
         self.tracking = self.start_tracking()
@@ -149,9 +149,9 @@ class Trainer(Components):
             yield batch
 
     def next_batch(self, batches: Iterator[Batch], batch: Batch) -> Batch:
-        """The batch after `batch`; read before the step on this one, in which `stop_flag` is set if it cannot be read.
-        Then `batch` is returned again: where the outcome is read late, this rank takes part in one more gradient, which
-        is not applied.
+        """The batch after `batch`, read before the step on `batch`, so that this step's `stop_flag` can tell the other
+        ranks if it cannot be read. Then `batch` is returned again: with async steps this rank still joins one more
+        all-reduce, whose update is discarded.
         """
         if self.error is None:
             try:
@@ -237,6 +237,8 @@ class Trainer(Components):
                 self.dataset.num_samples, self.val_dataset.num_samples,
                 config.stream.make_shuffle(config.seed, self.dataset), self.state.samples, config.total_samples,
                 config.global_batch_size(ranks))
+            if self.is_done:
+                logger.info("%s is complete: nothing to train (--total_samples, or another --run)", config.run)
 
     def start_tracking(self) -> Tracking:
         """The record of the run, which goes on where the checkpoint knows it to be."""
@@ -258,7 +260,8 @@ class Trainer(Components):
                        "too little: something is wrong, or total_samples too low")
             logger.info("gained %.2f dB on the %d tiles trained on: %s", gain, config.overfit_tiles, verdict)
         try:
-            write_report(Path(config.run), self.val_dataset)
+            page = write_report(Path(config.run), self.val_dataset)
+            logger.info("report: %s; use the network with: srcnn restore PHOTO --model %s", page, config.run)
         except (OSError, ValueError) as error:
             logger.warning("no report could be written (`srcnn report %s` tries again): %s", config.run, error)
         if config.upload_best:

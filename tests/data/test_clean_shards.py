@@ -36,7 +36,7 @@ from srcnn.photos.tiling import cut_to_cover, starts_to_cover
 from srcnn.runtime.files import sha256_of
 from srcnn.runtime.storage import Folder
 from srcnn.training.loss import LossAndScores, conditions_for
-from srcnn.training.state import check_samples
+from srcnn.training.setup import check_samples
 from srcnn.training.validation import validate
 
 

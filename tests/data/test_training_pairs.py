@@ -24,7 +24,7 @@ from srcnn.photos.jpeg_quality import CONDITION_SIZE, condition_of_image
 from srcnn.runtime import signals
 from srcnn.runtime.signals import StopRequested
 from srcnn.training.config import TrainConfig
-from srcnn.training.state import open_shards
+from srcnn.training.setup import open_shards
 from srcnn.training.trainer import train
 
 EVERY = {name: {} for name in ("bicubic", "blur", "clean", "jpeg", "jpeg_twice", "noise", "webp")}

@@ -37,7 +37,7 @@ def working_on(device):
     """What is begun here computes on the device, in whole float32 where it is float32."""
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.MonkeyPatch.context() as patch, full_precision():
-        patch.setattr("srcnn.training.state.device_here", lambda: torch.device(device))
+        patch.setattr("srcnn.training.setup.device_here", lambda: torch.device(device))
         patch.setattr("srcnn.training.trainer.write_report", lambda *_: None)
         yield
 

@@ -20,7 +20,7 @@ from srcnn.runtime.distributed import DistributedError
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.signals import StopRequested
 from srcnn.training.optimizer import OptimizerConfig, build_optimizer, complete_state
-from srcnn.training.state import start_accelerator
+from srcnn.training.setup import start_accelerator
 from srcnn.training.step import resolve_pending_step, train_step
 from srcnn.training.trainer import Trainer, train
 

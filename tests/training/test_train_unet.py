@@ -27,7 +27,7 @@ from srcnn.training import checkpoint
 from srcnn.training.config import TrainConfig
 from srcnn.training.loss import pixel_loss
 from srcnn.training.resume import check_resumable, stream_state
-from srcnn.training.state import open_split
+from srcnn.training.setup import open_split
 from srcnn.training.trainer import train
 from srcnn.training.validation import validate
 

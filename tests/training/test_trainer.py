@@ -20,7 +20,7 @@ from srcnn.runtime.distributed import DistributedError
 from srcnn.tracking.history import read_metrics
 from srcnn.training import checkpoint
 from srcnn.training.optimizer import OptimizerConfig, build_optimizer
-from srcnn.training.state import start_accelerator
+from srcnn.training.setup import start_accelerator
 from srcnn.training.trainer import train
 from srcnn.training.validation import BATCH_SIZE, validate
 

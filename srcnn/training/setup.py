@@ -1,0 +1,92 @@
+"""The start of a training: processes, process group and precision, and the shards of both splits."""
+
+from __future__ import annotations
+
+import math
+import os
+from datetime import timedelta
+
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedType, GradientAccumulationPlugin
+
+from srcnn.data.dataset import ShardDataset
+from srcnn.data.manifest import Manifest
+from srcnn.models.device import device_here, prefers_bf16, raise_malloc_threshold
+from srcnn.runtime.distributed import rejoin_after_restart, rendezvous
+from srcnn.runtime.errors import UserError
+from srcnn.runtime.storage import join
+from srcnn.training.config import TrainConfig
+
+SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+
+def start_accelerator(config: TrainConfig) -> Accelerator:
+    """Accelerate's view of the processes. The network is tiny: its gradients are one bucket, all-reduced in place."""
+    device = device_here()
+    if device.type == "cpu":
+        raise_malloc_threshold()
+    precision = config.mixed_precision
+    if precision == "auto":
+        precision = "bf16" if prefers_bf16(config.network, device) else "no"
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    share = math.ceil(config.global_batch_size(launched) / launched)
+    # With gradients accumulated a static graph crashes or, worse, goes without the all-reduce (PyTorch #187732).
+    static = config.tiles_at_once(device.type, share) == share
+    parallel = DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=static)
+    timeout = timedelta(minutes=config.timeout_minutes)
+    waiting = InitProcessGroupKwargs(timeout=timeout)
+    with rendezvous(timeout):
+        rejoin_after_restart(device.type, timeout)
+        # Without `cpu`, Accelerate takes the ranks of a machine without an accelerator for single processes. The plugin
+        # keeps it from dividing gradients by ACCELERATE_GRADIENT_ACCUMULATION_STEPS: step.py accumulates itself.
+        accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision,
+                                  gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+                                  kwargs_handlers=[parallel, waiting])
+    if accelerator.distributed_type not in SUPPORTED:
+        raise UserError(f"Accelerate is configured for {accelerator.distributed_type.value}; this training supports "
+                        "plain data parallelism on CPUs or GPUs only: see configs/accelerate")
+    if launched != accelerator.num_processes:
+        raise UserError(f"{launched} processes were launched but Accelerate sees {accelerator.num_processes}; "
+                         "see configs/accelerate for settings of the launcher that work")
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError("mixed_precision fp16 needs a GPU; on a CPU use bf16 or no")
+    return accelerator
+
+
+def open_shards(config: TrainConfig) -> tuple[ShardDataset, ShardDataset]:
+    """Readers of the training and the validation split; the same few training tiles twice when overfitting."""
+    return open_split(config, "train"), open_split(config, "train" if config.overfit_tiles else "val")
+
+
+def open_split(config: TrainConfig, split: str) -> ShardDataset:
+    """A reader of one split, whose samples fit the training."""
+    reader = ShardDataset(join(config.shards, split), config.overfit_tiles, config.stream.access)
+    check_samples(config, split, reader.manifest, reader.location)
+    return reader
+
+
+def check_samples(config: TrainConfig, split: str, manifest: Manifest, location: str) -> None:
+    """Raises UserError where a split does not hold what this training needs."""
+    is_degraded = config.degrades and split == "train"
+    if manifest.is_clean_only and not is_degraded:
+        hint = "set degradation.crop_pixels and degradation.damages" if split == "train" else "validation needs pairs"
+        raise UserError(f"{location}: holds clean tiles alone: {hint} (docs/degradations.md)")
+    if is_degraded and not manifest.is_clean_only:
+        raise UserError(f"{location}: holds pairs, degraded already: leave degradation out, or make the shards with "
+                         "contents clean (docs/degradations.md)")
+    if is_degraded:
+        config.degradation.check(manifest.tile_shape)
+    check_tiles(config, config.pair_shape(manifest.tile_shape) if is_degraded else manifest.tile_shape, location)
+
+
+def check_tiles(config: TrainConfig, tile_shape: tuple[int, ...], location: str) -> None:
+    """Raises UserError where tiles of this shape, (H, W) or (H, W, 3), do not fit the network and its scores."""
+    channels = 3 if len(tile_shape) == 3 else 1
+    if channels != config.network.channels:
+        key = f"{'unet' if config.unet.widths else 'model'}.channels"
+        raise UserError(f"{location}: tiles have {channels} channels, {key} is {config.network.channels}")
+    border = config.network.receptive_radius if config.loss_crop else 0
+    side, shortest = tile_shape[0], max(11, 2 * border + 1)
+    if side < shortest:
+        hint = f" ({border} on each side for loss_crop: turn it off, or make larger tiles)" if border else ""
+        raise UserError(f"{location}: tile size is {side} pixels, the network and its scores need {shortest}{hint}")
