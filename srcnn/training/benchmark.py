@@ -198,7 +198,8 @@ def measure_phases(trainer: TimedTrainer, batches: Iterator[Batch], num_steps: i
     seconds = trainer.seconds = defaultdict(float)
     device = trainer.accelerator.device
 
-    def all_reduce(_: Any, bucket: Any) -> torch.futures.Future[torch.Tensor]:
+    # No annotations: DDP accepts its own class there only, and not as the string that it is in this module.
+    def all_reduce(_, bucket):  # type: ignore[no-untyped-def]
         reduced: torch.futures.Future[torch.Tensor] = torch.futures.Future()
         with trainer.phase("all-reduce"):
             dist.all_reduce(bucket.buffer().div_(trainer.accelerator.num_processes))
