@@ -27,6 +27,7 @@ from srcnn.runtime.files import write_json
 from srcnn.runtime.settings import plain
 from srcnn.training.config import TrainConfig
 from srcnn.training.meter import memory_gib
+from srcnn.training.setup import open_split
 from srcnn.training.step import resolve_pending_step, train_step
 from srcnn.training.trainer import Trainer
 
@@ -69,7 +70,8 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
         UserError, FileNotFoundError, ShardError: no shards, or not what their manifest says.
         OSError, ValueError: samples cannot be read.
     """
-    trainer = TimedTrainer(replace(config, total_samples=ENDLESS))
+    dataset = open_split(config, "train")  # shards without validation photos will do
+    trainer = TimedTrainer(replace(config, total_samples=ENDLESS), datasets=(dataset, dataset))
     accelerator = trainer.accelerator
     batches = trainer.batches()
     try:

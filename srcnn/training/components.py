@@ -80,7 +80,7 @@ class Components:
         self.accelerator = start_accelerator(config)
         self.dataset, self.val_dataset = datasets or open_shards(config)
         self.network = starting_network(config, self.accelerator.device)
-        if self.network.conditioned and datasets is None:
+        if self.network.conditioned:
             for dataset in (self.dataset, self.val_dataset):
                 dataset.read_qualities()
         self.average = copy.deepcopy(self.network) if config.optimizer.average_halflife_samples else None
