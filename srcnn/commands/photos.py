@@ -99,18 +99,15 @@ def restore_command(options: argparse.Namespace) -> int:
 
 
 def upscale_command(options: argparse.Namespace) -> int:
-    from srcnn.models.device import device_here, to_device
-    from srcnn.models.weights import load_model
     from srcnn.restoration.restore_files import UpscaleFile
     from srcnn.restoration.tiled_inference import RestoreOptions
-    from srcnn.restoration.upscale import weights_for_scale
+    from srcnn.restoration.upscale import network_for_scale
 
     check_quality(options.quality)
     treatment = RestoreOptions(options.tile, options.exact)
 
     def prepare() -> Work:
-        model = load_model(options.model or weights_for_scale(options.scale))
-        return UpscaleFile(to_device(model, device_here()), options.scale, treatment, options.quality)
+        return UpscaleFile(network_for_scale(options.model, options.scale), options.scale, treatment, options.quality)
 
     return run_on_files(options, prepare, "photos enlarged", f"_x{options.scale}")
 

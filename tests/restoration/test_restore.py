@@ -22,8 +22,11 @@ from srcnn.models.srcnn import SRCNN, ModelConfig, fused_bf16, supports_fused_bf
 from srcnn.models.weights import initialize, load_model
 from srcnn.photos.degradation import Degradation, degrade
 from srcnn.photos.metrics import psnr
+from srcnn.photos.reading import PhotoRefused
 from srcnn.restoration.restore import restore
 from srcnn.restoration.restore_files import RestoreFile
+from srcnn.restoration.upscale import upscale
+from srcnn.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -298,3 +301,35 @@ def test_info_of_another_mode_and_qualities_that_are_none_are_left_out(model):
     for quality in (0, -5, 101, float("nan")):
         with pytest.raises(ValueError, match="quality"):
             restore(random_photo(20, 31, 3), model, quality=quality)
+
+
+@pytest.mark.parametrize("as_path", [str, Path])
+def test_a_path_gives_the_upright_image_with_its_metadata(tmp_path, model, as_path):
+    profile = jpeg_with_metadata(tmp_path / "old.jpg", orientation=6)
+    restored = restore(as_path(tmp_path / "old.jpg"), model)
+    RestoreFile(model)(tmp_path / "old.jpg", tmp_path / "new.png")
+    assert np.array_equal(np.asarray(restored), np.asarray(Image.open(tmp_path / "new.png")))
+    assert restored.size == (24, 40) and restored.info["icc_profile"] == profile
+    assert restored.getexif()[0x0112] == 1 and restored.getexif()[0x010F] == "Camera"
+
+
+def test_a_path_is_restored_by_the_shipped_weights_for_its_quality(tmp_path):
+    for quality in (20, 97):
+        Image.fromarray(draw_photo(1, 45, 67)).save(tmp_path / f"{quality}.jpg", quality=quality)
+    assert np.array_equal(restore(tmp_path / "20.jpg"), restore(Image.open(tmp_path / "20.jpg")))
+    assert np.array_equal(restore(tmp_path / "97.jpg"), Image.open(tmp_path / "97.jpg"))
+    Image.fromarray(np.full((9, 11), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    assert restore(tmp_path / "deep.png").mode == "I;16"
+    (tmp_path / "bad.jpg").write_bytes(b"no photo")
+    with pytest.raises(PhotoRefused, match=facts(tmp_path / "bad.jpg")):
+        restore(tmp_path / "bad.jpg")
+
+
+@pytest.mark.parametrize("function", [restore, upscale])
+def test_wrong_types_are_refused_with_those_that_are_accepted(model, function):
+    for photo in (3, b"photo.jpg", None, [[0]]):
+        with pytest.raises(UserError, match=facts(type(photo).__name__, "path", "Pillow", "NumPy", "torch")):
+            function(photo, model)
+    for network in (torch.nn.Conv2d(1, 1, 3), 3):
+        with pytest.raises(UserError, match=facts(type(network).__name__, "SRCNN", "UNet", "name")):
+            function(random_photo(9, 11), network)
