@@ -24,12 +24,25 @@ if TYPE_CHECKING:
 STANDARD_INPUT = "-"
 CHUNK_BYTES = 1 << 20
 PICTURE_WIDTH, MIN_PICTURE_WIDTH = 1920, 300  # pixels of a comparison, three pictures side by side: it fits on a screen
-MODEL_HELP = "a file, a run folder, a shipped name"
 DEFAULT_FAMILY = "srcnn-915"
+MODEL_HELP = "a name from `srcnn models`, a run folder or a file"
+RESTORE_HELP = """\
+Removes the damage of JPEG compression - blocks, ringing at edges, coloured fringes - from photos; camera noise and
+blur are not treated."""
+RESTORE_EXAMPLES = """\
+examples:
+  srcnn restore old.jpg                           writes old_restored.jpg beside it
+  srcnn restore photos/ -o restored --format png  a folder with everything below it into another folder
+
+weights: by default each photo gets those of the srcnn-915 family that were trained for its JPEG quality: 10, 20, 30,
+40, 60 or 80, and "blind" where it is unknown. JPEGs of quality 92 and better are copied unchanged. `srcnn models`
+lists all weights."""
 
 
 def add_photo_commands(commands: Any) -> None:
-    restore = commands.add_parser("restore", help="restore damaged photos: files, folders, patterns, standard input")
+    restore = commands.add_parser(
+        "restore", help="remove JPEG damage from photos: files, folders, patterns, standard input",
+        description=RESTORE_HELP, epilog=RESTORE_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     restore.set_defaults(action=restore_command)
     upscale = commands.add_parser("upscale", help="enlarge photos 2, 3 or 4 times by super-resolution")
     upscale.add_argument("--scale", type=int, choices=(2, 3, 4), default=2, help="times as wide and high (default: 2)")
@@ -49,8 +62,8 @@ def add_photo_commands(commands: Any) -> None:
     for command, ending in ((restore, "_restored"), (upscale, "_xN")):
         command.add_argument("--format", choices=("jpg", "png", "webp", "tiff"), help="default: as the photo's own")
         command.add_argument("--quality", type=int, default=95, help="of JPEG and WebP written, 1..100 (default: 95)")
-        command.add_argument("--suffix", metavar="TEXT", help="put at the end of each name (default: nothing below -o,"
-                             f" {ending} beside the photos)")
+        command.add_argument("--suffix", metavar="TEXT", help="put at the end of each name (default: none in a folder"
+                             f" given with -o, else {ending})")
         command.add_argument("--tile", type=int, default=0, metavar="PIXELS",
                              help="side of the tiles that go through the network (default: chosen for speed)")
         command.add_argument("--exact", action="store_true",
@@ -59,16 +72,16 @@ def add_photo_commands(commands: Any) -> None:
                          help="share of the network's change that is applied, 0..1 (default: 1)")
     restore.add_argument("--keep-chroma", action="store_true", help="leave the chroma of JPEGs as it is (default: "
                          "smooth it along the edges of the restored luma)")
-    restore.add_argument("--model", default=DEFAULT_FAMILY, metavar="FILE",
-                         help=f"weights: {MODEL_HELP}, or a family of shipped weights, chosen from by each photo's"
-                         f" JPEG quality (default: {DEFAULT_FAMILY})")
-    upscale.add_argument("--model", metavar="FILE", help=f"weights: {MODEL_HELP} (default: those for the scale)")
+    restore.add_argument("--model", default=DEFAULT_FAMILY, metavar="WEIGHTS",
+                         help=f"{MODEL_HELP}; or a family, from which each photo's JPEG quality selects"
+                         f" (default: {DEFAULT_FAMILY})")
+    upscale.add_argument("--model", metavar="WEIGHTS", help=f"{MODEL_HELP} (default: those for the scale)")
 
     compare = commands.add_parser("compare", help="draw a clean photo degraded, restored and original, with a detail")
     compare.add_argument("source", type=Path, help="a clean photo")
     compare.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="picture to write (.png, .jpg)")
     compare.add_argument("--quality", type=int, default=20, help="JPEG quality to degrade with (default: 20)")
-    compare.add_argument("--model", default=DEFAULT_FAMILY, metavar="FILE",
+    compare.add_argument("--model", default=DEFAULT_FAMILY, metavar="WEIGHTS",
                          help=f"weights, as for restore (default: {DEFAULT_FAMILY})")
     compare.add_argument("--width", type=int, default=PICTURE_WIDTH, metavar="PIXELS",
                          help=f"largest width of the picture (default: {PICTURE_WIDTH})")

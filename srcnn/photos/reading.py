@@ -101,7 +101,8 @@ def open_image(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Iterator[I
     except (PhotoRefused, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise PhotoRefused(f"{path}: not a photo in one of the formats {', '.join(FORMATS)}, or damaged") from error
+        reason = f"not a photo in one of the formats {', '.join(FORMATS)}, or damaged"
+        raise PhotoRefused(f"{path}: {reason if path.stat().st_size else 'is empty (0 bytes)'}") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
         raise PhotoRefused(f"{path}: cannot be read: {error}") from error
 
