@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib.metadata
+import io
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,9 @@ from srcnn.runtime.errors import UserError
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0 success, 1 something failed, 2 wrong usage, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks is printed escaped
+            stream.reconfigure(errors="backslashreplace")
     parser = command_line()
     options = parser.parse_args(arguments)
     if options.command is None:

@@ -6,18 +6,20 @@ PyTorch and other slow imports are made by the command that runs, so that `--hel
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from srcnn.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+    from srcnn.commands.output_paths import OutputPaths
     from srcnn.restoration.restore_files import Outcome, Work
     from srcnn.restoration.tiled_inference import Progress
 
@@ -152,9 +154,9 @@ def run_on_files(options: argparse.Namespace, prepare: Callable[[], Work], title
     if options.sources == [STANDARD_INPUT]:
         return run_on_standard_input(options.out, format_suffix, prepare(), options.overwrite)
     suffix = options.suffix if options.suffix is not None else "" if options.out else ending
-    targets, num_others = output_paths(options.sources, options.out, format_suffix, suffix)
-    outcomes = work_on_files(targets, prepare(), overwrite=options.overwrite, on_progress=tile_bar())
-    return print_outcomes(outcomes, title, len(targets), num_others)
+    paths = output_paths(options.sources, options.out, format_suffix, suffix)
+    outcomes = work_on_files(paths.targets, prepare(), overwrite=options.overwrite, on_progress=tile_bar())
+    return print_outcomes(outcomes, title, paths)
 
 
 def run_on_standard_input(out: Path | None, format_suffix: str, work: Work, overwrite: bool) -> int:
@@ -186,24 +188,48 @@ def run_on_standard_input(out: Path | None, format_suffix: str, work: Work, over
     return 0
 
 
-def print_outcomes(outcomes: Iterable[Outcome], title: str, num_photos: int, num_others: int) -> int:
+def print_outcomes(outcomes: Iterable[Outcome], title: str, paths: OutputPaths) -> int:
     """Prints a line for every photo as it is done, and a summary; returns the exit status: 1 if any failed."""
     from tqdm import tqdm
 
-    num_failed = num_skipped = 0
-    for outcome in tqdm(outcomes, title, num_photos, disable=None):
-        if outcome.error:
-            num_failed += 1
-            tqdm.write(f"error: {outcome.error}", file=sys.stderr)
-        elif outcome.skipped:
-            num_skipped += 1
-            tqdm.write(f"{outcome.target}: {outcome.skipped} (--overwrite replaces it)", file=sys.stderr)
-        else:
-            tqdm.write(f"{outcome.target}{f' ({notes})' if (notes := ', '.join(outcome.notes)) else ''}")
-    summary = f"{title}: {num_photos - num_failed - num_skipped}, skipped: {num_skipped}, failed: {num_failed}"
-    others = f", other files in the folders, ignored: {num_others}" if num_others else ""
-    print(summary + others, file=sys.stderr)
+    from srcnn.restoration.restore_files import COPIED
+
+    num_failed, num_skipped, num_copied, num_done = len(paths.errors), 0, 0, 0
+    for error in paths.errors:
+        print_line(f"error: {error}", sys.stderr)
+    try:
+        for outcome in tqdm(outcomes, title, len(paths.targets), disable=None):
+            if outcome.error:
+                num_failed += 1
+                print_line(f"error: {outcome.error}", sys.stderr)
+            elif outcome.skipped:
+                num_skipped += 1
+                print_line(f"{outcome.target}: {outcome.skipped} (--overwrite replaces it)", sys.stderr)
+            else:
+                num_copied += COPIED in outcome.notes
+                num_done += COPIED not in outcome.notes
+                notes = f" ({', '.join(outcome.notes)})" if outcome.notes else ""
+                print_line(f"{outcome.target}{notes}", sys.stdout)
+    finally:  # also where a full disk or Ctrl-C ends it
+        num_left = len(paths.targets) + len(paths.errors) - num_failed - num_skipped - num_copied - num_done
+        counts = {"": num_done, ", copied unchanged": num_copied, ", skipped": num_skipped, ", failed": num_failed,
+                  ", not processed": num_left, ", other files in the folders, ignored": paths.num_others}
+        always = ("", ", skipped", ", failed")
+        summary = [f"{name}: {count}" for name, count in counts.items() if count or name in always]
+        print_line(f"{title}{''.join(summary)}", sys.stderr)
     return int(num_failed > 0)
+
+
+def print_line(line: str, stream: TextIO) -> None:
+    """Prints above the progress bars. Where nobody reads any more (`| head`) the photos are still processed."""
+    from tqdm import tqdm
+
+    try:
+        tqdm.write(line, file=stream)
+        stream.flush()
+    except OSError:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def tile_bar() -> Callable[[Path, int, int], None]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from messages import facts
+from messages import facts, says
 from PIL import Image
 from small import changing_network, draw_photo, random_photo
 
@@ -248,28 +248,28 @@ def test_metadata_is_kept_and_the_orientation_applied_once(tmp_path, model, suff
 
 def test_nothing_is_written_over_a_source_photo(tmp_path, model):
     jpeg_with_metadata(tmp_path / "photo.jpg")
-    with pytest.raises(ValueError, match=facts(tmp_path / "photo.jpg", "--suffix")):
-        output_paths(tmp_path / "photo.jpg", tmp_path)
-    with pytest.raises(ValueError, match=facts(tmp_path / "photo.jpg", "--suffix")):
-        output_paths(tmp_path, tmp_path)
     (tmp_path / "link").symlink_to(tmp_path)
-    with pytest.raises(ValueError, match=facts(tmp_path / "link" / "photo.jpg", "--suffix")):
-        output_paths(tmp_path / "photo.jpg", tmp_path / "link")
+    for sources, out in ((tmp_path / "photo.jpg", tmp_path), (tmp_path, tmp_path),
+                         (tmp_path / "photo.jpg", tmp_path / "link")):
+        targets, (error,), _ = output_paths(sources, out)
+        assert not targets and says(error, out / "photo.jpg", "--suffix")
+    with pytest.raises(UserError, match=facts(tmp_path / "photo.jpg", "-o")):
+        output_paths(tmp_path, tmp_path / "photo.jpg")
 
 
 def test_folders_keep_their_structure_and_clashes_are_named(tmp_path):
     for name in ("a/x.jpg", "b/x.png", "b/y.jpg"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8)).save(tmp_path / "in" / name)
-    targets, _ = output_paths(tmp_path / "in", tmp_path / "out")
+    targets = output_paths(tmp_path / "in", tmp_path / "out").targets
     assert sorted(path.relative_to(tmp_path / "out").as_posix() for path in targets.values()) == [
         "a/x.jpg", "b/x.png", "b/y.jpg",
     ]
     Image.new("L", (8, 8)).save(tmp_path / "in/b/x.jpg")
-    with pytest.raises(ValueError, match=facts("b/x.png", "b/x.jpg", tmp_path / "out/b/x.png")):
-        output_paths(tmp_path / "in", tmp_path / "out", ".png")
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        output_paths(tmp_path / "nowhere", tmp_path / "out")
+    targets, errors, _ = output_paths([tmp_path / "in", tmp_path / "nowhere"], tmp_path / "out", ".png")
+    assert [path.relative_to(tmp_path / "in").as_posix() for path in targets] == ["a/x.jpg", "b/y.jpg"]
+    assert len(errors) == 3 and says(errors[0], tmp_path / "nowhere")
+    assert all(says(error, "b/x.png", "b/x.jpg", tmp_path / "out/b/x.png") for error in errors[1:])
 
 
 def test_an_interrupted_write_leaves_no_file(tmp_path, model, monkeypatch):
