@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -20,7 +22,7 @@ from srcnn.photos.reading import KINDS, PhotoRefused, open_image
 from srcnn.restoration.restore import restore_photo_file
 from srcnn.restoration.tiled_inference import Progress, RestoreOptions, out_of_memory
 from srcnn.restoration.upscale import upscale_photo_file
-from srcnn.runtime.files import atomic_file
+from srcnn.runtime.files import atomic_file, remove_unfinished
 from srcnn.runtime.parallel import in_order, single_threaded_pool
 from srcnn.runtime.untrusted import MAX_PHOTO_BYTES, open_regular
 
@@ -55,7 +57,8 @@ class RestoreFile:
     def __call__(self, path: Path, target: Path, on_progress: Progress | None = None) -> tuple[str, ...]:
         """Restores one photo file into another, with its metadata; returns notes on what was done and not kept.
 
-        A JPEG of high quality is copied byte for byte, or only converted where the target has another format.
+        A JPEG of high quality is copied byte for byte, with its modification time, or only converted where the target
+        has another format.
 
         Raises:
             PhotoRefused: the photo cannot be read.
@@ -69,6 +72,10 @@ class RestoreFile:
                 return (*notes, "good already", "converted only", *write_photo_file(target, photo, self.quality))
             with open_regular(path, MAX_PHOTO_BYTES) as source, atomic_file(target) as file:
                 shutil.copyfileobj(source, file)
+                file.flush()  # as writing later would change the time again
+                status = os.fstat(source.fileno())
+                with suppress(OSError):  # a disk that has no times
+                    os.utime(file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
             return (*notes, "good already", COPIED)
         else:
             model = self.networks.load(name)
@@ -150,7 +157,10 @@ def work_on_files(
 
     Small photos are processed in parallel, each on one core, because decoding and encoding take as long as the network;
     large ones one after the other, with `on_progress(file, number of tiles done, number of all tiles)`.
+    Unfinished files that a killed run left in the folders of the targets are removed first.
     """
+    for folder in {target.parent for target in targets.values()}:
+        remove_unfinished(folder)
     num_cores = torch.get_num_threads()
     num_threads = num_cores + 1 if num_cores > 1 else 1  # one more: a thread waiting for the disk needs no core
     most = min(PARALLEL_MEGAPIXELS, MEGAPIXELS_IN_FLIGHT / num_threads) if len(targets) >= num_cores > 1 else 0.0

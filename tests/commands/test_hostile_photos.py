@@ -105,3 +105,13 @@ def test_photos_are_restored_though_nobody_reads_the_list_of_them(tmp_path):
     assert done.returncode == 0 and numbers(done.stderr.splitlines()[-1]) == [5, 0, 0]
     assert len(list((tmp_path / "out").iterdir())) == 5
     assert np.asarray(Image.open(tmp_path / "out" / "0.jpg")).shape == (20, 30, 3)
+
+
+def test_a_copy_keeps_the_time_of_its_photo_and_leftovers_of_a_killed_run_are_removed(tmp_path):
+    good = save(tmp_path / "good.jpg", quality=97)
+    os.utime(good, ns=(10**18, 10**18 + 123_456_789))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".writing-0123456789abcdef").write_bytes(b"half")
+    assert main(["restore", str(good), "-o", str(tmp_path / "out")]) == 0
+    (copy,) = (tmp_path / "out").iterdir()
+    assert copy.read_bytes() == good.read_bytes() and copy.stat().st_mtime_ns == good.stat().st_mtime_ns
