@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from srcnn.photos.file_kinds import unread_kind
 from srcnn.photos.reading import KINDS, SUFFIXES, find_photos
 from srcnn.runtime.errors import UserError
 
@@ -31,8 +32,8 @@ def find_sources(sources: Iterable[str | Path], exclude: Path | None = None) -> 
     """Finds the photos of files, of folders with everything below them but `exclude`, and of patterns, each once.
 
     Returns each photo with the folder that its path in the output folder is relative to; messages on sources that do
-    not exist, patterns that match nothing, and folders that cannot be listed or have no photo; and how many files that
-    are no photos were found in folders.
+    not exist, patterns that match nothing, folders that cannot be listed or have no photo, and images of kinds that are
+    not read; and how many files that are no images were found in folders.
     """
     photos: dict[Path, Path] = {}
     errors: list[str] = []
@@ -52,10 +53,14 @@ def find_sources(sources: Iterable[str | Path], exclude: Path | None = None) -> 
                 unlisted: list[OSError] = []
                 found, others = find_photos(path, None if is_excluded else exclude, unlisted.append)
                 errors += [f"{error.filename}: cannot be listed: {error.strerror}" for error in unlisted]
-                if not found and not unlisted:
+                unread = [f"{other}: {kind}" for other in others if (kind := unread_kind(other))]
+                errors += unread
+                if not found and not unlisted and not unread:
                     errors.append(f"{path}: no photo (JPEG, PNG, WebP, TIFF, BMP) in this folder or below it")
-                num_others += len(others)
+                num_others += len(others) - len(unread)
                 photos |= {photo: path for photo in found if photo not in photos}
+            elif path.suffix.lower() not in SUFFIXES and (kind := unread_kind(path)):
+                errors.append(f"{path}: {kind}")
             else:
                 photos.setdefault(path, path.parent)
     return photos, errors, num_others
@@ -72,7 +77,8 @@ def _matches(source: str) -> list[Path]:
     if os.path.lexists(source):
         return [Path(source)]
     found = [Path(path) for path in sorted(glob.glob(source, recursive=True))]
-    if matches := [path for path in found if path.is_dir() or path.suffix.lower() in SUFFIXES]:
+    if matches := [path for path in found
+                   if path.is_dir() or path.suffix.lower() in SUFFIXES or unread_kind(path)]:
         return matches
     raise FileNotFoundError(f"{source}: no such photo or folder")
 

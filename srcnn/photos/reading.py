@@ -19,6 +19,7 @@ from typing import Literal, NoReturn
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
+from srcnn.photos.file_kinds import content_problem
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.untrusted import MAX_PHOTO_BYTES, check_header, open_regular, without_pillow_limit
 
@@ -102,11 +103,12 @@ def open_image(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Iterator[I
             yield image
     except (PhotoRefused, MemoryError):
         raise
-    except UnidentifiedImageError as error:
-        reason = f"not a photo in one of the formats {', '.join(FORMATS)}, or damaged"
-        raise PhotoRefused(f"{path}: {reason if path.stat().st_size else 'is empty (0 bytes)'}") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
-        raise PhotoRefused(f"{path}: cannot be read: {error}") from error
+        if not (reason := content_problem(path)):
+            reason = f"cannot be read: {getattr(error, 'strerror', None) or error}"
+            if isinstance(error, UnidentifiedImageError):
+                reason = f"not a photo in one of the formats {', '.join(FORMATS)}, or damaged"
+        raise PhotoRefused(f"{path}: {reason}") from error
 
 
 def suffix_of(path: Path) -> str:
