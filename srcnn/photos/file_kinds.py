@@ -14,9 +14,12 @@ HEAD_BYTES = 256
 # Many begin as a TIFF, of a small preview.
 RAW_SUFFIXES = frozenset(".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .fff .iiq .kdc .mef .mos .mrw .nef .nrw .orf .pef "
                          ".raf .raw .rw2 .rwl .sr2 .srf .srw .x3f".split())
+IMAGE_SUFFIXES = frozenset(".avif .dds .exr .gif .heic .heif .hif .j2k .jp2 .jpf .jpx .jxl .jxr .pcx .psb .psd .tga "
+                           ".wdp .xcf".split())  # where the first bytes do not tell
+READ = rb"\xff\xd8\xff|\x89PNG|RIFF....WEBP|BM|II[*+]\0|MM\0[*+]"  # formats that are read
 RAW = "a camera's RAW file, which is not read; develop it first, for example with darktable or RawTherapee"
 CONVERT = "which is not read; convert it to PNG first, for example: "
-# Of ISO base media files (ISO/IEC 14496-12), by the brands in their first box.
+# Of ISO base media files (ISO/IEC 14496-12), by the brands in their first box; an AVIF has brands of HEIF, too.
 BRANDS = {
     b"avif": f"AVIF, {CONVERT}avifdec photo.avif photo.png", b"avis": f"AVIF, {CONVERT}avifdec photo.avif photo.png",
     b"crx ": RAW,
@@ -53,20 +56,32 @@ FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # of JPEG: SO
 
 def unread_kind(path: Path) -> str:
     """What an image file of a kind that is not read is, and what to do; "" for any other file."""
-    if path.suffix.lower() in RAW_SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix in RAW_SUFFIXES:
         return RAW
     try:
         with open_regular(path) as file:
             head = file.read(HEAD_BYTES)
-            if head[4:8] == b"ftyp":
-                brands = head[8 : min(HEAD_BYTES, int.from_bytes(head[:4], "big"))]
-                found = (BRANDS.get(brands[start : start + 4]) for start in range(0, len(brands), 4))
-                return max(filter(None, found), key=_is_specific, default="")
-            if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") and not head[8:10] == b"CR":
-                return _unread_tiff(file)
-            return _unread_jpeg(file) if head.startswith(b"\xff\xd8\xff") else _match(IMAGES, head)
+            if kind := _unread_content(file, head):
+                return kind
     except Exception:  # no permission, or damaged in its tags; reading it says more
         return ""
+    is_read = re.match(READ, head, re.DOTALL) is not None
+    if is_read or suffix not in IMAGE_SUFFIXES:
+        return ""
+    return f"{suffix[1:].upper()}, {CONVERT}magick photo{suffix} photo.png"
+
+
+def _unread_content(file: IO[bytes], head: bytes) -> str:
+    if head[4:8] == b"ftyp":
+        brands = head[8 : min(HEAD_BYTES, int.from_bytes(head[:4], "big"))]
+        found = {brands[start : start + 4] for start in range(0, len(brands), 4)}
+        return next((kind for brand, kind in BRANDS.items() if brand in found), "")
+    if kind := _match(IMAGES, head):
+        return kind
+    if head.startswith(b"\xff\xd8\xff"):
+        return _unread_jpeg(file)
+    return _unread_tiff(file) if re.match(rb"II[*+]\0|MM\0[*+]", head) else ""
 
 
 def content_problem(path: Path) -> str:
@@ -79,10 +94,6 @@ def content_problem(path: Path) -> str:
     except (OSError, ValueError):
         return ""
     return _match(OTHERS, head) if head else "is empty (0 bytes)"
-
-
-def _is_specific(kind: str) -> bool:
-    return not kind.startswith("HEIC")  # an AVIF has brands of HEIF, too
 
 
 def _match(kinds: dict[bytes, str], head: bytes) -> str:

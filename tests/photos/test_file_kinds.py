@@ -74,11 +74,14 @@ def test_images_of_other_kinds_in_a_folder_are_named_and_other_files_counted(tmp
     (tmp_path / "in" / "notes.txt").write_text("not an image")
     (tmp_path / "in" / "list.txt").write_text("P1 12 points: no image either")
     (tmp_path / "in" / "film.mp4").write_bytes(b"\0\0\0\x14ftypisom")
+    Image.fromarray(PIXELS).save(tmp_path / "in" / "scan.tga")
+    Image.fromarray(PIXELS).save(tmp_path / "in" / "named.gif", "JPEG")
     for sources in ([tmp_path / "in"], [str(tmp_path / "in" / "*")]):
         targets, errors, num_others = output_paths(sources, tmp_path / "out")
-        assert [path.name for path in targets] == ["good.jpg"] and len(errors) == 2
+        assert [path.name for path in targets] == ["good.jpg"] and len(errors) == 3
         assert says(errors[0], "camera.NEF", "RAW") and says(errors[1], "phone.heic", "HEIC")
-        assert num_others == (3 if sources == [tmp_path / "in"] else 0)
+        assert says(errors[2], "scan.tga", "TGA")
+        assert num_others == (4 if sources == [tmp_path / "in"] else 0)
     assert main(["restore", str(tmp_path / "in"), "-o", str(tmp_path / "out")]) == 1
     assert says(capsys.readouterr().err, "phone.heic", "HEIC", "camera.NEF", "RAW")
     assert main(["restore", str(tmp_path / "in" / "camera.NEF"), "-o", str(tmp_path / "out")]) == 1
