@@ -6,6 +6,7 @@ import argparse
 import difflib
 import importlib.metadata
 import io
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,8 @@ from srcnn.runtime.errors import UserError
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0 success, 1 something failed, 2 wrong usage, 130 interrupted."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # None where it is closed, as by `>&-`
+    sys.stderr = sys.stderr or open(os.devnull, "w")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks is printed escaped
             stream.reconfigure(errors="backslashreplace")

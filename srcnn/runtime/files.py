@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 TEMPORARY_PREFIX = ".writing-"
-LOCKED_TEMPORARY = re.compile(re.escape(TEMPORARY_PREFIX) + "[0-9a-f]{16}")  # locked as long as its writer lives
+LOCKED_TEMPORARY = re.compile(re.escape(TEMPORARY_PREFIX) + r"[0-9a-f]{16}(\..*)?")  # locked while its writer lives
 MAX_TEMPORARY_AGE = 3600.0  # seconds, where locks do not tell
 LOCK = ".lock"
 # What file systems answer that have no fsync, of files or of folders.
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A temporary binary file for writing, fsynced and renamed to `path` at the end, deleted on an error."""
-    temporary, fd = _locked_temporary(path.parent)
+    temporary, fd = _locked_temporary(path)
     try:
         with os.fdopen(fd, "w+b") as file:
             yield file
@@ -42,16 +42,18 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
 
 
-def _locked_temporary(folder: Path) -> tuple[Path, int]:
-    """A new file, and its descriptor, which holds the lock that keeps `remove_unfinished` from removing it."""
+def _locked_temporary(target: Path) -> tuple[Path, int]:
+    """A new file beside `target`, and its descriptor, which holds the lock that keeps `remove_unfinished` off."""
     while True:
-        path = folder / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+        path = target.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{target.suffix}")
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        with suppress(OSError):
-            lock_file(fd)
-        if os.path.lexists(path):
+        try:
+            is_kept = lock_file(fd) and os.path.lexists(path)
+        except OSError:  # no locks here
+            is_kept = True
+        if is_kept:
             return path, fd
-        os.close(fd)  # removed before it was locked
+        os.close(fd)  # another process removes it, which came before the lock
 
 
 def remove_unfinished(folder: Path) -> None:

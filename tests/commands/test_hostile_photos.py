@@ -103,6 +103,9 @@ def test_photos_are_restored_though_nobody_reads_the_list_of_them(tmp_path):
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, cwd=ROOT, text=True)
     os.close(writer)
     assert done.returncode == 0 and numbers(done.stderr.splitlines()[-1]) == [5, 0, 0]
+    closed = f"{sys.executable} -m srcnn restore {tmp_path} -o {tmp_path / 'closed'} >&- 2>&-"
+    assert subprocess.run(closed, shell=True, cwd=ROOT).returncode == 0
+    assert len(list((tmp_path / "closed").rglob("*.jpg"))) == 5 + 5  # with those in out/
     assert len(list((tmp_path / "out").iterdir())) == 5
     assert np.asarray(Image.open(tmp_path / "out" / "0.jpg")).shape == (20, 30, 3)
 

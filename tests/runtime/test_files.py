@@ -112,3 +112,20 @@ def test_files_without_a_lock_are_removed_after_an_hour_and_nothing_else_is(tmp_
     assert names(tmp_path) == [*kept, "photo.jpg"]
     write(tmp_path / "b.jpg")
     remove_unfinished(tmp_path / "nowhere")
+
+
+def test_a_file_that_another_process_removes_before_its_lock_is_made_again(tmp_path, monkeypatch):
+    calls = []
+
+    def lock(fd):
+        calls.append(fd)
+        if len(calls) == 1:
+            return False  # the other process holds it and is about to remove the file
+        if len(calls) == 2:
+            for path in tmp_path.glob(f"{TEMPORARY_PREFIX}*"):
+                path.unlink()
+        return True
+
+    monkeypatch.setattr(files, "lock_file", lock)
+    assert write(tmp_path / "a.jpg").read_bytes() == b"content"
+    assert len(calls) == 3 and names(tmp_path) == ["a.jpg"]
