@@ -166,7 +166,7 @@ def run_system(name: str, variant: str, photo: Path, files: Path, cores: int, de
 def run_folder(files: Path, cores: int, device: torch.device) -> dict[str, float]:
     """Seconds of a folder of small photos: side by side, one by one, and decoded and encoded alone."""
     model = to_device(load_model(DEFAULT_WEIGHTS), device)
-    targets, _ = output_paths(str(files / "small"), files / "restored")
+    targets = output_paths(str(files / "small"), files / "restored").targets
     work = RestoreFile(model, smooth_chroma=False)
     restore(np.zeros((320, 480, 3), np.uint8), model)  # kernels are chosen
     return {

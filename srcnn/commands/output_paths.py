@@ -3,60 +3,93 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
+from srcnn.photos.file_kinds import unread_kind
 from srcnn.photos.reading import KINDS, SUFFIXES, find_photos
 from srcnn.runtime.errors import UserError
 
 DEFAULT_SUFFIX = re.compile("_restored|_x[234]")  # of results beside the photos, where --suffix is not given
 
 
-def find_sources(sources: Iterable[str | Path], exclude: Path | None = None) -> tuple[dict[Path, Path], int]:
+class OutputPaths(NamedTuple):
+    """The file that each photo is written to, what cannot be processed, and how many other files were in folders.
+
+    `errors` are messages, each for one source or photo.
+    """
+
+    targets: dict[Path, Path]
+    errors: list[str]
+    num_others: int
+
+
+def find_sources(sources: Iterable[str | Path], exclude: Path | None = None) -> tuple[dict[Path, Path], list[str], int]:
     """Finds the photos of files, of folders with everything below them but `exclude`, and of patterns, each once.
 
-    Returns each photo with the folder that its path in the output folder is relative to; and how many files that are
-    no photos were found in folders.
-
-    Raises:
-        FileNotFoundError: a file or folder does not exist, a pattern matches nothing, or a folder has no photo.
+    Returns each photo with the folder that its path in the output folder is relative to; messages on sources that do
+    not exist, patterns that match nothing, folders that cannot be listed or have no photo, and images of kinds that are
+    not read; and how many files that are no images were found in folders.
     """
     photos: dict[Path, Path] = {}
+    errors: list[str] = []
     num_others = 0
     sources = list(sources)
     for source in sources:
-        for path in _matches(str(source)):
-            is_excluded = exclude is not None and path.resolve() == exclude.resolve()
+        try:
+            matches = _matches(str(source))
+        except OSError as error:
+            errors.append(str(error))
+            continue
+        for path in matches:
+            is_excluded = exclude is not None and os.path.realpath(path) == os.path.realpath(exclude)
             if is_excluded and len(sources) > 1 and path.is_dir():
                 continue  # `srcnn restore * -o out` where an earlier run made `out`
             if path.is_dir():
-                found, others = find_photos(path, None if is_excluded else exclude)
-                if not found:
-                    raise FileNotFoundError(f"{path}: no photo (JPEG, PNG, WebP, TIFF, BMP) in this folder or below it")
-                num_others += len(others)
+                unlisted: list[OSError] = []
+                found, others = find_photos(path, None if is_excluded else exclude, unlisted.append)
+                errors += [f"{error.filename}: cannot be listed: {error.strerror}" for error in unlisted]
+                unread = [f"{other}: {kind}" for other in others if (kind := unread_kind(other))]
+                errors += unread
+                if not found and not unlisted and not unread:
+                    errors.append(f"{path}: no photo (JPEG, PNG, WebP, TIFF, BMP) in this folder or below it")
+                num_others += len(others) - len(unread)
                 photos |= {photo: path for photo in found if photo not in photos}
+            elif path.suffix.lower() not in SUFFIXES and (kind := unread_kind(path)):
+                errors.append(f"{path}: {kind}")
             else:
                 photos.setdefault(path, path.parent)
-    return photos, num_others
+    return photos, errors, num_others
 
 
 def _matches(source: str) -> list[Path]:
-    """The path itself where it exists; else the photos and folders that match it as a pattern."""
+    """The path itself where it exists, also as a broken link; else the photos and folders that match it as a pattern.
+
+    Raises:
+        OSError: there is nothing of this name, or the system does not allow it.
+    """
     if not source:
         raise FileNotFoundError('"": no such photo or folder; is a variable empty?')
-    if Path(source).exists():
+    if os.path.lexists(source):
         return [Path(source)]
     found = [Path(path) for path in sorted(glob.glob(source, recursive=True))]
-    if matches := [path for path in found if path.is_dir() or path.suffix.lower() in SUFFIXES]:
+    if matches := [path for path in found
+                   if path.is_dir() or path.suffix.lower() in SUFFIXES or unread_kind(path)]:
         return matches
     raise FileNotFoundError(f"{source}: no such photo or folder")
 
 
 def output_paths(
     sources: str | Path | Iterable[str | Path], out: Path | None, format_suffix: str = "", name_suffix: str = ""
-) -> tuple[dict[Path, Path], int]:
-    """Returns the file that each photo is written to, and how many files that are no photos were found in folders.
+) -> OutputPaths:
+    """Finds the file that each photo is written to.
+
+    Photos whose result would replace a source photo, or would be written to the same file as another's, are left out,
+    with a message for each.
 
     Args:
         sources: photos, folders, patterns.
@@ -66,40 +99,47 @@ def output_paths(
         name_suffix: added to each name, before the format.
 
     Raises:
-        FileNotFoundError: as `find_sources`.
-        ValueError: an output would replace a source photo, or two photos would be written to the same file.
+        ValueError: results beside the photos without another name; `out` is a file, or of another format than asked.
     """
     sources = [sources] if isinstance(sources, (str, Path)) else list(sources)
     if out is None and not name_suffix:
         raise UserError("results beside their photos need another name: give --suffix, or a folder with -o")
-    photos, num_others = find_sources(sources, exclude=out)
+    photos, errors, num_others = find_sources(sources, exclude=out)
     targets: dict[Path, Path] = {}
     for path, root in photos.items():
         name = path.stem + name_suffix + (format_suffix or path.suffix)
         targets[path] = (out / path.relative_to(root) if out else path).with_name(name)
-    is_one_photo = len(sources) == 1 and Path(sources[0]).is_file()
+    is_one_photo = len(sources) == 1 and os.path.isfile(sources[0])
     if out and is_one_photo and out.suffix.lower() in SUFFIXES and not out.is_dir():
         if format_suffix and KINDS[out.suffix.lower()] != KINDS[format_suffix]:
             raise UserError(f"{out}: the suffix does not fit the format {format_suffix} that --format asks for")
         targets = dict.fromkeys(targets, out)
+    elif out and out.is_file():
+        raise UserError(f"{out}: is a file; give a folder for the results with -o")
     if out is None and DEFAULT_SUFFIX.fullmatch(name_suffix):
         # Results of an earlier run beside the photos are not restored again, unless they were named themselves.
-        named = {Path(source).resolve() for source in sources if Path(source).is_file()}
-        results = {target.resolve() for target in targets.values()} - named
-        remaining = {path: target for path, target in targets.items() if path.resolve() not in results}
+        named = {os.path.realpath(source) for source in sources if os.path.isfile(source)}
+        results = {os.path.realpath(target) for target in targets.values()} - named
+        remaining = {path: target for path, target in targets.items() if os.path.realpath(path) not in results}
         num_others += len(targets) - len(remaining)
         targets = remaining
-    _check_no_overwrite(targets)
-    return targets, num_others
+    clashes = _clashes(targets)
+    remaining = {path: target for path, target in targets.items() if path not in clashes}
+    return OutputPaths(remaining, [*errors, *clashes.values()], num_others)
 
 
-def _check_no_overwrite(targets: dict[Path, Path]) -> None:
-    sources = {path.resolve() for path in targets}
-    source_of: dict[Path, Path] = {}
+def _clashes(targets: dict[Path, Path]) -> dict[Path, str]:
+    """A message for each photo whose result would replace a source photo or the result of another."""
+    sources = {os.path.realpath(path) for path in targets}
+    sources_of: defaultdict[Path, list[Path]] = defaultdict(list)
     for path, target in targets.items():
-        if target.resolve() in sources:
-            raise UserError(f"{target}: would replace a source photo; give another --suffix or -o")
-        if target in source_of:
-            raise UserError(f"{path} and {source_of[target]} would both be written to {target}; process them in "
+        sources_of[target].append(path)
+    clashes = {}
+    for path, target in targets.items():
+        others = [other for other in sources_of[target] if other != path]
+        if os.path.realpath(target) in sources:
+            clashes[path] = f"{path}: {target} would replace a source photo; give another --suffix or -o"
+        elif others:
+            clashes[path] = (f"{path}: the result of {others[0]} would be written to {target}, too; process them in "
                              "separate commands")
-        source_of[target] = path
+    return clashes

@@ -6,30 +6,45 @@ PyTorch and other slow imports are made by the command that runs, so that `--hel
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from srcnn.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+    from srcnn.commands.output_paths import OutputPaths
     from srcnn.restoration.restore_files import Outcome, Work
     from srcnn.restoration.tiled_inference import Progress
 
 STANDARD_INPUT = "-"
 CHUNK_BYTES = 1 << 20
 PICTURE_WIDTH, MIN_PICTURE_WIDTH = 1920, 300  # pixels of a comparison, three pictures side by side: it fits on a screen
-MODEL_HELP = "a file, a run folder, a shipped name"
 DEFAULT_FAMILY = "srcnn-915"
+MODEL_HELP = "a name from `srcnn models`, a run folder or a file"
+RESTORE_HELP = """\
+Removes the damage of JPEG compression - blocks, ringing at edges, coloured fringes - from photos; camera noise and
+blur are not treated."""
+RESTORE_EXAMPLES = """\
+examples:
+  srcnn restore old.jpg                           writes old_restored.jpg beside it
+  srcnn restore photos/ -o restored --format png  a folder with everything below it into another folder
+
+weights: by default each photo gets those of the srcnn-915 family that were trained for its JPEG quality: 10, 20, 30,
+40, 60 or 80, and "blind" where it is unknown. JPEGs of quality 92 and better are copied unchanged. `srcnn models`
+lists all weights."""
 
 
 def add_photo_commands(commands: Any) -> None:
-    restore = commands.add_parser("restore", help="restore damaged photos: files, folders, patterns, standard input")
+    restore = commands.add_parser(
+        "restore", help="remove JPEG damage from photos: files, folders, patterns, standard input",
+        description=RESTORE_HELP, epilog=RESTORE_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     restore.set_defaults(action=restore_command)
     upscale = commands.add_parser("upscale", help="enlarge photos 2, 3 or 4 times by super-resolution")
     upscale.add_argument("--scale", type=int, choices=(2, 3, 4), default=2, help="times as wide and high (default: 2)")
@@ -49,8 +64,8 @@ def add_photo_commands(commands: Any) -> None:
     for command, ending in ((restore, "_restored"), (upscale, "_xN")):
         command.add_argument("--format", choices=("jpg", "png", "webp", "tiff"), help="default: as the photo's own")
         command.add_argument("--quality", type=int, default=95, help="of JPEG and WebP written, 1..100 (default: 95)")
-        command.add_argument("--suffix", metavar="TEXT", help="put at the end of each name (default: nothing below -o,"
-                             f" {ending} beside the photos)")
+        command.add_argument("--suffix", metavar="TEXT", help="put at the end of each name (default: none in a folder"
+                             f" given with -o, else {ending})")
         command.add_argument("--tile", type=int, default=0, metavar="PIXELS",
                              help="side of the tiles that go through the network (default: chosen for speed)")
         command.add_argument("--exact", action="store_true",
@@ -59,16 +74,16 @@ def add_photo_commands(commands: Any) -> None:
                          help="share of the network's change that is applied, 0..1 (default: 1)")
     restore.add_argument("--keep-chroma", action="store_true", help="leave the chroma of JPEGs as it is (default: "
                          "smooth it along the edges of the restored luma)")
-    restore.add_argument("--model", default=DEFAULT_FAMILY, metavar="FILE",
-                         help=f"weights: {MODEL_HELP}, or a family of shipped weights, chosen from by each photo's"
-                         f" JPEG quality (default: {DEFAULT_FAMILY})")
-    upscale.add_argument("--model", metavar="FILE", help=f"weights: {MODEL_HELP} (default: those for the scale)")
+    restore.add_argument("--model", default=DEFAULT_FAMILY, metavar="WEIGHTS",
+                         help=f"{MODEL_HELP}; or a family, from which each photo's JPEG quality selects"
+                         f" (default: {DEFAULT_FAMILY})")
+    upscale.add_argument("--model", metavar="WEIGHTS", help=f"{MODEL_HELP} (default: those for the scale)")
 
     compare = commands.add_parser("compare", help="draw a clean photo degraded, restored and original, with a detail")
     compare.add_argument("source", type=Path, help="a clean photo")
     compare.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="picture to write (.png, .jpg)")
     compare.add_argument("--quality", type=int, default=20, help="JPEG quality to degrade with (default: 20)")
-    compare.add_argument("--model", default=DEFAULT_FAMILY, metavar="FILE",
+    compare.add_argument("--model", default=DEFAULT_FAMILY, metavar="WEIGHTS",
                          help=f"weights, as for restore (default: {DEFAULT_FAMILY})")
     compare.add_argument("--width", type=int, default=PICTURE_WIDTH, metavar="PIXELS",
                          help=f"largest width of the picture (default: {PICTURE_WIDTH})")
@@ -99,18 +114,15 @@ def restore_command(options: argparse.Namespace) -> int:
 
 
 def upscale_command(options: argparse.Namespace) -> int:
-    from srcnn.models.device import device_here, to_device
-    from srcnn.models.weights import load_model
     from srcnn.restoration.restore_files import UpscaleFile
     from srcnn.restoration.tiled_inference import RestoreOptions
-    from srcnn.restoration.upscale import weights_for_scale
+    from srcnn.restoration.upscale import network_for_scale
 
     check_quality(options.quality)
     treatment = RestoreOptions(options.tile, options.exact)
 
     def prepare() -> Work:
-        model = load_model(options.model or weights_for_scale(options.scale))
-        return UpscaleFile(to_device(model, device_here()), options.scale, treatment, options.quality)
+        return UpscaleFile(network_for_scale(options.model, options.scale), options.scale, treatment, options.quality)
 
     return run_on_files(options, prepare, "photos enlarged", f"_x{options.scale}")
 
@@ -142,9 +154,9 @@ def run_on_files(options: argparse.Namespace, prepare: Callable[[], Work], title
     if options.sources == [STANDARD_INPUT]:
         return run_on_standard_input(options.out, format_suffix, prepare(), options.overwrite)
     suffix = options.suffix if options.suffix is not None else "" if options.out else ending
-    targets, num_others = output_paths(options.sources, options.out, format_suffix, suffix)
-    outcomes = work_on_files(targets, prepare(), overwrite=options.overwrite, on_progress=tile_bar())
-    return print_outcomes(outcomes, title, len(targets), num_others)
+    paths = output_paths(options.sources, options.out, format_suffix, suffix)
+    outcomes = work_on_files(paths.targets, prepare(), overwrite=options.overwrite, on_progress=tile_bar())
+    return print_outcomes(outcomes, title, paths)
 
 
 def run_on_standard_input(out: Path | None, format_suffix: str, work: Work, overwrite: bool) -> int:
@@ -176,24 +188,48 @@ def run_on_standard_input(out: Path | None, format_suffix: str, work: Work, over
     return 0
 
 
-def print_outcomes(outcomes: Iterable[Outcome], title: str, num_photos: int, num_others: int) -> int:
+def print_outcomes(outcomes: Iterable[Outcome], title: str, paths: OutputPaths) -> int:
     """Prints a line for every photo as it is done, and a summary; returns the exit status: 1 if any failed."""
     from tqdm import tqdm
 
-    num_failed = num_skipped = 0
-    for outcome in tqdm(outcomes, title, num_photos, disable=None):
-        if outcome.error:
-            num_failed += 1
-            tqdm.write(f"error: {outcome.error}", file=sys.stderr)
-        elif outcome.skipped:
-            num_skipped += 1
-            tqdm.write(f"{outcome.target}: {outcome.skipped} (--overwrite replaces it)", file=sys.stderr)
-        else:
-            tqdm.write(f"{outcome.target}{f' ({notes})' if (notes := ', '.join(outcome.notes)) else ''}")
-    summary = f"{title}: {num_photos - num_failed - num_skipped}, skipped: {num_skipped}, failed: {num_failed}"
-    others = f", other files in the folders, ignored: {num_others}" if num_others else ""
-    print(summary + others, file=sys.stderr)
+    from srcnn.restoration.restore_files import COPIED
+
+    num_failed, num_skipped, num_copied, num_done = len(paths.errors), 0, 0, 0
+    for error in paths.errors:
+        print_line(f"error: {error}", sys.stderr)
+    try:
+        for outcome in tqdm(outcomes, title, len(paths.targets), disable=None):
+            if outcome.error:
+                num_failed += 1
+                print_line(f"error: {outcome.error}", sys.stderr)
+            elif outcome.skipped:
+                num_skipped += 1
+                print_line(f"{outcome.target}: {outcome.skipped} (--overwrite replaces it)", sys.stderr)
+            else:
+                num_copied += COPIED in outcome.notes
+                num_done += COPIED not in outcome.notes
+                notes = f" ({', '.join(outcome.notes)})" if outcome.notes else ""
+                print_line(f"{outcome.target}{notes}", sys.stdout)
+    finally:  # also where a full disk or Ctrl-C ends it
+        num_left = len(paths.targets) + len(paths.errors) - num_failed - num_skipped - num_copied - num_done
+        counts = {"": num_done, ", copied unchanged": num_copied, ", skipped": num_skipped, ", failed": num_failed,
+                  ", not processed": num_left, ", other files in the folders, ignored": paths.num_others}
+        always = ("", ", skipped", ", failed")
+        summary = [f"{name}: {count}" for name, count in counts.items() if count or name in always]
+        print_line(f"{title}{''.join(summary)}", sys.stderr)
     return int(num_failed > 0)
+
+
+def print_line(line: str, stream: TextIO) -> None:
+    """Prints above the progress bars. Where nobody reads any more (`| head`) the photos are still processed."""
+    from tqdm import tqdm
+
+    try:
+        tqdm.write(line, file=stream)
+        stream.flush()
+    except OSError:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def tile_bar() -> Callable[[Path, int, int], None]:

@@ -1,4 +1,4 @@
-"""The commands for weights: score, verify, export. PyTorch is imported by the command that runs."""
+"""The commands for weights: models, score, verify, export. PyTorch is imported by the command that runs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ DEFAULT_WEIGHTS = "srcnn-915-q20"
 
 
 def add_weight_commands(commands: Any) -> None:
+    models = commands.add_parser("models", help="list the shipped weights and what each is for")
+    models.set_defaults(action=models_command)
+
     score = commands.add_parser("score", help="degrade clean photos, restore them, and measure")
     score.add_argument("source", type=Path, help="folder of clean photos")
     score.add_argument("--quality", type=int, help="JPEG quality to degrade with (default: 20)")
@@ -38,6 +41,24 @@ def add_weight_commands(commands: Any) -> None:
     export.add_argument("--quality", type=int, help="JPEG quality, 1..100, to fix in a network that has it as an "
                         "input: the exported network has no such input")
     export.set_defaults(action=export_command)
+
+
+def models_command(options: argparse.Namespace) -> int:
+    from srcnn.models.weight_files import WEIGHTS
+    from srcnn.models.weights import load_model
+    from srcnn.photos.degradation import Degradation
+    from srcnn.restoration.model_cards import purpose
+    from srcnn.runtime.untrusted import read_json
+
+    print(f"{'name':16} {'parameters':>10} {'file':>9}  for")
+    for path in sorted(WEIGHTS.glob("*.safetensors")):
+        degradation = read_json(path.with_suffix(".json"))["data"]["shards"]["degradation"]
+        num_parameters = sum(parameter.numel() for parameter in load_model(path).parameters())
+        size = f"{path.stat().st_size / 1000:.0f} kB"
+        print(f"{path.stem:16} {num_parameters:>10,} {size:>9}  {purpose(Degradation.from_config(degradation))}")
+    print("\nUse one with: srcnn restore --model NAME, srcnn upscale --model NAME. By default, restore selects from the"
+          "\nfamily srcnn-915 by each photo's JPEG quality, and upscale by the scale.")
+    return 0
 
 
 def score_command(options: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +19,7 @@ from typing import Literal, NoReturn
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
+from srcnn.photos.file_kinds import content_problem
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.untrusted import MAX_PHOTO_BYTES, check_header, open_regular, without_pillow_limit
 
@@ -42,30 +43,36 @@ class PhotoRefused(UserError):
     """A photo that cannot be used; the message names the file and the reason."""
 
 
-def find_photos(folder: Path, exclude: Path | None = None) -> tuple[list[Path], list[Path]]:
+def _raise(error: OSError) -> NoReturn:
+    raise error
+
+
+def find_photos(
+    folder: Path, exclude: Path | None = None, on_error: Callable[[OSError], None] = _raise
+) -> tuple[list[Path], list[Path]]:
     """All files below `folder`, sorted by their relative paths: (photos, by suffix; other files).
 
     Skips hidden files and folders, and everything below `exclude`. Follows links to folders, visiting each folder once;
-    lists a broken link as a file.
+    lists a broken link as a file. `on_error` is called with the error of each folder that cannot be listed.
 
     Raises:
-        OSError: `folder` does not exist, or a folder cannot be listed.
+        OSError: `folder` does not exist, or what `on_error` raises.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of photos")
-    excluded = exclude.resolve() if exclude else None
+    excluded = Path(os.path.realpath(exclude)) if exclude else None
     photos: list[Path] = []
     others: list[Path] = []
     seen: set[Path] = set()
-    for parent, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
-        real = Path(parent).resolve()
+    for parent, folders, names in os.walk(folder, onerror=on_error, followlinks=True):
+        real = Path(os.path.realpath(parent))  # not Path.resolve, which raises RuntimeError at a loop of links
         if real in seen or (excluded and real.is_relative_to(excluded)):
             folders.clear()
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for path in (Path(parent, name) for name in names if not name.startswith(".")):
-            if path.is_file() or not path.exists():  # not sockets and pipes, which block when opened
+            if os.path.isfile(path) or not os.path.exists(path):  # not sockets and pipes, which block when opened
                 (photos if path.suffix.lower() in SUFFIXES else others).append(path)
     for paths in (photos, others):
         paths.sort(key=lambda path: path.relative_to(folder).as_posix())
@@ -78,10 +85,6 @@ def photos_below(folder: Path, exclude: Path | None = None) -> list[Path]:
     if not photos:
         raise FileNotFoundError(f"{folder}: no photo (JPEG, PNG, WebP, TIFF, BMP) in this folder or below it")
     return photos
-
-
-def _raise(error: OSError) -> NoReturn:
-    raise error
 
 
 @contextmanager
@@ -100,10 +103,12 @@ def open_image(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Iterator[I
             yield image
     except (PhotoRefused, MemoryError):
         raise
-    except UnidentifiedImageError as error:
-        raise PhotoRefused(f"{path}: not a photo in one of the formats {', '.join(FORMATS)}, or damaged") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
-        raise PhotoRefused(f"{path}: cannot be read: {error}") from error
+        if not (reason := content_problem(path)):
+            reason = f"cannot be read: {getattr(error, 'strerror', None) or error}"
+            if isinstance(error, UnidentifiedImageError):
+                reason = f"not a photo in one of the formats {', '.join(FORMATS)}, or damaged"
+        raise PhotoRefused(f"{path}: {reason}") from error
 
 
 def suffix_of(path: Path) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from pathlib import Path
+from typing import TypeVar, overload
 
 import numpy as np
 import torch
@@ -14,16 +15,34 @@ from srcnn.models.base import Network
 from srcnn.models.device import device_here
 from srcnn.models.pretrained import FAMILY, WeightSelector
 from srcnn.photos.jpeg_quality import condition_of_image, condition_of_quality, quality_of
-from srcnn.photos.photo_file import PhotoFile, photo_file_of
+from srcnn.photos.metadata import pillow_options
+from srcnn.photos.photo_file import PhotoFile, photo_file_of, read_photo_file
 from srcnn.restoration.tiled_inference import MAX_LEVEL, PixelAccess, Progress, RestoreOptions, restore_tiles
 from srcnn.runtime.errors import UserError
 
 PhotoT = TypeVar("PhotoT", np.ndarray, torch.Tensor, Image.Image)
+ModelSource = Network | str | Path
+PHOTO_TYPES = "the path of a photo (str or Path), a Pillow image, a NumPy array or a torch tensor"
+MODEL_TYPES = "srcnn.SRCNN, srcnn.UNet, or the name, file or run folder of weights (str or Path)"
+
+
+@overload
+def restore(
+    photo: str | Path, model: ModelSource | None = None, tile_pixels: int = 0, *, quality: int | None = None,
+    strength: float = 1.0, exact: bool = False, in_place: bool = False, on_progress: Progress | None = None,
+) -> Image.Image: ...
+
+
+@overload
+def restore(
+    photo: PhotoT, model: ModelSource | None = None, tile_pixels: int = 0, *, quality: int | None = None,
+    strength: float = 1.0, exact: bool = False, in_place: bool = False, on_progress: Progress | None = None,
+) -> PhotoT: ...
 
 
 def restore(
-    photo: PhotoT,
-    model: Network | str | None = None,
+    photo: np.ndarray | torch.Tensor | Image.Image | str | Path,
+    model: ModelSource | None = None,
     tile_pixels: int = 0,
     *,
     quality: int | None = None,
@@ -31,12 +50,13 @@ def restore(
     exact: bool = False,
     in_place: bool = False,
     on_progress: Progress | None = None,
-) -> PhotoT:
-    """Restores a degraded photo; the result has the same type, size and range.
+) -> np.ndarray | torch.Tensor | Image.Image:
+    """Restores a degraded photo; the result has the same type, size and range, and of a path it is a Pillow image.
 
     Args:
-        photo: a Pillow image; NumPy pixels (H, W) or (H, W, 3) RGB; a torch tensor (C, H, W) or (N, C, H, W) with 1 or
-            3 channels. uint8, uint16 (NumPy), or float32 in [0, 1]; any size from 1x1.
+        photo: a path, of which the upright image is returned, with EXIF, ICC profile, XMP and resolution in `info`; a
+            Pillow image; NumPy pixels (H, W) or (H, W, 3) RGB; a torch tensor (C, H, W) or (N, C, H, W) with 1 or 3
+            channels. uint8, uint16 (NumPy), or float32 in [0, 1]; any size from 1x1.
         model: a network, used on the device where it is; a name or file of weights; or a family of shipped weights
             (the default), of which `quality` selects one. A network of one channel restores the luma (BT.601, full
             range), one of three RGB, and greyscale as R = G = B. Weights are cached until their file changes.
@@ -51,31 +71,63 @@ def restore(
         on_progress: called with the number of tiles done and of all tiles.
 
     Raises:
-        ValueError: pixels of another shape or dtype; quality, strength or tile_pixels out of range; not weights.
+        ValueError: another type of photo or model; pixels of another shape or dtype; quality, strength or tile_pixels
+            out of range; not weights; a file that cannot be read as a photo (PhotoRefused).
         FileNotFoundError: no such weights.
     """
+    check_types(photo, model)
+    source = read_photo_file(Path(photo)) if isinstance(photo, (str, Path)) else photo
     condition = None
-    if isinstance(photo, Image.Image) and quality is None:
-        quality, condition = quality_of(photo), condition_of_image(photo)
+    if quality is None and isinstance(source, PhotoFile):
+        quality, condition = source.quality, source.condition
+    elif quality is None and isinstance(source, Image.Image):
+        quality, condition = quality_of(source), condition_of_image(source)
     options = RestoreOptions(tile_pixels, exact, strength, quality, condition)
     if quality is not None and condition is None:
-        options = replace(options, condition=condition_of_quality(quality, grey=_is_grey(photo)))
-    if not isinstance(model, Network):
-        networks = WeightSelector(model or FAMILY, device_here())
-        name = networks.weights_for_quality(quality)
-        if name is None:
-            return photo if in_place else photo.clone() if isinstance(photo, torch.Tensor) else photo.copy()
-        model = networks.load(name)
-    if isinstance(photo, Image.Image):
-        return _restore_image(photo, model, options, in_place, on_progress)
-    if isinstance(photo, torch.Tensor):
-        network = model
-        return map_arrays(photo, photo if in_place else torch.empty_like(photo),
+        options = replace(options, condition=condition_of_quality(quality, grey=_is_grey(source)))
+    network = model if isinstance(model, Network) else _network_for(str(model or FAMILY), quality)
+    if isinstance(source, PhotoFile):
+        if network is not None:
+            restore_photo_file(source, network, options, on_progress)
+        return image_of(source)
+    if network is None:
+        return source if in_place else source.clone() if isinstance(source, torch.Tensor) else source.copy()
+    if isinstance(source, Image.Image):
+        return _restore_image(source, network, options, in_place, on_progress)
+    if isinstance(source, torch.Tensor):
+        return map_arrays(source, source if in_place else torch.empty_like(source),
                           lambda pixels: restore_array(pixels, network, options, on_progress=on_progress))
-    return restore_array(photo, model, options, in_place, on_progress)
+    return restore_array(source, network, options, in_place, on_progress)
 
 
-def _is_grey(photo: np.ndarray | torch.Tensor | Image.Image) -> bool:
+def check_types(photo: object, model: object) -> None:
+    """Raises UserError, which says what is accepted, where a photo or a model is something else."""
+    if not isinstance(photo, (str, Path, Image.Image, np.ndarray, torch.Tensor)):
+        raise UserError(f"the photo is of type {type(photo).__name__}; expected {PHOTO_TYPES}")
+    if model is not None and not isinstance(model, (str, Path, Network)):
+        raise UserError(f"the model is of type {type(model).__name__}; expected {MODEL_TYPES}")
+
+
+def _network_for(source: str, quality: int | None) -> Network | None:
+    """The weights `source`, or those of a family for a JPEG of this quality; None where it needs no restoring."""
+    networks = WeightSelector(source, device_here())
+    name = networks.weights_for_quality(quality)
+    return None if name is None else networks.load(name)
+
+
+def image_of(file: PhotoFile) -> Image.Image:
+    """A photo file as a Pillow image with its metadata in `info`. Colours of 16 bits, which Pillow lacks, get 8."""
+    if isinstance(file.image, np.ndarray) and file.image.ndim == 2:
+        image = Image.fromarray(file.image)
+    else:
+        image = file.eight_bit_image()
+    image.info.update(pillow_options(file.metadata, "WEBP"))  # all that is kept for more formats than one
+    return image
+
+
+def _is_grey(photo: np.ndarray | torch.Tensor | Image.Image | PhotoFile) -> bool:
+    if isinstance(photo, PhotoFile):
+        return photo.is_grey
     if isinstance(photo, Image.Image):
         return photo.mode in ("1", "L", "LA", "La") or photo.mode.startswith("I")
     return photo.ndim == 2 or isinstance(photo, torch.Tensor) and photo.shape[-3] == 1

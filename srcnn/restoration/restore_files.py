@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -19,12 +22,19 @@ from srcnn.photos.reading import KINDS, PhotoRefused, open_image
 from srcnn.restoration.restore import restore_photo_file
 from srcnn.restoration.tiled_inference import Progress, RestoreOptions, is_out_of_memory
 from srcnn.restoration.upscale import upscale_photo_file
-from srcnn.runtime.files import atomic_file
+from srcnn.runtime.files import atomic_file, remove_unfinished
 from srcnn.runtime.parallel import in_order, single_threaded_pool
 from srcnn.runtime.untrusted import MAX_PHOTO_BYTES, open_regular
 
 MEGAPIXELS_IN_FLIGHT = 96.0  # of photos processed in parallel, together: 400 MB, as Pillow stores RGB
 PARALLEL_MEGAPIXELS = 16.0  # larger photos are processed one after the other, with all cores on the tiles of one
+COPIED = "copied as it is"
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}  # of the output, which meet every further photo
+REMEDIES = {
+    errno.ENAMETOOLONG: "; shorten the name of the photo, or give a folder with -o or a shorter --suffix",
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "; give another folder with -o"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "; free some space, or give another folder with -o"),
+}
 Work = Callable[[Path, Path, Progress | None], tuple[str, ...]]
 
 
@@ -47,7 +57,8 @@ class RestoreFile:
     def __call__(self, path: Path, target: Path, on_progress: Progress | None = None) -> tuple[str, ...]:
         """Restores one photo file into another, with its metadata; returns notes on what was done and not kept.
 
-        A JPEG of high quality is copied byte for byte, or only converted where the target has another format.
+        A JPEG of high quality is copied byte for byte, with its modification time, or only converted where the target
+        has another format.
 
         Raises:
             PhotoRefused: the photo cannot be read.
@@ -61,7 +72,11 @@ class RestoreFile:
                 return (*notes, "good already", "converted only", *write_photo_file(target, photo, self.quality))
             with open_regular(path, MAX_PHOTO_BYTES) as source, atomic_file(target) as file:
                 shutil.copyfileobj(source, file)
-            return (*notes, "good already", "copied as it is")
+                file.flush()  # as writing later would change the time again
+                status = os.fstat(source.fileno())
+                with suppress(OSError):  # a disk that has no times
+                    os.utime(file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+            return (*notes, "good already", COPIED)
         else:
             model = self.networks.load(name)
             notes = (*notes, name) if self.networks.family else notes
@@ -108,7 +123,7 @@ def process_one(
     """`work(source, target, on_progress)`, creating the folder of the target. Errors of the photo become an outcome.
 
     Raises:
-        OSError: an error of the system, such as a full disk.
+        OSError: one of DISK_ERRORS: no further photo could be written.
     """
     try:
         if not overwrite and target.exists():
@@ -116,12 +131,19 @@ def process_one(
             return Outcome(source, target, skipped="exists, older than the photo" if is_older else "exists")
         target.parent.mkdir(parents=True, exist_ok=True)
         return Outcome(source, target, work(source, target, on_progress))
-    except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        no_memory = is_out_of_memory(error)
-        if isinstance(error, OSError) and error.errno is not None or isinstance(error, RuntimeError) and not no_memory:
+    except OSError as error:
+        if error.errno is None:  # of a decoder or an encoder
+            reason = str(error)
+        else:
+            text = f"{error.strerror}{REMEDIES.get(error.errno, '')}"
+            if error.errno in DISK_ERRORS:
+                raise OSError(error.errno, text, str(target)) from error
+            reason = text if error.filename == str(source) else f"{target}: {text}"  # not a temporary file's name
+    except (ValueError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
-        name = "" if str(source) in str(error) else f"{source}: "
-        return Outcome(source, target, error=f"{name}{'out of memory' if no_memory else error}")
+        reason = "out of memory" if is_out_of_memory(error) else str(error)
+    return Outcome(source, target, error=reason if str(source) in reason else f"{source}: {reason}")
 
 
 def work_on_files(
@@ -135,7 +157,10 @@ def work_on_files(
 
     Small photos are processed in parallel, each on one core, because decoding and encoding take as long as the network;
     large ones one after the other, with `on_progress(file, number of tiles done, number of all tiles)`.
+    Unfinished files that a killed run left in the folders of the targets are removed first.
     """
+    for folder in {target.parent for target in targets.values()}:
+        remove_unfinished(folder)
     num_cores = torch.get_num_threads()
     num_threads = num_cores + 1 if num_cores > 1 else 1  # one more: a thread waiting for the disk needs no core
     most = min(PARALLEL_MEGAPIXELS, MEGAPIXELS_IN_FLIGHT / num_threads) if len(targets) >= num_cores > 1 else 0.0
@@ -157,5 +182,5 @@ def megapixels(path: Path) -> float:
     try:
         with open_image(path) as image:
             return image.width * image.height / 1e6
-    except PhotoRefused:
+    except (PhotoRefused, MemoryError):
         return 0.0

@@ -7,23 +7,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
 from PIL import Image
 
 from srcnn.models.base import Network
+from srcnn.models.device import device_here
+from srcnn.models.pretrained import WeightSelector
 from srcnn.photos.metadata import with_size
-from srcnn.photos.photo_file import PhotoFile, photo_file_of
+from srcnn.photos.photo_file import PhotoFile, photo_file_of, read_photo_file
 from srcnn.photos.reading import MAX_MEGAPIXELS
-from srcnn.restoration.restore import check_pixels, map_arrays
+from srcnn.restoration.restore import ModelSource, PhotoT, check_pixels, check_types, image_of, map_arrays
 from srcnn.restoration.tiled_inference import Part, PixelAccess, Progress, RestoreOptions, restore_tiles
 from srcnn.runtime.errors import UserError
 
 SCALES = (2, 3, 4)
 SUPPORT = 2  # pixels of the source to each side that bicubic interpolation uses
-PhotoT = TypeVar("PhotoT", np.ndarray, torch.Tensor, Image.Image)
 
 
 def weights_for_scale(scale: int) -> str:
@@ -37,36 +39,68 @@ def check_scale(scale: int) -> None:
         raise UserError(f"scale {scale}: expected {', '.join(map(str, SCALES))}")
 
 
+@overload
 def upscale(
-    photo: PhotoT,
-    model: Network,
-    scale: int,
+    photo: str | Path, model: ModelSource | None = None, scale: int = 2, tile_pixels: int = 0, *, exact: bool = False,
+    on_progress: Progress | None = None,
+) -> Image.Image: ...
+
+
+@overload
+def upscale(
+    photo: PhotoT, model: ModelSource | None = None, scale: int = 2, tile_pixels: int = 0, *, exact: bool = False,
+    on_progress: Progress | None = None,
+) -> PhotoT: ...
+
+
+def upscale(
+    photo: np.ndarray | torch.Tensor | Image.Image | str | Path,
+    model: ModelSource | None = None,
+    scale: int = 2,
     tile_pixels: int = 0,
     *,
     exact: bool = False,
     on_progress: Progress | None = None,
-) -> PhotoT:
-    """Enlarges a photo; the result has the same type and is `scale` times as wide and as high.
+) -> np.ndarray | torch.Tensor | Image.Image:
+    """Enlarges a photo; the result has the same type, of a path a Pillow image, and is `scale` times as wide and high.
 
     Args:
-        photo: a Pillow image; NumPy pixels (H, W) or (H, W, 3) RGB; a torch tensor (C, H, W) or (N, C, H, W) with 1 or
-            3 channels. uint8, uint16 (NumPy), or float32 in [0, 1]; any size from 1x1.
-        model: a network for this scale, `load_model(weights_for_scale(scale))`. With one channel it restores the
-            luma, and chroma is bicubic, as transparency always is.
+        photo: as for `restore`: a path, a Pillow image, pixels or a tensor; any size from 1x1.
+        model: a network for this scale, or a name or file of weights; None: the shipped weights for the scale. With
+            one channel it restores the luma, and chroma is bicubic, as transparency always is.
         tile_pixels, exact, on_progress: as in `restore`.
 
     Raises:
-        ValueError: another scale; pixels of another shape or dtype.
+        ValueError: another scale; another type of photo or model; pixels of another shape or dtype; not weights; a file
+            that cannot be read as a photo (PhotoRefused).
+        FileNotFoundError: no such weights.
     """
     check_scale(scale)
+    check_types(photo, model)
+    network = model if isinstance(model, Network) else network_for_scale(model, scale)
     options = RestoreOptions(tile_pixels, exact)
+    if isinstance(photo, (str, Path)):
+        return image_of(upscale_photo_file(read_photo_file(Path(photo)), network, scale, options, on_progress))
     if isinstance(photo, torch.Tensor):
         enlarged = photo.new_empty((*photo.shape[:-2], *(side * scale for side in photo.shape[-2:])))
         return map_arrays(photo, enlarged,
-                          lambda pixels: _upscale_array(pixels, model, scale, options, on_progress))
+                          lambda pixels: _upscale_array(pixels, network, scale, options, on_progress))
     if isinstance(photo, np.ndarray):
-        return _upscale_array(photo, model, scale, options, on_progress)
-    return upscale_photo_file(photo_file_of(photo), model, scale, options, on_progress).to_image(photo)
+        return _upscale_array(photo, network, scale, options, on_progress)
+    return upscale_photo_file(photo_file_of(photo), network, scale, options, on_progress).to_image(photo)
+
+
+def network_for_scale(source: str | Path | None, scale: int) -> Network:
+    """The network of these weights, or of the shipped ones for the scale, on this machine's device.
+
+    Raises:
+        ValueError: a family of weights, which are chosen from by JPEG quality; or not weights.
+        FileNotFoundError: no such weights.
+    """
+    networks = WeightSelector(str(source or weights_for_scale(scale)), device_here())
+    if networks.family:
+        raise UserError(f"{source}: weights for JPEGs; to enlarge photos use {weights_for_scale(scale)}")
+    return networks.load(networks.source)
 
 
 def _upscale_array(

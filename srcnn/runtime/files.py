@@ -1,4 +1,7 @@
-"""Atomic writes, hashes, JSON files and folder locks."""
+"""Atomic writes, hashes, JSON files and locks.
+
+New files get the rights that the umask leaves; nothing is changed with chmod, which many network and USB disks refuse.
+"""
 
 from __future__ import annotations
 
@@ -7,44 +10,99 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
+import re
+import secrets
+import stat
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 TEMPORARY_PREFIX = ".writing-"
+LOCKED_TEMPORARY = re.compile(re.escape(TEMPORARY_PREFIX) + r"[0-9a-f]{16}(\..*)?")  # locked while its writer lives
+MAX_TEMPORARY_AGE = 3600.0  # seconds, where locks do not tell
 LOCK = ".lock"
+# What file systems answer that have no fsync, of files or of folders.
+NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EBADF}
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A temporary binary file for writing, fsynced and renamed to `path` at the end, deleted on an error."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY_PREFIX, suffix=path.suffix)
-    os.close(handle)
+    temporary, fd = _locked_temporary(path)
     try:
-        with open(temporary, "w+b") as file:
+        with os.fdopen(fd, "w+b") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+            _fsync(file.fileno())
         os.replace(temporary, path)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+
+
+def _locked_temporary(target: Path) -> tuple[Path, int]:
+    """A new file beside `target`, and its descriptor, which holds the lock that keeps `remove_unfinished` off."""
+    while True:
+        path = target.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{target.suffix}")
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            is_kept = lock_file(fd) and os.path.lexists(path)
+        except OSError:  # no locks here
+            is_kept = True
+        if is_kept:
+            return path, fd
+        os.close(fd)  # another process removes it, which came before the lock
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes the temporary files of `atomic_file` whose writer was killed, and any that are older than an hour."""
+    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        with suppress(OSError):  # not allowed, or another process removed it
+            status = path.lstat()
+            if not stat.S_ISREG(status.st_mode):
+                continue
+            if time.time() - status.st_mtime > MAX_TEMPORARY_AGE:
+                path.unlink()
+            elif LOCKED_TEMPORARY.fullmatch(path.name):
+                file = OpenFile(path, os.O_RDWR)  # keeps the lock until the file is removed
+                if lock_file(file.fd):
+                    path.unlink()
+
+
+def lock_file(fd: int) -> bool:
+    """Locks an open file (flock) if no other process has; returns whether it is locked now.
+
+    Raises:
+        OSError: the file system or the system has no locks.
+    """
+    try:
+        import fcntl
+    except ImportError as error:
+        raise OSError(errno.ENOSYS, "this system has no file locks") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def flush_folder(folder: Path) -> None:
-    """Writes the folder's entries to the disk, so that renames in it survive a power failure."""
-    handle = os.open(folder, os.O_RDONLY)
+    """Writes the folder's entries to the disk, so that renames in it survive a power failure, where it can."""
     try:
-        os.fsync(handle)
+        file = OpenFile(folder)
+    except PermissionError:  # a folder that may be written but not read
+        return
+    _fsync(file.fd)
+
+
+def _fsync(fd: int) -> None:
+    try:
+        os.fsync(fd)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # some file systems cannot fsync a folder
+        if error.errno not in NO_FSYNC:
             raise
-    finally:
-        os.close(handle)
 
 
 def to_json(content: Any) -> bytes:
@@ -71,7 +129,7 @@ class OpenFile:
 
     def __init__(self, path: Path, flags: int = os.O_RDONLY) -> None:
         self.fd = -1  # for `__del__`, where the next line fails
-        self.fd = os.open(path, flags | os.O_CLOEXEC, 0o644)
+        self.fd = os.open(path, flags | os.O_CLOEXEC, 0o666)
 
     def pread(self, num_bytes: int, start: int) -> bytes:
         """As os.pread. The call holds a reference, so that the descriptor cannot be closed and reused meanwhile."""
@@ -106,14 +164,10 @@ class FolderLock:
 
     def _try(self) -> bool:
         try:
-            import fcntl  # not on Windows
-
-            fcntl.flock(self._file.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except (OSError, ImportError) as error:
+            return lock_file(self._file.fd)
+        except OSError as error:
             logger.warning("%s: cannot lock it (%s): let only one process write in it", self.path.parent, error)
-        return True
+            return True
 
     def is_held(self) -> bool:
         """Whether the path still leads to the locked folder, which may have been deleted or replaced since."""

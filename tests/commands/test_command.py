@@ -1,19 +1,21 @@
 """The srcnn command: restore, degrade, report; exit statuses and messages."""
 
+import importlib.metadata
+import re
 import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from messages import numbers, says
+from messages import lines_with, numbers, says
 from PIL import Image
 from small import draw_photo, small_config, small_shards
 
 from srcnn.__main__ import command_line, main
 from srcnn.commands import weights
 from srcnn.models.pretrained import FAMILY
-from srcnn.models.weight_files import DEFAULT_WEIGHTS
+from srcnn.models.weight_files import DEFAULT_WEIGHTS, WEIGHTS
 from srcnn.models.weights import load_model
 from srcnn.restoration.restore import restore
 from srcnn.restoration.score import LUMA_NAMES
@@ -43,6 +45,41 @@ def test_what_the_help_says_is_what_the_library_takes():
     for luma, scale in zip(LUMA_NAMES, SCALES, strict=False):
         options.parse_args(["score", "x", "--luma", luma, "--scale", str(scale)])
         options.parse_args(["upscale", "x", "--scale", str(scale)])
+
+
+def test_srcnn_alone_shows_its_help_and_the_version_is_told(capsys):
+    assert main([]) == 2
+    assert says(capsys.readouterr().err, "restore", "upscale", "models", "--version")
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0 and says(capsys.readouterr().out, "srcnn", importlib.metadata.version("srcnn"))
+
+
+@pytest.mark.parametrize("arguments,near", [(["restore", "a.jpg", "--qualty", "5"], "--quality"),
+                                            (["upscale", "a.jpg", "--scael=3"], "--scale"),
+                                            (["models", "x"], "models")])
+def test_an_unknown_option_shows_the_usage_of_its_command_and_the_nearest_option(capsys, arguments, near):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    message = capsys.readouterr().err
+    assert ended.value.code == 2 and says(message.splitlines()[0], "usage", "srcnn", arguments[0])
+    assert near in message.splitlines()[-1]
+
+
+def test_the_help_of_restore_says_what_is_treated_and_how_it_is_called(capsys):
+    with pytest.raises(SystemExit):
+        main(["restore", "--help"])
+    assert says(capsys.readouterr().out, "JPEG", "noise", "blur", "srcnn restore old.jpg", "srcnn models", FAMILY)
+
+
+def test_the_shipped_weights_are_listed_with_their_purpose_and_size(capsys):
+    assert main(["models"]) == 0
+    listed = capsys.readouterr().out
+    for path in WEIGHTS.glob("*.safetensors"):
+        (line,) = [line for line in listed.splitlines() if line.startswith(path.stem + " ")]
+        number = re.fullmatch(r"[qx](\d+)", path.stem.rpartition("-")[2])
+        assert says(line, "photographs", "kB", *([int(number[1])] if number else [5, 95]))
+    assert says(lines_with(listed, "srcnn-915-x3")[0], 8129) and says(lines_with(listed, "srcnn-955-q20")[0], 57281)
 
 
 def test_a_photo_is_degraded_and_restored_by_a_users_own_run(tmp_path, run, capsys):

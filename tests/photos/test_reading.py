@@ -198,3 +198,9 @@ def test_pillows_own_size_limit_is_left_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(PhotoRefused):
         read_photo(tmp_path / "none.png")
     assert Image.MAX_IMAGE_PIXELS == before
+
+
+def test_an_empty_file_is_called_empty(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(PhotoRefused, match=facts(tmp_path / "a.jpg", "empty")):
+        read_photo(tmp_path / "a.jpg")

@@ -162,11 +162,11 @@ def test_files_that_are_no_files_are_refused_and_do_not_hang(tmp_path):
         with pytest.raises(PhotoRefused, match=facts(tmp_path / name)):
             read_photo(tmp_path / name)
         if name != "folder.png":
-            targets, _ = output_paths(tmp_path / name, tmp_path / "out")
+            targets = output_paths(tmp_path / name, tmp_path / "out").targets
             (outcome,) = work_on_files(targets, RestoreFile(model))
             assert str(tmp_path / name) in outcome.error
     Image.fromarray(draw_photo(1, 20, 30)).save(tmp_path / "real.png")
-    targets, _ = output_paths(tmp_path, tmp_path / "out")
+    targets = output_paths(tmp_path, tmp_path / "out").targets
     assert [outcome.target.name for outcome in work_on_files(targets, RestoreFile(model))] == ["real.png"]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from messages import facts
+from messages import facts, says
 from PIL import Image
 from small import changing_network, draw_photo, random_photo
 
@@ -22,8 +22,11 @@ from srcnn.models.srcnn import SRCNN, ModelConfig, fused_bf16, supports_fused_bf
 from srcnn.models.weights import initialize, load_model
 from srcnn.photos.degradation import Degradation, degrade
 from srcnn.photos.metrics import psnr
+from srcnn.photos.reading import PhotoRefused
 from srcnn.restoration.restore import restore
 from srcnn.restoration.restore_files import RestoreFile
+from srcnn.restoration.upscale import upscale
+from srcnn.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -245,28 +248,28 @@ def test_metadata_is_kept_and_the_orientation_applied_once(tmp_path, model, suff
 
 def test_nothing_is_written_over_a_source_photo(tmp_path, model):
     jpeg_with_metadata(tmp_path / "photo.jpg")
-    with pytest.raises(ValueError, match=facts(tmp_path / "photo.jpg", "--suffix")):
-        output_paths(tmp_path / "photo.jpg", tmp_path)
-    with pytest.raises(ValueError, match=facts(tmp_path / "photo.jpg", "--suffix")):
-        output_paths(tmp_path, tmp_path)
     (tmp_path / "link").symlink_to(tmp_path)
-    with pytest.raises(ValueError, match=facts(tmp_path / "link" / "photo.jpg", "--suffix")):
-        output_paths(tmp_path / "photo.jpg", tmp_path / "link")
+    for sources, out in ((tmp_path / "photo.jpg", tmp_path), (tmp_path, tmp_path),
+                         (tmp_path / "photo.jpg", tmp_path / "link")):
+        targets, (error,), _ = output_paths(sources, out)
+        assert not targets and says(error, out / "photo.jpg", "--suffix")
+    with pytest.raises(UserError, match=facts(tmp_path / "photo.jpg", "-o")):
+        output_paths(tmp_path, tmp_path / "photo.jpg")
 
 
 def test_folders_keep_their_structure_and_clashes_are_named(tmp_path):
     for name in ("a/x.jpg", "b/x.png", "b/y.jpg"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8)).save(tmp_path / "in" / name)
-    targets, _ = output_paths(tmp_path / "in", tmp_path / "out")
+    targets = output_paths(tmp_path / "in", tmp_path / "out").targets
     assert sorted(path.relative_to(tmp_path / "out").as_posix() for path in targets.values()) == [
         "a/x.jpg", "b/x.png", "b/y.jpg",
     ]
     Image.new("L", (8, 8)).save(tmp_path / "in/b/x.jpg")
-    with pytest.raises(ValueError, match=facts("b/x.png", "b/x.jpg", tmp_path / "out/b/x.png")):
-        output_paths(tmp_path / "in", tmp_path / "out", ".png")
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        output_paths(tmp_path / "nowhere", tmp_path / "out")
+    targets, errors, _ = output_paths([tmp_path / "in", tmp_path / "nowhere"], tmp_path / "out", ".png")
+    assert [path.relative_to(tmp_path / "in").as_posix() for path in targets] == ["a/x.jpg", "b/y.jpg"]
+    assert len(errors) == 3 and says(errors[0], tmp_path / "nowhere")
+    assert all(says(error, "b/x.png", "b/x.jpg", tmp_path / "out/b/x.png") for error in errors[1:])
 
 
 def test_an_interrupted_write_leaves_no_file(tmp_path, model, monkeypatch):
@@ -298,3 +301,35 @@ def test_info_of_another_mode_and_qualities_that_are_none_are_left_out(model):
     for quality in (0, -5, 101, float("nan")):
         with pytest.raises(ValueError, match="quality"):
             restore(random_photo(20, 31, 3), model, quality=quality)
+
+
+@pytest.mark.parametrize("as_path", [str, Path])
+def test_a_path_gives_the_upright_image_with_its_metadata(tmp_path, model, as_path):
+    profile = jpeg_with_metadata(tmp_path / "old.jpg", orientation=6)
+    restored = restore(as_path(tmp_path / "old.jpg"), model)
+    RestoreFile(model)(tmp_path / "old.jpg", tmp_path / "new.png")
+    assert np.array_equal(np.asarray(restored), np.asarray(Image.open(tmp_path / "new.png")))
+    assert restored.size == (24, 40) and restored.info["icc_profile"] == profile
+    assert restored.getexif()[0x0112] == 1 and restored.getexif()[0x010F] == "Camera"
+
+
+def test_a_path_is_restored_by_the_shipped_weights_for_its_quality(tmp_path):
+    for quality in (20, 97):
+        Image.fromarray(draw_photo(1, 45, 67)).save(tmp_path / f"{quality}.jpg", quality=quality)
+    assert np.array_equal(restore(tmp_path / "20.jpg"), restore(Image.open(tmp_path / "20.jpg")))
+    assert np.array_equal(restore(tmp_path / "97.jpg"), Image.open(tmp_path / "97.jpg"))
+    Image.fromarray(np.full((9, 11), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    assert restore(tmp_path / "deep.png").mode == "I;16"
+    (tmp_path / "bad.jpg").write_bytes(b"no photo")
+    with pytest.raises(PhotoRefused, match=facts(tmp_path / "bad.jpg")):
+        restore(tmp_path / "bad.jpg")
+
+
+@pytest.mark.parametrize("function", [restore, upscale])
+def test_wrong_types_are_refused_with_those_that_are_accepted(model, function):
+    for photo in (3, b"photo.jpg", None, [[0]]):
+        with pytest.raises(UserError, match=facts(type(photo).__name__, "path", "Pillow", "NumPy", "torch")):
+            function(photo, model)
+    for network in (torch.nn.Conv2d(1, 1, 3), 3):
+        with pytest.raises(UserError, match=facts(type(network).__name__, "SRCNN", "UNet", "name")):
+            function(random_photo(9, 11), network)

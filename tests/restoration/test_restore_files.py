@@ -52,7 +52,7 @@ def num_threads(request):
 
 def test_photos_side_by_side_are_as_one_by_one_and_in_order(tmp_path, network, num_threads):
     photos = write_photos(tmp_path / "photos", 9)
-    targets, _ = output_paths(photos, tmp_path / "out")
+    targets = output_paths(photos, tmp_path / "out").targets
     outcomes = list(work_on_files(targets, RestoreFile(network, RestoreOptions(exact=True))))
     assert [(outcome.source, outcome.target) for outcome in outcomes] == list(targets.items())
     for path, target in targets.items():
@@ -65,7 +65,7 @@ def test_a_bad_photo_is_told_in_its_place_and_the_others_go_on(tmp_path, network
     (photos / "photo 2.png").write_bytes(b"no picture")
     whole = (photos / "photo 4.png").read_bytes()
     (photos / "photo 4.png").write_bytes(whole[: len(whole) // 2])
-    outcomes = list(work_on_files(output_paths(photos, tmp_path / "out")[0], RestoreFile(network)))
+    outcomes = list(work_on_files(output_paths(photos, tmp_path / "out").targets, RestoreFile(network)))
     assert [number for number, outcome in enumerate(outcomes) if outcome.error] == [2, 4]
     assert "photo 2.png" in outcomes[2].error and "photo 4.png" in outcomes[4].error
     assert len(list((tmp_path / "out").iterdir())) == 4
@@ -78,7 +78,7 @@ def test_large_photos_between_small_ones_keep_the_order_and_tell_their_progress(
     photos = write_photos(tmp_path / "photos", 5)
     Image.fromarray(draw_photo(0, 210, 300)).save(photos / "photo 2.png")
     calls = []
-    targets, _ = output_paths(photos, tmp_path / "out")
+    targets = output_paths(photos, tmp_path / "out").targets
     outcomes = list(work_on_files(targets, RestoreFile(network),
                                   on_progress=lambda path, *counts: calls.append((path, *counts))))
     assert [outcome.source for outcome in outcomes] == list(targets)
@@ -98,7 +98,7 @@ def test_a_full_disk_ends_it(tmp_path, network, num_threads, monkeypatch):
 
     monkeypatch.setattr("srcnn.restoration.restore_files.write_photo_file", full)
     with pytest.raises(OSError, match="No space"):
-        list(work_on_files(output_paths(photos, tmp_path / "out")[0], RestoreFile(network)))
+        list(work_on_files(output_paths(photos, tmp_path / "out").targets, RestoreFile(network)))
     assert len(written) < 8
 
 

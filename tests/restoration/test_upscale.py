@@ -11,6 +11,7 @@ from small import draw_photo, identity_network
 
 from srcnn.models.srcnn import SRCNN, ModelConfig
 from srcnn.models.unet import LUMA_WEIGHTS
+from srcnn.models.weights import load_model
 from srcnn.photos.photo_file import PhotoFile, read_photo_file
 from srcnn.photos.reading import read_photo
 from srcnn.restoration.restore_files import UpscaleFile
@@ -217,3 +218,16 @@ def test_what_cannot_be_enlarged_is_named(network):
     with pytest.raises(ValueError, match=facts(5)):
         upscale(np.zeros((4, 4), np.uint8), SRCNN(ModelConfig(filters=(1, 1), channels=5)), 2)
     assert weights_for_scale(3) == "srcnn-915-x3"
+
+
+def test_weights_are_found_by_name_and_photos_by_path(tmp_path):
+    Image.fromarray(draw_photo(1, 15, 21)).save(tmp_path / "small.png")
+    expected = upscale(draw_photo(1, 15, 21), load_model(weights_for_scale(3)), 3)
+    for model in ("srcnn-915-x3", None):
+        assert np.array_equal(upscale(draw_photo(1, 15, 21), model, 3), expected)
+        enlarged = upscale(str(tmp_path / "small.png"), model, 3)
+        assert enlarged.size == (63, 45) and np.array_equal(np.asarray(enlarged), expected)
+    with pytest.raises(ValueError, match="srcnn-915-x3"):
+        upscale(tmp_path / "small.png", "srcnn-915", 3)
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        upscale(tmp_path / "small.png", "nothing", 3)

@@ -45,7 +45,7 @@ def test_photos_that_cannot_be_used_are_named_with_the_reason_and_counted(
     (photos / "notes.txt").touch()
     expected = {
         "cut.jpg": ["truncated"],
-        "empty.png": ["JPEG", "TIFF"],
+        "empty.png": ["empty"],
         "text.jpg": ["JPEG", "TIFF"],
         "small.png": ["63x200", 64],
         "huge.png": ["40000x40000", 250],
