@@ -29,7 +29,7 @@ MAX_WINDOWS, MIN_WINDOWS = 4096, 16
 MIN_DEVIATION = 1.0  # levels; the coefficients of flatter windows are zeros
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 MAX_FREQUENCY = 6  # vertical and horizontal together: the 27 lowest coefficients without DC
-ROWS, COLUMNS = np.array([(u, v) for u in range(7) for v in range(7) if 0 < u + v <= MAX_FREQUENCY]).T
+ROWS, COLUMNS = np.array([(u, v) for u in range(MAX_FREQUENCY + 1) for v in range(MAX_FREQUENCY + 1 - u) if u + v]).T
 NUM_FREQUENCIES = len(ROWS)
 TABLES = quality_tables(ANNEX_K_LUMA).reshape(-1, 8, 8)[:, ROWS, COLUMNS]  # of libjpeg: (100, frequencies)
 BIN = 0.25  # levels; of the histograms of absolute coefficients
@@ -41,10 +41,10 @@ STEPS = np.arange(2, MAX_STEP + 1)  # a step of 1 is lost in the noise of roundi
 NOISES = (0.4, 1.0, 2.0, 3.5, 6.0)
 NUM_FINE_NOISES = 3
 OUTLIERS = 0.05  # share of coefficients that may have any value
-MIN_EVIDENCE = 100.0  # nats, of all frequencies; clean photos and other formats stay below 20
+MIN_EVIDENCE = 200.0  # nats, of all frequencies; clean photos and other formats stay below 20, drawings below 190
 MIN_STEP_EVIDENCE = 20.0  # nats, of one frequency
 MIN_KNOWN_STEPS = 4
-MIN_LEAD = 0.2  # of the best grid over the third, as a share of its evidence: two grids may be of two saves
+MIN_LEAD = 0.5  # of the best grid over the third, as a share of its evidence: two grids may be of two saves
 MIN_SHARES = (0.03, 0.3)  # evidence of an earlier save as a share of the last one's: on another grid, on the same
 LOWER = 5  # an earlier save must have a quality lower by this
 FILE_TABLE_ERROR = 10  # by which the qualities of a file's own table and of the steps found may differ
@@ -218,6 +218,8 @@ def _find_last(ratios: np.ndarray) -> _Save | None:
         quality = _nearest_quality(steps[known], known)
         steps = np.where(known, steps, 0)
     with_noise = ratios[:, grid, known, steps[known] - STEPS[0]].sum(axis=1)
+    if with_noise.max() < MIN_EVIDENCE:  # the frequencies do not agree on the noise
+        return None
     return _Save(quality, grid, steps, float(with_noise.max()), _lead(of_grids, 3), bool(with_noise.argmax() == 0))
 
 

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from small import draw_photo, random_photo
 
+from benchmarks.history import draw_screen
 from srcnn.photos.jpeg_history import estimate_history
 from srcnn.photos.jpeg_quality import ANNEX_K_LUMA, quality_tables
 
@@ -84,6 +85,7 @@ def nothing_to_find(photo):
     return {
         "clean": photo,
         "drawing": draw_photo(2, HEIGHT, WIDTH),
+        "screenshot": np.asarray(draw_screen(27)),  # everything on a grid of 8 pixels
         "WebP": saved(photo, "WEBP", quality=40),
         "scaled": np.asarray(smaller),
         "gradient": (120 + 60 * np.sin(columns / 90) + 50 * np.cos(rows / 70)).round().astype(np.uint8),
