@@ -47,6 +47,7 @@ MIN_KNOWN_STEPS = 4
 MIN_LEAD = 0.5  # of the best grid over the third, as a share of its evidence: two grids may be of two saves
 MIN_SHARES = (0.03, 0.3)  # evidence of an earlier save as a share of the last one's: on another grid, on the same
 LOWER = 5  # an earlier save must have a quality lower by this
+UNSEEN_QUALITY = 96  # from here on the steps of a file are about 1: an earlier save seems to be the last
 FILE_TABLE_ERROR = 10  # by which the qualities of a file's own table and of the steps found may differ
 
 
@@ -104,8 +105,10 @@ def estimate_history(pixels: np.ndarray, file_quality: int | None = None) -> Jpe
         return None
     found = [last, _find_on_another_grid(ratios, last), _find_on_same_grid(counts[last.grid], last)]
     save = min((each for each in found if each is not None), key=lambda each: each.quality)
-    if file_quality is not None and save.quality > file_quality - (FILE_TABLE_ERROR if save.is_last else LOWER):
-        return None
+    if file_quality is not None:
+        is_of_file = save.is_last and file_quality < UNSEEN_QUALITY
+        if is_of_file or save.quality > file_quality - (FILE_TABLE_ERROR if save.is_last else LOWER):
+            return None
     steps = np.zeros((BLOCK_PIXELS, BLOCK_PIXELS), int)
     steps[ROWS, COLUMNS] = save.steps
     return JpegHistory(float(save.quality), divmod(save.grid, BLOCK_PIXELS), steps, save.confidence, save.is_last)
