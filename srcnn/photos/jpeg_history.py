@@ -1,0 +1,290 @@
+"""Whether a photo was once a JPEG, on which grid and how coarse, from its pixels alone. Does not import torch.
+
+After decoding, the DCT coefficients of each frequency lie near multiples of that frequency's quantization step, but
+only on the grid of 8x8 blocks of that JPEG: Fan and de Queiroz, "Identification of Bitmap Compression History", IEEE
+TIP 12(2), 2003. All 64 offsets of the grid are tried, each with every step and several amounts of noise. The
+log-likelihood ratio, in nats, compares "multiples of the step with Gaussian noise" with "anywhere between them".
+Drawings, scans and other formats have regular coefficients too, but at many offsets: only what one offset has and most
+others have not counts as evidence.
+
+A JPEG that was saved again has the noise of the later steps (uniform, a standard deviation of step / sqrt(12)) if the
+later blocks are elsewhere. In the same blocks, only those multiples of the later steps occur that are nearest to one of
+the earlier steps: Popescu and Farid, "Statistical Tools for Digital Forensics", Information Hiding 2004, section 3.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from srcnn.photos.jpeg_quality import ANNEX_K_LUMA, MAX_STEP, quality_tables
+
+BLOCK_PIXELS = 8
+NUM_OFFSETS = BLOCK_PIXELS**2
+WINDOW_PIXELS = 2 * BLOCK_PIXELS - 1  # holds one block of each offset
+MAX_WINDOWS, MIN_WINDOWS = 4096, 16
+MIN_DEVIATION = 1.0  # levels; the coefficients of flatter windows are zeros
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+MAX_FREQUENCY = 6  # vertical and horizontal together: the 27 lowest coefficients without DC
+ROWS, COLUMNS = np.array([(u, v) for u in range(MAX_FREQUENCY + 1) for v in range(MAX_FREQUENCY + 1 - u) if u + v]).T
+NUM_FREQUENCIES = len(ROWS)
+TABLES = quality_tables(ANNEX_K_LUMA).reshape(-1, 8, 8)[:, ROWS, COLUMNS]  # of libjpeg: (100, frequencies)
+BIN = 0.25  # levels; of the histograms of absolute coefficients
+NUM_BINS = 1200
+LEVELS = (np.arange(NUM_BINS) + 0.5) * BIN
+STEPS = np.arange(2, MAX_STEP + 1)  # a step of 1 is lost in the noise of rounding
+# Standard deviations of coefficients in levels. The first is that of pixels as decoded and rounded: 0.29, or 0.35 if
+# the luma is computed from RGB. The others are those after later saves, the last two if these were coarse.
+NOISES = (0.4, 1.0, 2.0, 3.5, 6.0)
+NUM_FINE_NOISES = 3
+OUTLIERS = 0.05  # share of coefficients that may have any value
+MIN_EVIDENCE = 200.0  # nats, of all frequencies; clean photos and other formats stay below 20, drawings below 190
+MIN_STEP_EVIDENCE = 20.0  # nats, of one frequency
+MIN_KNOWN_STEPS = 4
+MIN_LEAD = 0.5  # of the best grid over the third, as a share of its evidence: two grids may be of two saves
+MIN_SHARES = (0.03, 0.3)  # evidence of an earlier save as a share of the last one's: on another grid, on the same
+LOWER = 5  # an earlier save must have a quality lower by this
+UNSEEN_QUALITY = 96  # from here on the steps of a file are about 1: an earlier save seems to be the last
+FILE_TABLE_ERROR = 10  # by which the qualities of a file's own table and of the steps found may differ
+
+
+class JpegHistory(NamedTuple):
+    """The coarsest JPEG that the pixels of a photo went through.
+
+    Attributes:
+        quality: 1..100, of libjpeg's table that is nearest to the steps.
+        offset: (row, column) in the pixels, 0..7, where its first whole block begins.
+        steps: (8, 8) quantization steps of the luma, by vertical and horizontal frequency; 0 where unknown.
+        confidence: 0..1, how much better this grid explains the pixels than other grids do.
+        is_last: the pixels are as this JPEG decodes; False if they were saved or slightly changed after it.
+    """
+
+    quality: float
+    offset: tuple[int, int]
+    steps: np.ndarray
+    confidence: float
+    is_last: bool
+
+
+class _Save(NamedTuple):
+    """One save that was found: its grid's index 0..63, and its step of each frequency, 0 where unknown."""
+
+    quality: int
+    grid: int
+    steps: np.ndarray
+    evidence: float
+    confidence: float
+    is_last: bool
+
+
+def estimate_history(pixels: np.ndarray, file_quality: int | None = None) -> JpegHistory | None:
+    """The coarsest JPEG that these pixels went through; None if there is no clear sign of one.
+
+    A sample of 4096 windows is used. What was scaled, filtered or turned by other than right angles after the save is
+    not found. Flips and right angles change the offset, and right angles turn the steps.
+
+    Args:
+        pixels: (H, W) grey or (H, W, 3) RGB, uint8.
+        file_quality: of the JPEG file that was decoded, by its own tables (`jpeg_quality.quality_of`). Then only an
+            earlier and coarser save is returned.
+
+    Raises ValueError if the pixels have another shape or type.
+    """
+    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
+        raise ValueError(f"expected uint8 (H, W) or (H, W, 3), found {pixels.dtype} {pixels.shape}")
+    windows = _sample_windows(pixels)
+    if len(windows) < MIN_WINDOWS:
+        return None
+    counts = _count_coefficients(windows)
+    ratios = _ratios_of_steps(counts)
+    last = _find_last(ratios)
+    if last is None:
+        return None
+    found = [last, _find_on_another_grid(ratios, last), _find_on_same_grid(counts[last.grid], last)]
+    save = min((each for each in found if each is not None), key=lambda each: each.quality)
+    if file_quality is not None:
+        is_of_file = save.is_last and file_quality < UNSEEN_QUALITY
+        if is_of_file or save.quality > file_quality - (FILE_TABLE_ERROR if save.is_last else LOWER):
+            return None
+    steps = np.zeros((BLOCK_PIXELS, BLOCK_PIXELS), int)
+    steps[ROWS, COLUMNS] = save.steps
+    return JpegHistory(float(save.quality), divmod(save.grid, BLOCK_PIXELS), steps, save.confidence, save.is_last)
+
+
+def _sample_windows(pixels: np.ndarray) -> np.ndarray:
+    """(N, 15, 15) float32 luma, all different, evenly over the photo; none with clipped levels, none flat."""
+    rows, columns = (max(0, (side - WINDOW_PIXELS) // BLOCK_PIXELS + 1) for side in pixels.shape[:2])
+    if rows * columns == 0:
+        return np.empty((0, WINDOW_PIXELS, WINDOW_PIXELS), np.float32)
+    # More than are wanted, because some are not fit.
+    numbers = _thinned(np.arange(rows * columns), 4 * MAX_WINDOWS)
+    views = sliding_window_view(pixels, (WINDOW_PIXELS, WINDOW_PIXELS), axis=(0, 1))
+    windows = views[BLOCK_PIXELS * (numbers // columns), BLOCK_PIXELS * (numbers % columns)]
+    windows = windows.reshape(len(numbers), -1, WINDOW_PIXELS, WINDOW_PIXELS)
+    unclipped = windows[(windows.min(axis=(1, 2, 3)) > 0) & (windows.max(axis=(1, 2, 3)) < 255)].astype(np.float32)
+    luma = np.einsum("ncyx,c->nyx", unclipped, LUMA) if unclipped.shape[1] == 3 else unclipped[:, 0]
+    luma = _thinned(luma[luma.std(axis=(1, 2)) >= MIN_DEVIATION], MAX_WINDOWS)
+    return np.unique(luma, axis=0) if len(luma) else luma
+
+
+def _thinned(values: np.ndarray, num: int) -> np.ndarray:
+    """At most `num` of the values, evenly spaced."""
+    return values if len(values) <= num else values[np.linspace(0, len(values) - 1, num).astype(int)]
+
+
+@cache
+def _transform() -> np.ndarray:
+    """(8 offsets * 7 frequencies, 15): the orthonormal DCT of 8 pixels at each offset in a window's side."""
+    frequency, pixel = np.arange(MAX_FREQUENCY + 1)[:, None], np.arange(BLOCK_PIXELS)
+    dct = np.cos((2 * pixel + 1) * frequency * np.pi / 16) / 2
+    dct[0] /= np.sqrt(2)
+    transform = np.zeros((BLOCK_PIXELS, len(dct), WINDOW_PIXELS), np.float32)
+    for offset in range(BLOCK_PIXELS):
+        transform[offset, :, offset : offset + BLOCK_PIXELS] = dct
+    return transform.reshape(-1, WINDOW_PIXELS)
+
+
+def _count_coefficients(windows: np.ndarray) -> np.ndarray:
+    """(64 offsets, frequencies, NUM_BINS) float32: histograms of absolute coefficients; higher ones are left out."""
+    blocks = np.matmul(_transform(), np.matmul(windows, _transform().T))
+    blocks = blocks.reshape(len(windows), BLOCK_PIXELS, MAX_FREQUENCY + 1, BLOCK_PIXELS, MAX_FREQUENCY + 1)
+    coefficients = blocks.transpose(1, 3, 2, 4, 0)[:, :, ROWS, COLUMNS].reshape(-1, len(windows))
+    bins = np.minimum(np.abs(coefficients) / BIN, NUM_BINS).astype(np.int32)
+    bins += np.arange(len(bins), dtype=np.int32)[:, None] * (NUM_BINS + 1)
+    counts = np.bincount(bins.ravel(), minlength=len(coefficients) * (NUM_BINS + 1)).astype(np.float32)
+    return counts.reshape(NUM_OFFSETS, NUM_FREQUENCIES, NUM_BINS + 1)[..., :NUM_BINS]
+
+
+def _density(steps: np.ndarray, levels: np.ndarray, noise: float) -> np.ndarray:
+    """(steps, levels): the density of noisy multiples of each step at each level, relative to an even distribution."""
+    steps = steps[:, None].astype(float)
+    nearest = np.round(levels / steps)
+    gaussians = [np.exp(-(((levels - (nearest + side) * steps) / noise) ** 2) / 2) for side in (-1, 0, 1)]
+    return steps / (noise * np.sqrt(2 * np.pi)) * np.sum(gaussians, axis=0)
+
+
+def _log_ratios(density: np.ndarray, is_zero: np.ndarray) -> np.ndarray:
+    """Log-likelihood ratios. What may be rounded to zero is no evidence for a step: clean photos have a peak at zero,
+    too. Nor is it evidence against it unless it is far from zero.
+    """
+    ratios = np.log((1 - OUTLIERS) * density + OUTLIERS)
+    return np.where(is_zero, np.minimum(ratios, 0), ratios)
+
+
+@cache
+def _weights_of_steps(noise: float, fold: int) -> np.ndarray:
+    """(NUM_BINS / fold, STEPS) float32: what a coefficient in a bin says about a step."""
+    levels = LEVELS.reshape(-1, fold).mean(axis=1)
+    ratios = _log_ratios(_density(STEPS, levels, noise), levels < STEPS[:, None] / 2)
+    return np.ascontiguousarray(ratios.T, np.float32)
+
+
+def _ratios_of_steps(counts: np.ndarray) -> np.ndarray:
+    """(NOISES, 64 offsets, frequencies, STEPS): log-likelihood ratios, less what a fifth of the offsets exceed."""
+    ratios = np.empty((len(NOISES), NUM_OFFSETS, NUM_FREQUENCIES, len(STEPS)), np.float32)
+    for number, noise in enumerate(NOISES):
+        fold = min(4, max(1, int(2 * noise)))  # bins up to half as wide as the noise: half of the time
+        folded = counts.reshape(NUM_OFFSETS * NUM_FREQUENCIES, -1, fold).sum(axis=2)
+        ratios[number] = (folded @ _weights_of_steps(noise, fold)).reshape(ratios.shape[1:])
+    of_most = np.partition(ratios, NUM_OFFSETS * 4 // 5, axis=1)[:, [NUM_OFFSETS * 4 // 5]]
+    return ratios - np.maximum(of_most, 0)
+
+
+def _ratios_of_tables(ratios: np.ndarray) -> np.ndarray:
+    """(..., frequencies, STEPS) -> (..., 100 qualities): the evidence for libjpeg's tables. Steps of 1 are none."""
+    by_table = ratios[..., np.arange(NUM_FREQUENCIES), np.maximum(TABLES - STEPS[0], 0)]
+    return np.where(TABLES >= STEPS[0], by_table, 0).sum(axis=-1)
+
+
+def _find_last(ratios: np.ndarray) -> _Save | None:
+    """The save on the grid with most evidence for a table of libjpeg or, if that is not clear, for any steps."""
+    fine = ratios[:NUM_FINE_NOISES]
+    of_grids = _ratios_of_tables(fine).max(axis=2).max(axis=0)
+    if not _is_clear(of_grids, 3):
+        of_grids = np.maximum(fine.max(axis=3), 0).sum(axis=2).max(axis=0)
+    if not _is_clear(of_grids, 3):
+        return None
+    grid = int(of_grids.argmax())
+    of_steps = ratios[:, grid].max(axis=0)
+    of_tables = _ratios_of_tables(of_steps)
+    steps, best = STEPS[of_steps.argmax(axis=1)], of_steps.max(axis=1)
+    known = best >= MIN_STEP_EVIDENCE
+    if known.sum() < MIN_KNOWN_STEPS:
+        return None
+    if of_tables.max() >= best[known].sum() / 2:
+        quality = int(of_tables.argmax()) + 1
+        steps, known = _known_steps(of_steps, quality)
+    else:
+        quality = _nearest_quality(steps[known], known)
+        steps = np.where(known, steps, 0)
+    with_noise = ratios[:, grid, known, steps[known] - STEPS[0]].sum(axis=1)
+    if with_noise.max() < MIN_EVIDENCE:  # the frequencies do not agree on the noise
+        return None
+    return _Save(quality, grid, steps, float(with_noise.max()), _lead(of_grids, 3), bool(with_noise.argmax() == 0))
+
+
+def _known_steps(of_steps: np.ndarray, quality: int) -> tuple[np.ndarray, np.ndarray]:
+    """The steps of libjpeg's table that have evidence, else 0; and which these are."""
+    table = np.maximum(TABLES[quality - 1], STEPS[0])
+    known = of_steps[np.arange(NUM_FREQUENCIES), table - STEPS[0]] >= MIN_STEP_EVIDENCE
+    return np.where(known, table, 0), known
+
+
+def _is_clear(evidence: np.ndarray, place: int) -> bool:
+    return bool(evidence.max() >= MIN_EVIDENCE and _lead(evidence, place) >= MIN_LEAD)
+
+
+def _lead(evidence: np.ndarray, place: int) -> float:
+    """0..1: of the best of all grids over the one in this place, as a share of the best one's evidence."""
+    values = np.sort(evidence)
+    return float(1 - max(0, values[-place]) / values[-1])
+
+
+def _nearest_quality(steps: np.ndarray, known: np.ndarray) -> int:
+    """By the mean of the absolute logarithms of the ratios of steps, which a few wrong steps change little."""
+    return 1 + int(np.abs(np.log(TABLES[:, known] / steps)).mean(axis=1).argmin())
+
+
+def _find_on_another_grid(ratios: np.ndarray, last: _Save) -> _Save | None:
+    """An earlier save with a table of libjpeg, its blocks elsewhere, with the noise of the last save."""
+    if last.quality <= LOWER:
+        return None
+    ratios = ratios.max(axis=0)
+    of_tables = _ratios_of_tables(ratios)[:, : last.quality - LOWER]
+    of_tables[last.grid] = -np.inf
+    grid, index = np.unravel_index(of_tables.argmax(), of_tables.shape)
+    of_grids = of_tables.max(axis=1)
+    if not _is_clear(of_grids, 2) or of_grids.max() < MIN_SHARES[0] * last.evidence:
+        return None
+    quality = int(index) + 1
+    steps, _ = _known_steps(ratios[grid], quality)
+    return _Save(quality, int(grid), steps, float(of_grids.max()), _lead(of_grids, 2), False)
+
+
+def _find_on_same_grid(counts: np.ndarray, last: _Save) -> _Save | None:
+    """An earlier save with a table of libjpeg in the same blocks.
+
+    Args:
+        counts: (frequencies, NUM_BINS), of the grid of the last save.
+    """
+    if last.quality <= LOWER:
+        return None
+    tables = TABLES[: last.quality - LOWER]
+    ratios = np.zeros(tables.shape)
+    for number, (step, count) in enumerate(zip(np.maximum(last.steps, 1), counts, strict=True)):
+        earlier = tables[:, number]
+        multiples, starts, widths = np.unique(np.round(LEVELS / step), return_index=True, return_counts=True)
+        # The later rounding gathers at each multiple what lies around it: the mean density there.
+        density = np.add.reduceat(_density(earlier, LEVELS, NOISES[0]), starts, axis=1) / widths
+        weights = _log_ratios(density, multiples * step < earlier[:, None] / 2)
+        ratios[:, number] = weights @ np.add.reduceat(count, starts)
+    of_tables = ratios.sum(axis=1)
+    index = int(of_tables.argmax())
+    share = of_tables[index] / last.evidence
+    if of_tables[index] < MIN_EVIDENCE or share < MIN_SHARES[1]:
+        return None
+    steps = np.where(ratios[index] >= MIN_STEP_EVIDENCE, tables[index], 0)
+    return _Save(index + 1, last.grid, steps, float(of_tables[index]), last.confidence * min(1, float(share)), False)
