@@ -138,7 +138,7 @@ def to_markdown(name: str, model: Network, card: dict[str, Any]) -> str:
         f"{_change(row, 'ssim', 4)} | {_change(row, 'psnr_b', 2)} |" for title, row in card["scores"].items())
     return model.card(name, purpose(trained_on), f"""\
 **Trained on** {data["num_photos"]} photographs ({", ".join(data["folders"])}), {data["num_tiles"]:,} tiles;
-{card["config"]["total_samples"]:,} tiles seen{continued}.
+{card.get("samples_seen") or card["config"]["total_samples"]:,} tiles seen{continued}.
 Best checkpoint by validation PSNR on the folder given as `val` when the shards were made.
 Released at commit {card["commit"]}, data {data["manifest_hash"][:12]}, Pillow {data["versions"]["pillow"]},
 libjpeg {data["versions"]["libjpeg"]}. Config and shard settings: {name}.json. Licence: Apache-2.0, as the code.
