@@ -47,7 +47,7 @@ MIN_KNOWN_STEPS = 4
 MIN_LEAD = 0.5  # of the best grid over the third, as a share of its evidence: two grids may be of two saves
 MIN_SHARES = (0.03, 0.3)  # evidence of an earlier save as a share of the last one's: on another grid, on the same
 LOWER = 5  # an earlier save must have a quality lower by this
-UNSEEN_QUALITY = 96  # from here on the steps of a file are about 1: an earlier save seems to be the last
+UNSEEN_QUALITY = 95  # from here on the steps of a file are 1 or 2: an earlier save may seem to be the last
 FILE_TABLE_ERROR = 10  # by which the qualities of a file's own table and of the steps found may differ
 
 
