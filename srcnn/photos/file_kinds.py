@@ -11,6 +11,7 @@ from PIL import TiffImagePlugin
 from srcnn.runtime.untrusted import open_regular
 
 HEAD_BYTES = 256
+MAX_SEGMENTS = 10_000  # of a JPEG that are walked for its frame header
 # Many begin as a TIFF, of a small preview.
 RAW_SUFFIXES = frozenset(".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .fff .iiq .kdc .mef .mos .mrw .nef .nrw .orf .pef "
                          ".raf .raw .rw2 .rwl .sr2 .srf .srw .x3f".split())
@@ -119,8 +120,10 @@ def _unread_tiff(file: IO[bytes]) -> str:
 def _unread_jpeg(file: IO[bytes]) -> str:
     """Walks the segments to the frame header: its first byte is the precision (ITU-T T.81, section B.2.2)."""
     file.seek(2)
-    while (marker := file.read(2))[:1] == b"\xff" and len(marker) == 2:
-        length = int.from_bytes(file.read(2), "big")
+    for _ in range(MAX_SEGMENTS):
+        marker, length = file.read(2), int.from_bytes(file.read(2), "big")
+        if marker[:1] != b"\xff" or length < 2:  # damaged, or at its end
+            return ""
         if marker[1] in FRAME_MARKERS:
             bits = file.read(1)[0]
             return "" if bits == 8 else f"a JPEG of {bits} bits a channel, which is not read; convert it to PNG"

@@ -86,3 +86,13 @@ def test_images_of_other_kinds_in_a_folder_are_named_and_other_files_counted(tmp
     assert says(capsys.readouterr().err, "phone.heic", "HEIC", "camera.NEF", "RAW")
     assert main(["restore", str(tmp_path / "in" / "camera.NEF"), "-o", str(tmp_path / "out")]) == 1
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.jpg"]
+
+
+SEGMENTS = [b"", b"\xff\xe0\0\0", 9 * b"\xff\xe0\0\1", 30_000 * b"\xff\xe0\0\2"]
+
+
+@pytest.mark.parametrize("segments", SEGMENTS, ids=["none", "of 0 bytes", "of 1 byte", "very many"])
+def test_a_jpeg_whose_segments_lead_nowhere_ends_the_search(tmp_path, segments):
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(b"\xff\xd8" + segments)
+    assert unread_kind(path) == ""
