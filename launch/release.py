@@ -18,7 +18,7 @@ from srcnn.models.weights import load_model, save_model
 from srcnn.restoration.model_cards import make_card, to_markdown
 from srcnn.runtime.files import write_json
 from srcnn.runtime.settings import read_yaml
-from srcnn.tracking.history import STEP_KEY, checked_points
+from srcnn.tracking.history import METRICS, STEP_KEY, checked_points
 
 
 def main() -> int:
@@ -32,8 +32,9 @@ def main() -> int:
     if options.half:
         model.half().float()
     card = make_card(model, read_yaml(options.run / "config.yaml"), options.photos, commit())
-    validations = [point for point in checked_points(options.run) if "val/psnr" in point]
-    if validations:  # of a run that is not at its end the best checkpoint has seen less than `total_samples`
+    has_metrics = (options.run / METRICS).is_file()
+    validations = [point for point in checked_points(options.run) if "val/psnr" in point] if has_metrics else []
+    if validations:  # the best checkpoint of a run that is not at its end has seen fewer than `total_samples`
         card["samples_seen"] = int(max(validations, key=lambda point: point["val/psnr"])[STEP_KEY])
     options.out.mkdir(parents=True, exist_ok=True)
     name = options.run.resolve().name

@@ -185,7 +185,7 @@ def test_a_terminal_shows_a_bar_and_keeps_the_validations(tmp_path, monkeypatch)
     record.advance(51)
     record.finish()
     text = terminal.getvalue()
-    assert "50 tiles: validation PSNR 32.25 dB (-0.50 dB)\n" in text
+    assert "50 tiles: validation PSNR 32.25 dB (-0.50 dB over the input)\n" in text
     assert "51/100 tiles" in text and "0.00123" in text and not any(key in text for key in POINT)
 
 
