@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from shards.tar import member_names, scan_tar
-from shards.workers import WorkerPool, num_cores
+from shards.workers import WorkerPool
 from srcnn.data.index import INDEX, encode_index, hash_entries, index_file
 from srcnn.data.manifest import (
     MANIFEST,
@@ -23,6 +23,7 @@ from srcnn.data.manifest import (
 )
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.files import atomic_file, sha256_of
+from srcnn.runtime.parallel import num_cores
 from srcnn.runtime.storage import Folder
 from srcnn.runtime.untrusted import MAX_TILE_SIDE, InvalidInput, check_name
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from shards.workers import WorkerPool, num_cores
+from shards.workers import WorkerPool
 from srcnn.runtime.files import atomic_file
+from srcnn.runtime.parallel import num_cores
 
 # Colours of the zenith, of the horizon and haze, and of the light on walls; the fraction of lit windows.
 MOODS = [

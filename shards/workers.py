@@ -112,11 +112,6 @@ def explain_errors() -> Iterator[None]:
                            "command again to continue") from error
 
 
-def num_cores() -> int:
-    """Cores this process may use; all cores on systems without CPU affinity."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _start_worker() -> None:
     """Ignores Ctrl-C, which the main process handles, and exits when the main process is killed.
 

@@ -17,7 +17,7 @@ from shards import output, plan
 from shards.decode import read_clean
 from shards.plan import ShardsConfig, ShardTask, Source
 from shards.tar import write_tar
-from shards.workers import ShardsFailed, WorkerPool, dask_executor, explain_errors, num_cores
+from shards.workers import ShardsFailed, WorkerPool, dask_executor, explain_errors
 from srcnn.data.manifest import SPLITS, Manifest, PhotoRecord, RefusedRecord
 from srcnn.photos import tiling
 from srcnn.photos.degradation import crop_to_multiple, degrade
@@ -33,6 +33,7 @@ from srcnn.photos.reading import (
 )
 from srcnn.runtime import files
 from srcnn.runtime.errors import UserError
+from srcnn.runtime.parallel import num_cores
 from srcnn.runtime.storage import Folder, is_url, is_within, join, open_writable
 
 MAX_TILE_WORKERS = 16  # writing the tiles of a photo takes a sixteenth of the time of making them

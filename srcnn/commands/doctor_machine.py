@@ -23,6 +23,7 @@ from srcnn.models.base import NetworkConfig
 from srcnn.models.device import prefers_bf16
 from srcnn.runtime import files
 from srcnn.runtime.distributed import INTERFACE, addresses_of, gloo_address, interface_to, is_loopback, is_own_address
+from srcnn.runtime.parallel import num_cores
 from srcnn.tracking.mlflow_tracker import mlflow_server
 from srcnn.tracking.wandb_tracker import wandb_mode
 
@@ -49,11 +50,6 @@ def check_packages() -> Iterator[Finding]:
     except Exception as error:  # with another release of PyTorch: ImportError, RuntimeError, AttributeError, ...
         yield problem(f"torchvision, which the report needs, cannot be imported: {error}",
                       "install matching releases: pip install --upgrade torch torchvision")
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_device(device: torch.device, ranks_here: int, compiles: bool) -> Iterator[Finding]:

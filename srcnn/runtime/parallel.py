@@ -1,7 +1,8 @@
-"""Thread pools whose results come in the order of the inputs."""
+"""Work in parallel: how many cores there are, and pools whose results come in the order of the inputs."""
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
@@ -14,6 +15,11 @@ from srcnn.runtime import signals
 POLL_SECONDS = 0.2  # how often a waiting thread checks for a stop request
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
+
+
+def num_cores() -> int:
+    """Cores this process may use; all cores on systems without CPU affinity."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_order(

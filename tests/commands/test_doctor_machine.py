@@ -17,9 +17,9 @@ from messages import numbers, says
 from small import small_config, small_shards
 
 from srcnn.commands.doctor import checkpoint_bytes
-from srcnn.commands.doctor_machine import num_cores
 from srcnn.models.srcnn import ModelConfig
 from srcnn.runtime.distributed import addresses_of
+from srcnn.runtime.parallel import num_cores
 from srcnn.training import checkpoint
 from srcnn.training.optimizer import OptimizerConfig
 from srcnn.training.trainer import train
