@@ -16,6 +16,7 @@ from srcnn.data.dataset import PairBuffer
 from srcnn.data.shuffle import generator_at
 from srcnn.photos.damages import DAMAGES, check_damage
 from srcnn.photos.jpeg_quality import CONDITION_SIZE
+from srcnn.photos.reading import luma_l
 from srcnn.photos.tiling import JPEG_BLOCK_PIXELS
 from srcnn.runtime.errors import UserError
 
@@ -32,12 +33,14 @@ class DegradationConfig:
         damages: settings by name, and a `weight` (default 1), to which the damage's share of the samples is
             proportional: {jpeg: {weight: 3, quality: [5, 95]}, clean: {}}; docs/degradations.md.
         unknown: fraction of the samples for which a conditioned network gets no condition.
+        grey: fraction of the samples of colour tiles that are greyscale, R = G = B, damaged as a greyscale photo.
     """
 
     crop_pixels: int = 0
     scales: list[float] = field(default_factory=lambda: [1.0])
     damages: dict[str, dict[str, Any]] = field(default_factory=dict)
     unknown: float = 0.1
+    grey: float = 0.0
 
     def __post_init__(self) -> None:
         crop = self.crop_pixels
@@ -47,8 +50,9 @@ class DegradationConfig:
             raise UserError("degradation: give both crop_pixels and damages, or neither")
         if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
             raise UserError(f"degradation.scales {self.scales}: expected numbers above 0, up to 1")
-        if not 0 <= self.unknown <= 1:
-            raise UserError(f"degradation.unknown {self.unknown}: expected 0..1")
+        for name in ("unknown", "grey"):
+            if not 0 <= (share := getattr(self, name)) <= 1:
+                raise UserError(f"degradation.{name} {share}: expected 0..1")
         for name, settings in self.damages.items():
             weight = settings.get(WEIGHT, 1)
             if not isinstance(weight, (int, float)) or not weight > 0:
@@ -111,11 +115,16 @@ def make_training_pair(
         size = (config.crop_pixels, config.crop_pixels)
         clean = np.asarray(Image.fromarray(clean).resize(size, Image.Resampling.LANCZOS))
     clean = np.ascontiguousarray(apply_symmetry(clean, symmetry))
+    is_grey = clean.ndim == 3 and config.grey > 0 and generator.random() < config.grey
+    if is_grey:
+        clean = luma_l(clean)
     is_known, drawn = generator.random() >= config.unknown, generator.random()
     name, settings = next((name, settings) for name, settings, bound in config.choices if drawn < bound)
     degraded, condition = DAMAGES[name](clean, generator, **settings)
     if not is_known or condition is None:
         condition = np.zeros(CONDITION_SIZE, np.float32)
+    if is_grey:
+        clean, degraded = (np.repeat(each[..., None], 3, axis=2) for each in (clean, degraded))
     return TrainingPair(clean, degraded, condition)
 
 

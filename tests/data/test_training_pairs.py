@@ -195,6 +195,20 @@ def test_clean_samples_are_unchanged_and_come_as_often_as_asked():
     assert np.array_equal(np.unique(told[is_clean][known], axis=0), [finest])
 
 
+def test_a_share_of_colour_samples_is_grey_and_damaged_as_a_grey_photo():
+    damages_of_jpeg = {"jpeg": {"quality": [30, 30]}}
+    config = DegradationConfig(24, damages=damages_of_jpeg, unknown=0, grey=0.25)
+    pairs = [make_training_pair(PHOTO[:30, :31], config, generator_at(0, position)) for position in range(800)]
+    is_grey = np.array([(pair.clean == pair.clean[..., :1]).all() for pair in pairs])
+    assert is_grey.mean() == pytest.approx(0.25, abs=0.05)
+    clean, degraded, condition = next(pair for pair, grey in zip(pairs, is_grey) if grey)
+    buffer = io.BytesIO()
+    Image.fromarray(clean[..., 0]).save(buffer, "JPEG", quality=30)
+    saved = Image.open(buffer)
+    assert np.array_equal(condition, condition_of_image(saved))
+    assert np.array_equal(degraded, np.dstack([saved] * 3))
+
+
 def jpeg_bytes(pixels, quality):
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling="4:4:4")
@@ -253,6 +267,7 @@ def test_a_damage_of_ones_own_is_found_by_its_name(salt):
     ({"crop_pixels": 24, "damages": {"clean": {"weight": 0}}}, ["damages.clean", "weight 0"]),
     ({"crop_pixels": 24, "damages": {"clean": {}}, "scales": [2.0]}, ["scales", "2.0"]),
     ({"crop_pixels": 24, "damages": {"clean": {}}, "unknown": -0.1}, ["unknown", "-0.1"]),
+    ({"crop_pixels": 24, "damages": {"clean": {}}, "grey": 1.5}, ["grey", "1.5"]),
 ])
 def test_settings_that_cannot_be_are_named(settings, words):
     with pytest.raises(ValueError) as caught:
