@@ -35,6 +35,7 @@ from srcnn.models.weights import load_model, save_state_dict
 from srcnn.photos.metrics import psnr
 from srcnn.photos.photo_file import read_photo_file, write_photo_file
 from srcnn.photos.reading import luma_l
+from srcnn.restoration.jpeg_damage import JpegRestorer
 from srcnn.restoration.restore import restore
 from srcnn.restoration.restore_files import RestoreFile, work_on_files
 from srcnn.restoration.tiled_inference import RestoreOptions
@@ -148,7 +149,8 @@ def run_system(name: str, variant: str, photo: Path, files: Path, cores: int, de
     if name in (OURS, EXACT):
         model, exact = to_device(load_model(DEFAULT_WEIGHTS), device), name == EXACT
         network = partial(restore, model=model, exact=exact)
-        from_file: Callable[[Path, Path], object] = RestoreFile(model, RestoreOptions(exact=exact), smooth_chroma=False)
+        restorer = JpegRestorer(model, RestoreOptions(exact=exact, smooth_chroma=False))
+        from_file: Callable[[Path, Path], object] = RestoreFile(restorer, quality=95)
     else:
         network = tiled(NETWORKS[name](files, cores, device), variant)
         from_file = partial(restore_file, network)
@@ -167,7 +169,7 @@ def run_folder(files: Path, cores: int, device: torch.device) -> dict[str, float
     """Seconds of a folder of small photos: side by side, one by one, and decoded and encoded alone."""
     model = to_device(load_model(DEFAULT_WEIGHTS), device)
     targets = output_paths(str(files / "small"), files / "restored").targets
-    work = RestoreFile(model, smooth_chroma=False)
+    work = RestoreFile(JpegRestorer(model, RestoreOptions(smooth_chroma=False)), quality=95)
     restore(np.zeros((320, 480, 3), np.uint8), model)  # kernels are chosen
     return {
         "side by side": seconds(lambda: list(work_on_files(targets, work))),  # which makes the folder, too

@@ -25,6 +25,7 @@ from srcnn.photos.metrics import psnr, ssim
 from srcnn.photos.photo_file import PhotoFile, read_photo_file, write_photo_file
 from srcnn.photos.reading import luma_l, open_image, over_white, suffix_of
 from srcnn.restoration.figures import magnify, strongest_part
+from srcnn.restoration.jpeg_damage import JpegRestorer
 from srcnn.restoration.restore_files import RestoreFile
 from srcnn.restoration.tiled_inference import Progress, RestoreOptions
 from srcnn.runtime.errors import UserError
@@ -141,7 +142,7 @@ def process(
         notes += write_photo_file(files["degraded"], original, degrade_quality, subsampling="4:2:0")
     source, target = files.get("degraded", upload), folder / f"{upload.stem}-restored{suffix_of(upload)}"
     files["restored"] = target
-    work = RestoreFile(WeightSelector(weights, device_here()), RestoreOptions(strength=strength))
+    work = RestoreFile(JpegRestorer(WeightSelector(weights, device_here()), RestoreOptions(strength=strength)))
     notes += work(source, target, on_progress)
     before, after = (visible(read_photo_file(path)) for path in (source, target))
     report = [f"<p>{html.escape(', '.join([*notes, f'strength {strength:g}']))}.</p>"]

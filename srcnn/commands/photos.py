@@ -36,9 +36,10 @@ examples:
   srcnn restore old.jpg                           writes old_restored.jpg beside it
   srcnn restore photos/ -o restored --format png  a folder with everything below it into another folder
 
-weights: by default each photo gets those of the srcnn-915 family that were trained for its JPEG quality: 10, 20, 30,
-40, 60 or 80, and "blind" where it is unknown. JPEGs of quality 92 and better are copied unchanged. `srcnn models`
-lists all weights."""
+The damage of each photo is estimated from its pixels, so that PNGs made of JPEGs and JPEGs that were saved again are
+restored, too; photos without JPEG damage and JPEGs of quality 89 and better are copied unchanged. By default each
+photo gets the weights of the srcnn-915 family that were trained for its quality: 10, 20, 30, 40, 60 or 80. `srcnn
+models` lists all weights."""
 
 
 def add_photo_commands(commands: Any) -> None:
@@ -61,9 +62,13 @@ def add_photo_commands(commands: Any) -> None:
         command.add_argument("--overwrite", action="store_true", help="replace results that exist")
     degrade.add_argument("--quality", type=int, default=20, help="JPEG quality, 1..100 (default: 20)")
     degrade.set_defaults(suffix="", format="jpg")
+    restore.add_argument("--force", action="store_true", help="restore photos without JPEG damage, too")
+    upscale.add_argument("--no-restore", action="store_true", help="do not undo JPEG damage first")
     for command, ending in ((restore, "_restored"), (upscale, "_xN")):
         command.add_argument("--format", choices=("jpg", "png", "webp", "tiff"), help="default: as the photo's own")
-        command.add_argument("--quality", type=int, default=95, help="of JPEG and WebP written, 1..100 (default: 95)")
+        command.add_argument("--quality", type=int, help="of JPEG and WebP written, 1..100 (default: " + (
+            "95 to 98 for JPEG, the higher the better the photo was;" if command is restore else "95;")
+            + " WebP 95, lossless if the photo was)")
         command.add_argument("--suffix", metavar="TEXT", help="put at the end of each name (default: none in a folder"
                              f" given with -o, else {ending})")
         command.add_argument("--tile", type=int, default=0, metavar="PIXELS",
@@ -100,20 +105,24 @@ def add_photo_commands(commands: Any) -> None:
 def restore_command(options: argparse.Namespace) -> int:
     from srcnn.models.device import device_here
     from srcnn.models.pretrained import WeightSelector
+    from srcnn.restoration.jpeg_damage import JpegRestorer
     from srcnn.restoration.restore_files import RestoreFile
     from srcnn.restoration.tiled_inference import RestoreOptions
 
     check_quality(options.quality)
-    treatment = RestoreOptions(options.tile, options.exact, options.strength)
+    treatment = RestoreOptions(options.tile, options.exact, options.strength, smooth_chroma=not options.keep_chroma)
 
     def prepare() -> Work:
         weights = WeightSelector(options.model, device_here())
-        return RestoreFile(weights, treatment, not options.keep_chroma, options.quality)
+        return RestoreFile(JpegRestorer(weights, treatment, options.force), options.quality)
 
     return run_on_files(options, prepare, "photos restored", "_restored")
 
 
 def upscale_command(options: argparse.Namespace) -> int:
+    from srcnn.models.device import device_here
+    from srcnn.models.pretrained import FAMILY, WeightSelector
+    from srcnn.restoration.jpeg_damage import JpegRestorer
     from srcnn.restoration.restore_files import UpscaleFile
     from srcnn.restoration.tiled_inference import RestoreOptions
     from srcnn.restoration.upscale import network_for_scale
@@ -122,7 +131,9 @@ def upscale_command(options: argparse.Namespace) -> int:
     treatment = RestoreOptions(options.tile, options.exact)
 
     def prepare() -> Work:
-        return UpscaleFile(network_for_scale(options.model, options.scale), options.scale, treatment, options.quality)
+        restorer = None if options.no_restore else JpegRestorer(WeightSelector(FAMILY, device_here()), treatment)
+        network = network_for_scale(options.model, options.scale)
+        return UpscaleFile(network, options.scale, restorer, treatment, options.quality)
 
     return run_on_files(options, prepare, "photos enlarged", f"_x{options.scale}")
 
@@ -140,8 +151,8 @@ def degrade_command(options: argparse.Namespace) -> int:
     return run_on_files(options, lambda: work, "photos degraded", "")
 
 
-def check_quality(quality: int) -> None:
-    if not 1 <= quality <= 100:
+def check_quality(quality: int | None) -> None:
+    if quality is not None and not 1 <= quality <= 100:
         raise UserError(f"--quality {quality}: expected 1..100")
 
 

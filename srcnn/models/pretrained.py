@@ -15,13 +15,16 @@ from srcnn.models.weights import load_model
 
 FAMILY = "srcnn-915"
 BLIND = "blind"  # weights trained over qualities 5 to 95, for photos of unknown quality
-# JPEGs of at least this quality are not changed: no shipped weights improve them (measured in docs/restoring.md).
-GOOD_QUALITY = 92
+# JPEGs of at least this quality are not changed: written as JPEG again some would lose (measured in docs/restoring.md).
+GOOD_QUALITY = 89
+GOOD_QUALITY_CONDITIONED = 93  # the same for a network that is told the quantization tables
 MAX_CACHED = 16  # networks; the largest family has eight
 
 
 class WeightSelector:
     """Networks to choose from by JPEG quality: a family of shipped weights ("srcnn-915"), or a single network.
+
+    A family and a conditioned network are for JPEG damage, and restore nothing else; another network is used always.
 
     Args:
         source: what `load_model` takes, or the name of a family.
@@ -40,16 +43,19 @@ class WeightSelector:
         except FileNotFoundError:
             self.family = family(source)
         self._loaded: dict[str, Network] = {}
-        self.load(self.weights_for_quality(None) or source)
+        is_conditioned = self.load(self.family.get(None, source)).conditioned
+        self.good_quality = GOOD_QUALITY if self.family else GOOD_QUALITY_CONDITIONED if is_conditioned else None
 
-    def weights_for_quality(self, quality: int | None) -> str | None:
-        """The name of the weights for a JPEG of this quality (None: unknown); None where it needs no restoring."""
-        if not self.family:
-            return self.source
-        if quality is None:
-            return self.family[None]
-        if quality >= GOOD_QUALITY:
+    def weights_for_quality(self, quality: int | None, force: bool = False) -> str | None:
+        """The name of the weights for a photo that was a JPEG of this quality, None: of which no JPEG damage is known.
+
+        None where it needs no restoring; with `force` there are weights for any photo.
+        """
+        is_good = self.good_quality is not None and (quality is None or quality >= self.good_quality)
+        if is_good and not force:
             return None
+        if not self.family or quality is None:
+            return self.family.get(None, self.source)
         qualities = [known for known in self.family if known is not None]
         return self.family[min(qualities, key=lambda known: (abs(known - quality), -known))]
 

@@ -20,7 +20,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from srcnn.photos.jpeg_quality import ANNEX_K_LUMA, MAX_STEP, quality_tables
+from srcnn.photos.jpeg_quality import (
+    ANNEX_K_CHROMA,
+    ANNEX_K_LUMA,
+    MAX_STEP,
+    JpegSave,
+    condition_of,
+    quality_tables,
+)
 
 BLOCK_PIXELS = 8
 NUM_OFFSETS = BLOCK_PIXELS**2
@@ -67,6 +74,24 @@ class JpegHistory(NamedTuple):
     steps: np.ndarray
     confidence: float
     is_last: bool
+
+
+def worst_save(pixels: np.ndarray, file: JpegSave | None) -> JpegSave | None:
+    """The coarsest JPEG compression that a photo went through: the one found in its pixels, else that of its file.
+
+    The chroma of a former JPEG is assumed to have had half the resolution and libjpeg's table.
+
+    Args:
+        pixels: (H, W) or (H, W, 3) uint8, the photo or a part that begins at a multiple of 8 rows and columns.
+        file: the compression of the photo's own file; None if it is not a JPEG.
+    """
+    found = estimate_history(pixels, None if file is None else file.quality)
+    if found is None:
+        return file
+    quality, is_grey = int(found.quality), pixels.ndim == 2
+    luma, chroma = (quality_tables(table)[quality - 1] for table in (ANNEX_K_LUMA, ANNEX_K_CHROMA))
+    luma = np.where(found.steps > 0, found.steps, luma.reshape(8, 8)).reshape(-1)
+    return JpegSave(quality, condition_of(luma, None if is_grey else chroma, not is_grey), found.offset)
 
 
 class _Save(NamedTuple):

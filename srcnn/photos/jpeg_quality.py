@@ -6,10 +6,13 @@ Does not import torch.
 from __future__ import annotations
 
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
+
+from srcnn.runtime.errors import UserError
 
 MAX_STEP = 255  # of a baseline JPEG
 # ITU-T T.81, Annex K, table K.1: luma, rows of rising vertical frequency, as Pillow orders `quantization`.
@@ -29,7 +32,45 @@ ANNEX_K_CHROMA = np.pad(
 ).reshape(-1)
 # Indices of the first ten frequencies, in zigzag order, in such a table.
 LOW_FREQUENCIES = (0, 1, 8, 16, 9, 2, 3, 10, 17, 24)
+TRANSPOSED = [LOW_FREQUENCIES.index(8 * (index % 8) + index // 8) for index in LOW_FREQUENCIES]
 CONDITION_SIZE = 2 + 2 * len(LOW_FREQUENCIES)
+
+
+class JpegSave(NamedTuple):
+    """A JPEG compression that a photo went through.
+
+    Attributes:
+        quality: 1..100 on libjpeg's scale, as `quality_of` computes it.
+        condition: float32 (CONDITION_SIZE,), as `condition_of` computes it.
+        offset: (row, column), each 0..7, of the first whole 8x8 block in the photo.
+    """
+
+    quality: int
+    condition: np.ndarray
+    offset: tuple[int, int] = (0, 0)
+
+    def upright(self, orientation: int, height: int, width: int) -> JpegSave:
+        """For the photo turned by an orientation 1..8 (EXIF 2.32, tag 0x0112), whose size is then height x width."""
+        condition = self.condition
+        if orientation >= 5:  # rows become columns
+            luma, chroma = condition[2:].reshape(2, -1)[:, TRANSPOSED]
+            condition = np.concatenate([condition[:2], luma, chroma])
+        rows = height % 8 if orientation in (3, 4, 7, 8) else 0  # the incomplete blocks come first
+        columns = width % 8 if orientation in (2, 3, 6, 7) else 0
+        return JpegSave(self.quality, condition, (rows, columns))
+
+
+def jpeg_save(quality: int, subsampled: bool = True, grey: bool = False) -> JpegSave:
+    """The compression by libjpeg's tables of a quality. Raises UserError unless it is in 1..100."""
+    if not 1 <= quality <= 100:
+        raise UserError(f"quality {quality:g}: expected a JPEG quality, 1..100")
+    return JpegSave(quality, condition_of_quality(round(quality), subsampled, grey))
+
+
+def jpeg_save_of(image: Image.Image) -> JpegSave | None:
+    """The compression of an opened JPEG, by its quantization tables (see `quality_of`); None without valid tables."""
+    quality, condition = quality_of(image), condition_of_image(image)
+    return None if quality is None or condition is None else JpegSave(quality, condition)
 
 
 def quality_of(image: Image.Image) -> int | None:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageFile
 
-from srcnn.photos.jpeg_quality import condition_of_image, quality_of
+from srcnn.photos.jpeg_quality import JpegSave, jpeg_save_of
 from srcnn.photos.metadata import Metadata, drop_unsupported, metadata_of, pillow_options
 from srcnn.photos.reading import (
     KINDS,
@@ -31,6 +31,10 @@ from srcnn.runtime.errors import UserError
 from srcnn.runtime.files import atomic_file
 
 MAX_SIDES = {"WEBP": 16_383, "JPEG": 65_500}  # pixels, of libwebp and libjpeg
+RIFF_HEADER_BYTES = 12
+MAX_WEBP_CHUNKS = 10_000  # before those of the pixels
+LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")  # as Pillow names TIFF compressions
+LOSSY_QUALITY = 95  # of JPEG and WebP, where nothing else is asked for
 Writer = Callable[[IO[bytes], np.ndarray, Metadata], None]
 SIXTEEN_BIT_WRITERS: dict[str, Writer] = {"PNG": write_png, "TIFF": write_tiff}
 Region = tuple[slice, slice]  # (rows, columns)
@@ -44,15 +48,17 @@ class PhotoFile:
         image: an image of one of PLAIN_MODES; or uint16 (H, W), or (H, W, C) with C = 2 (grey, alpha), 3 or 4.
         metadata: written with the pixels by `write_photo_file`.
         notes: conversions made in reading.
-        quality: of the JPEG file, 1..100, by its quantization tables; None for other files.
-        condition: the condition vector of these tables (`jpeg_quality.condition_of`), or None.
+        kind: the format of the file, of KINDS; "" if it is not from a file.
+        jpeg: the compression of a JPEG file, by its own tables; None for other files.
+        is_lossless: the file holds its pixels without loss.
     """
 
     image: Image.Image | np.ndarray
     metadata: Metadata = Metadata()
     notes: tuple[str, ...] = ()
-    quality: int | None = None
-    condition: np.ndarray | None = None
+    kind: str = ""
+    jpeg: JpegSave | None = None
+    is_lossless: bool = False
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -164,26 +170,46 @@ def read_photo_file(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Photo
         PhotoRefused: as `srcnn.photos.reading.read_photo`.
     """
     with open_image(path, max_megapixels) as opened:
-        quality, condition = quality_of(opened), condition_of_image(opened)
+        kind = "JPEG" if opened.format == "MPO" else opened.format or ""
+        jpeg, is_lossless = jpeg_save_of(opened), _is_lossless(opened)
         has_sixteen_bits, file = is_sixteen_bit(opened), opened.fp
         if opened.mode.startswith("I") and not has_sixteen_bits:
             raise PhotoRefused(f"{path}: levels of more than 16 bits, or below zero; save it with 8 or 16 bits")
         if not has_sixteen_bits or opened.format == "PNG":  # whose EXIF and texts may follow the pixels
             opened.load()
-        metadata = metadata_of(opened)
+        orientation, metadata = orientation_of(opened), metadata_of(opened)
         notes = ["only the first of several pictures kept"] if opened.format == "MPO" else []
         if opened.info.get("exif") and not metadata.exif:
             notes.append("damaged EXIF left out")
         if has_sixteen_bits:
             assert file is not None  # it was opened just now
-            pixels = upright_array(read_sixteen_bit(opened, file), orientation_of(opened))
-            return PhotoFile(pixels, metadata, tuple(notes), quality, condition)
+            pixels = upright_array(read_sixteen_bit(opened, file), orientation)
+            return PhotoFile(pixels, metadata, tuple(notes), kind, None, is_lossless)
         image, conversions = _to_plain_mode(turn_upright(opened), path)
     # Or Pillow would also write what its reader found beside the metadata: comments, compression and tags of a TIFF.
     image.info.clear()
     for name in ("tag", "tag_v2"):
         vars(image).pop(name, None)
-    return PhotoFile(image, metadata, (*notes, *conversions), quality, condition)
+    if jpeg is not None:
+        jpeg = jpeg.upright(orientation, image.height, image.width)
+    return PhotoFile(image, metadata, (*notes, *conversions), kind, jpeg, is_lossless)
+
+
+def _is_lossless(image: ImageFile.ImageFile) -> bool:
+    """Whether an opened file holds its pixels without loss. Of a WebP: whether its first chunk of pixels is VP8L
+    (RFC 9649, section 2.7.1.2).
+    """
+    if image.format != "WEBP":
+        return image.format in ("PNG", "BMP") or (
+            image.format == "TIFF" and image.info.get("compression") not in LOSSY_TIFF)
+    assert image.fp is not None
+    image.fp.seek(RIFF_HEADER_BYTES)
+    for _ in range(MAX_WEBP_CHUNKS):
+        name, length = image.fp.read(4), int.from_bytes(image.fp.read(4), "little")
+        if name in (b"VP8L", b"VP8 ", b""):
+            return name == b"VP8L"
+        image.fp.seek(length + length % 2, 1)
+    return False
 
 
 def upright_array(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -197,11 +223,13 @@ def upright_array(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def write_photo_file(path: Path, photo: PhotoFile, quality: int = 95, subsampling: str = "4:4:4") -> tuple[str, ...]:
+def write_photo_file(
+    path: Path, photo: PhotoFile, quality: int | None = None, subsampling: str = "4:4:4"
+) -> tuple[str, ...]:
     """Writes the format of the suffix of `path`; returns notes on what could not be kept.
 
     Args:
-        quality: of a JPEG or WebP, 1..100.
+        quality: of a JPEG or WebP, 1..100; None: LOSSY_QUALITY, but a WebP without loss where the photo came so.
         subsampling: of the chroma of a JPEG, "4:4:4", "4:2:2" or "4:2:0".
 
     Raises:
@@ -226,13 +254,14 @@ def write_photo_file(path: Path, photo: PhotoFile, quality: int = 95, subsamplin
         if photo.has_alpha and kind in ("JPEG", "BMP"):  # no program reads the alpha of Pillow's BMP
             image = over_white(image)
             notes += ("transparency laid over white",)
-        options: dict[str, Any] = {"quality": quality} if kind in ("JPEG", "WEBP") else {}
+        options: dict[str, Any] = {"quality": quality or LOSSY_QUALITY} if kind in ("JPEG", "WEBP") else {}
         if max(photo.size) > (longest := MAX_SIDES.get(kind, max(photo.size))):
             raise UserError(f"{kind} allows {longest} pixels a side; use --format png")
         if kind == "JPEG":
             options["subsampling"] = subsampling
         elif kind == "WEBP":
             options["exact"] = True  # keeps the colours of transparent pixels
+            options["lossless"] = quality is None and photo.is_lossless
         with atomic_file(path) as file:
             image.save(file, kind, **options, **pillow_options(metadata, kind))
     except (OSError, MemoryError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar, overload
 
@@ -14,9 +13,10 @@ from PIL import Image
 from srcnn.models.base import Network
 from srcnn.models.device import device_here
 from srcnn.models.pretrained import FAMILY, WeightSelector
-from srcnn.photos.jpeg_quality import condition_of_image, condition_of_quality, quality_of
+from srcnn.photos.jpeg_quality import jpeg_save, jpeg_save_of
 from srcnn.photos.metadata import pillow_options
 from srcnn.photos.photo_file import PhotoFile, photo_file_of, read_photo_file
+from srcnn.restoration.jpeg_damage import JpegRestorer
 from srcnn.restoration.tiled_inference import MAX_LEVEL, PixelAccess, Progress, RestoreOptions, restore_tiles
 from srcnn.runtime.errors import UserError
 
@@ -29,14 +29,16 @@ MODEL_TYPES = "srcnn.SRCNN, srcnn.UNet, or the name, file or run folder of weigh
 @overload
 def restore(
     photo: str | Path, model: ModelSource | None = None, tile_pixels: int = 0, *, quality: int | None = None,
-    strength: float = 1.0, exact: bool = False, in_place: bool = False, on_progress: Progress | None = None,
+    strength: float = 1.0, force: bool = False, exact: bool = False, in_place: bool = False,
+    on_progress: Progress | None = None,
 ) -> Image.Image: ...
 
 
 @overload
 def restore(
     photo: PhotoT, model: ModelSource | None = None, tile_pixels: int = 0, *, quality: int | None = None,
-    strength: float = 1.0, exact: bool = False, in_place: bool = False, on_progress: Progress | None = None,
+    strength: float = 1.0, force: bool = False, exact: bool = False, in_place: bool = False,
+    on_progress: Progress | None = None,
 ) -> PhotoT: ...
 
 
@@ -47,6 +49,7 @@ def restore(
     *,
     quality: int | None = None,
     strength: float = 1.0,
+    force: bool = False,
     exact: bool = False,
     in_place: bool = False,
     on_progress: Progress | None = None,
@@ -61,11 +64,12 @@ def restore(
             (the default), of which `quality` selects one. A network of one channel restores the luma (BT.601, full
             range), one of three RGB, and greyscale as R = G = B. Weights are cached until their file changes.
         tile_pixels: side of the tiles that go through the network; 0: chosen for the device.
-        quality: of the JPEG that the photo was, 1..100; by default that of an image just opened from a JPEG. It selects
-            the weights, is the input of a conditioned network, and sets how much chroma is smoothed beside a network
-            for luma; without a quality chroma is unchanged. Where `model` is a family, photos of high quality are
-            returned unchanged.
+        quality: of the JPEG that the photo was, 1..100; by default estimated from its pixels, and from the tables of a
+            path or an image just opened from a JPEG. It selects the weights, is the input of a conditioned network, and
+            sets how much chroma is smoothed beside a network for luma; without one chroma is unchanged.
         strength: fraction of the network's change that is applied, 0..1.
+        force: restore all photos. Without it, photos without JPEG damage and JPEGs of high quality are returned
+            unchanged, if `model` is a family, or the name or file of a conditioned network.
         exact: compute in float32; else in bfloat16 where the device is faster with it, within 0.01 dB.
         in_place: change the photo itself and return it, without a second copy of its pixels.
         on_progress: called with the number of tiles done and of all tiles.
@@ -76,28 +80,30 @@ def restore(
         FileNotFoundError: no such weights.
     """
     check_types(photo, model)
+    networks = model if isinstance(model, Network) else WeightSelector(str(model or FAMILY), device_here())
+    restorer = JpegRestorer(networks, RestoreOptions(tile_pixels, exact, strength), force=force)
     source = read_photo_file(Path(photo)) if isinstance(photo, (str, Path)) else photo
-    condition = None
-    if quality is None and isinstance(source, PhotoFile):
-        quality, condition = source.quality, source.condition
-    elif quality is None and isinstance(source, Image.Image):
-        quality, condition = quality_of(source), condition_of_image(source)
-    options = RestoreOptions(tile_pixels, exact, strength, quality, condition)
-    if quality is not None and condition is None:
-        options = replace(options, condition=condition_of_quality(quality, grey=_is_grey(source)))
-    network = model if isinstance(model, Network) else _network_for(str(model or FAMILY), quality)
+    known = None if quality is None else jpeg_save(quality, grey=_is_grey(source))
     if isinstance(source, PhotoFile):
-        if network is not None:
-            restore_photo_file(source, network, options, on_progress)
+        restorer(access_to_file(source), source.jpeg, known, on_progress)
         return image_of(source)
-    if network is None:
-        return source if in_place else source.clone() if isinstance(source, torch.Tensor) else source.copy()
     if isinstance(source, Image.Image):
-        return _restore_image(source, network, options, in_place, on_progress)
+        file = photo_file_of(source)
+        if in_place and file.image is not source:
+            raise UserError(f"a Pillow image of mode {source.mode} cannot be restored in place; convert it to RGB")
+        if file.image is source and not in_place:
+            file = PhotoFile(source.copy())
+        restorer(access_to_file(file), jpeg_save_of(source), known, on_progress)
+        return file.to_image(source)
+
+    def restore_pixels(pixels: np.ndarray) -> np.ndarray:
+        restored = _writable(pixels, in_place)
+        restorer(access_to_array(restored), None, known, on_progress)
+        return restored
+
     if isinstance(source, torch.Tensor):
-        return map_arrays(source, source if in_place else torch.empty_like(source),
-                          lambda pixels: restore_array(pixels, network, options, on_progress=on_progress))
-    return restore_array(source, network, options, in_place, on_progress)
+        return map_arrays(source, source if in_place else torch.empty_like(source), restore_pixels)
+    return restore_pixels(source)
 
 
 def check_types(photo: object, model: object) -> None:
@@ -106,13 +112,6 @@ def check_types(photo: object, model: object) -> None:
         raise UserError(f"the photo is of type {type(photo).__name__}; expected {PHOTO_TYPES}")
     if model is not None and not isinstance(model, (str, Path, Network)):
         raise UserError(f"the model is of type {type(model).__name__}; expected {MODEL_TYPES}")
-
-
-def _network_for(source: str, quality: int | None) -> Network | None:
-    """The weights `source`, or those of a family for a JPEG of this quality; None where it needs no restoring."""
-    networks = WeightSelector(source, device_here())
-    name = networks.weights_for_quality(quality)
-    return None if name is None else networks.load(name)
 
 
 def image_of(file: PhotoFile) -> Image.Image:
@@ -131,18 +130,6 @@ def _is_grey(photo: np.ndarray | torch.Tensor | Image.Image | PhotoFile) -> bool
     if isinstance(photo, Image.Image):
         return photo.mode in ("1", "L", "LA", "La") or photo.mode.startswith("I")
     return photo.ndim == 2 or isinstance(photo, torch.Tensor) and photo.shape[-3] == 1
-
-
-def _restore_image(
-    photo: Image.Image, model: Network, options: RestoreOptions, in_place: bool, on_progress: Progress | None
-) -> Image.Image:
-    file = photo_file_of(photo)
-    if in_place and file.image is not photo:
-        raise UserError(f"a Pillow image of mode {photo.mode} cannot be restored in place; convert it to RGB")
-    if file.image is photo and not in_place:
-        file = PhotoFile(photo.copy())
-    restore_photo_file(file, model, options, on_progress)
-    return file.to_image(photo)
 
 
 def map_arrays(photo: torch.Tensor, result: torch.Tensor, work: Callable[[np.ndarray], np.ndarray]) -> torch.Tensor:
@@ -167,22 +154,28 @@ def restore_array(
     on_progress: Progress | None = None,
 ) -> np.ndarray:
     """(H, W) or (H, W, 3), uint8, uint16 or float32 in [0, 1] -> the same shape and dtype, restored."""
-    check_pixels(pixels)
-    if in_place and not pixels.flags.writeable:
-        raise UserError("the array is read-only and cannot be restored in place")
-    restored = pixels if in_place else np.empty_like(pixels)
-    height, width = pixels.shape[:2]
-    whole = PixelAccess(height, width, lambda part: pixels[part].copy(), restored.__setitem__, pixels.dtype)
-    restore_tiles(whole, model, options, on_progress)
+    restored = _writable(pixels, in_place)
+    restore_tiles(access_to_array(restored), model, options, on_progress)
     return restored
 
 
-def restore_photo_file(
-    file: PhotoFile, model: Network, options: RestoreOptions = RestoreOptions(), on_progress: Progress | None = None
-) -> None:
-    """Restores the pixels of a photo file in memory, in place."""
-    whole = PixelAccess(*file.size, file.read, file.write, file.dtype)
-    restore_tiles(whole, model, options, on_progress)
+def _writable(pixels: np.ndarray, in_place: bool) -> np.ndarray:
+    """The array itself, or a copy. Raises UserError if it is not a photo, or is read-only."""
+    check_pixels(pixels)
+    if in_place and not pixels.flags.writeable:
+        raise UserError("the array is read-only and cannot be restored in place")
+    return pixels if in_place else pixels.copy()
+
+
+def access_to_array(pixels: np.ndarray) -> PixelAccess:
+    """To an array (H, W) or (H, W, 3), uint8, uint16 or float32."""
+    height, width = pixels.shape[:2]
+    return PixelAccess(height, width, lambda part: pixels[part].copy(), pixels.__setitem__, pixels.dtype)
+
+
+def access_to_file(file: PhotoFile) -> PixelAccess:
+    """To the colours of a photo file in memory."""
+    return PixelAccess(*file.size, file.read, file.write, file.dtype)
 
 
 def check_pixels(pixels: np.ndarray) -> None:

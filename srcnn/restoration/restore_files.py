@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -16,10 +16,10 @@ from typing import NamedTuple
 import torch
 
 from srcnn.models.base import Network
-from srcnn.models.pretrained import WeightSelector
 from srcnn.photos.photo_file import read_photo_file, write_photo_file
 from srcnn.photos.reading import KINDS, PhotoRefused, open_image
-from srcnn.restoration.restore import restore_photo_file
+from srcnn.restoration.jpeg_damage import JpegRestorer
+from srcnn.restoration.restore import access_to_file
 from srcnn.restoration.tiled_inference import Progress, RestoreOptions, is_out_of_memory
 from srcnn.restoration.upscale import upscale_photo_file
 from srcnn.runtime.files import atomic_file, remove_unfinished
@@ -38,73 +38,90 @@ REMEDIES = {
 Work = Callable[[Path, Path, Progress | None], tuple[str, ...]]
 
 
+# (upper bound of the quality before restoring, quality of the JPEG written): the lowest of 95, 97 and 98 that loses at
+# most 0.05 dB more than 100 does (docs/restoring.md).
+JPEG_QUALITIES = ((15, 95), (25, 97), (100, 98))
+
+
 @dataclass(frozen=True)
 class RestoreFile:
     """Restores photo files.
 
     Args:
-        networks: one network, or those to choose from by each photo's JPEG quality.
-        options: for all photos; chroma_quality and condition come from each photo's own JPEG.
-        smooth_chroma: whether the chroma of JPEGs is smoothed.
-        quality: of the JPEG and WebP files written, 1..100.
+        restorer: finds and undoes the damage of each photo.
+        quality: of the JPEG and WebP files written, 1..100; None: chosen by the damage, and lossless WebP stays so.
     """
 
-    networks: WeightSelector | Network
-    options: RestoreOptions = RestoreOptions()
-    smooth_chroma: bool = True
-    quality: int = 95
+    restorer: JpegRestorer
+    quality: int | None = None
 
     def __call__(self, path: Path, target: Path, on_progress: Progress | None = None) -> tuple[str, ...]:
         """Restores one photo file into another, with its metadata; returns notes on what was done and not kept.
 
-        A JPEG of high quality is copied byte for byte, with its modification time, or only converted where the target
-        has another format.
+        A photo that is left alone is copied byte for byte, with its modification time, or only converted where the
+        target has another format.
 
         Raises:
             PhotoRefused: the photo cannot be read.
         """
         photo = read_photo_file(path)
-        notes = () if photo.quality is None else (f"JPEG quality {photo.quality}",)
-        if isinstance(self.networks, Network):
-            model = self.networks
-        elif (name := self.networks.weights_for_quality(photo.quality)) is None:
-            if KINDS.get(target.suffix.lower()) != "JPEG":  # the source is a JPEG, whatever its suffix
-                return (*notes, "good already", "converted only", *write_photo_file(target, photo, self.quality))
-            with open_regular(path, MAX_PHOTO_BYTES) as source, atomic_file(target) as file:
-                shutil.copyfileobj(source, file)
-                file.flush()  # as writing later would change the time again
-                status = os.fstat(source.fileno())
-                with suppress(OSError):  # a disk that has no times
-                    os.utime(file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
-            return (*notes, "good already", COPIED)
-        else:
-            model = self.networks.load(name)
-            notes = (*notes, name) if self.networks.family else notes
-        options = replace(self.options, chroma_quality=photo.quality if self.smooth_chroma else None,
-                            condition=photo.condition)
-        restore_photo_file(photo, model, options, on_progress)
-        return (*notes, *photo.notes, *write_photo_file(target, photo, self.quality))
+        treatment = self.restorer(access_to_file(photo), photo.jpeg, on_progress=on_progress)
+        kind = KINDS.get(target.suffix.lower())
+        if not treatment.was_restored and kind == photo.kind:
+            _copy(path, target)
+            return (*treatment.notes, COPIED)
+        quality = self.quality
+        if quality is None and kind == "JPEG" and treatment.damage is not None:
+            quality = jpeg_quality_for(treatment.damage.quality)
+        done = () if treatment.was_restored else ("converted only",)
+        return (*treatment.notes, *done, *photo.notes, *write_photo_file(target, photo, quality))
+
+
+def jpeg_quality_for(damage_quality: int) -> int:
+    """The quality at which to save a photo as JPEG that was restored from a JPEG of `damage_quality`."""
+    return next(quality for bound, quality in JPEG_QUALITIES if damage_quality <= bound)
+
+
+def _copy(path: Path, target: Path) -> None:
+    """Copies a file with its modification time."""
+    with open_regular(path, MAX_PHOTO_BYTES) as source, atomic_file(target) as file:
+        shutil.copyfileobj(source, file)
+        file.flush()  # as writing later would change the time again
+        status = os.fstat(source.fileno())
+        with suppress(OSError):  # a disk that has no times
+            os.utime(file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 @dataclass(frozen=True)
 class UpscaleFile:
-    """Enlarges photo files; see `srcnn.upscale`."""
+    """Enlarges photo files; see `srcnn.upscale`.
+
+    Args:
+        model: for this scale.
+        restorer: undoes the damage of each photo first; None: not done.
+        quality: of the JPEG and WebP files written, 1..100; None: 95, and lossless WebP stays so.
+    """
 
     model: Network
     scale: int
+    restorer: JpegRestorer | None = None
     options: RestoreOptions = RestoreOptions()
-    quality: int = 95
+    quality: int | None = None
 
     def __call__(self, path: Path, target: Path, on_progress: Progress | None = None) -> tuple[str, ...]:
-        """Enlarges one photo file into another, with its metadata; returns notes on what could not be kept.
+        """Enlarges one photo file into another, with its metadata; returns notes on what was done and not kept.
 
         Raises:
             PhotoRefused: the photo cannot be read.
             ValueError: the enlarged photo would be larger than its format or this program allows.
         """
         photo = read_photo_file(path)
+        notes: tuple[str, ...] = ()
+        if self.restorer is not None:
+            treatment = self.restorer(access_to_file(photo), photo.jpeg)
+            notes = (*treatment.notes, "restored first") if treatment.was_restored else treatment.notes
         enlarged = upscale_photo_file(photo, self.model, self.scale, self.options, on_progress)
-        return (*enlarged.notes, *write_photo_file(target, enlarged, self.quality))
+        return (*notes, *enlarged.notes, *write_photo_file(target, enlarged, self.quality))
 
 
 class Outcome(NamedTuple):

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from srcnn.models.base import Network
 from srcnn.photos.degradation import Degradation, bicubic_levels, crop_to_multiple, degrade, to_uint8
-from srcnn.photos.jpeg_quality import condition_of_quality
+from srcnn.photos.jpeg_quality import jpeg_save
 from srcnn.photos.metrics import psnr, psnr_b, ssim
 from srcnn.photos.reading import LUMA, LumaKind, photos_below, read_photo
 from srcnn.restoration.restore import restore_array
@@ -82,7 +82,10 @@ def score_photo(name: str, pixels: np.ndarray, model: Network, luma: LumaKind, d
     photo, spoilt = degraded_pair(pixels, luma, degradation)
     clean, degraded = (LUMA[luma](each) for each in (photo, spoilt))
     source = spoilt if model.config.channels == 3 else degraded
-    options = RestoreOptions(exact=True, condition=_condition(degradation, grey=spoilt.ndim == 2))
+    quality = degradation.quality("0" * 64)
+    is_subsampled = degradation.jpeg_subsampling != "4:4:4"
+    damage = None if quality is None else jpeg_save(quality, is_subsampled, grey=spoilt.ndim == 2)
+    options = RestoreOptions(exact=True, damage=damage)
     if source.dtype == np.uint8:
         restored = LUMA[luma](restore_array(source, model, options))
     else:  # scaled, float32: goes into the network without rounding
@@ -91,11 +94,6 @@ def score_photo(name: str, pixels: np.ndarray, model: Network, luma: LumaKind, d
     inner = tuple(slice(border, side - border) for side in clean.shape)
     before, after = (_measures(clean[inner], to_uint8(other)[inner], not border) for other in (degraded, restored))
     return Score(name, before[0], after[0], before[1], after[1], before[2], after[2])
-
-
-def _condition(degradation: Degradation, grey: bool) -> np.ndarray | None:
-    quality = degradation.quality("0" * 64)
-    return None if quality is None else condition_of_quality(quality, degradation.jpeg_subsampling != "4:4:4", grey)
 
 
 def score_folder(

@@ -14,7 +14,8 @@ from srcnn.models.base import Network
 from srcnn.models.device import full_precision, prefers_bf16, raise_malloc_threshold
 from srcnn.models.srcnn import SRCNN, fused_bf16, supports_fused_bf16
 from srcnn.models.unet import LUMA_WEIGHTS, to_luma
-from srcnn.photos.tiling import Window, spans, windows
+from srcnn.photos.jpeg_quality import JpegSave
+from srcnn.photos.tiling import JPEG_BLOCK_PIXELS, Window, spans, windows
 from srcnn.restoration.chroma import REACH, smooth_chroma
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.parallel import in_order, single_threaded_pool
@@ -53,22 +54,21 @@ class RestoreOptions:
         exact: compute in float32; else in bfloat16 where the device is faster with it, the network is residual, and the
             photo has 8 bits: then only the correction is rounded to bfloat16, not the photo.
         strength: fraction of the network's change that is applied, 0..1.
-        chroma_quality: JPEG quality of a colour photo, by which its chroma is smoothed beside a network for luma
-            (srcnn/restoration/chroma.py); None: chroma is unchanged.
-        condition: the JPEG compression, for a conditioned network (srcnn/photos/jpeg_quality.py); None: unknown.
+        damage: the JPEG compression of the photo, None: unknown. Its condition is an input of a conditioned network,
+            and its grid is where the tiles of a network begin that is made for blocks.
+        smooth_chroma: smooth the chroma of a colour photo with known damage beside a network for luma
+            (srcnn/restoration/chroma.py).
     """
 
     tile_pixels: int = 0
     exact: bool = False
     strength: float = 1.0
-    chroma_quality: float | None = None
-    condition: np.ndarray | None = None
+    damage: JpegSave | None = None
+    smooth_chroma: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 1:
             raise UserError(f"strength {self.strength:g}: expected 0 (no change) to 1 (the whole change)")
-        if self.chroma_quality is not None and not 1 <= self.chroma_quality <= 100:
-            raise UserError(f"quality {self.chroma_quality:g}: expected a JPEG quality, 1..100")
         if self.tile_pixels < 0:
             raise UserError(f"tile {self.tile_pixels}: expected a number of pixels, or 0 to choose one for the device")
 
@@ -88,6 +88,8 @@ def restore_tiles(
         ValueError: the network has neither 1 nor 3 channels.
     """
     restorer = TileRestorer(pixels.dtype, model, options)
+    if model.multiple > 1 and options.damage is not None and any(options.damage.offset):
+        pixels = _on_grid(pixels, options.damage.offset)
     parts = list(windows(pixels.height, pixels.width, restorer.tile_pixels, restorer.halo))
     # A tile may be overwritten only when the last tile whose halo overlaps it has been read: the lower right neighbour.
     tiles_across = -(-pixels.width // restorer.tile_pixels)
@@ -104,6 +106,27 @@ def restore_tiles(
                 on_progress(number, len(parts))
 
 
+def _on_grid(photo: PixelAccess, offset: tuple[int, int]) -> PixelAccess:
+    """The photo with its first row and column repeated until the JPEG's blocks begin at multiples of 8."""
+    added = [-first % JPEG_BLOCK_PIXELS for first in offset]
+
+    def inside(part: Part) -> tuple[Part, list[int]]:
+        """The part's rectangle in the photo, and how many rows and columns of the part lie before it."""
+        rows, columns = (slice(max(0, side.start - num), side.stop - num) for side, num in zip(part, added))
+        return (rows, columns), [max(0, num - side.start) for side, num in zip(part, added)]
+
+    def read(part: Part) -> np.ndarray:
+        region, (above, before) = inside(part)
+        pixels = photo.read(region)
+        return np.pad(pixels, [(above, 0), (before, 0), (0, 0)][: pixels.ndim], "edge")
+
+    def write(part: Part, pixels: np.ndarray) -> None:
+        region, (above, before) = inside(part)
+        photo.write(region, np.ascontiguousarray(pixels[above:, before:]))
+
+    return photo._replace(height=photo.height + added[0], width=photo.width + added[1], read=read, write=write)
+
+
 class TileRestorer:
     """Restores the tiles of one photo, from any thread; remembers the tile size that fitted into memory."""
 
@@ -111,13 +134,16 @@ class TileRestorer:
         self.device = next(model.parameters()).device
         if (channels := model.config.channels) not in (1, 3):
             raise UserError(f"the network restores {channels} channels; expected one for luma (1) or RGB (3)")
-        self.model, self.options, self.dtype = model.with_condition(options.condition), options, dtype
+        condition = None if options.damage is None else options.damage.condition
+        self.model, self.options, self.dtype = model.with_condition(condition), options, dtype
         self.bf16 = (not options.exact and model.config.residual and dtype == np.uint8
                      and prefers_bf16(model.config, self.device))
-        smooths = options.chroma_quality is not None and channels == 1
+        self.chroma_quality = options.damage.quality if options.damage and options.smooth_chroma else None
+        smooths = self.chroma_quality is not None and channels == 1
         self.halo = self._round_up(model.halo + (REACH if smooths else 0))
         default = max(TILE_PIXELS.get(self.device.type, 512), TILE_HALOS * self.halo)
-        self.tile_pixels = self._round_up(options.tile_pixels or default)
+        least = JPEG_BLOCK_PIXELS if model.multiple > 1 else 1  # or a tile could lie before the photo: `_on_grid`
+        self.tile_pixels = self._round_up(max(least, options.tile_pixels or default))
 
     def _round_up(self, pixels: int) -> int:
         """Rounded up to the network's `multiple`, so that tiles and halos start at multiples of it."""
@@ -187,10 +213,10 @@ class TileRestorer:
         luma = to_luma(planes)
         restored = run_network(luma, self.model, self.bf16)
         change = (restored - luma)[inner]
-        if self.options.chroma_quality is None:
+        if self.chroma_quality is None:
             return change
         chroma = torch.cat([blue - luma, red - luma])
-        smoothed = smooth_chroma(chroma, restored.clamp(0, 1), self.options.chroma_quality)
+        smoothed = smooth_chroma(chroma, restored.clamp(0, 1), self.chroma_quality)
         by_blue, by_red = (smoothed - chroma)[inner]
         by_green = -(LUMA_WEIGHTS[0] * by_red + LUMA_WEIGHTS[2] * by_blue) / LUMA_WEIGHTS[1]
         return torch.stack([by_red, by_green, by_blue]) + change

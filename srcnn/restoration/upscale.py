@@ -16,11 +16,21 @@ from PIL import Image
 
 from srcnn.models.base import Network
 from srcnn.models.device import device_here
-from srcnn.models.pretrained import WeightSelector
+from srcnn.models.pretrained import FAMILY, WeightSelector
 from srcnn.photos.metadata import with_size
 from srcnn.photos.photo_file import PhotoFile, photo_file_of, read_photo_file
 from srcnn.photos.reading import MAX_MEGAPIXELS
-from srcnn.restoration.restore import ModelSource, PhotoT, check_pixels, check_types, image_of, map_arrays
+from srcnn.restoration.jpeg_damage import JpegRestorer
+from srcnn.restoration.restore import (
+    ModelSource,
+    PhotoT,
+    access_to_file,
+    check_pixels,
+    check_types,
+    image_of,
+    map_arrays,
+    restore,
+)
 from srcnn.restoration.tiled_inference import Part, PixelAccess, Progress, RestoreOptions, restore_tiles
 from srcnn.runtime.errors import UserError
 
@@ -41,15 +51,15 @@ def check_scale(scale: int) -> None:
 
 @overload
 def upscale(
-    photo: str | Path, model: ModelSource | None = None, scale: int = 2, tile_pixels: int = 0, *, exact: bool = False,
-    on_progress: Progress | None = None,
+    photo: str | Path, model: ModelSource | None = None, scale: int = 2, tile_pixels: int = 0, *,
+    restore_first: bool = True, exact: bool = False, on_progress: Progress | None = None,
 ) -> Image.Image: ...
 
 
 @overload
 def upscale(
-    photo: PhotoT, model: ModelSource | None = None, scale: int = 2, tile_pixels: int = 0, *, exact: bool = False,
-    on_progress: Progress | None = None,
+    photo: PhotoT, model: ModelSource | None = None, scale: int = 2, tile_pixels: int = 0, *,
+    restore_first: bool = True, exact: bool = False, on_progress: Progress | None = None,
 ) -> PhotoT: ...
 
 
@@ -59,6 +69,7 @@ def upscale(
     scale: int = 2,
     tile_pixels: int = 0,
     *,
+    restore_first: bool = True,
     exact: bool = False,
     on_progress: Progress | None = None,
 ) -> np.ndarray | torch.Tensor | Image.Image:
@@ -68,6 +79,7 @@ def upscale(
         photo: as for `restore`: a path, a Pillow image, pixels or a tensor; any size from 1x1.
         model: a network for this scale, or a name or file of weights; None: the shipped weights for the scale. With
             one channel it restores the luma, and chroma is bicubic, as transparency always is.
+        restore_first: undo JPEG damage first, as `restore` does with shipped weights; enlarged, it would only grow.
         tile_pixels, exact, on_progress: as in `restore`.
 
     Raises:
@@ -80,7 +92,12 @@ def upscale(
     network = model if isinstance(model, Network) else network_for_scale(model, scale)
     options = RestoreOptions(tile_pixels, exact)
     if isinstance(photo, (str, Path)):
-        return image_of(upscale_photo_file(read_photo_file(Path(photo)), network, scale, options, on_progress))
+        file = read_photo_file(Path(photo))
+        if restore_first:
+            JpegRestorer(WeightSelector(FAMILY, device_here()), options)(access_to_file(file), file.jpeg)
+        return image_of(upscale_photo_file(file, network, scale, options, on_progress))
+    if restore_first:
+        photo = restore(photo, tile_pixels=tile_pixels, exact=exact)
     if isinstance(photo, torch.Tensor):
         enlarged = photo.new_empty((*photo.shape[:-2], *(side * scale for side in photo.shape[-2:])))
         return map_arrays(photo, enlarged,
@@ -132,7 +149,7 @@ def upscale_photo_file(
         raise UserError(f"would become {width}x{height}, more than {MAX_MEGAPIXELS:.0f} megapixels; "
                         "use a smaller scale")
     metadata = with_size(photo.metadata, width, height)
-    enlarged = replace(photo.blank(height, width), metadata=metadata, notes=photo.notes)
+    enlarged = replace(photo, image=photo.blank(height, width).image, metadata=metadata, jpeg=None)
     source = PixelAccess(*photo.size, photo.read, enlarged.write_all, photo.dtype)
 
     def write_with_alpha(part: Part, pixels: np.ndarray) -> None:

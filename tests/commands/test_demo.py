@@ -16,8 +16,8 @@ from srcnn.models.device import device_here
 from srcnn.models.pretrained import FAMILY, WeightSelector
 from srcnn.photos.metrics import psnr
 from srcnn.photos.reading import luma_l
+from srcnn.restoration.jpeg_damage import JpegRestorer
 from srcnn.restoration.restore_files import RestoreFile
-from srcnn.restoration.tiled_inference import RestoreOptions
 
 
 def test_without_gradio_the_cure_is_named(monkeypatch):
@@ -111,7 +111,7 @@ def test_a_photo_is_degraded_restored_compared_and_downloaded(page, tmp_path, re
     with Image.open(photo) as opened:
         exif, clean = opened.getexif(), opened.convert("RGB")
     clean.save(tmp_path / "degraded.jpg", quality=10, subsampling="4:2:0")
-    work = RestoreFile(WeightSelector(FAMILY, device_here()), RestoreOptions())
+    work = RestoreFile(JpegRestorer(WeightSelector(FAMILY, device_here())))
     work(tmp_path / "degraded.jpg", tmp_path / "restored.jpg")
     name, path = download(page, tmp_path)
     assert name == f"{photo.stem}-restored.jpg"

@@ -13,8 +13,9 @@ from srcnn.models.device import to_device
 from srcnn.models.srcnn import SRCNN, ModelConfig
 from srcnn.models.weights import initialize, save_model
 from srcnn.photos.degradation import Degradation, degrade
-from srcnn.photos.jpeg_quality import condition_of_image, condition_of_quality
+from srcnn.photos.jpeg_quality import JpegSave, condition_of_image, condition_of_quality, jpeg_save
 from srcnn.photos.metrics import psnr
+from srcnn.restoration.jpeg_damage import JpegRestorer
 from srcnn.restoration.restore import restore, restore_array
 from srcnn.restoration.restore_files import RestoreFile
 from srcnn.restoration.score import score_photo
@@ -70,8 +71,9 @@ def test_a_network_of_other_channels_is_refused():
 
 def test_tiles_equal_the_whole_photo(monkeypatch, model):
     monkeypatch.setattr("srcnn.models.unet.HALO_PIXELS", 1000)
-    photo, condition = random_photo(101, 67, 3), condition_of_quality(10)
-    whole, tiled = (restore_array(photo, model, RestoreOptions(side, True, condition=condition)) for side in (1000, 20))
+    photo = random_photo(101, 67, 3)
+    whole, tiled = (restore_array(photo, model, RestoreOptions(side, True, damage=jpeg_save(10)))
+                    for side in (1000, 20))
     differs = np.abs(whole.astype(int) - tiled)
     assert differs.max() <= 1 and (differs > 0).mean() < 1e-3
     halo = model.halo
@@ -90,11 +92,12 @@ def test_a_jpeg_tells_the_network_its_tables(tmp_path, model, subsampling):
         told, pixels = condition_of_image(image), np.asarray(image)
         restored = np.asarray(restore(image, model, exact=True))
     assert np.array_equal(told, condition_of_quality(15, subsampling == "4:2:0", grey=subsampling is None))
-    expected = restore_array(pixels, model, RestoreOptions(exact=True, condition=told))
-    assert (expected != restore(pixels, model, exact=True)).mean() > 0.1
+    expected = restore_array(pixels, model, RestoreOptions(exact=True, damage=JpegSave(15, told)))
+    assert (expected != restore_array(pixels, model, RestoreOptions(exact=True))).mean() > 0.1
     assert np.array_equal(restored, expected)
     for smooth in (True, False):  # the chroma is the network's
-        RestoreFile(model, RestoreOptions(exact=True), smooth)(path, tmp_path / "file.png")
+        restorer = JpegRestorer(model, RestoreOptions(exact=True, smooth_chroma=smooth))
+        RestoreFile(restorer)(path, tmp_path / "file.png")
         assert np.array_equal(np.asarray(Image.open(tmp_path / "file.png")), expected)
     save_model(model, tmp_path / "model.safetensors")
     arguments = ["restore", str(path), "-o", str(tmp_path / "command.png"), "--exact"]
@@ -105,7 +108,7 @@ def test_a_jpeg_tells_the_network_its_tables(tmp_path, model, subsampling):
 @pytest.mark.parametrize("channels", [None, 3])
 def test_a_quality_that_is_given_stands_for_its_tables(model, channels):
     pixels = random_photo(37, 29, channels)
-    expected = restore_array(pixels, model, RestoreOptions(condition=condition_of_quality(40, grey=channels is None)))
+    expected = restore_array(pixels, model, RestoreOptions(damage=jpeg_save(40, grey=channels is None)))
     assert (expected != restore(pixels, model)).mean() > 0.1
     assert np.array_equal(restore(pixels, model, quality=40), expected)
     assert np.array_equal(restore(pixels, model, quality=40), expected)
@@ -124,9 +127,9 @@ def test_scores_are_of_the_network_that_knows_the_quality(model, luma, subsampli
     degradation = Degradation(jpeg_quality=25, jpeg_subsampling=subsampling)
     if luma == "y":
         clean = np.rint(16 + clean @ np.array([65.481, 128.553, 24.966]) / 255).astype(np.uint8)
-    told = condition_of_quality(25, subsampling == "4:2:0", grey=luma == "y")
+    damage = jpeg_save(25, subsampling == "4:2:0", grey=luma == "y")
     degraded = degrade(clean, degradation, 25)
-    restored = restore_array(degraded, model, RestoreOptions(exact=True, condition=told))
+    restored = restore_array(degraded, model, RestoreOptions(exact=True, damage=damage))
     levels = [np.asarray(Image.fromarray(pixels).convert("L")) for pixels in (clean, degraded, restored)]
     score = score_photo("photo", clean, model, luma, degradation)
     assert score.psnr_in == psnr(*levels[:2]) and score.psnr == psnr(levels[0], levels[2])

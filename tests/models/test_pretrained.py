@@ -18,7 +18,7 @@ from srcnn.__main__ import main
 from srcnn.models.pretrained import FAMILY, GOOD_QUALITY, WeightSelector
 from srcnn.models.weight_files import find_weights
 from srcnn.models.weights import load_model
-from srcnn.restoration.restore import restore
+from srcnn.restoration.restore import restore, restore_array
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
@@ -32,13 +32,14 @@ def save_jpeg(path, quality, **options):
 @pytest.mark.parametrize(
     "quality,name", [(1, "q10"), (14, "q10"), (15, "q20"), (24, "q20"), (33, "q30"), (41, "q40"), (None, "blind")]
 )
-def test_the_nearest_quality_is_taken_and_the_blind_weights_where_none_is_known(quality, name):
-    assert WeightSelector(FAMILY, CPU).weights_for_quality(quality) == f"srcnn-915-{name}"
+def test_the_nearest_quality_is_taken_and_the_blind_weights_by_force_where_none_is_known(quality, name):
+    assert WeightSelector(FAMILY, CPU).weights_for_quality(quality, force=True) == f"srcnn-915-{name}"
 
 
-def test_good_photos_want_none_and_a_name_means_itself():
-    assert WeightSelector(FAMILY, CPU).weights_for_quality(GOOD_QUALITY) is None
-    assert WeightSelector(FAMILY, CPU).weights_for_quality(GOOD_QUALITY - 1) is not None
+def test_photos_that_are_good_or_no_jpeg_want_none_and_a_name_means_itself():
+    selector = WeightSelector(FAMILY, CPU)
+    assert selector.weights_for_quality(GOOD_QUALITY) is None and selector.weights_for_quality(None) is None
+    assert selector.weights_for_quality(GOOD_QUALITY - 1) == selector.weights_for_quality(99, force=True)
     for quality in (5, 20, 99, None):
         assert WeightSelector("srcnn-955-q20", CPU).weights_for_quality(quality) == "srcnn-955-q20"
     with pytest.raises(FileNotFoundError, match=facts("srcnn-91", "srcnn-915-q20")):
@@ -52,11 +53,13 @@ def test_each_photo_of_a_folder_gets_its_own_and_good_ones_are_copied(tmp_path, 
     assert main(["restore", str(tmp_path), "-o", str(tmp_path / "out")]) == 0
     told = dict(line.split("/out/")[1].split(" (") for line in capsys.readouterr().out.splitlines())
     expected = {"q12.jpg": (12, "srcnn-915-q10"), "q38.jpg": (38, "srcnn-915-q40"), "q97.jpg": (97,),
-                "clean.png": ("srcnn-915-blind",)}
+                "clean.png": ("no JPEG damage",)}
     assert told.keys() == expected.keys() and all(says(told[name], *expected[name]) for name in told)
-    assert "srcnn" not in told["q97.jpg"]
-    assert (tmp_path / "out" / "q97.jpg").read_bytes() == (tmp_path / "q97.jpg").read_bytes()
-    restored = np.asarray(Image.open(tmp_path / "out" / "clean.png"))
+    for name in ("q97.jpg", "clean.png"):
+        assert "srcnn" not in told[name]
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / name).read_bytes()
+    assert main(["restore", str(tmp_path / "clean.png"), "-o", str(tmp_path / "forced"), "--force"]) == 0
+    restored = np.asarray(Image.open(tmp_path / "forced" / "clean.png"))
     assert np.array_equal(restored, restore(draw_photo(1, 61, 83), load_model("srcnn-915-blind")))
     assert main(["restore", str(tmp_path / "q97.jpg"), "-o", str(tmp_path / "b.png")]) == 0
     with Image.open(tmp_path / "b.png") as image, Image.open(tmp_path / "q97.jpg") as source:
@@ -71,7 +74,9 @@ def test_in_python_an_opened_jpeg_knows_its_quality():
         by_itself = np.asarray(restore(image))
     assert np.array_equal(by_itself, restore(pixels, "srcnn-915-q30", quality=30))
     assert np.array_equal(by_itself, restore(pixels, quality=30))
-    assert not np.array_equal(by_itself, restore(pixels, "srcnn-915-q30"))  # the chroma as it was
+    assert np.array_equal(by_itself, restore(pixels)), "from the pixels alone"
+    as_clean = restore_array(pixels, load_model("srcnn-915-q30"))
+    assert not np.array_equal(by_itself, as_clean), "the chroma is smoothed, too"
     assert np.array_equal(restore(pixels, quality=99), pixels)
 
 
@@ -129,7 +134,7 @@ def test_patterns_suffixes_and_what_is_there_already(tmp_path, capsys):
     capsys.readouterr()
     assert main(["restore", str(tmp_path)]) == 0
     told = capsys.readouterr().err
-    assert numbers(told.splitlines()[-1]) == [1, 2, 0, 3], "restored, skipped, failed, other files"
+    assert numbers(told.splitlines()[-1]) == [0, 1, 2, 0, 3], "restored, copied, skipped, failed, other files"
     assert made.stat().st_mtime_ns == before and not list(tmp_path.glob("*_restored_restored*"))
     assert main(["restore", str(tmp_path / "a.jpg"), "--overwrite", "--suffix", "_restored"]) == 0
     assert made.stat().st_mtime_ns > before

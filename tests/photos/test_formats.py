@@ -20,7 +20,8 @@ from srcnn.__main__ import main
 from srcnn.models.device import to_device
 from srcnn.models.srcnn import SRCNN, ModelConfig
 from srcnn.models.weights import initialize, load_model, save_model
-from srcnn.restoration.restore import restore
+from srcnn.restoration.restore import restore, restore_array
+from srcnn.restoration.tiled_inference import RestoreOptions
 
 imagecodecs = pytest.importorskip("imagecodecs")
 tifffile = pytest.importorskip("tifffile")
@@ -65,7 +66,7 @@ def run(tmp_path, weights):
         source.parent.mkdir(exist_ok=True)
         source.write_bytes(content)
         # Smoothed chroma has a test of its own.
-        options = options if "--quality" in options else ("--keep-chroma", *options)
+        options = options if "--quality" in options else ("--keep-chroma", "--quality", "95", *options)
         ran = call("restore", source, "-o", tmp_path / "out", "--model", weights, "--exact", *options)
         assert source.read_bytes() == content
         words = (ran.out + ran.err).replace(str(tmp_path), "")
@@ -154,7 +155,7 @@ def test_pixels_are_those_of_the_upright_photo_restored(tmp_path, network, run, 
     assert (path.stem, path.suffix) == (Path(case.name).stem, suffix)
     assert not case.note or re.search(rf"\b(P|{case.note})\b", ran.said, re.IGNORECASE), "not said"
     check_upright(path)
-    want = restore(made.pixels, network, exact=True)
+    want = restore_array(made.pixels, network, RestoreOptions(exact=True))
     assert want.dtype == made.pixels.dtype and want.shape == made.pixels.shape
     found, alpha = split(stored_pixels(path))
     check_alpha(alpha, made)
@@ -240,10 +241,10 @@ def test_cmyk_is_a_jpeg_of_rgb_without_the_profile_of_inks(tmp_path, run):
 def test_of_a_phones_mpo_the_photo_is_restored(tmp_path, network, run):
     made = Made(frames("MPO"), decoded(frames("MPO")))
     assert run("phone.jpg", made.content).status == 0
-    check_lossy(only_file(tmp_path / "out"), restore(made.pixels, network, exact=True))
+    check_lossy(only_file(tmp_path / "out"), restore_array(made.pixels, network, RestoreOptions(exact=True)))
 
 
 def test_what_follows_a_jpeg_does_no_harm(tmp_path, network, run):
     made = lossy_made("JPEG", drawn(33, 17), quality=30)
     assert run("motion.jpg", made.content + b"ftypmp42" * 999).status == 0
-    check_lossy(only_file(tmp_path / "out"), restore(made.pixels, network, exact=True))
+    check_lossy(only_file(tmp_path / "out"), restore_array(made.pixels, network, RestoreOptions(exact=True)))

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, JpegPresets
 from small import draw_photo, random_photo
 
-from benchmarks.history import draw_screen
+from benchmarks.damages import draw_screen
 from srcnn.photos.jpeg_history import estimate_history
 from srcnn.photos.jpeg_quality import ANNEX_K_LUMA, quality_of, quality_tables
 

@@ -18,6 +18,7 @@ from srcnn.models.srcnn import SRCNN, ModelConfig
 from srcnn.photos.metadata import Metadata
 from srcnn.photos.photo_file import read_photo_file, write_photo_file
 from srcnn.photos.reading import PhotoRefused, open_image, read_photo
+from srcnn.restoration.jpeg_damage import JpegRestorer
 from srcnn.restoration.restore_files import RestoreFile, work_on_files
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.untrusted import MAX_JPEG_SCANS, InvalidInput
@@ -163,11 +164,11 @@ def test_files_that_are_no_files_are_refused_and_do_not_hang(tmp_path):
             read_photo(tmp_path / name)
         if name != "folder.png":
             targets = output_paths(tmp_path / name, tmp_path / "out").targets
-            (outcome,) = work_on_files(targets, RestoreFile(model))
+            (outcome,) = work_on_files(targets, RestoreFile(JpegRestorer(model)))
             assert str(tmp_path / name) in outcome.error
     Image.fromarray(draw_photo(1, 20, 30)).save(tmp_path / "real.png")
     targets = output_paths(tmp_path, tmp_path / "out").targets
-    assert [outcome.target.name for outcome in work_on_files(targets, RestoreFile(model))] == ["real.png"]
+    assert [outcome.target.name for outcome in work_on_files(targets, RestoreFile(JpegRestorer(model)))] == ["real.png"]
 
 
 def test_a_photo_of_gigabytes_is_refused_unread(tmp_path):

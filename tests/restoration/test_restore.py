@@ -23,6 +23,7 @@ from srcnn.models.weights import initialize, load_model
 from srcnn.photos.degradation import Degradation, degrade
 from srcnn.photos.metrics import psnr
 from srcnn.photos.reading import PhotoRefused
+from srcnn.restoration.jpeg_damage import JpegRestorer
 from srcnn.restoration.restore import restore
 from srcnn.restoration.restore_files import RestoreFile
 from srcnn.restoration.upscale import upscale
@@ -236,7 +237,7 @@ def jpeg_with_metadata(path, orientation=1):
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tiff"])
 def test_metadata_is_kept_and_the_orientation_applied_once(tmp_path, model, suffix):
     profile = jpeg_with_metadata(tmp_path / "old.jpg", orientation=6)
-    RestoreFile(model)(tmp_path / "old.jpg", tmp_path / f"new{suffix}")
+    RestoreFile(JpegRestorer(model), 95)(tmp_path / "old.jpg", tmp_path / f"new{suffix}")
     with Image.open(tmp_path / f"new{suffix}") as image:
         assert image.size == (24, 40)  # turned by 90 degrees
         assert image.getexif().get(0x0112, 1) == 1
@@ -281,7 +282,7 @@ def test_an_interrupted_write_leaves_no_file(tmp_path, model, monkeypatch):
     monkeypatch.setattr(Image.Image, "save", full)
     (tmp_path / "out").mkdir()
     with pytest.raises(OSError, match="No space"):
-        RestoreFile(model)(tmp_path / "old.jpg", tmp_path / "out" / "new.jpg")
+        RestoreFile(JpegRestorer(model), 95)(tmp_path / "old.jpg", tmp_path / "out" / "new.jpg")
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -307,7 +308,7 @@ def test_info_of_another_mode_and_qualities_that_are_none_are_left_out(model):
 def test_a_path_gives_the_upright_image_with_its_metadata(tmp_path, model, as_path):
     profile = jpeg_with_metadata(tmp_path / "old.jpg", orientation=6)
     restored = restore(as_path(tmp_path / "old.jpg"), model)
-    RestoreFile(model)(tmp_path / "old.jpg", tmp_path / "new.png")
+    RestoreFile(JpegRestorer(model), 95)(tmp_path / "old.jpg", tmp_path / "new.png")
     assert np.array_equal(np.asarray(restored), np.asarray(Image.open(tmp_path / "new.png")))
     assert restored.size == (24, 40) and restored.info["icc_profile"] == profile
     assert restored.getexif()[0x0112] == 1 and restored.getexif()[0x010F] == "Camera"

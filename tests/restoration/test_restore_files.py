@@ -16,6 +16,7 @@ from small import draw_photo, write_photos
 
 from srcnn.commands.output_paths import output_paths
 from srcnn.models.weights import load_model
+from srcnn.restoration.jpeg_damage import JpegRestorer
 from srcnn.restoration.restore_files import RestoreFile, work_on_files
 from srcnn.restoration.tiled_inference import RestoreOptions
 
@@ -26,13 +27,14 @@ import numpy
 from pathlib import Path
 from srcnn.models.srcnn import SRCNN
 from srcnn.models.srcnn import ModelConfig
+from srcnn.restoration.jpeg_damage import JpegRestorer
 from srcnn.restoration.restore_files import RestoreFile
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-model = SRCNN(ModelConfig(filters=(8, 4), residual=True))
-RestoreFile(model)(Path(sys.argv[1]), Path(sys.argv[3]))  # a small one: what the libraries take once
+work = RestoreFile(JpegRestorer(SRCNN(ModelConfig(filters=(8, 4), residual=True))))
+work(Path(sys.argv[1]), Path(sys.argv[3]))  # a small one: what the libraries take once
 before = peak()
-RestoreFile(model)(Path(sys.argv[2]), Path(sys.argv[3]))
+work(Path(sys.argv[2]), Path(sys.argv[3]))
 print(peak() - before)
 """
 
@@ -53,10 +55,10 @@ def num_threads(request):
 def test_photos_side_by_side_are_as_one_by_one_and_in_order(tmp_path, network, num_threads):
     photos = write_photos(tmp_path / "photos", 9)
     targets = output_paths(photos, tmp_path / "out").targets
-    outcomes = list(work_on_files(targets, RestoreFile(network, RestoreOptions(exact=True))))
+    outcomes = list(work_on_files(targets, RestoreFile(JpegRestorer(network, RestoreOptions(exact=True)), 95)))
     assert [(outcome.source, outcome.target) for outcome in outcomes] == list(targets.items())
     for path, target in targets.items():
-        RestoreFile(network, RestoreOptions(exact=True))(path, tmp_path / "one.png")
+        RestoreFile(JpegRestorer(network, RestoreOptions(exact=True)), 95)(path, tmp_path / "one.png")
         assert np.array_equal(np.asarray(Image.open(target)), np.asarray(Image.open(tmp_path / "one.png")))
 
 
@@ -65,7 +67,7 @@ def test_a_bad_photo_is_told_in_its_place_and_the_others_go_on(tmp_path, network
     (photos / "photo 2.png").write_bytes(b"no picture")
     whole = (photos / "photo 4.png").read_bytes()
     (photos / "photo 4.png").write_bytes(whole[: len(whole) // 2])
-    outcomes = list(work_on_files(output_paths(photos, tmp_path / "out").targets, RestoreFile(network)))
+    outcomes = list(work_on_files(output_paths(photos, tmp_path / "out").targets, RestoreFile(JpegRestorer(network))))
     assert [number for number, outcome in enumerate(outcomes) if outcome.error] == [2, 4]
     assert "photo 2.png" in outcomes[2].error and "photo 4.png" in outcomes[4].error
     assert len(list((tmp_path / "out").iterdir())) == 4
@@ -79,7 +81,7 @@ def test_large_photos_between_small_ones_keep_the_order_and_tell_their_progress(
     Image.fromarray(draw_photo(0, 210, 300)).save(photos / "photo 2.png")
     calls = []
     targets = output_paths(photos, tmp_path / "out").targets
-    outcomes = list(work_on_files(targets, RestoreFile(network),
+    outcomes = list(work_on_files(targets, RestoreFile(JpegRestorer(network)),
                                   on_progress=lambda path, *counts: calls.append((path, *counts))))
     assert [outcome.source for outcome in outcomes] == list(targets)
     large = [counts for path, *counts in calls if path.name == "photo 2.png"]
@@ -98,7 +100,7 @@ def test_a_full_disk_ends_it(tmp_path, network, num_threads, monkeypatch):
 
     monkeypatch.setattr("srcnn.restoration.restore_files.write_photo_file", full)
     with pytest.raises(OSError, match="No space"):
-        list(work_on_files(output_paths(photos, tmp_path / "out").targets, RestoreFile(network)))
+        list(work_on_files(output_paths(photos, tmp_path / "out").targets, RestoreFile(JpegRestorer(network))))
     assert len(written) < 8
 
 

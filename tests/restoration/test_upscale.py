@@ -181,7 +181,7 @@ def test_files_of_16_bits_stay_so(network, channels):
 def test_a_png_of_16_bits_becomes_one(network, tmp_path):
     levels = draw_photo(11, 15, 22)[..., 1].astype(np.uint16) * 250
     Image.fromarray(levels).save(tmp_path / "a.png")
-    assert UpscaleFile(network, 2, RestoreOptions(exact=True))(tmp_path / "a.png", tmp_path / "b.png") == ()
+    assert UpscaleFile(network, 2, options=RestoreOptions(exact=True))(tmp_path / "a.png", tmp_path / "b.png") == ()
     assert np.array_equal(read_photo_file(tmp_path / "b.png").image, upscale(levels, network, 2, exact=True))
 
 
