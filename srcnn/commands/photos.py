@@ -62,12 +62,15 @@ def add_photo_commands(commands: Any) -> None:
     degrade.add_argument("--quality", type=int, default=20, help="JPEG quality, 1..100 (default: 20)")
     degrade.set_defaults(suffix="", format="jpg")
     for command, ending in ((restore, "_restored"), (upscale, "_xN")):
-        command.add_argument("--format", choices=("jpg", "png", "webp", "tiff"), help="default: as the photo's own")
+        command.add_argument("--format", choices=("jpg", "png", "webp", "tiff"),
+                             help="default: as the photo's own; png for AVIF, HEIC, JPEG XL, JPEG 2000")
         command.add_argument("--quality", type=int, default=95, help="of JPEG and WebP written, 1..100 (default: 95)")
         command.add_argument("--suffix", metavar="TEXT", help="put at the end of each name (default: none in a folder"
                              f" given with -o, else {ending})")
         command.add_argument("--tile", type=int, default=0, metavar="PIXELS",
                              help="side of the tiles that go through the network (default: chosen for speed)")
+        command.add_argument("--allow-truncated", action="store_true",
+                             help="save what is there of JPEGs and PNGs that are cut off (default: refuse them)")
         command.add_argument("--exact", action="store_true",
                              help="float32 throughout (default: bfloat16 where the hardware has it, within 0.01 dB)")
     restore.add_argument("--strength", type=float, default=1.0,
@@ -108,7 +111,7 @@ def restore_command(options: argparse.Namespace) -> int:
 
     def prepare() -> Work:
         weights = WeightSelector(options.model, device_here())
-        return RestoreFile(weights, treatment, not options.keep_chroma, options.quality)
+        return RestoreFile(weights, treatment, not options.keep_chroma, options.quality, options.allow_truncated)
 
     return run_on_files(options, prepare, "photos restored", "_restored")
 
@@ -122,7 +125,8 @@ def upscale_command(options: argparse.Namespace) -> int:
     treatment = RestoreOptions(options.tile, options.exact)
 
     def prepare() -> Work:
-        return UpscaleFile(network_for_scale(options.model, options.scale), options.scale, treatment, options.quality)
+        network = network_for_scale(options.model, options.scale)
+        return UpscaleFile(network, options.scale, treatment, options.quality, options.allow_truncated)
 
     return run_on_files(options, prepare, "photos enlarged", f"_x{options.scale}")
 

@@ -47,12 +47,14 @@ class RestoreFile:
         options: for all photos; chroma_quality and condition come from each photo's own JPEG.
         smooth_chroma: whether the chroma of JPEGs is smoothed.
         quality: of the JPEG and WebP files written, 1..100.
+        allow_truncated: whether of photos that are cut off what is there is restored.
     """
 
     networks: WeightSelector | Network
     options: RestoreOptions = RestoreOptions()
     smooth_chroma: bool = True
     quality: int = 95
+    allow_truncated: bool = False
 
     def __call__(self, path: Path, target: Path, on_progress: Progress | None = None) -> tuple[str, ...]:
         """Restores one photo file into another, with its metadata; returns notes on what was done and not kept.
@@ -63,13 +65,14 @@ class RestoreFile:
         Raises:
             PhotoRefused: the photo cannot be read.
         """
-        photo = read_photo_file(path)
+        photo = read_photo_file(path, allow_truncated=self.allow_truncated)
         notes = () if photo.quality is None else (f"JPEG quality {photo.quality}",)
         if isinstance(self.networks, Network):
             model = self.networks
         elif (name := self.networks.weights_for_quality(photo.quality)) is None:
-            if KINDS.get(target.suffix.lower()) != "JPEG":  # the source is a JPEG, whatever its suffix
-                return (*notes, "good already", "converted only", *write_photo_file(target, photo, self.quality))
+            if photo.is_completed or KINDS.get(target.suffix.lower()) != "JPEG":  # the source is, whatever its suffix
+                lost = write_photo_file(target, photo, self.quality)
+                return (*notes, "good already", "converted only", *photo.notes, *lost)
             with open_regular(path, MAX_PHOTO_BYTES) as source, atomic_file(target) as file:
                 shutil.copyfileobj(source, file)
                 file.flush()  # as writing later would change the time again
@@ -94,6 +97,7 @@ class UpscaleFile:
     scale: int
     options: RestoreOptions = RestoreOptions()
     quality: int = 95
+    allow_truncated: bool = False
 
     def __call__(self, path: Path, target: Path, on_progress: Progress | None = None) -> tuple[str, ...]:
         """Enlarges one photo file into another, with its metadata; returns notes on what could not be kept.
@@ -102,7 +106,7 @@ class UpscaleFile:
             PhotoRefused: the photo cannot be read.
             ValueError: the enlarged photo would be larger than its format or this program allows.
         """
-        photo = read_photo_file(path)
+        photo = read_photo_file(path, allow_truncated=self.allow_truncated)
         enlarged = upscale_photo_file(photo, self.model, self.scale, self.options, on_progress)
         return (*enlarged.notes, *write_photo_file(target, enlarged, self.quality))
 
