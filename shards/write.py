@@ -165,7 +165,7 @@ def scan_photo(config: ShardsConfig, source: Source) -> Source | RefusedRecord:
 
 def _reason(error: Exception, path: Path) -> str:
     text = getattr(error, "strerror", None) or str(error)
-    return text.removeprefix(f"{path}: ").replace(str(path), path.name)  # which may be a temporary copy
+    return text.removeprefix(f"{path}: ").replace(str(path), "the photo")  # which may be a temporary copy
 
 
 def write_shards(config: ShardsConfig, tasks: Sequence[ShardTask], workers: WorkerPool, show_progress: bool) -> None:

@@ -10,7 +10,7 @@ from srcnn.runtime.untrusted import InvalidInput
 
 KIND_TAG, OLD_KIND_TAG = 254, 255  # TIFF 6.0: NewSubfileType; SubfileType
 REDUCED, MASK, OLD_REDUCED = 1, 4, 2
-MAX_PAGES = 100
+MAX_PAGES = 20  # pyramids have some ten
 
 
 def select_photo(image: TiffImageFile) -> None:

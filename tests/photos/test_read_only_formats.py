@@ -89,7 +89,7 @@ def test_pixels_are_those_that_were_encoded(made):
     assert find_photos(path.parent) == ([path], [])
 
 
-@pytest.mark.parametrize("made", MADE, indirect=True)
+@pytest.mark.parametrize("made", ["a.avif", "a.jxl"], indirect=True)
 def test_the_result_is_a_png_unless_another_format_is_asked_for(made, capsys):
     path, _ = made
     assert main(["restore", str(path), "-o", str(path.parent / "out")]) == 0
