@@ -8,6 +8,7 @@ import mmap
 import re
 import sys
 import tarfile
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
@@ -98,9 +99,13 @@ def scan_tar(path: Path, members: tuple[str, ...]) -> tuple[memoryview, np.ndarr
     """Returns (memory-mapped content, index entries, keys, problems); entries and keys are of the usable samples."""
     entries, keys, seen = [], [], set()
     content, samples, problems = _read_samples(path)
+    num_groups = Counter(key for key, _ in samples)
     for key, found in samples:
         missing = [name for name in members if name not in found]
-        if missing:
+        if num_groups[key] > 1 and missing:
+            if key not in seen:
+                problems.append(f"{key}: its members are not adjacent; make the tar with `tar --sort=name`")
+        elif missing:
             problems.append(f"{key}: has {', '.join(sorted(found))} but no {' and no '.join(missing)}")
         elif key in seen or max(map(len, found.values())) > 1:
             problems.append(f"{key}: occurs twice")

@@ -21,6 +21,7 @@ from shards.workers import ShardsFailed, WorkerPool, dask_executor, explain_erro
 from srcnn.data.manifest import SPLITS, Manifest, PhotoRecord, RefusedRecord
 from srcnn.photos import tiling
 from srcnn.photos.degradation import crop_to_multiple, degrade
+from srcnn.photos.file_kinds import NAMES
 from srcnn.photos.metrics import psnr
 from srcnn.photos.reading import (
     SUFFIXES,
@@ -119,7 +120,7 @@ def list_sources(config: ShardsConfig) -> tuple[list[Source], int]:
             names.update(str(PurePosixPath(subfolder, name)) for name in photos)
             ignored.update(join(root, str(PurePosixPath(subfolder, name))) for name in others)
         if not names:
-            raise FileNotFoundError(f"{root}: no photos (JPEG, PNG, WebP, TIFF, BMP) in this folder or below it")
+            raise FileNotFoundError(f"{root}: no photos ({NAMES}) in this folder or below it")
         sources |= {Source(root, name, "", 0, 0, split) for name in names}
     return sorted(sources, key=lambda source: (source.split, source.name)), len(ignored)
 
@@ -163,7 +164,8 @@ def scan_photo(config: ShardsConfig, source: Source) -> Source | RefusedRecord:
 
 
 def _reason(error: Exception, path: Path) -> str:
-    return str(error).removeprefix(f"{path}: ")
+    text = getattr(error, "strerror", None) or str(error)
+    return text.removeprefix(f"{path}: ").replace(str(path), "the photo")  # which may be a temporary copy
 
 
 def write_shards(config: ShardsConfig, tasks: Sequence[ShardTask], workers: WorkerPool, show_progress: bool) -> None:

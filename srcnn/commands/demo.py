@@ -281,7 +281,7 @@ def delete_session(session: DemoSession | None) -> None:
 def inputs(gradio: ModuleType) -> tuple[Any, ...]:
     """The left column: upload, settings of degradation and restoration, button, report."""
     with gradio.Column(scale=1, min_width=300):
-        upload = gradio.File(label="Photo (JPEG, PNG, WebP, TIFF, BMP)", elem_id="upload", height=180)
+        upload = gradio.File(label="Photo", elem_id="upload", height=180)
         degrade = gradio.Checkbox(label="Degrade it first, to measure against the original", elem_id="degrade")
         quality = gradio.Slider(1, 95, 20, step=1, label="JPEG quality to degrade with", elem_id="quality",
                                 visible=False)

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from srcnn.photos.file_kinds import unread_kind
-from srcnn.photos.reading import KINDS, SUFFIXES, find_photos
+from srcnn.photos.file_kinds import NAMES, unread_kind
+from srcnn.photos.reading import KINDS, SUFFIXES, find_photos, result_suffix
 from srcnn.runtime.errors import UserError
 
 DEFAULT_SUFFIX = re.compile("_restored|_x[234]")  # of results beside the photos, where --suffix is not given
@@ -56,7 +56,7 @@ def find_sources(sources: Iterable[str | Path], exclude: Path | None = None) -> 
                 unread = [f"{other}: {kind}" for other in others if (kind := unread_kind(other))]
                 errors += unread
                 if not found and not unlisted and not unread:
-                    errors.append(f"{path}: no photo (JPEG, PNG, WebP, TIFF, BMP) in this folder or below it")
+                    errors.append(f"{path}: no photo ({NAMES}) in this folder or below it")
                 num_others += len(others) - len(unread)
                 photos |= {photo: path for photo in found if photo not in photos}
             elif path.suffix.lower() not in SUFFIXES and (kind := unread_kind(path)):
@@ -95,7 +95,7 @@ def output_paths(
         sources: photos, folders, patterns.
         out: a folder, in which photos found in a folder keep its structure; for a single photo also a file; None:
             beside each photo.
-        format_suffix: ".png", ".jpg", ...: the format to write; "": that of each photo.
+        format_suffix: ".png", ".jpg", ...: the format to write; "": that of each photo, or PNG where that is only read.
         name_suffix: added to each name, before the format.
 
     Raises:
@@ -107,10 +107,10 @@ def output_paths(
     photos, errors, num_others = find_sources(sources, exclude=out)
     targets: dict[Path, Path] = {}
     for path, root in photos.items():
-        name = path.stem + name_suffix + (format_suffix or path.suffix)
+        name = path.stem + name_suffix + (format_suffix or result_suffix(path))
         targets[path] = (out / path.relative_to(root) if out else path).with_name(name)
     is_one_photo = len(sources) == 1 and os.path.isfile(sources[0])
-    if out and is_one_photo and out.suffix.lower() in SUFFIXES and not out.is_dir():
+    if out and is_one_photo and out.suffix.lower() in KINDS and not out.is_dir():
         if format_suffix and KINDS[out.suffix.lower()] != KINDS[format_suffix]:
             raise UserError(f"{out}: the suffix does not fit the format {format_suffix} that --format asks for")
         targets = dict.fromkeys(targets, out)

@@ -65,7 +65,8 @@ def add_photo_commands(commands: Any) -> None:
     restore.add_argument("--force", action="store_true", help="restore photos without JPEG damage, too")
     upscale.add_argument("--no-restore", action="store_true", help="do not undo JPEG damage first")
     for command, ending in ((restore, "_restored"), (upscale, "_xN")):
-        command.add_argument("--format", choices=("jpg", "png", "webp", "tiff"), help="default: as the photo's own")
+        command.add_argument("--format", choices=("jpg", "png", "webp", "tiff"),
+                             help="default: as the photo's own; png for AVIF, HEIC, JPEG XL, JPEG 2000")
         command.add_argument("--quality", type=int, help="of JPEG and WebP written, 1..100 (default: " + (
             "95 to 98 for JPEG, the higher the better the photo was;" if command is restore else "95;")
             + " WebP 95, lossless if the photo was)")
@@ -73,6 +74,8 @@ def add_photo_commands(commands: Any) -> None:
                              f" given with -o, else {ending})")
         command.add_argument("--tile", type=int, default=0, metavar="PIXELS",
                              help="side of the tiles that go through the network (default: chosen for speed)")
+        command.add_argument("--allow-truncated", action="store_true",
+                             help="save what is there of JPEGs and PNGs that are cut off (default: refuse them)")
         command.add_argument("--exact", action="store_true",
                              help="float32 throughout (default: bfloat16 where the hardware has it, within 0.01 dB)")
     restore.add_argument("--strength", type=float, default=1.0,
@@ -114,7 +117,8 @@ def restore_command(options: argparse.Namespace) -> int:
 
     def prepare() -> Work:
         weights = WeightSelector(options.model, device_here())
-        return RestoreFile(JpegRestorer(weights, treatment, options.force), options.quality)
+        restorer = JpegRestorer(weights, treatment, options.force)
+        return RestoreFile(restorer, options.quality, options.allow_truncated)
 
     return run_on_files(options, prepare, "photos restored", "_restored")
 
@@ -133,7 +137,7 @@ def upscale_command(options: argparse.Namespace) -> int:
     def prepare() -> Work:
         restorer = None if options.no_restore else JpegRestorer(WeightSelector(FAMILY, device_here()), treatment)
         network = network_for_scale(options.model, options.scale)
-        return UpscaleFile(network, options.scale, restorer, treatment, options.quality)
+        return UpscaleFile(network, options.scale, restorer, treatment, options.quality, options.allow_truncated)
 
     return run_on_files(options, prepare, "photos enlarged", f"_x{options.scale}")
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, features
 
+from srcnn.photos.reading import decode, open_image, over_white
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.files import to_json
 from srcnn.runtime.object_store import ObjectStore
@@ -31,7 +32,6 @@ from srcnn.runtime.untrusted import (
     InvalidInput,
     check_name,
     npy_pixels,
-    open_picture,
     parse_json,
     record,
 )
@@ -85,15 +85,15 @@ def decode_tile(content: bytes | memoryview, encoding: Encoding, tile_shape: tup
         if tile.shape != tile_shape:
             raise UserError(f"the tile has shape {tile.shape}; expected {tile_shape} as in the manifest")
         return tile
-    with open_picture(content, ("PNG",), MAX_TILE_SIDE**2) as image:
+    with open_image(content, MAX_TILE_SIDE**2 / 1e6, formats=("PNG",)) as image:
         if (*image.size[::-1], *tile_shape[2:]) != tile_shape or image.mode != ("RGB" if tile_shape[2:] else "L"):
             raise UserError(f"the tile has {image.size} pixels, mode {image.mode}; expected {tile_shape} as in the "
                              "manifest")
-        return np.asarray(image)
+        return np.asarray(decode(image)[0])
 
 
 def decode_picture(content: bytes | memoryview, channels: int) -> np.ndarray:
-    """Decodes a member of a foreign shard (npy, PNG, JPEG or WebP of 8 bits) to uint8 (H, W) or (H, W, 3).
+    """Decodes a member of a foreign shard (npy, PNG, JPEG or WebP of 8 bits), as photos are: uint8 (H, W) or (H, W, 3).
 
     Args:
         channels: 1 or 3. Colour is converted to grey as Pillow's mode L (ITU-R BT.601), grey to three equal channels.
@@ -108,10 +108,14 @@ def decode_picture(content: bytes | memoryview, channels: int) -> np.ndarray:
         if not pixels.size or not (pixels.ndim == 2 or pixels.ndim == 3 and pixels.shape[2] == 3):
             raise UserError(f"the array has shape {pixels.shape}; expected uint8 (H, W) or (H, W, 3)")
         return np.asarray(Image.fromarray(pixels).convert("RGB" if channels == 3 else "L"))
-    with open_picture(content, FOREIGN_FORMATS, MAX_PICTURE_PIXELS) as image:
-        if image.mode not in ("L", "RGB"):
-            raise UserError(f"the picture has mode {image.mode}; expected 8-bit grey or RGB")
-        return np.asarray(image.convert("RGB" if channels == 3 else "L"))
+    with open_image(content, MAX_PICTURE_PIXELS / 1e6, formats=FOREIGN_FORMATS) as image:
+        mode, (picture, _) = image.mode, decode(image)
+        if not isinstance(picture, Image.Image):
+            raise UserError(f"the picture has 16 bits a channel (mode {mode}); expected 8-bit grey or RGB")
+        is_opaque = mode in ("LA", "RGBA") and picture.mode in ("L", "RGB")
+        if mode not in ("L", "RGB") and not is_opaque:
+            raise UserError(f"the picture has mode {mode}; expected 8-bit grey or RGB")
+        return np.asarray(over_white(picture).convert("RGB" if channels == 3 else "L"))
 
 
 def npy_stride(tile_shape: tuple[int, ...], num_members: int = 2) -> int:

@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
+import importlib.util
+import mmap
 import re
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from PIL import TiffImagePlugin
+from PIL import TiffImagePlugin, features
 
+from srcnn.photos.heif import AVIF_BRANDS, MISSING, brands_of, is_heic
+from srcnn.photos.jpeg_markers import FRAMES, segments
 from srcnn.runtime.untrusted import open_regular
 
 HEAD_BYTES = 256
-MAX_SEGMENTS = 10_000  # of a JPEG that are walked for its frame header
 # Many begin as a TIFF, of a small preview.
 RAW_SUFFIXES = frozenset(".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .fff .iiq .kdc .mef .mos .mrw .nef .nrw .orf .pef "
                          ".raf .raw .rw2 .rwl .sr2 .srf .srw .x3f".split())
-IMAGE_SUFFIXES = frozenset(".avif .dds .exr .gif .heic .heif .hif .j2k .jp2 .jpf .jpx .jxl .jxr .pcx .psb .psd .tga "
-                           ".wdp .xcf".split())  # where the first bytes do not tell
-READ = rb"\xff\xd8\xff|\x89PNG|RIFF....WEBP|BM|II[*+]\0|MM\0[*+]"  # formats that are read
+IMAGE_SUFFIXES = frozenset(".dds .exr .gif .jxr .pcx .psb .psd .tga .wdp .xcf".split())  # if the content does not tell
+TIFF = rb"II[*+]\0|MM\0[*+]"
+JPEG2000 = rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"
+# Formats that are read; those that begin with "ftyp", AVIF and HEIC, are told apart by brands.
+READ = rb"\xff\xd8\xff|\x89PNG|RIFF....WEBP|BM|II[*+]\0|MM\0[*+]|....ftyp|\xff\x0a|\0\0\0\x0cJXL |" + JPEG2000
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "AVIF", "JPEG2000", "JXL", "HEIF")
+NAMES = "JPEG, PNG, WebP, TIFF, BMP, AVIF, HEIC, JPEG XL, JPEG 2000"
+OPTIONAL = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # features of Pillow
+UPGRADE = "which this installation of Pillow does not read: pip install --upgrade pillow"
 RAW = "a camera's RAW file, which is not read; develop it first, for example with darktable or RawTherapee"
 CONVERT = "which is not read; convert it to PNG first, for example: "
-# Of ISO base media files (ISO/IEC 14496-12), by the brands in their first box; an AVIF has brands of HEIF, too.
-BRANDS = {
-    b"avif": f"AVIF, {CONVERT}avifdec photo.avif photo.png", b"avis": f"AVIF, {CONVERT}avifdec photo.avif photo.png",
-    b"crx ": RAW,
-    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"),
-                    f"HEIC, {CONVERT}heif-convert photo.heic photo.png"),
-}
 IMAGES = {
     rb"GIF8[79]a": "GIF, which is not read; save the frame you want as PNG",
-    rb"\xff\x0a|\0\0\0\x0cJXL ": f"JPEG XL, {CONVERT}djxl photo.jxl photo.png",
-    rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51": f"JPEG 2000, {CONVERT}opj_decompress -i photo.jp2 -o photo.png",
     rb"8BPS\0": "a Photoshop file (PSD), which is not read; export it as PNG or TIFF",
     rb"gimp xcf": "a GIMP file (XCF), which is not read; export it as PNG or TIFF",
     rb"II\*\0....CR|IIRO|IIRS|MMOR|IIU\0|FUJIFILMCCD-RAW|FOVb|\0MRM|II\x1a\0\0\0HEAPCCDR": RAW,
@@ -51,8 +53,15 @@ OTHERS = {
 }
 TIFF_COMPRESSIONS = {**dict.fromkeys((33003, 33004, 33005, 34712), "JPEG 2000"), 50001: "WebP", 50002: "JPEG XL",
                      52546: "JPEG XL", 34887: "LERC"}
+MAX_BANDS = (6, 4)  # of 8 bits, of more
 FLOATS = (3, 6)  # TIFF sample formats: numbers, complex numbers
-FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # of JPEG: SOF0 to SOF15
+
+
+@lru_cache
+def pillow_formats() -> frozenset[str]:
+    """Those of FORMATS that this installation of Pillow reads."""
+    supported = features.get_supported()
+    return frozenset(FORMATS) - {"JXL", "HEIF"} - {name for name, part in OPTIONAL.items() if part not in supported}
 
 
 def unread_kind(path: Path) -> str:
@@ -75,14 +84,18 @@ def unread_kind(path: Path) -> str:
 
 def _unread_content(file: IO[bytes], head: bytes) -> str:
     if head[4:8] == b"ftyp":
-        brands = head[8 : min(HEAD_BYTES, int.from_bytes(head[:4], "big"))]
-        found = {brands[start : start + 4] for start in range(0, len(brands), 4)}
-        return next((kind for brand, kind in BRANDS.items() if brand in found), "")
+        if b"crx " in (found := brands_of(head)):
+            return RAW
+        if is_heic(head):
+            return "" if importlib.util.find_spec("pillow_heif") else MISSING
+        return f"AVIF, {UPGRADE}" if b"avif" in found and "AVIF" not in pillow_formats() else ""
+    if re.match(JPEG2000, head) and "JPEG2000" not in pillow_formats():
+        return f"JPEG 2000, {UPGRADE}"
     if kind := _match(IMAGES, head):
         return kind
     if head.startswith(b"\xff\xd8\xff"):
         return _unread_jpeg(file)
-    return _unread_tiff(file) if re.match(rb"II[*+]\0|MM\0[*+]", head) else ""
+    return _unread_tiff(file) if re.match(TIFF, head) else ""
 
 
 def content_problem(path: Path) -> str:
@@ -94,14 +107,26 @@ def content_problem(path: Path) -> str:
             head = file.read(HEAD_BYTES)
     except (OSError, ValueError):
         return ""
+    if is_heic(head) or AVIF_BRANDS & brands_of(head):
+        return f"a damaged {'HEIC' if is_heic(head) else 'AVIF'}, or one of a kind that is not read"
     return _match(OTHERS, head) if head else "is empty (0 bytes)"
+
+
+def unidentified(path: Path) -> str:
+    """What to say of a file that neither Pillow identified nor `content_problem` names."""
+    with suppress(Exception), open_regular(path) as file:
+        if re.match(TIFF, file.read(4), re.DOTALL):
+            tags = _tiff_tags(file)
+            depth = f"{tags.get(277, 1)} bands of {max(tags.get(258, (1,)))} bits"
+            return f"a TIFF with {depth} that is not read, or damaged; save it as grey or RGB of 8 or 16 bits"
+    return f"not a photo in one of the formats {NAMES}, or damaged"
 
 
 def _match(kinds: dict[bytes, str], head: bytes) -> str:
     return next((kind for pattern, kind in kinds.items() if re.match(pattern, head, re.DOTALL)), "")
 
 
-def _unread_tiff(file: IO[bytes]) -> str:
+def _tiff_tags(file: IO[bytes]) -> Any:
     file.seek(0)
     header = file.read(8)
     if b"+" in header[2:4]:  # BigTIFF, whose header has 16 bytes
@@ -109,23 +134,25 @@ def _unread_tiff(file: IO[bytes]) -> str:
     directory = TiffImagePlugin.ImageFileDirectory_v2(header)
     file.seek(directory.next)
     directory.load(file)
+    return directory
+
+
+def _unread_tiff(file: IO[bytes]) -> str:
+    directory = _tiff_tags(file)
     compression, bits = directory.get(259, 1), max(directory.get(258, (1,)))
     if compression in TIFF_COMPRESSIONS:
         return f"a TIFF compressed as {TIFF_COMPRESSIONS[compression]}, which is not read; save it uncompressed"
     if directory.get(339, (1,))[0] in FLOATS:
         return "a TIFF of floating-point numbers, which have no defined range; save it with 8 or 16 bits"
-    return f"a TIFF of {bits} bits a channel, which is not read; save it with 8 or 16 bits" if bits > 16 else ""
+    if bits > 16:
+        return f"a TIFF of {bits} bits a channel, which is not read; save it with 8 or 16 bits"
+    num_bands = directory.get(277, 1)
+    is_read = num_bands <= MAX_BANDS[bits > 8]
+    return "" if is_read else f"a TIFF of {num_bands} bands, too many to be read; save its colours alone"
 
 
 def _unread_jpeg(file: IO[bytes]) -> str:
-    """Walks the segments to the frame header: its first byte is the precision (ITU-T T.81, section B.2.2)."""
-    file.seek(2)
-    for _ in range(MAX_SEGMENTS):
-        marker, length = file.read(2), int.from_bytes(file.read(2), "big")
-        if marker[:1] != b"\xff" or length < 2:  # damaged, or at its end
-            return ""
-        if marker[1] in FRAME_MARKERS:
-            bits = file.read(1)[0]
-            return "" if bits == 8 else f"a JPEG of {bits} bits a channel, which is not read; convert it to PNG"
-        file.seek(length - 2, 1)
-    return ""
+    """By the first byte of the frame header, the precision: ITU-T T.81, section B.2.2."""
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        bits = next((content[start] for marker, start, _ in segments(content) if marker in FRAMES), 8)
+    return "" if bits == 8 else f"a JPEG of {bits} bits a channel, which is not read; convert it to PNG"

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image, ImageCms, ImageFile
+from PIL import Image, ImageFile
 
 from srcnn.photos.jpeg_quality import JpegSave, jpeg_save_of
 from srcnn.photos.metadata import Metadata, drop_unsupported, metadata_of, pillow_options
 from srcnn.photos.reading import (
     KINDS,
     MAX_MEGAPIXELS,
-    SUFFIXES,
-    PhotoRefused,
+    decode,
+    eight_bit_image,
+    managed_plain_mode,
     open_image,
     orientation_of,
     over_white,
     sixteen_bit_levels,
-    to_eight_bits,
-    to_plain_mode,
-    turn_upright,
 )
-from srcnn.photos.sixteen_bit import is_sixteen_bit, read_sixteen_bit, write_png, write_tiff
+from srcnn.photos.sixteen_bit import write_png, write_tiff
+from srcnn.photos.truncated import CompletedFile
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.files import atomic_file
 
@@ -51,6 +49,7 @@ class PhotoFile:
         kind: the format of the file, of KINDS; "" if it is not from a file.
         jpeg: the compression of a JPEG file, by its own tables; None for other files.
         is_lossless: the file holds its pixels without loss.
+        is_completed: the end of the file was missing.
     """
 
     image: Image.Image | np.ndarray
@@ -59,6 +58,7 @@ class PhotoFile:
     kind: str = ""
     jpeg: JpegSave | None = None
     is_lossless: bool = False
+    is_completed: bool = False
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -95,7 +95,7 @@ class PhotoFile:
 
     def eight_bit_image(self) -> Image.Image:
         """The image, with its levels reduced if they have 16 bits."""
-        return self.image if isinstance(self.image, Image.Image) else Image.fromarray(to_eight_bits(self.image))
+        return eight_bit_image(self.image)
 
     def to_image(self, photo: Image.Image) -> Image.Image:
         """A Pillow image with the `info` of `photo`, except for entries that do not fit the mode."""
@@ -143,56 +143,35 @@ def photo_file_of(image: Image.Image) -> PhotoFile:
     """
     if image.mode.startswith("I"):
         return PhotoFile(sixteen_bit_levels(image))
-    return PhotoFile(_to_plain_mode(image)[0])
+    return PhotoFile(managed_plain_mode(image)[0])
 
 
-def _to_plain_mode(image: Image.Image, name: object = "image") -> tuple[Image.Image, tuple[str, ...]]:
-    """As `srcnn.photos.reading.to_plain_mode`, but CMYK by its ICC profile if it has one."""
-    if image.mode == "CMYK" and (managed := _managed(image)):
-        return managed, ("CMYK converted to sRGB by its profile",)
-    return to_plain_mode(image, name)
-
-
-def _managed(image: Image.Image) -> Image.Image | None:
-    """CMYK -> sRGB by the image's ICC profile; None without a usable one."""
-    if not (profile := image.info.get("icc_profile")):
-        return None
-    try:
-        return ImageCms.profileToProfile(image, io.BytesIO(profile), ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError):
-        return None
-
-
-def read_photo_file(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> PhotoFile:
+def read_photo_file(
+    path: Path, max_megapixels: float = MAX_MEGAPIXELS, allow_truncated: bool = False
+) -> PhotoFile:
     """Decodes a photo upright, with its metadata. Other modes than PLAIN_MODES and sideways photos are copied once.
+
+    Args:
+        allow_truncated: whether of a JPEG or PNG that is cut off what is there is decoded.
 
     Raises:
         PhotoRefused: as `srcnn.photos.reading.read_photo`.
     """
-    with open_image(path, max_megapixels) as opened:
+    with open_image(path, max_megapixels, allow_truncated) as opened:
         kind = "JPEG" if opened.format == "MPO" else opened.format or ""
         jpeg, is_lossless = jpeg_save_of(opened), _is_lossless(opened)
-        has_sixteen_bits, file = is_sixteen_bit(opened), opened.fp
-        if opened.mode.startswith("I") and not has_sixteen_bits:
-            raise PhotoRefused(f"{path}: levels of more than 16 bits, or below zero; save it with 8 or 16 bits")
-        if not has_sixteen_bits or opened.format == "PNG":  # whose EXIF and texts may follow the pixels
-            opened.load()
+        is_completed = isinstance(opened.fp, CompletedFile)
+        image, conversions = decode(opened)
         orientation, metadata = orientation_of(opened), metadata_of(opened)
-        notes = ["only the first of several pictures kept"] if opened.format == "MPO" else []
-        if opened.info.get("exif") and not metadata.exif:
-            notes.append("damaged EXIF left out")
-        if has_sixteen_bits:
-            assert file is not None  # it was opened just now
-            pixels = upright_array(read_sixteen_bit(opened, file), orientation)
-            return PhotoFile(pixels, metadata, tuple(notes), kind, None, is_lossless)
-        image, conversions = _to_plain_mode(turn_upright(opened), path)
-    # Or Pillow would also write what its reader found beside the metadata: comments, compression and tags of a TIFF.
-    image.info.clear()
-    for name in ("tag", "tag_v2"):
-        vars(image).pop(name, None)
-    if jpeg is not None:
-        jpeg = jpeg.upright(orientation, image.height, image.width)
-    return PhotoFile(image, metadata, (*notes, *conversions), kind, jpeg, is_lossless)
+        damaged = ("damaged EXIF left out",) if opened.info.get("exif") and not metadata.exif else ()
+    if isinstance(image, Image.Image):
+        # Or Pillow would also write what its reader found beside the metadata: comments, compression, tags of a TIFF.
+        image.info.clear()
+        for name in ("tag", "tag_v2"):
+            vars(image).pop(name, None)
+        if jpeg is not None:
+            jpeg = jpeg.upright(orientation, image.height, image.width)
+    return PhotoFile(image, metadata, (*conversions, *damaged), kind, jpeg, is_lossless, is_completed)
 
 
 def _is_lossless(image: ImageFile.ImageFile) -> bool:
@@ -212,17 +191,6 @@ def _is_lossless(image: ImageFile.ImageFile) -> bool:
     return False
 
 
-def upright_array(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Stored pixels, (H, W) or (H, W, C), turned upright by their orientation 1..8 (EXIF 2.32, tag 0x0112)."""
-    if orientation >= 5:
-        pixels = np.swapaxes(pixels, 0, 1)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels)
-
-
 def write_photo_file(
     path: Path, photo: PhotoFile, quality: int | None = None, subsampling: str = "4:4:4"
 ) -> tuple[str, ...]:
@@ -233,11 +201,11 @@ def write_photo_file(
         subsampling: of the chroma of a JPEG, "4:4:4", "4:2:2" or "4:2:0".
 
     Raises:
-        ValueError: the suffix is not one of SUFFIXES, or the format cannot hold the photo.
+        ValueError: the suffix is not one of KINDS, or the format cannot hold the photo.
     """
     kind = KINDS.get(path.suffix.lower())
     if kind is None:
-        raise UserError(f"{path}: the suffix must be one of {', '.join(sorted(SUFFIXES))}")
+        raise UserError(f"{path}: the suffix must be one of {', '.join(sorted(KINDS))}")
     metadata, notes = drop_unsupported(photo.metadata, kind)
     try:
         if isinstance(photo.image, np.ndarray) and kind in SIXTEEN_BIT_WRITERS:

@@ -6,41 +6,48 @@ preprocessing workers start fast.
 
 from __future__ import annotations
 
-import mmap
+import io
 import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NoReturn
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageFile, TiffImagePlugin
 
-from srcnn.photos.file_kinds import content_problem
+from srcnn.photos.avif import colour_note
+from srcnn.photos.deep_pixels import PHOTOMETRIC_TAG, SAMPLES_TAG, bits_of, head_of, is_deep, read_deep
+from srcnn.photos.file_kinds import NAMES
+from srcnn.photos.heif import brands_of
+from srcnn.photos.opening import MAX_MEGAPIXELS as MAX_MEGAPIXELS
+from srcnn.photos.opening import PhotoRefused as PhotoRefused
+from srcnn.photos.opening import open_image as open_image
+from srcnn.photos.truncated import CompletedFile
 from srcnn.runtime.errors import UserError
-from srcnn.runtime.untrusted import MAX_PHOTO_BYTES, check_header, open_regular, without_pillow_limit
+from srcnn.runtime.untrusted import InvalidInput
 
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 KINDS = {".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".webp": "WEBP",
          ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP"}  # format by suffix
-SUFFIXES = frozenset(KINDS)
+READ_ONLY_KINDS = {".avif": "AVIF", ".jp2": "JPEG2000", ".j2k": "JPEG2000", ".j2c": "JPEG2000", ".jpf": "JPEG2000",
+                   ".jpx": "JPEG2000", ".jxl": "JXL", ".heic": "HEIF", ".heif": "HEIF", ".hif": "HEIF"}
+READ_ONLY_RESULT = ".png"  # lossless, of 8 and 16 bits
+SUFFIXES = frozenset(KINDS | READ_ONLY_KINDS)  # of photos that are read
 PLAIN_MODES = ("L", "LA", "RGB", "RGBA")  # 8 bits a channel
-MAX_MEGAPIXELS = 250.0  # which take 750 MB as RGB; a file that claims more is taken for a decompression bomb
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # EXIF 2.32, tag 0x0112
 ORIENTATION_TAG = 0x0112
+EXTRA_SAMPLES_TAG = 338
+NUM_COLOURS = {2: 3, 5: 4, 6: 3, 8: 3}  # of a TIFF, by its photometric interpretation: RGB, CMYK, YCbCr, LAB; else 1
+ALPHAS = (1, 2, 999)  # TIFF extra samples: premultiplied, not, as Corel Draw says it
+HIDDEN = "alpha of 0 everywhere ignored"
 
 LumaKind = Literal["l", "y"]
-
-
-class PhotoRefused(UserError):
-    """A photo that cannot be used; the message names the file and the reason."""
 
 
 def _raise(error: OSError) -> NoReturn:
@@ -83,40 +90,24 @@ def photos_below(folder: Path, exclude: Path | None = None) -> list[Path]:
     """The photos that `find_photos` finds. Raises FileNotFoundError if there are none."""
     photos, _ = find_photos(folder, exclude)
     if not photos:
-        raise FileNotFoundError(f"{folder}: no photo (JPEG, PNG, WebP, TIFF, BMP) in this folder or below it")
+        raise FileNotFoundError(f"{folder}: no photo ({NAMES}) in this folder or below it")
     return photos
 
 
-@contextmanager
-def open_image(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Iterator[ImageFile.ImageFile]:
-    """Opens a photo file and checks its header. Every error here and in the `with` block becomes PhotoRefused."""
-    try:
-        # Not by path: Pillow (11 to 13) would memory-map a TIFF, and scramble the pixels of a sideways one, whose width
-        # and height it swaps.
-        with open_regular(path, MAX_PHOTO_BYTES) as file, without_pillow_limit(), \
-                Image.open(file, formats=FORMATS) as image:
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                check_header(image, content, max_megapixels * 1e6)
-            # MPO: a camera JPEG with a preview. Not `n_frames`, for which Pillow reads through all pages of a TIFF.
-            if getattr(image, "is_animated", False) and image.format != "MPO":
-                raise PhotoRefused(f"{path}: has several frames; save one of them as a file")
-            yield image
-    except (PhotoRefused, MemoryError):
-        raise
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
-        if not (reason := content_problem(path)):
-            reason = f"cannot be read: {getattr(error, 'strerror', None) or error}"
-            if isinstance(error, UnidentifiedImageError):
-                reason = f"not a photo in one of the formats {', '.join(FORMATS)}, or damaged"
-        raise PhotoRefused(f"{path}: {reason}") from error
-
-
 def suffix_of(path: Path) -> str:
-    """The file's own suffix if it fits the content, else one that does. Raises PhotoRefused."""
+    """The suffix for a result in the photo's own format: the file's own if it fits the content, else one that does;
+    .png for formats that are not written. Raises PhotoRefused.
+    """
     with open_image(path) as image:
         kind = "JPEG" if image.format == "MPO" else image.format
-    fits = KINDS.get(path.suffix.lower()) == kind
-    return path.suffix if fits else next(suffix for suffix, name in KINDS.items() if name == kind)
+    if KINDS.get(path.suffix.lower()) == kind:
+        return path.suffix
+    return next((suffix for suffix, name in KINDS.items() if name == kind), READ_ONLY_RESULT)
+
+
+def result_suffix(path: Path) -> str:
+    """The suffix for a result in the format that the suffix of a photo tells: the same, or .png."""
+    return READ_ONLY_RESULT if path.suffix.lower() in READ_ONLY_KINDS else path.suffix
 
 
 def read_photo(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> np.ndarray:
@@ -126,8 +117,111 @@ def read_photo(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> np.ndarray
         PhotoRefused: unreadable, truncated, several frames, pixels of more than 16 bits, or too many pixels.
     """
     with open_image(path, max_megapixels) as image:
-        image.load()
-        return np.asarray(over_white(turn_upright(image), path))
+        return np.asarray(over_white(eight_bit_image(decode(image)[0])))
+
+
+def decode(
+    image: ImageFile.ImageFile, turn: bool = True
+) -> tuple[Image.Image | np.ndarray, tuple[str, ...]]:
+    """Decodes an image of `open_image`, upright unless `turn` is False: photos and members of shards alike.
+
+    Returns:
+        An image of one of PLAIN_MODES, or uint16 (H, W) or (H, W, C) with C = 2 (grey, alpha), 3 or 4; and notes on
+        what was left out, repaired and converted.
+
+    Raises:
+        InvalidInput: cut off, or levels below zero or of more than 16 bits; and whatever Pillow raises. `open_image`
+            makes a PhotoRefused of it.
+    """
+    notes, bits = _left_out(image), bits_of(image)
+    if isinstance(image.fp, CompletedFile):
+        notes.append(_cut_note(image.fp))
+    if is_deep(image, bits):
+        pixels = read_deep(image, stored_size(image), bits)
+        return _shown(upright_array(pixels, orientation_of(image) if turn else 1), image.format, notes)
+    if image.mode == "F":
+        raise InvalidInput("floating-point pixels have no defined range; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        raise InvalidInput("levels of more than 16 bits, or below zero; save it with 8 or 16 bits")
+    size = image.size
+    image.load()
+    if image.format == "HEIF" and image.size != size:
+        raise InvalidInput(f"{image.width}x{image.height} pixels, unlike its header")
+    if bits > 8:
+        notes.append(f"{bits} bits reduced to 8")
+    decoded, conversions = managed_plain_mode(turn_upright(image) if turn else image)
+    return _shown(decoded, image.format, [*notes, *conversions])
+
+
+def _left_out(image: ImageFile.ImageFile) -> list[str]:
+    """Notes on the parts of a file that are not decoded."""
+    notes = list(getattr(image, "notes", ()))
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        if getattr(image, "is_animated", False) or image.format == "MPO":
+            notes.append("only the first of several pictures kept")
+        if image.format in ("AVIF", "HEIF"):
+            head = head_of(image)
+            if b"tmap" in brands_of(head) or any(image.info.get(name) for name in ("depth_images", "aux")):
+                notes.append("gain map, depth or other auxiliary pictures left out")
+            notes += () if image.info.get("icc_profile") else colour_note(head)
+        return notes
+    if image.is_animated:
+        notes.append("reduced copies or masks in the TIFF left out")
+    tags = image.tag_v2
+    num_bands = NUM_COLOURS.get(tags.get(PHOTOMETRIC_TAG, 1), 1) + (
+        tags.get(EXTRA_SAMPLES_TAG, (ALPHAS[0],) if image.mode[-1] == "A" else (0,))[0] in ALPHAS)
+    if (num_extra := tags.get(SAMPLES_TAG, 1) - num_bands) > 0:
+        notes.append(f"further bands of the TIFF left out: {num_extra}")
+    return notes
+
+
+def _cut_note(file: CompletedFile) -> str:
+    """A note on a file whose end is missing. Raises InvalidInput if some of the picture is, unless that is allowed."""
+    if file.share == 1:
+        return "end marker missing"
+    told = f"cut off: some {int(100 * file.share)} % of the picture is there"
+    if not file.is_allowed:
+        raise InvalidInput(f"is {told}; `srcnn restore --allow-truncated` saves that")
+    return f"{told}, the rest is empty"
+
+
+def _shown(
+    pixels: Image.Image | np.ndarray, kind: str | None, notes: list[str]
+) -> tuple[Image.Image | np.ndarray, tuple[str, ...]]:
+    """Decoded pixels and their notes, without an alpha that is 0 everywhere: many programs write one into a BMP, and
+    none heeds it. In other formats it is kept over a single colour: that file is empty.
+    """
+    if isinstance(pixels, Image.Image):
+        alpha = pixels.getchannel("A") if pixels.mode in ("LA", "RGBA") else None
+        is_hidden = alpha is not None and alpha.getextrema()[1] == 0 and (
+            kind == "BMP" or any(np.ptp(band.getextrema()) > 0 for band in pixels.split()))
+        return (pixels.convert(pixels.mode[:-1]), (*notes, HIDDEN)) if is_hidden else (pixels, tuple(notes))
+    if pixels.shape[2:] not in ((2,), (4,)) or pixels[..., -1].any() or (pixels == pixels[0, 0]).all():
+        return pixels, tuple(notes)
+    colours = pixels[..., 0] if pixels.shape[2] == 2 else pixels[..., :-1]
+    return np.ascontiguousarray(colours), (*notes, HIDDEN)
+
+
+def managed_plain_mode(image: Image.Image, name: object = "image") -> tuple[Image.Image, tuple[str, ...]]:
+    """As `to_plain_mode`, but CMYK by its ICC profile if it has one."""
+    if image.mode == "CMYK" and (managed := _managed(image)):
+        return managed, ("CMYK converted to sRGB by its profile",)
+    return to_plain_mode(image, name)
+
+
+def _managed(image: Image.Image) -> Image.Image | None:
+    """CMYK -> sRGB by the image's ICC profile; None without a usable one."""
+    if not (profile := image.info.get("icc_profile")):
+        return None
+    try:
+        return ImageCms.profileToProfile(image, io.BytesIO(profile), ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError):
+        return None
+
+
+def eight_bit_image(pixels: Image.Image | np.ndarray) -> Image.Image:
+    """The image, with its levels reduced if they have 16 bits."""
+    return pixels if isinstance(pixels, Image.Image) else Image.fromarray(to_eight_bits(pixels))
 
 
 def turn_upright(image: Image.Image) -> Image.Image:
@@ -156,6 +250,17 @@ def stored_size(image: Image.Image) -> tuple[int, int]:
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
     return image.size
+
+
+def upright_array(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Stored pixels, (H, W) or (H, W, C), turned upright by their orientation 1..8 (EXIF 2.32, tag 0x0112)."""
+    if orientation >= 5:
+        pixels = np.swapaxes(pixels, 0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
 
 
 def to_plain_mode(image: Image.Image, name: object = "image") -> tuple[Image.Image, tuple[str, ...]]:

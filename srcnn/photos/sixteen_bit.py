@@ -1,4 +1,4 @@
-"""PNG and TIFF with 16 bits a channel, of which Pillow supports greyscale only, by imagecodecs and tifffile.
+"""Writes PNG and TIFF with 16 bits a channel, of which Pillow writes greyscale only.
 
 Arrays are uint16, `(H, W)` or `(H, W, C)` with C = 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha), levels 0..65535.
 """
@@ -6,100 +6,20 @@ Arrays are uint16, `(H, W)` or `(H, W, C)` with C = 2 (grey, alpha), 3 (RGB) or 
 from __future__ import annotations
 
 import io
-import math
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
-from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
+from PIL import ExifTags, Image, TiffImagePlugin
 
 from srcnn.photos.metadata import Metadata, pillow_options
-from srcnn.photos.reading import stored_size
-from srcnn.runtime.untrusted import InvalidInput
 
-BITS_TAG, FORMAT_TAG, PHOTOMETRIC_TAG = 258, 339, 262
-MIN_IS_WHITE, MIN_IS_BLACK, RGB = 0, 1, 2
+BITS_TAG, PHOTOMETRIC_TAG = 258, 262
+MIN_IS_BLACK, RGB = 1, 2
 PNG_START_BYTES = 8 + 25  # the signature and the chunk IHDR
 PNG_LEVEL = 6
 ICC_TAG = 34675
-# TIFF compression: none, LZW, deflate (two codes), packbits, LZMA, zstd. Others have a header with a size of its own.
-CODECS = {1, 5, 8, 32946, 32773, 34925, 50000}
-MAX_TILE_PIXELS = 1 << 24
-INCH, UNSPECIFIED, PREMULTIPLIED, UNASSOCIATED_ALPHA, UNDEFINED = 2, 0, 1, 2, 7  # TIFF 6.0
+INCH, UNASSOCIATED_ALPHA, UNDEFINED = 2, 2, 7  # TIFF 6.0
 SUB_IFDS = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
-
-
-def is_sixteen_bit(image: Image.Image) -> bool:
-    """Whether an opened, not yet decoded image is a grey or RGB PNG or TIFF with 16 bits a channel."""
-    if isinstance(image, PngImagePlugin.PngImageFile):
-        return bool(image.tile) and ";16" in str(image.tile[0][3])
-    if not isinstance(image, TiffImagePlugin.TiffImageFile):
-        return False
-    tags = image.tag_v2
-    return (set(tags.get(BITS_TAG, ())) == {16} and set(tags.get(FORMAT_TAG, (1,))) == {1}
-            and tags.get(PHOTOMETRIC_TAG) in (MIN_IS_WHITE, MIN_IS_BLACK, RGB))
-
-
-def read_sixteen_bit(image: Image.Image, file: IO[bytes]) -> np.ndarray:
-    """The pixels of an opened image that `is_sixteen_bit`, as stored (not turned upright), from its file.
-
-    Raises:
-        InvalidInput: the pixels do not match the header, or the TIFF is of an unsupported kind.
-    """
-    file.seek(0)
-    width, height = stored_size(image)
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        pixels = _read_tiff(file, width, height)
-    else:
-        import imagecodecs  # slow to import
-
-        pixels = imagecodecs.png_decode(file.read())
-        if "transparency" in image.info and pixels.shape[2:] in ((), (3,)):
-            pixels = _with_alpha(pixels, image.info["transparency"])
-    shapes = [(height, width, *channels) for channels in ((), (2,), (3,), (4,))]
-    if pixels.dtype != np.uint16 or pixels.shape not in shapes:
-        raise InvalidInput(f"{pixels.dtype} of shape {pixels.shape}; expected uint16, {height} rows, {width} columns")
-    return pixels
-
-
-def _read_tiff(file: IO[bytes], width: int, height: int) -> np.ndarray:
-    import tifffile
-
-    with tifffile.TiffFile(file, name="photo.tif") as tiff:  # `file.name` is the number of a descriptor
-        page = tiff.pages.first
-        # If a tag occurs twice, Pillow takes the last and tifffile the first.
-        if (page.imagewidth, page.imagelength) != (width, height) or page.nbytes > 8 * width * height:
-            raise InvalidInput(f"{page.nbytes} bytes of {page.imagewidth}x{page.imagelength} pixels; "
-                              f"expected {width}x{height}")
-        if page.compression not in CODECS:
-            raise InvalidInput(f"TIFF compression {int(page.compression)} is not supported with 16 bits")
-        if math.prod(page.chunked) > len(page.dataoffsets):
-            raise InvalidInput(f"has {len(page.dataoffsets)} of {math.prod(page.chunked)} strips or tiles")
-        if page.is_tiled and page.tilewidth * page.tilelength > MAX_TILE_PIXELS:
-            raise InvalidInput(f"tiles of {page.tilewidth}x{page.tilelength} pixels are too large")
-        if max(page.databytecounts, default=0) > tiff.filehandle.size:  # tifffile allocates these bytes before it reads
-            raise InvalidInput("a strip or tile of more bytes than the file has")
-        pixels = page.asarray()
-        if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and pixels.ndim == 3:
-            pixels = np.ascontiguousarray(np.moveaxis(pixels, 0, -1))
-        if page.extrasamples and page.extrasamples[0] == UNSPECIFIED:  # no transparency
-            pixels = np.ascontiguousarray(pixels[..., :3] if page.photometric == RGB else pixels[..., 0])
-        if page.extrasamples == (PREMULTIPLIED,):
-            return unpremultiply(pixels)
-        return np.iinfo(np.uint16).max - pixels if page.photometric == MIN_IS_WHITE else pixels
-
-
-def unpremultiply(pixels: np.ndarray) -> np.ndarray:
-    """Divides the colours by alpha, the last channel; black where it is 0."""
-    colours, alpha = pixels[..., :-1].astype(np.float32), pixels[..., -1:]
-    np.divide(colours * 65535, alpha, out=colours, where=alpha > 0)
-    return np.concatenate([np.rint(colours.clip(0, 65535)).astype(np.uint16), alpha], -1)
-
-
-def _with_alpha(pixels: np.ndarray, transparent: Any) -> np.ndarray:
-    """Adds an alpha channel that is 0 where a PNG has its transparent level or colour."""
-    planes = np.atleast_3d(pixels)
-    alpha = np.where((planes == np.uint16(transparent)).all(-1, keepdims=True), np.uint16(0), np.uint16(65535))
-    return np.concatenate([planes, alpha], -1)
 
 
 def write_png(file: IO[bytes], pixels: np.ndarray, metadata: Metadata) -> None:

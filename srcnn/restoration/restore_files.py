@@ -50,10 +50,12 @@ class RestoreFile:
     Args:
         restorer: finds and undoes the damage of each photo.
         quality: of the JPEG and WebP files written, 1..100; None: chosen by the damage, and lossless WebP stays so.
+        allow_truncated: whether of photos that are cut off what is there is restored.
     """
 
     restorer: JpegRestorer
     quality: int | None = None
+    allow_truncated: bool = False
 
     def __call__(self, path: Path, target: Path, on_progress: Progress | None = None) -> tuple[str, ...]:
         """Restores one photo file into another, with its metadata; returns notes on what was done and not kept.
@@ -64,10 +66,10 @@ class RestoreFile:
         Raises:
             PhotoRefused: the photo cannot be read.
         """
-        photo = read_photo_file(path)
+        photo = read_photo_file(path, allow_truncated=self.allow_truncated)
         treatment = self.restorer(access_to_file(photo), photo.jpeg, on_progress=on_progress)
         kind = KINDS.get(target.suffix.lower())
-        if not treatment.was_restored and kind == photo.kind:
+        if not treatment.was_restored and kind == photo.kind and not photo.is_completed:
             _copy(path, target)
             return (*treatment.notes, COPIED)
         quality = self.quality
@@ -107,6 +109,7 @@ class UpscaleFile:
     restorer: JpegRestorer | None = None
     options: RestoreOptions = RestoreOptions()
     quality: int | None = None
+    allow_truncated: bool = False
 
     def __call__(self, path: Path, target: Path, on_progress: Progress | None = None) -> tuple[str, ...]:
         """Enlarges one photo file into another, with its metadata; returns notes on what was done and not kept.
@@ -115,7 +118,7 @@ class UpscaleFile:
             PhotoRefused: the photo cannot be read.
             ValueError: the enlarged photo would be larger than its format or this program allows.
         """
-        photo = read_photo_file(path)
+        photo = read_photo_file(path, allow_truncated=self.allow_truncated)
         notes: tuple[str, ...] = ()
         if self.restorer is not None:
             treatment = self.restorer(access_to_file(photo), photo.jpeg)

@@ -144,6 +144,22 @@ def test_keys_and_headers_of_all_kinds_are_read(tmp_path, tar_format, key):
     assert np.array_equal(degraded, [cut(pair[1]) for pair in expected])
 
 
+def test_turned_members_are_upright(tmp_path):
+    """Each on its own: the clean ones as they are, the degraded ones stored in all orientations."""
+    flips, written = Image.Transpose, []
+    turns = (flips.FLIP_LEFT_RIGHT, flips.ROTATE_180, flips.FLIP_TOP_BOTTOM, flips.TRANSPOSE, flips.ROTATE_90,
+             flips.TRANSVERSE, flips.ROTATE_270)  # what makes an upright picture one of orientation 2 to 8
+    for number in range(1, 9):
+        pixels, tag, buffer = draw_photo(number, 40, 52), Image.Exif(), io.BytesIO()
+        tag[0x0112] = number
+        image = Image.fromarray(pixels)
+        (image.transpose(turns[number - 2]) if number > 1 else image).save(buffer, "PNG", exif=tag)
+        written.append({"__key__": str(number), "clean.png": encoded(pixels, "png"), "degraded.png": buffer.getvalue()})
+    assert index(write(tmp_path, written)) == 0
+    clean, degraded = ShardDataset(tmp_path).read(np.arange(8))
+    assert np.array_equal(clean, degraded)
+
+
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory):
     """Both splits, indexed: pairs of PNG and JPEG, many sizes, grey and RGB."""

@@ -53,7 +53,7 @@ def odd_pictures(folder):
         "palette": (png, palette.getvalue(), "mode P"),
         "gif": (gif.getvalue(), png, ""),
         "cut": (png, jpeg[: len(jpeg) // 2], ""),
-        "nothing": (b"", png, ""),
+        "nothing": (b"", png, "0 bytes"),
         "pickled": (png, encoded(pickled, "npy"), "object"),
         "floats": (encoded(good / 255, "npy"), png, "float64"),
         "stack": (encoded(good[None], "npy"), png, "(1, 37, 53, 3)"),
@@ -79,6 +79,21 @@ def test_pairs_that_cannot_be_used_are_all_named_with_the_reason(tmp_path, capsy
     assert not (tmp_path / "harm").exists()
     np.load(io.BytesIO(odd["pickled"][1]), allow_pickle=True)
     assert (tmp_path / "harm").exists(), "it would have, had it been unpickled"
+
+
+def test_members_that_are_not_adjacent_are_named_with_the_cure(tmp_path, capsys):
+    """As `tar` stores a folder in the order of its disk: all clean pictures, then all degraded ones."""
+    written = list(samples("clean.png", "degraded.png", num_pairs=4))
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("clean.png", "degraded.png"):
+            for sample in written:
+                member = tarfile.TarInfo(f"{sample['__key__']}.{name}")
+                member.size = len(sample[name])
+                tar.addfile(member, io.BytesIO(sample[name]))
+    told = refused(tmp_path, capsys)
+    for sample in written:
+        (line,) = lines_with(told, "a.tar", f"{sample['__key__']}:")
+        assert says(line, "adjacent", "tar --sort=name")
 
 
 def png_chunk(kind, content):

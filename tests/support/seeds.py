@@ -121,7 +121,7 @@ def pictures() -> list[bytes]:
     colour = Image.radial_gradient("L").resize((24, 16)).convert("RGB")
     exif = Image.Exif()
     exif[0x0112], exif[0x010E], exif[0x0131] = 6, "a description", "a program"
-    found = []
+    found = new_formats(colour)
     for image in (colour, colour.convert("L"), colour.convert("RGBA"), colour.convert("P"), colour.convert("1"),
                   colour.convert("CMYK"), colour.convert("L").convert("I;16")):
         for name, options in (("PNG", {}), ("JPEG", {"progressive": True}), ("JPEG", {}), ("WEBP", {}), ("BMP", {}),
@@ -131,6 +131,32 @@ def pictures() -> list[bytes]:
                 image.save(buffer, name, exif=exif, dpi=(72, 72), icc_profile=b"\0" * 200, **options)
                 found.append(buffer.getvalue())
     return found
+
+
+def new_formats(colour) -> list[bytes]:
+    """AVIF, JPEG 2000 and JPEG XL of 8 and 16 bits, JPEG and PNG without an end, a TIFF of two pages."""
+    import imagecodecs
+    import numpy as np
+    import tifffile
+
+    pixels, found = np.asarray(colour), []
+    deep = pixels.astype(np.uint16) * 257
+    with contextlib.suppress(KeyError, OSError):  # where Pillow lacks them
+        for name, options in (("JPEG2000", {}), ("JPEG2000", {"no_jp2": True}), ("AVIF", {"xmp": b"<x/>"})):
+            buffer = io.BytesIO()
+            colour.save(buffer, name, **options)
+            found.append(buffer.getvalue())
+    for name, options in (("JPEG", {"progressive": True}), ("PNG", {})):
+        buffer = io.BytesIO()
+        colour.save(buffer, name, **options)
+        found += [buffer.getvalue()[:-12], buffer.getvalue()[:-2]]
+    found += [imagecodecs.jpegxl_encode(pixels, usecontainer=True), imagecodecs.jpegxl_encode(deep, lossless=True),
+              imagecodecs.jpeg2k_encode(deep, level=0, bitspersample=16)]
+    pages = io.BytesIO()
+    with tifffile.TiffWriter(pages) as writer:
+        writer.write(deep, photometric="rgb")
+        writer.write(pixels[::2, ::2], photometric="rgb", subfiletype=1)
+    return [*found, pages.getvalue()]
 
 
 def arrays() -> list[bytes]:
