@@ -85,8 +85,7 @@ def show_restored(picture: Path) -> None:
         return
     from srcnn.commands.photos import compare_photo
 
-    before, after = compare_photo(PHOTOGRAPH, picture, JPEG_QUALITY)
-    print(f"look at {picture}: PSNR {before:.2f} dB as a JPEG of quality {JPEG_QUALITY}, {after:.2f} dB restored")
+    print(f"look at {picture}: {compare_photo(PHOTOGRAPH, picture, JPEG_QUALITY)}")
 
 
 def make_tiles(photos: Path, shards: Path) -> None:

@@ -28,6 +28,10 @@ CHUNK_BYTES = 1 << 20
 PICTURE_WIDTH, MIN_PICTURE_WIDTH = 1920, 300  # pixels of a comparison, three pictures side by side: it fits on a screen
 DEFAULT_FAMILY = "srcnn-915"
 MODEL_HELP = "a name from `srcnn models`, a run folder or a file"
+COMPARED_QUALITY = 20
+COMPARE_HELP = """\
+Draws a photo before and after restoring, side by side, and below it the place that changed most, magnified. A photo
+without JPEG damage is degraded first, and drawn beside them with the PSNR of both."""
 RESTORE_HELP = """\
 Removes the damage of JPEG compression - blocks, ringing at edges, coloured fringes - from photos; camera noise and
 blur are not treated."""
@@ -87,10 +91,12 @@ def add_photo_commands(commands: Any) -> None:
                          f" (default: {DEFAULT_FAMILY})")
     upscale.add_argument("--model", metavar="WEIGHTS", help=f"{MODEL_HELP} (default: those for the scale)")
 
-    compare = commands.add_parser("compare", help="draw a clean photo degraded, restored and original, with a detail")
-    compare.add_argument("source", type=Path, help="a clean photo")
+    compare = commands.add_parser("compare", help="draw a photo before and after restoring, with a magnified detail",
+                                  description=COMPARE_HELP)
+    compare.add_argument("source", type=Path, help="a photo, damaged or clean")
     compare.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="picture to write (.png, .jpg)")
-    compare.add_argument("--quality", type=int, default=20, help="JPEG quality to degrade with (default: 20)")
+    compare.add_argument("--quality", type=int, help="JPEG quality to degrade the photo with first, 1..100 (default: "
+                         "20 for a photo without JPEG damage; one that has some is restored as it is)")
     compare.add_argument("--model", default=DEFAULT_FAMILY, metavar="WEIGHTS",
                          help=f"weights, as for restore (default: {DEFAULT_FAMILY})")
     compare.add_argument("--width", type=int, default=PICTURE_WIDTH, metavar="PIXELS",
@@ -265,41 +271,57 @@ def tile_bar() -> Callable[[Path, int, int], None]:
 
 
 def compare_command(options: argparse.Namespace) -> int:
+    check_quality(options.quality)
     if options.width < MIN_PICTURE_WIDTH:
         raise UserError(f"--width {options.width}: expected at least {MIN_PICTURE_WIDTH}")
-    before, after = compare_photo(options.source, options.out, options.quality, options.model, options.width)
-    print(f"{options.out}: PSNR of the luma {before:.2f} dB as JPEG of quality {options.quality}, "
-          f"{after:.2f} dB restored")
+    done = compare_photo(options.source, options.out, options.quality, options.model, options.width)
+    print(f"{options.out}: {done}")
     return 0
 
 
 def compare_photo(
-    source: Path, out: Path, quality: int = 20, model: str = DEFAULT_FAMILY, width: int = PICTURE_WIDTH
-) -> tuple[float, float]:
-    """Draws a photo degraded to a JPEG of `quality`, restored and original, side by side, at most `width` pixels wide.
+    source: Path, out: Path, quality: int | None = None, model: str = DEFAULT_FAMILY, width: int = PICTURE_WIDTH
+) -> str:
+    """Draws a photo before and after restoring side by side, at most `width` pixels wide; returns what was compared.
 
-    Returns the PSNR of the luma of the degraded and of the restored photo, dB.
+    A photo without JPEG damage, or with a `quality`, is degraded first, and drawn as the third picture.
 
     Raises:
         ValueError: the quality is not in 1..100, or `source` cannot be read as a photo (PhotoRefused).
         FileNotFoundError: the photo or the weights do not exist.
     """
+    import numpy as np
     from PIL import Image
 
+    from srcnn.models.device import device_here
+    from srcnn.models.pretrained import WeightSelector
     from srcnn.photos.degradation import Degradation, degrade
-    from srcnn.photos.photo_file import PhotoFile, write_photo_file
-    from srcnn.photos.reading import read_photo
-    from srcnn.restoration.figures import before_after, psnr_luma
-    from srcnn.restoration.restore import restore
+    from srcnn.photos.photo_file import PhotoFile, read_photo_file, write_photo_file
+    from srcnn.photos.reading import over_white
+    from srcnn.restoration.figures import before_after, comparison, psnr_luma
+    from srcnn.restoration.jpeg_damage import JpegRestorer, find_damage
+    from srcnn.restoration.restore import access_to_file, restore
 
-    degradation = Degradation(jpeg_quality=quality)
-    clean = read_photo(source)
-    degraded = degrade(clean, degradation, quality)
-    restored = restore(degraded, model, quality=quality)
-    picture = before_after(degraded, restored, clean, (f"JPEG quality {quality}", "restored", "original"), width)
+    photo = read_photo_file(source)
+    before = np.asarray(over_white(photo.eight_bit_image()))
+    treatment, pixels = None, access_to_file(photo)
+    if quality is None and (damage := find_damage(pixels, photo.jpeg)) is not None:
+        treatment = JpegRestorer(WeightSelector(model, device_here()))(pixels, photo.jpeg, damage)
+    if treatment is not None and treatment.was_restored:
+        after = np.asarray(over_white(photo.eight_bit_image()))
+        change = np.square(after.astype(float) - before)
+        picture = comparison((before, after), (treatment.notes[0], "restored"), change, width)
+        done = ", ".join(treatment.notes)
+    else:
+        quality = quality or COMPARED_QUALITY
+        degraded = degrade(before, Degradation(jpeg_quality=quality), quality)
+        restored = restore(degraded, model, quality=quality)
+        picture = before_after(degraded, restored, before, (f"JPEG quality {quality}", "restored", "original"), width)
+        done = (f"PSNR of the luma {psnr_luma(degraded, before):.2f} dB as JPEG of quality {quality}, "
+                f"{psnr_luma(restored, before):.2f} dB restored")
     out.parent.mkdir(parents=True, exist_ok=True)
     write_photo_file(out, PhotoFile(Image.fromarray(picture)))
-    return psnr_luma(degraded, clean), psnr_luma(restored, clean)
+    return done
 
 
 def demo_command(options: argparse.Namespace) -> int:

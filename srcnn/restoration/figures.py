@@ -34,16 +34,25 @@ def before_after(
     picture_width: int = PICTURE_WIDTH,
 ) -> np.ndarray:
     """Degraded, restored and clean photo, uint8 (H, W) or (H, W, 3), with the PSNR of their luma (Pillow's L) above;
-    below, magnified, the detail where the squared error fell most. At most `picture_width` pixels wide: larger photos
-    are reduced, the detail is not.
+    below, magnified, the detail where the squared error fell most; see `comparison`.
     """
     pictures = (degraded, restored, clean)
     captions = [f"{title}: PSNR {psnr_luma(picture, clean):.2f} dB"
                 for title, picture in zip(titles[:2], pictures[:2], strict=True)] + [titles[2]]
-    width = min(clean.shape[1], max(1, picture_width // len(pictures) - GAP_PIXELS))
-    whole = captioned(side_by_side(*(_reduce(picture, width) for picture in pictures)), captions)
     gain = (degraded.astype(float) - clean) ** 2 - (restored.astype(float) - clean) ** 2
-    detail = strongest_part(gain, max(1, width // DETAIL_ZOOM))
+    return comparison(pictures, captions, gain, picture_width)
+
+
+def comparison(
+    pictures: Sequence[np.ndarray], captions: Sequence[str], amount: np.ndarray, picture_width: int = PICTURE_WIDTH
+) -> np.ndarray:
+    """Photos of one size, uint8 (H, W) or (H, W, 3), side by side below their captions; and below them, magnified, the
+    detail where the sum of `amount`, of the same shape, is largest. At most `picture_width` pixels wide: larger photos
+    are reduced, the detail is not.
+    """
+    width = min(pictures[0].shape[1], max(1, picture_width // len(pictures) - GAP_PIXELS))
+    whole = captioned(side_by_side(*(_reduce(picture, width) for picture in pictures)), captions)
+    detail = strongest_part(amount, max(1, width // DETAIL_ZOOM))
     magnified = side_by_side(*(_fill(magnify(picture[detail], DETAIL_ZOOM), width) for picture in pictures))
     return np.concatenate([whole, magnified])
 

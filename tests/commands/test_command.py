@@ -120,6 +120,20 @@ def test_a_comparison_is_no_wider_than_asked_for_and_tells_the_psnr(tmp_path, ru
     assert main([*command, "--width", "299"]) == 1 and "--width 299" in capsys.readouterr().err
 
 
+def test_ones_own_damaged_photo_is_compared_as_it_is(tmp_path, capsys):
+    noise = np.random.default_rng(0).normal(0, 6, (240, 320, 3))
+    clean = (40 + 0.6 * draw_photo(1, 240, 320) + noise).round().clip(0, 255).astype(np.uint8)
+    Image.fromarray(clean).save(tmp_path / "old.jpg", quality=15)
+    assert main(["compare", str(tmp_path / "old.jpg"), "-o", str(tmp_path / "c.png")]) == 0
+    assert "JPEG 15" in capsys.readouterr().out
+    with Image.open(tmp_path / "c.png") as picture:
+        assert picture.width == 2 * (320 + 8)
+    Image.fromarray(clean).save(tmp_path / "good.jpg", quality=95)
+    assert main(["compare", str(tmp_path / "good.jpg"), "-o", str(tmp_path / "d.png")]) == 0
+    with Image.open(tmp_path / "d.png") as picture:
+        assert picture.width == 3 * (320 + 8), "degraded first"
+
+
 def test_a_damaged_photo_is_refused_by_name_and_the_others_are_restored(tmp_path, run, capsys):
     Image.fromarray(draw_photo(0, 40, 40)).save(tmp_path / "a.png")
     (tmp_path / "b.jpg").write_bytes(b"no picture")
