@@ -139,6 +139,7 @@ def process(
     notes: list[str] = []
     if degrade_quality is not None:
         files["degraded"] = folder / f"{upload.stem}-degraded.jpg"
+        notes += original.notes
         notes += write_photo_file(files["degraded"], original, degrade_quality, subsampling="4:2:0")
     source, target = files.get("degraded", upload), folder / f"{upload.stem}-restored{suffix_of(upload)}"
     files["restored"] = target

@@ -21,10 +21,16 @@ def bits_of(head: bytes) -> int:
     return max((12 if flags & TWELVE else 10 if flags & HIGH else 8 for flags in found), default=8)
 
 
-def colour_note(head: bytes) -> tuple[str, ...]:
-    """A note on colours of an AVIF or HEIC that are not those of sRGB, told by numbers instead of an ICC profile."""
+def colour_space(head: bytes) -> tuple[int, int] | None:
+    """(primaries, transfer) of an AVIF or HEIC that begins so, by their numbers in ITU-T H.273; None of sRGB."""
     for match in COLOURS.finditer(head):
         primaries, curve = (int.from_bytes(number, "big") for number in match.groups())
         if primaries not in SRGB_PRIMARIES or curve not in SRGB_CURVES:
-            return (f"colours of another space (CICP {primaries}/{curve}) kept as numbers, taken for sRGB",)
-    return ()
+            return primaries, curve
+    return None
+
+
+def colour_note(head: bytes) -> tuple[str, ...]:
+    """A note on colours that are not those of sRGB, told by numbers instead of an ICC profile."""
+    space = colour_space(head)
+    return (f"colours of another space (CICP {space[0]}/{space[1]}) treated as if of sRGB",) if space else ()

@@ -1,32 +1,42 @@
-"""The metadata of photo files: EXIF, ICC profile, XMP, resolution, texts; and what each format can hold of it.
+"""The metadata of photo files: EXIF, ICC profile, XMP, IPTC, resolution, texts; and what each format can hold of it.
 
-EXIF is copied byte for byte, so that the offsets in maker notes stay valid; only the orientation and the size are
-overwritten.
+Everything that a file has besides its pixels is kept, or named in a note. EXIF is copied byte for byte, so that the
+offsets in maker notes stay valid; only the orientation and the size are overwritten.
 """
 
 from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
-from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
+from PIL import ExifTags, Image
 
-from srcnn.photos.reading import ORIENTATION_TAG, orientation_of
+from srcnn.photos import boxes, jpeg_parts, photoshop, png_chunks, tiff_tags, webp_chunks
+from srcnn.photos.avif import colour_space
+from srcnn.photos.bmp_header import read_profile
+from srcnn.photos.jpeg_parts import Appended
+from srcnn.photos.jpeg_turning import turn_appended
+from srcnn.photos.reading import ORIENTATION_TAG, TURNS, orientation_of
+from srcnn.photos.tiff_tags import LONG, SHORT, Content, Value, read_tags, write_tags
+from srcnn.photos.xmp_claims import without_claims
 
-XMP_TAG = 700  # in a TIFF
-SHORT, LONG = 3, 4  # TIFF field types
 MAX_SHORT = 65_535
+MAX_NAMES, MAX_NAME_LENGTH = 20, 200  # in a note
+HEAD_BYTES = 1 << 20  # of an AVIF or HEIC, with its colour space
 MAX_DPI = 32_767
 MAX_JPEG_EXIF_BYTES = 65_533 - 6  # a JPEG segment, without "Exif\0\0"
 MAX_JPEG_XMP_BYTES = 65_533 - 29  # without its name
-TIFF_TEXT_TAGS = {270, 271, 272, 305, 306, 315, 316, 33432}  # description, maker, model, ... copyright
-JPEG_SEGMENTS = {"APP13": 0xED, "COM": 0xFE}  # IPTC and Photoshop; comment
-EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"
 PREFIX = b"Exif\0\0"
+RESOLUTION_CHUNK = b"pHYs"
 _XMP_ORIENTATION = re.compile(rb"(tiff:Orientation\s*(?:=\s*[\"']|>)\s*)[2-8]")
+_XMP_SIZES = [re.compile(rb"((?:" + names + rb")\s*(?:=\s*[\"']|>)\s*)(\d{1,9})\b") for names in (
+    rb"tiff:ImageWidth|exif:PixelXDimension", rb"tiff:ImageLength|exif:PixelYDimension")]  # horizontal, vertical
+_XMP_PANORAMA = re.compile(rb"(GPano:(?:CroppedArea|FullPano)\w+Pixels\s*(?:=\s*[\"']|>)\s*)(\d{1,9})\b")
 
 
 @dataclass(frozen=True)
@@ -34,58 +44,156 @@ class Metadata:
     """Metadata of an upright photo.
 
     Attributes:
-        exif: a TIFF structure, without the prefix "Exif".
+        exif: a TIFF structure, without the prefix "Exif"; of a TIFF also its other tags.
         icc_profile, xmp: as in the file; without a profile of another colour space than the pixels'.
         dpi: (horizontal, vertical), each 1..MAX_DPI.
-        jpeg_segments: whole segments that only JPEG has: IPTC, comments, the rest of a long XMP.
-        png_chunks: (type, content) of chunks that only PNG has: texts, gamma, primaries.
+        iptc: IPTC-IIM records.
+        photoshop: image resources, in which there may be the same records.
+        jpeg_segments: whole segments that only JPEG has: comments, the rest of a long XMP, those of cameras.
+        appended: what follows a JPEG: gain maps, videos, further pictures.
+        png_chunks, png_chunks_after: (type, content) of chunks that only PNG has, before and behind the pixels.
+        webp_chunks: the same of WebP.
     """
 
     exif: bytes = b""
     icc_profile: bytes = b""
     xmp: bytes = b""
     dpi: tuple[float, float] | None = None
+    iptc: bytes = b""
+    photoshop: bytes = b""
     jpeg_segments: bytes = b""
+    appended: Appended | None = None
     png_chunks: tuple[tuple[bytes, bytes], ...] = ()
+    png_chunks_after: tuple[tuple[bytes, bytes], ...] = ()
+    webp_chunks: tuple[tuple[bytes, bytes], ...] = ()
+
+    def resources(self) -> bytes:
+        """Photoshop's image resources, with the IPTC records among them."""
+        return photoshop.with_iptc(self.photoshop, self.iptc)
 
 
-# What a format cannot hold, in any length.
-UNSUPPORTED = {
-    "JPEG": ("png_chunks",), "PNG": ("jpeg_segments",), "TIFF": ("jpeg_segments", "png_chunks"),
-    "WEBP": ("dpi", "jpeg_segments", "png_chunks"),
-    "BMP": ("exif", "icc_profile", "xmp", "jpeg_segments", "png_chunks"),
+# What a format can hold, if it is not too long.
+_COMMON = {"exif", "icc_profile", "xmp"}
+HELD = {
+    "JPEG": _COMMON | {"dpi", "iptc", "photoshop", "jpeg_segments", "appended"},
+    "PNG": _COMMON | {"dpi", "iptc", "photoshop", "png_chunks", "png_chunks_after"},
+    "TIFF": _COMMON | {"dpi", "iptc", "photoshop"},
+    "WEBP": _COMMON | {"webp_chunks"},
+    "BMP": {"dpi"},
 }
-NAMES = {"exif": "EXIF", "icc_profile": "ICC profile", "xmp": "XMP", "dpi": "dpi", "jpeg_segments": "IPTC or comments",
-         "png_chunks": "texts or gamma of the PNG"}
+NAMES = {"exif": "EXIF", "icc_profile": "ICC profile", "xmp": "XMP", "dpi": "dpi", "iptc": "IPTC"}
+Lost = tuple[str, ...]  # names of what is not kept
 
 
-def metadata_of(image: Image.Image) -> Metadata:
-    """The metadata of an opened image (of a PNG: decoded), changed to that of the upright photo."""
+def metadata_of(image: Image.Image, content: Content) -> tuple[Metadata, Lost]:
+    """The metadata of an opened image (of a PNG: decoded), changed to that of the upright photo; and what it lacks.
+
+    Args:
+        content: of the image's file.
+    """
     xmp = image.info.get("xmp") or b""
     xmp = xmp.encode() if isinstance(xmp, str) else bytes(xmp)
     profile = b"" if image.mode in ("CMYK", "LAB") else image.info.get("icc_profile") or b""
-    return Metadata(exif_of(image), profile, _XMP_ORIENTATION.sub(rb"\g<1>1", xmp), _dpi(image.info.get("dpi")),
-                    _jpeg_segments(image), _png_chunks(image))
-
-
-def exif_of(image: Image.Image) -> bytes:
-    """The EXIF of an image, changed to that of the upright photo; b"" without EXIF."""
-    raw = image.info.get("exif") or b""
-    if not isinstance(image, TiffImagePlugin.TiffImageFile) and isinstance(raw, bytes):
-        orientation = orientation_of(image)
-        values = {ORIENTATION_TAG: 1} | (size_tags(image.height, image.width) if orientation >= 5 else {})
+    dpi = _dpi(image.info.get("dpi"))
+    orientation = tiff_tags.orientation_of(content, image.tell()) if image.format == "TIFF" else orientation_of(image)
+    dpi = (dpi[1], dpi[0]) if dpi and orientation >= 5 else dpi
+    xmp = _XMP_ORIENTATION.sub(rb"\g<1>1", xmp)
+    across, down = (pattern.search(xmp) for pattern in _XMP_SIZES)
+    if orientation >= 5 and across and down:
+        xmp = _XMP_SIZES[1].sub(rb"\g<1>" + across[2], _XMP_SIZES[0].sub(rb"\g<1>" + down[2], xmp))
+    metadata = Metadata(b"", profile, xmp, dpi)
+    lost: Lost = ()
+    readers: dict[str, Callable[[Metadata, Content, int], tuple[Metadata, Lost]]] = {
+        "JPEG": _with_jpeg_parts, "MPO": _with_jpeg_parts, "PNG": _with_png_chunks, "WEBP": _with_webp_chunks,
+        "BMP": _with_bmp_profile, "TIFF": partial(_with_tiff_tags, page=image.tell())}
+    if boxes.is_box_file(content):
+        lost = boxes.lost_names(content, bool(image.info.get("exif")), bool(xmp))
+        if not profile and (space := colour_space(content[:HEAD_BYTES])) and max(space) < 256:
+            metadata = replace(metadata, png_chunks=((b"cICP", bytes([*space, 0, 1])),))
+    elif reader := readers.get(image.format or ""):
         try:
-            return patch_exif(raw.removeprefix(PREFIX), values, keep_thumbnail=orientation == 1)
-        except (struct.error, ValueError):  # damaged or unusual: Pillow rewrites it as far as it can
-            pass
+            metadata, lost = reader(metadata, content, orientation)
+        except (ValueError, IndexError, struct.error, zlib.error):
+            lost = ("damaged metadata",)
+    raw = image.info.get("exif") or metadata.exif
+    if image.format != "TIFF" and isinstance(raw, bytes) and raw:
+        exif, damaged = _upright_exif(raw.removeprefix(PREFIX), orientation, image.height, image.width)
+        metadata, lost = replace(metadata, exif=exif), (*lost, *damaged)
+    if orientation != 1:
+        metadata = replace(metadata, photoshop=photoshop.without_thumbnails(metadata.photoshop))
+    return metadata, lost
+
+
+def _upright_exif(exif: bytes, orientation: int, width: int, height: int) -> tuple[bytes, Lost]:
+    """The EXIF changed to that of the upright photo, whose size this is if it lay on its side."""
+    values = {ORIENTATION_TAG: 1} | (size_tags(width, height) if orientation >= 5 else {})
     try:
-        exif = image.getexif()
-        if isinstance(image, TiffImagePlugin.TiffImageFile):  # its other tags describe how the pixels are stored
-            exif = text_tags(exif)
-        exif.pop(ORIENTATION_TAG, None)
-        return exif.tobytes().removeprefix(PREFIX) if len(exif) else b""
-    except Exception:  # damaged: Pillow raises struct.error, SyntaxError, ...
-        return b""
+        return patch_exif(exif, values, keep_thumbnail=orientation == 1), ()
+    except (struct.error, ValueError):
+        pass
+    try:  # what is not damaged of it, written anew
+        order, directory, _, damaged = read_tags(exif)
+    except ValueError:
+        return b"", ("damaged EXIF",)
+    for part in (directory, directory.get(int(ExifTags.IFD.Exif))):
+        if isinstance(part, dict):
+            part.update({tag: Value(LONG, 1, struct.pack(order + "I", number)) for tag, number in values.items()
+                         if tag in part})
+    return write_tags(directory, order), (f"damaged EXIF ({', '.join(damaged)})",) if damaged else ()
+
+
+def _with_jpeg_parts(metadata: Metadata, content: Content, orientation: int) -> tuple[Metadata, Lost]:
+    segments, blocks, appended, lost = jpeg_parts.read_parts(content)
+    xmp = metadata.xmp
+    if appended and orientation != 1:
+        appended, xmp, gone = turn_appended(appended, xmp, TURNS[orientation])
+        lost = (*lost, *gone)
+    return replace(metadata, xmp=xmp, iptc=photoshop.iptc_of(blocks), photoshop=blocks, jpeg_segments=segments,
+                   appended=appended), lost
+
+
+def _with_png_chunks(metadata: Metadata, content: Content, orientation: int) -> tuple[Metadata, Lost]:
+    parts = png_chunks.read_chunks(content)
+    before, profiles = parts.before, dict(parts.profiles)
+    resolutions = [body for kind, body in before if kind == RESOLUTION_CHUNK]
+    before = tuple(chunk for chunk in before if chunk[0] != RESOLUTION_CHUNK)
+    if resolutions and not metadata.dpi:  # of no unit: the pixels' aspect
+        body = resolutions[0]
+        before = (*before, (RESOLUTION_CHUNK, body[4:8] + body[:4] + body[8:] if orientation >= 5 else body))
+    blocks = profiles.pop("8bim", b"")
+    iptc = profiles.pop("iptc", b"")
+    if iptc.startswith(photoshop.SIGNATURES):
+        blocks, iptc = iptc, b""
+    exif = profiles.pop("exif", b"") or profiles.pop("app1", b"")
+    profile = metadata.icc_profile or profiles.pop("icc", b"") or profiles.pop("icm", b"")
+    lost = tuple(f"profile {name}" for name in profiles if name not in ("icc", "icm", "app1", "xmp"))
+    return replace(metadata, exif=exif, icc_profile=profile, xmp=metadata.xmp or profiles.get("xmp", b""),
+                   iptc=iptc or photoshop.iptc_of(blocks), photoshop=blocks, png_chunks=before,
+                   png_chunks_after=parts.after), (*parts.lost, *lost)
+
+
+def _with_tiff_tags(metadata: Metadata, content: Content, orientation: int, page: int) -> tuple[Metadata, Lost]:
+    skipped = tiff_tags.STORAGE | {tiff_tags.ICC_TAG, tiff_tags.XMP_TAG, ORIENTATION_TAG}
+    skipped |= tiff_tags.RESOLUTION_TAGS if metadata.dpi else set()
+    order, directory, _, damaged = read_tags(content, skipped, page)
+    unfit = tiff_tags.UNFIT | (tiff_tags.GEOREFERENCE if orientation != 1 else {})
+    lost = [name for tag, name in unfit.items() if directory.pop(tag, None)]
+    if damaged:
+        lost.append(f"damaged tags ({', '.join(damaged)})")
+    own = [directory.pop(tag, None) for tag in (tiff_tags.IPTC_TAG, tiff_tags.PHOTOSHOP_TAG)]
+    iptc, blocks = (value.data if isinstance(value, Value) else b"" for value in own)
+    return replace(metadata, exif=write_tags(directory, order), iptc=iptc or photoshop.iptc_of(blocks),
+                   photoshop=blocks), tuple(lost)
+
+
+def _with_webp_chunks(metadata: Metadata, content: Content, _: int) -> tuple[Metadata, Lost]:
+    chunks, lost = webp_chunks.read_chunks(content)
+    return replace(metadata, webp_chunks=chunks), lost
+
+
+def _with_bmp_profile(metadata: Metadata, content: Content, _: int) -> tuple[Metadata, Lost]:
+    profile, lost = read_profile(content)
+    return replace(metadata, icc_profile=metadata.icc_profile or profile), lost
 
 
 def size_tags(width: int, height: int) -> dict[int, int]:
@@ -94,12 +202,20 @@ def size_tags(width: int, height: int) -> dict[int, int]:
             int(ExifTags.Base.ImageWidth): width, int(ExifTags.Base.ImageLength): height}
 
 
-def with_size(metadata: Metadata, width: int, height: int) -> Metadata:
-    """The metadata of the photo at another size; keeps a thumbnail."""
+def with_size(metadata: Metadata, width: int, height: int, scale: float = 1.0) -> Metadata:
+    """The metadata of the photo at another size, `scale` times as large; keeps a thumbnail and a gain map."""
+    xmp = _XMP_PANORAMA.sub(lambda match: match[1] + b"%d" % round(int(match[2]) * scale), metadata.xmp)
+    for pattern, side in zip(_XMP_SIZES, (width, height), strict=True):
+        xmp = pattern.sub(rb"\g<1>%d" % side, xmp)
+    exif = metadata.exif
     try:
-        return replace(metadata, exif=patch_exif(metadata.exif, size_tags(width, height)))
+        exif = patch_exif(exif, size_tags(width, height))
+        order, directory, *_ = read_tags(exif) if exif else ("<", {})
+        if tiff_tags.rescale(directory, order, scale):
+            exif = write_tags(directory, order)
     except (struct.error, ValueError):  # the EXIF is invalid, as some editors write it
-        return metadata
+        pass
+    return replace(metadata, exif=exif, xmp=xmp)
 
 
 def patch_exif(exif: bytes, values: Mapping[int, int], keep_thumbnail: bool = True) -> bytes:
@@ -136,16 +252,6 @@ def patch_exif(exif: bytes, values: Mapping[int, int], keep_thumbnail: bool = Tr
     return bytes(patched)
 
 
-def text_tags(exif: Image.Exif) -> Image.Exif:
-    """New EXIF with the texts and the sub-IFDs, and without the tags that describe how pixels are stored."""
-    texts = Image.Exif()
-    for tag in TIFF_TEXT_TAGS & exif.keys():
-        texts[tag] = exif[tag]
-    for ifd in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
-        texts.get_ifd(ifd).update(exif.get_ifd(ifd))
-    return texts
-
-
 def _dpi(value: Any) -> tuple[float, float] | None:
     resolution = tuple(map(float, value or ()))
     if len(resolution) != 2 or not all(1 <= side <= MAX_DPI for side in resolution):
@@ -153,70 +259,71 @@ def _dpi(value: Any) -> tuple[float, float] | None:
     return resolution[0], resolution[1]
 
 
-def _jpeg_segments(image: Image.Image) -> bytes:
-    segments = []
-    for name, content in getattr(image, "applist", ()):
-        if name in JPEG_SEGMENTS or name == "APP1" and content.startswith(EXTENDED_XMP):
-            segments.append(struct.pack(">BBH", 0xFF, JPEG_SEGMENTS.get(name, 0xE1), 2 + len(content)) + content)
-    return b"".join(segments)
-
-
-def _png_chunks(image: Image.Image) -> tuple[tuple[bytes, bytes], ...]:
-    if not isinstance(image, PngImagePlugin.PngImageFile):
-        return ()
-    texts = PngImagePlugin.PngInfo()
-    for key, text in image.text.items():
-        if key == "XML:com.adobe.xmp" or key.startswith("Raw profile type"):
-            continue  # XMP, and EXIF and ICC profile as ImageMagick writes them
-        if isinstance(text, PngImagePlugin.iTXt):
-            texts.add_itxt(key, text, text.lang or "", text.tkey or "")
-        else:
-            texts.add_text(key, text)
-    chunks = [(bytes(chunk[0]), bytes(chunk[1])) for chunk in texts.chunks]
-    if "gamma" in image.info:
-        chunks.append((b"gAMA", struct.pack(">I", round(image.info["gamma"] * 100_000))))
-    if "chromaticity" in image.info:
-        chunks.append((b"cHRM", struct.pack(">8I", *(round(value * 100_000) for value in image.info["chromaticity"]))))
-    if "srgb" in image.info:
-        chunks.append((b"sRGB", bytes([image.info["srgb"]])))
-    return tuple(chunks)
-
-
 def drop_unsupported(metadata: Metadata, kind: str) -> tuple[Metadata, tuple[str, ...]]:
     """The part of the metadata that a format ("JPEG", "PNG", "TIFF", "WEBP", "BMP") can hold, and notes on the rest."""
-    dropped = list(UNSUPPORTED[kind])
-    if kind == "JPEG":
-        limits = {"exif": MAX_JPEG_EXIF_BYTES, "xmp": MAX_JPEG_XMP_BYTES}
-        dropped += [name for name, limit in limits.items() if len(getattr(metadata, name)) > limit]
-    lost = [text for name, text in NAMES.items() if name in dropped and getattr(metadata, name)]
-    notes = (f"not kept, {kind} cannot hold it: {', '.join(lost)}",) if lost else ()
-    return replace(metadata, **{name: getattr(Metadata(), name) for name in dropped}), notes
+    dropped = [field.name for field in fields(Metadata) if field.name not in HELD[kind]]
+    lost = [name for field in dropped for name in _names(metadata, field)]
+    metadata = replace(metadata, **{name: getattr(Metadata(), name) for name in dropped})
+    if kind == "JPEG" and len(metadata.exif) > MAX_JPEG_EXIF_BYTES:
+        exif, names = tiff_tags.shortened(metadata.exif, MAX_JPEG_EXIF_BYTES)
+        lost.append(f"EXIF ({', '.join(names) or 'thumbnail'})" if exif else "EXIF")
+        metadata = replace(metadata, exif=exif)
+    if kind == "JPEG" and len(metadata.xmp) > MAX_JPEG_XMP_BYTES:
+        lost.append("XMP")
+        metadata = replace(metadata, xmp=b"")
+    if kind == "TIFF" and metadata.exif:
+        exif, names = _exif_in_tiff(metadata)
+        lost += names
+        metadata = replace(metadata, exif=exif)
+    if metadata.xmp and metadata.appended is None:
+        xmp = without_claims(metadata.xmp)
+        lost += [] if xmp else ["damaged XMP"]
+        metadata = replace(metadata, xmp=xmp)
+    return metadata, note_of(f"not kept, {kind} cannot hold it", lost)
+
+
+def note_of(reason: str, names: Iterable[str]) -> tuple[str, ...]:
+    """A note on what is not kept, none without names; without control characters, which names in files may have."""
+    names = list(dict.fromkeys(names))
+    more = [f"{len(names) - MAX_NAMES} more"] if len(names) > MAX_NAMES else []
+    text = ", ".join([*(name[:MAX_NAME_LENGTH] for name in names[:MAX_NAMES]), *more])
+    return (f"{reason}: {''.join(c if c.isprintable() else '?' for c in text)}",) if names else ()
+
+
+def _names(metadata: Metadata, field: str) -> list[str]:
+    """What a field holds, for a note."""
+    if not (value := getattr(metadata, field)):
+        return []
+    if field == "photoshop":
+        blocks = photoshop.blocks_of(value)
+        return ["Photoshop's data"] if any(block.number != photoshop.IPTC for block in blocks) else []
+    if field == "jpeg_segments":
+        return jpeg_parts.segment_names(value)
+    if field == "appended":
+        return jpeg_parts.appended_names(value, metadata.xmp)
+    if field in ("png_chunks", "png_chunks_after"):
+        return png_chunks.chunk_names(value, bool(metadata.icc_profile))
+    if field == "webp_chunks":
+        return [webp_chunks.chunk_name(chunk) for chunk, _ in value]
+    return [NAMES[field]]
+
+
+def _exif_in_tiff(metadata: Metadata) -> tuple[bytes, list[str]]:
+    """The EXIF without tags that a TIFF has for itself, and names of those that do not fit."""
+    skipped = tiff_tags.STORAGE | tiff_tags.OWN_FIELDS | (tiff_tags.RESOLUTION_TAGS if metadata.dpi else set())
+    try:
+        order, directory, _, damaged = read_tags(metadata.exif, skipped)
+    except ValueError:
+        return b"", ["EXIF"]
+    lost = [name for tag, name in tiff_tags.UNFIT.items() if directory.pop(tag, None)]
+    return write_tags(directory, order), lost + [f"damaged EXIF ({', '.join(damaged)})"] * bool(damaged)
 
 
 def pillow_options(metadata: Metadata, kind: str) -> dict[str, Any]:
-    """Keyword arguments for Pillow's `save`; the metadata must come from `drop_unsupported`."""
+    """Keyword arguments for Pillow's `save` of a JPEG or WebP; the metadata must come from `drop_unsupported`."""
     options: dict[str, Any] = {"exif": PREFIX + metadata.exif if metadata.exif else None, "dpi": metadata.dpi,
-                               "icc_profile": metadata.icc_profile}
+                               "icc_profile": metadata.icc_profile, "xmp": metadata.xmp}
     if kind == "JPEG":
-        options |= {"xmp": metadata.xmp, "extra": metadata.jpeg_segments}
-    elif kind == "WEBP":
-        options |= {"xmp": metadata.xmp}
-    elif kind == "PNG":
-        options["pnginfo"] = _png_info(metadata)
-    elif kind == "TIFF" and (metadata.exif or metadata.xmp):
-        original, exif = Image.Exif(), Image.Exif()
-        original.load(metadata.exif)
-        exif.load(text_tags(original).tobytes())  # Pillow writes only sub-IFDs that were loaded
-        if metadata.xmp:
-            exif[XMP_TAG] = metadata.xmp
-        options["exif"] = exif
+        index = jpeg_parts.index_segments(metadata.appended) if metadata.appended else b""
+        options["extra"] = index + jpeg_parts.photoshop_segments(metadata.resources()) + metadata.jpeg_segments
     return {name: value for name, value in options.items() if value}
-
-
-def _png_info(metadata: Metadata) -> PngImagePlugin.PngInfo:
-    info = PngImagePlugin.PngInfo()
-    for kind, content in metadata.png_chunks:
-        info.add(kind, content)
-    if metadata.xmp:  # XMP specification part 3, section 1.1.5: an uncompressed international text
-        info.add(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + metadata.xmp)
-    return info

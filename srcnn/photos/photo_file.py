@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile
 
+from srcnn.photos.containers import write_container
 from srcnn.photos.jpeg_quality import JpegSave, jpeg_save_of
-from srcnn.photos.metadata import Metadata, drop_unsupported, metadata_of, pillow_options
+from srcnn.photos.metadata import Metadata, drop_unsupported, metadata_of, note_of
 from srcnn.photos.reading import (
     KINDS,
     MAX_MEGAPIXELS,
@@ -23,18 +24,17 @@ from srcnn.photos.reading import (
     over_white,
     sixteen_bit_levels,
 )
-from srcnn.photos.sixteen_bit import write_png, write_tiff
 from srcnn.photos.truncated import CompletedFile
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.files import atomic_file
+from srcnn.runtime.untrusted import MAX_PHOTO_BYTES, open_regular
 
 MAX_SIDES = {"WEBP": 16_383, "JPEG": 65_500}  # pixels, of libwebp and libjpeg
 RIFF_HEADER_BYTES = 12
 MAX_WEBP_CHUNKS = 10_000  # before those of the pixels
 LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")  # as Pillow names TIFF compressions
 LOSSY_QUALITY = 95  # of JPEG and WebP, where nothing else is asked for
-Writer = Callable[[IO[bytes], np.ndarray, Metadata], None]
-SIXTEEN_BIT_WRITERS: dict[str, Writer] = {"PNG": write_png, "TIFF": write_tiff}
+SIXTEEN_BIT_KINDS = ("PNG", "TIFF")
 Region = tuple[slice, slice]  # (rows, columns)
 
 
@@ -162,8 +162,10 @@ def read_photo_file(
         jpeg, is_lossless = jpeg_save_of(opened), _is_lossless(opened)
         is_completed = isinstance(opened.fp, CompletedFile)
         image, conversions = decode(opened)
-        orientation, metadata = orientation_of(opened), metadata_of(opened)
-        damaged = ("damaged EXIF left out",) if opened.info.get("exif") and not metadata.exif else ()
+        orientation = orientation_of(opened)
+        with open_regular(path, MAX_PHOTO_BYTES) as file, \
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            metadata, lost = metadata_of(opened, content)
     if isinstance(image, Image.Image):
         # Or Pillow would also write what its reader found beside the metadata: comments, compression, tags of a TIFF.
         image.info.clear()
@@ -171,7 +173,8 @@ def read_photo_file(
             vars(image).pop(name, None)
         if jpeg is not None:
             jpeg = jpeg.upright(orientation, image.height, image.width)
-    return PhotoFile(image, metadata, (*conversions, *damaged), kind, jpeg, is_lossless, is_completed)
+    notes = (*conversions, *note_of("not kept", lost))
+    return PhotoFile(image, metadata, notes, kind, jpeg, is_lossless, is_completed)
 
 
 def _is_lossless(image: ImageFile.ImageFile) -> bool:
@@ -208,13 +211,13 @@ def write_photo_file(
         raise UserError(f"{path}: the suffix must be one of {', '.join(sorted(KINDS))}")
     metadata, notes = drop_unsupported(photo.metadata, kind)
     try:
-        if isinstance(photo.image, np.ndarray) and kind in SIXTEEN_BIT_WRITERS:
+        if isinstance(photo.image, np.ndarray) and kind in SIXTEEN_BIT_KINDS:
             pixels = photo.image
             if kind == "TIFF" and photo.num_channels == 2:  # Pillow cannot read it back
                 pixels = pixels[..., [0, 0, 0, 1]]
                 notes += ("grey with transparency written as RGB",)
             with atomic_file(path) as file:
-                SIXTEEN_BIT_WRITERS[kind](file, pixels, metadata)
+                write_container(file, pixels, kind, metadata, {})
             return notes
         image = photo.eight_bit_image()
         if image is not photo.image:
@@ -231,7 +234,7 @@ def write_photo_file(
             options["exact"] = True  # keeps the colours of transparent pixels
             options["lossless"] = quality is None and photo.is_lossless
         with atomic_file(path) as file:
-            image.save(file, kind, **options, **pillow_options(metadata, kind))
+            write_container(file, image, kind, metadata, options)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # Pillow's encoders raise any type of error at invalid metadata

@@ -157,7 +157,7 @@ def _left_out(image: ImageFile.ImageFile) -> list[str]:
     """Notes on the parts of a file that are not decoded."""
     notes = list(getattr(image, "notes", ()))
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
-        if getattr(image, "is_animated", False) or image.format == "MPO":
+        if getattr(image, "is_animated", False) and image.format != "MPO":  # whose pictures are kept as they are
             notes.append("only the first of several pictures kept")
         if image.format in ("AVIF", "HEIF"):
             head = head_of(image)

@@ -148,7 +148,7 @@ def upscale_photo_file(
     if width * height > MAX_MEGAPIXELS * 1e6:
         raise UserError(f"would become {width}x{height}, more than {MAX_MEGAPIXELS:.0f} megapixels; "
                         "use a smaller scale")
-    metadata = with_size(photo.metadata, width, height)
+    metadata = with_size(photo.metadata, width, height, scale)
     enlarged = replace(photo, image=photo.blank(height, width).image, metadata=metadata, jpeg=None)
     source = PixelAccess(*photo.size, photo.read, enlarged.write_all, photo.dtype)
 
