@@ -91,6 +91,10 @@ def add_photo_commands(commands: Any) -> None:
                          f" (default: {DEFAULT_FAMILY})")
     upscale.add_argument("--model", metavar="WEIGHTS", help=f"{MODEL_HELP} (default: those for the scale)")
 
+    _add_compare_and_demo(commands)
+
+
+def _add_compare_and_demo(commands: Any) -> None:
     compare = commands.add_parser("compare", help="draw a photo before and after restoring, with a magnified detail",
                                   description=COMPARE_HELP)
     compare.add_argument("source", type=Path, help="a photo, damaged or clean")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar, overload
 
@@ -13,7 +14,7 @@ from PIL import Image
 from srcnn.models.base import Network
 from srcnn.models.device import device_here
 from srcnn.models.pretrained import FAMILY, WeightSelector
-from srcnn.photos.jpeg_quality import jpeg_save, jpeg_save_of
+from srcnn.photos.jpeg_quality import JpegSave, jpeg_save, jpeg_save_of
 from srcnn.photos.metadata import pillow_options
 from srcnn.photos.photo_file import PhotoFile, photo_file_of, read_photo_file
 from srcnn.restoration.jpeg_damage import JpegRestorer
@@ -88,13 +89,7 @@ def restore(
         restorer(access_to_file(source), source.jpeg, known, on_progress)
         return image_of(source)
     if isinstance(source, Image.Image):
-        file = photo_file_of(source)
-        if in_place and file.image is not source:
-            raise UserError(f"a Pillow image of mode {source.mode} cannot be restored in place; convert it to RGB")
-        if file.image is source and not in_place:
-            file = PhotoFile(source.copy())
-        restorer(access_to_file(file), jpeg_save_of(source), known, on_progress)
-        return file.to_image(source)
+        return _restore_image(source, partial(restorer, known=known, on_progress=on_progress), in_place)
 
     def restore_pixels(pixels: np.ndarray) -> np.ndarray:
         restored = _writable(pixels, in_place)
@@ -104,6 +99,17 @@ def restore(
     if isinstance(source, torch.Tensor):
         return map_arrays(source, source if in_place else torch.empty_like(source), restore_pixels)
     return restore_pixels(source)
+
+
+def _restore_image(image: Image.Image, work: Callable[[PixelAccess, JpegSave | None], object], in_place: bool
+                   ) -> Image.Image:
+    file = photo_file_of(image)
+    if in_place and file.image is not image:
+        raise UserError(f"a Pillow image of mode {image.mode} cannot be restored in place; convert it to RGB")
+    if file.image is image and not in_place:
+        file = PhotoFile(image.copy())
+    work(access_to_file(file), jpeg_save_of(image))
+    return file.to_image(image)
 
 
 def check_types(photo: object, model: object) -> None:
