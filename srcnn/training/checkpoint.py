@@ -198,10 +198,10 @@ def _link(link: Path, folder: Path) -> None:
 
 
 def _rotate(run: Path, newest: Path, keep: int) -> None:
-    best = (run / "best").resolve()
+    best = os.path.realpath(run / "best")  # pathlib's `resolve` raises RuntimeError for links in a circle
     older = [folder for folder in step_folders(run) if step_of(folder) <= step_of(newest)]
     for folder in step_folders(run):
-        if folder not in older[-keep:] and folder.resolve() != best:
+        if folder not in older[-keep:] and os.path.realpath(folder) != best:
             try:
                 shutil.rmtree(folder)
             except OSError as error:

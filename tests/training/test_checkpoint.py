@@ -192,3 +192,15 @@ def test_nothing_is_written_any_more_where_another_has_the_folder_too(tmp_path, 
     assert [type(error) for error in writer.wait()] == [BlockingIOError]
     assert checkpoint.step_folders(tmp_path) == []
     writer.close()
+
+
+def test_links_among_the_checkpoints_do_no_harm(tmp_path, model):
+    """To nowhere, in a circle, to a checkpoint, and out of the run folder, where nothing is removed."""
+    folder, outside = save(tmp_path, 1, model).parent, tmp_path / "outside"
+    outside.mkdir()
+    for number, target in enumerate(("nowhere", "step-90000001", "step-00000001", outside)):
+        (folder / f"step-9000000{number}").symlink_to(target)
+    for step in (2, 3):
+        save(tmp_path, step, model, keep=1, is_best=True)
+    assert (tmp_path / "best").resolve().name == "step-00000003" and outside.is_dir()
+    assert (folder / "step-00000003").is_dir() and not (folder / "step-00000002").exists()
