@@ -203,7 +203,7 @@ def _rotate(run: Path, newest: Path, keep: int) -> None:
     for folder in step_folders(run):
         if folder not in older[-keep:] and os.path.realpath(folder) != best:
             try:
-                shutil.rmtree(folder)
+                folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
             except OSError as error:
                 logger.warning("%s: cannot remove this old checkpoint: %s", folder, error)
 
@@ -250,6 +250,10 @@ def find_corruption(folder: Path) -> str:
                 return f"{name} is damaged"
         return ""
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return f"incomplete ({error})"
+    except OSError as error:
+        if error.errno != errno.ELOOP:  # a link in a circle
+            raise
         return f"incomplete ({error})"
 
 

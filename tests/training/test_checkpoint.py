@@ -200,7 +200,9 @@ def test_links_among_the_checkpoints_do_no_harm(tmp_path, model):
     outside.mkdir()
     for number, target in enumerate(("nowhere", "step-90000001", "step-00000001", outside)):
         (folder / f"step-9000000{number}").symlink_to(target)
+    (outside / "mine").touch()
+    assert checkpoint.latest(tmp_path).resolve().name == "step-00000001"
     for step in (2, 3):
         save(tmp_path, step, model, keep=1, is_best=True)
-    assert (tmp_path / "best").resolve().name == "step-00000003" and outside.is_dir()
+    assert (tmp_path / "best").resolve().name == "step-00000003" and (outside / "mine").exists()
     assert (folder / "step-00000003").is_dir() and not (folder / "step-00000002").exists()
