@@ -10,7 +10,6 @@ OUT ?= data/shards
 RUN ?= runs/srcnn
 CONFIG ?= configs/train.yaml
 TEST_WORKERS ?= 2
-LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 .PHONY: help setup lint types test test-slow test-all shards train demo fuzz test-slurm bench bench-gpu bench-loading chaos clean
 .DEFAULT_GOAL := help
@@ -58,7 +57,7 @@ shards: $(READY)  ## photos -> shards: make shards PHOTOS=dir [OUT=data/shards] 
 	$(BIN)/python -m shards --config configs/shards.yaml --photos "$(PHOTOS)" --out "$(OUT)" $(ARGS)
 
 train: $(READY)  ## shards -> network, one process: make train [OUT=data/shards] [RUN=runs/srcnn] [CONFIG=...] [ARGS=...]
-	$(LAUNCH) launch/train.py --config $(CONFIG) --shards "$(OUT)" --run "$(RUN)" $(ARGS)
+	$(BIN)/python launch/train.py --config $(CONFIG) --shards "$(OUT)" --run "$(RUN)" $(ARGS)
 
 demo: $(READY)  ## a photograph restored, then a network trained, in four minutes: make demo [PHOTOS=dir] [DEMO=folder]
 	@$(BIN)/python -m launch.demo $(if $(PHOTOS),--photos "$(PHOTOS)") $(if $(DEMO),--out "$(DEMO)")

@@ -116,6 +116,7 @@ def train_on(shards: Path, run: Path) -> None:
         DemoFailed: the run folder is of another training, or the training failed.
     """
     from srcnn.runtime.distributed import DistributedError
+    from srcnn.runtime.errors import DivergedError
     from srcnn.runtime.settings import parse
     from srcnn.training.config import TrainConfig
     from srcnn.training.trainer import train
@@ -132,7 +133,7 @@ def train_on(shards: Path, run: Path) -> None:
         train(config)
     except signals.StopRequested as stop:
         signals.exit_now(f"demo: {stop}: checkpoint saved; run the same command to resume", stop.status)
-    except (DistributedError, FloatingPointError) as error:
+    except (DistributedError, DivergedError) as error:
         raise DemoFailed(f"{error}; to train anew remove {run}") from error
 
 

@@ -13,7 +13,8 @@ import signal
 import sys
 from pathlib import Path
 
-from srcnn.runtime.signals import EXIT_REQUEUE, handle_in_thread
+from srcnn.runtime.signals import EXIT_REQUEUE, exit_now, handle_in_thread
+from srcnn.runtime.streams import open_standard_streams
 
 TRAIN = "launch/train.py"
 WRONG_SETTINGS = 2
@@ -24,6 +25,7 @@ def main(arguments: list[str]) -> int:
                                       ("NUM_PODS", "RANKS_PER_POD", "JOB_COMPLETION_INDEX"))
     if num_pods * ranks_per_pod == 1:
         become_single(arguments)
+    open_standard_streams()
     handle_in_thread([signal.SIGTERM], stop_without_ranks)  # without a handler the kernel sends a first process none
     if num_pods > 1 and is_over(arguments):
         print(f"the training is done; pod {index} {'has nothing left to do' if index else 'looks to its results'}",
@@ -48,8 +50,7 @@ def become_single(arguments: list[str]) -> None:
 def stop_without_ranks(_: signal.Signals) -> None:
     """SIGTERM ends this process at once while it has no ranks; when it has, the launcher passes it on to them."""
     if not has_children():
-        os.write(2, b"launch/pod.py: SIGTERM: stopped without ranks\n")
-        os._exit(EXIT_REQUEUE)
+        exit_now("launch/pod.py: SIGTERM: stopped without ranks", EXIT_REQUEUE)
 
 
 def has_children() -> bool:

@@ -15,6 +15,7 @@ from srcnn.data.photo_list import read_refused
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.settings import parse
 from srcnn.runtime.storage import join, open_storage, open_writable
+from srcnn.runtime.streams import open_standard_streams
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,6 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     0: done; 1: failed, no sample made, or photos refused (unless `allow_refused`); 2: invalid arguments.
     """
+    open_standard_streams()
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["index"]:
         return index_foreign.main(arguments[1:])

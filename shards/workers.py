@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor, ProcessPoolExecutor
@@ -14,7 +15,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
-from multiprocessing import get_context, parent_process
+from multiprocessing import parent_process, resource_tracker
+from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -55,7 +57,7 @@ class WorkerPool:
             self._environment = {name: os.environ.get(name) for name in THREAD_VARIABLES}
             os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))  # read when NumPy is imported, so only by workers
             # spawn: works on every platform, and forks no threads
-            self._executor = ProcessPoolExecutor(self.num, get_context("spawn"), initializer=_start_worker)
+            self._executor = ProcessPoolExecutor(self.num, _WorkerContext(), initializer=_start_worker)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -112,8 +114,26 @@ def explain_errors() -> Iterator[None]:
                            "command again to continue") from error
 
 
+class _Worker(SpawnProcess):
+    """A process that Ctrl-C, which the main process handles, never reaches: not even while its Python starts."""
+
+    def start(self) -> None:
+        if sys.platform == "win32":  # which knows no masks
+            return super().start()
+        resource_tracker.ensure_running()  # which `start` would else start itself, and then unblock SIGINT
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # children inherit it
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _WorkerContext(SpawnContext):
+    Process = _Worker
+
+
 def _start_worker() -> None:
-    """Ignores Ctrl-C, which the main process handles, and exits when the main process is killed.
+    """Ignores Ctrl-C, where it is not blocked, and exits when the main process is killed.
 
     Otherwise workers would wait forever, or write at the same time as those of the next run.
     """

@@ -6,7 +6,6 @@ import argparse
 import difflib
 import importlib.metadata
 import io
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -14,13 +13,13 @@ from typing import Any
 from srcnn.commands.photos import add_photo_commands
 from srcnn.commands.training import add_training_commands
 from srcnn.commands.weights import add_weight_commands
-from srcnn.runtime.errors import UserError
+from srcnn.runtime.errors import UserError, is_out_of_memory
+from srcnn.runtime.streams import open_standard_streams
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0 success, 1 something failed, 2 wrong usage, 130 interrupted."""
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # None where it is closed, as by `>&-`
-    sys.stderr = sys.stderr or open(os.devnull, "w")
+    open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks is printed escaped
             stream.reconfigure(errors="backslashreplace")
@@ -33,7 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
         return int(options.action(options))
     except (UserError, OSError) as error:
         message, status = str(error), 1
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         message, status = "out of memory", 1
     except KeyboardInterrupt:
         message, status = "interrupted", 130

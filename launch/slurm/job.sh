@@ -12,8 +12,8 @@ plan() { # the nodes, the first of them, and where it can be met
     [[ -x $PYTHON ]] || fail "no $PYTHON in $PWD on $(hostname); make setup, or set VENV"
     read -r FIRST < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
     PORT=$((10000 + SLURM_JOB_ID % 20000)) # below those that the kernel deals out
-    logs=$(readlink /proc/$$/fd/1) # wherever --output put it
-    [[ -f $logs ]] && logs=${logs%.*} || logs=$PWD/srcnn-$SLURM_JOB_ID
+    log=$(readlink /proc/$$/fd/1) # wherever --output put it
+    [[ -f $log ]] && logs=${log%.*} || logs=$PWD/srcnn-$SLURM_JOB_ID
     say "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST, port $PORT; $logs-NODE.log"
 }
 
@@ -39,10 +39,10 @@ outlast() { # outlast PROCESS: its status, however often a signal interrupts the
     wait "$1"
 }
 
-requeue() { # unless somebody else ends the job, as scancel and Slurm's own requeue do
+requeue() { # requeue [WORDS for the log]: unless somebody else ends the job, as scancel and Slurm's own requeue do
     for _ in {1..12}; do # a minute, for a controller that is busy or away
         case $(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) in
-            RUNNING) scontrol requeue "$SLURM_JOB_ID" && say "stopped, requeued" && return ;;
+            RUNNING) scontrol requeue "$SLURM_JOB_ID" && say "stopped, requeued$1" && return ;;
             ?*) return ;;
         esac
         sleep 5

@@ -20,8 +20,9 @@ from srcnn.photos.photo_file import read_photo_file, write_photo_file
 from srcnn.photos.reading import KINDS, PhotoRefused, open_image
 from srcnn.restoration.jpeg_damage import JpegRestorer
 from srcnn.restoration.restore import access_to_file
-from srcnn.restoration.tiled_inference import Progress, RestoreOptions, is_out_of_memory
+from srcnn.restoration.tiled_inference import Progress, RestoreOptions
 from srcnn.restoration.upscale import upscale_photo_file
+from srcnn.runtime.errors import is_out_of_memory
 from srcnn.runtime.files import atomic_file, remove_unfinished
 from srcnn.runtime.parallel import in_order, single_threaded_pool
 from srcnn.runtime.untrusted import MAX_PHOTO_BYTES, open_regular

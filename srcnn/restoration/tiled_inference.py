@@ -17,7 +17,7 @@ from srcnn.models.unet import LUMA_WEIGHTS, to_luma
 from srcnn.photos.jpeg_quality import JpegSave
 from srcnn.photos.tiling import JPEG_BLOCK_PIXELS, Window, spans, windows
 from srcnn.restoration.chroma import REACH, smooth_chroma
-from srcnn.runtime.errors import UserError
+from srcnn.runtime.errors import UserError, is_out_of_memory
 from srcnn.runtime.parallel import in_order, single_threaded_pool
 
 TILE_PIXELS = {"cpu": 256, "cuda": 1024}  # on a CPU the fastest of 96 to 384 in both precisions
@@ -220,11 +220,6 @@ class TileRestorer:
         by_blue, by_red = (smoothed - chroma)[inner]
         by_green = -(LUMA_WEIGHTS[0] * by_red + LUMA_WEIGHTS[2] * by_blue) / LUMA_WEIGHTS[1]
         return torch.stack([by_red, by_green, by_blue]) + change
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device or the machine is out of memory; PyTorch's CPU allocator raises a plain RuntimeError."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
 def run_network(pixels: torch.Tensor, model: Network, bf16: bool = False) -> torch.Tensor:

@@ -7,6 +7,7 @@ import ipaddress
 import json
 import logging
 import os
+import re
 import socket
 import threading
 import traceback
@@ -28,6 +29,7 @@ BACKENDS = {"cpu": "gloo", "cuda": "nccl"}  # Accelerate's
 INTERFACE = "GLOO_SOCKET_IFNAME"
 LOOPBACK = "127.0.0.1"
 RESOLVE_SECONDS = 5.0
+GLOO_TRANSPORT = re.compile(r"\[\S*gloo/transport/\S+\.cc:\d+\] ")
 logger = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 
@@ -115,10 +117,10 @@ def _describe(error: Exception) -> str:
 
 
 def is_connection_error(error: RuntimeError) -> bool:
-    """Whether a collective failed, as where another rank is gone. Gloo raises RuntimeErrors, which name the source
-    file of its transport.
+    """Whether a collective failed, as where another rank is gone. Gloo has no type for that: it raises plain
+    RuntimeErrors that begin with the line of its transport's source, [.../gloo/transport/tcp/pair.cc:561].
     """
-    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
+    return isinstance(error, dist.DistError) or type(error) is RuntimeError and bool(GLOO_TRANSPORT.match(str(error)))
 
 
 @contextmanager
@@ -143,8 +145,9 @@ def rendezvous(timeout: timedelta) -> Iterator[None]:
     timer.start()
     try:
         yield
-    except RuntimeError as error:
-        raise DistributedError(f"rendezvous failed: {error}: {hint}") from error
+    except RuntimeError as error:  # a GPU's too, which are no fault of the network
+        is_of_network = is_connection_error(error) or "gloo" in str(error).lower()
+        raise DistributedError(f"rendezvous failed: {error}: {hint}" if is_of_network else _describe(error)) from error
     finally:
         timer.cancel()
 

@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+import errno
+import re
+import sys
+
+# How PyTorch's CPU allocator, oneDNN, C++ and CUDA's libraries say in a plain RuntimeError that memory ran out.
+_OUT_OF_MEMORY = re.compile(r"DefaultCPUAllocator|could not (create|execute) a (primitive|memory)|std::bad_alloc"
+                            r"|_STATUS_ALLOC_FAILED|CUDA error: out of memory")
+
 
 class UserError(ValueError):
     """Invalid settings, files or data; the message names the key or file, what was found, and what to do."""
 
 
-EXPECTED = (UserError, OSError, FloatingPointError)  # FloatingPointError: the training diverged
+class DivergedError(UserError, FloatingPointError):
+    """Loss or gradient was not finite, again and again."""
+
+
+EXPECTED = (UserError, OSError)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device or the machine is out of memory."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    torch = sys.modules.get("torch")  # not imported for this
+    kinds = (MemoryError, torch.OutOfMemoryError) if torch else MemoryError
+    return isinstance(error, kinds) or isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))

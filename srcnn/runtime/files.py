@@ -23,6 +23,7 @@ TEMPORARY_PREFIX = ".writing-"
 LOCKED_TEMPORARY = re.compile(re.escape(TEMPORARY_PREFIX) + r"[0-9a-f]{16}(\..*)?")  # locked while its writer lives
 MAX_TEMPORARY_AGE = 3600.0  # seconds, where locks do not tell
 LOCK = ".lock"
+OWNER_BYTES = 16  # of a lock: a random word of who has it
 # What file systems answer that have no fsync, of files or of folders.
 NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EBADF}
 logger = logging.getLogger(__name__)
@@ -148,19 +149,39 @@ class FolderLock:
     """An exclusive lock (flock) on a folder, released when the object is deleted or the process ends in any way.
 
     Raises BlockingIOError if another process still holds it after `seconds`. Only warns where the file system or the
-    system has no locks.
+    system has no locks. Some network disks grant every lock to everybody: there `claim` and `check_alone` tell.
     """
 
     def __init__(self, folder: Path, seconds: float) -> None:
         self.path = folder / LOCK
-        self._file = OpenFile(self.path, os.O_RDWR | os.O_CREAT)
+        self._file = self._open()
         deadline = time.monotonic() + seconds
         while not (self._try() and self.is_held()):
             if time.monotonic() > deadline:
                 raise BlockingIOError(errno.EWOULDBLOCK, "another process is writing in this folder", str(folder))
             time.sleep(0.1)
             if not self.is_held():  # the process that held the lock has moved the folder
-                self._file = OpenFile(self.path, os.O_RDWR | os.O_CREAT)
+                self._file = self._open()
+
+    def _open(self) -> OpenFile:
+        return OpenFile(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0))
+
+    def _read_owner(self) -> bytes:
+        """Of a new descriptor: network disks look for what others have written when a file is opened."""
+        return self._open().pread(OWNER_BYTES, 0)
+
+    def claim(self) -> None:
+        """Writes into the lock's file who has it, for `check_alone` of whoever thinks so too."""
+        with suppress(OSError):  # a full disk
+            os.pwrite(self._file.fd, secrets.token_hex(OWNER_BYTES // 2).encode(), 0)
+            os.fsync(self._file.fd)
+        self._owner = self._read_owner()
+
+    def check_alone(self) -> None:
+        """Raises BlockingIOError if another process has claimed the folder since `claim`."""
+        if self._read_owner() != self._owner:
+            raise BlockingIOError(errno.EWOULDBLOCK, "another process writes in this folder too, as the disk's locks do"
+                                  " not keep it out", str(self.path.parent))
 
     def _try(self) -> bool:
         try:

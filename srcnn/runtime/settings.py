@@ -84,7 +84,8 @@ def _config_files(arguments: list[str]) -> Iterator[Path]:
 
 
 def _with_values(arguments: list[str], booleans: set[str]) -> list[str]:
-    """Adds the value "true" after each `--key` of a boolean that has none."""
+    """Adds the value "true" after each `--key` of a boolean that has none; `--run_dir` is `--run`."""
+    arguments = [re.sub(r"^--run_dir(?==|$)", "--run", argument) for argument in arguments]  # torchrun takes --run
     result: list[str] = []
     for argument, following in zip(arguments, [*arguments[1:], "--"]):
         result += [argument, "true"] if argument in booleans and following.startswith("--") else [argument]

@@ -13,9 +13,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from srcnn.runtime.streams import open_standard_streams, print_or_give_up
 
 EXIT_REQUEUE = 75  # exit status after a stop request: EX_TEMPFAIL of sysexits.h, "try again later"
 EXIT_INTERRUPTED = 130  # after Ctrl-C, as shells have it
@@ -23,7 +24,10 @@ LAUNCHER_ENDED = signal.SIGUSR2  # chosen here: what the kernel sends when the l
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT, LAUNCHER_ENDED)
 SAME_SIGNAL_SECONDS = 5.0  # a scheduler's signal comes twice, from itself and through the launcher
 SAME_CTRL_C_SECONDS = 1.0
-LAUNCHERS = ("accelerate", "accelerate.commands.launch", "accelerate-launch", "torchrun", "torch.distributed.run")
+STOP_SECONDS = 600.0  # until a stop that was asked for is given up
+LAUNCHERS = ("accelerate", "accelerate.commands.launch", "accelerate.commands.accelerate_cli", "accelerate-launch",
+             "torchrun", "torch.distributed.run", "torch.distributed.launch")
+OPTIONS_WITH_VALUE = ("-W", "-X", "--check-hash-based-pycs")  # of Python
 
 
 class StopRequested(RuntimeError):
@@ -39,6 +43,7 @@ class _StopState:
     reason: str = ""
     at: float = 0.0
     exit_immediately: bool = True
+    seconds: float = STOP_SECONDS
 
 
 _stop = _StopState()
@@ -46,8 +51,9 @@ _stop = _StopState()
 
 def install_signal_handlers() -> None:
     """From now on a first stop signal is kept for `stop_requested`, or ends the process with EXIT_REQUEUE until
-    `enable_graceful_stop`; a second one ends it at once. Ignored signals stay ignored.
+    `enable_graceful_stop`; a second one ends it at once. Ignored signals stay ignored. Opens closed standard streams.
     """
+    open_standard_streams()
     handle_in_thread([number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN], _handle_signal)
     follow_launcher()
 
@@ -93,8 +99,26 @@ def follow_launcher() -> None:
 def is_launcher(command: bytes) -> bool:
     """Whether a command line, as /proc has it, is Python with a launcher: not a shell that names one somewhere."""
     interpreter, *arguments = (os.path.basename(word) for word in command.decode(errors="replace").split("\0"))
-    program = next((word for word in arguments if not word.startswith("-")), "")
-    return interpreter.startswith("python") and program in LAUNCHERS
+    if not interpreter.startswith("python"):
+        return False
+    words = iter(arguments)
+    for word in words:
+        if word in OPTIONS_WITH_VALUE:
+            next(words, None)
+        elif word.startswith("-c"):  # a program follows
+            return False
+        elif (module := word.removeprefix("-m")) and not module.startswith("-"):
+            return module in LAUNCHERS
+    return False
+
+
+def launcher_id() -> str:
+    """Names the launcher of this process, among those of all machines and times; "" without one. Linux only."""
+    parent = os.getppid()
+    if not is_launcher(_read(parent, "cmdline")):
+        return ""
+    start = _read(parent, "stat").rpartition(b")")[2].split()[19:20]  # field 22 of proc(5): ticks since the boot
+    return f"{socket.gethostname()}:{parent}:{b''.join(start).decode()}"
 
 
 def _read(process: int, name: str) -> bytes:
@@ -109,17 +133,16 @@ def stop_requested() -> StopRequested | None:
     return StopRequested(_stop.reason) if _stop.reason else None
 
 
-def enable_graceful_stop() -> None:
-    """From now on there is something to save: a stop signal no longer ends the process at once."""
-    _stop.exit_immediately = False
+def enable_graceful_stop(seconds: float = STOP_SECONDS) -> None:
+    """From now on there is something to save: a stop signal no longer ends the process at once, but after `seconds` if
+    it has not stopped by then, as where a disk does not answer.
+    """
+    _stop.exit_immediately, _stop.seconds = False, seconds
 
 
 def exit_now(line: str, status: int) -> None:
-    """Ends the process now: threads that still wait for a server or another rank do not hold it."""
-    with suppress(OSError, ValueError):  # whoever read it may be gone
-        sys.stderr.write(f"{line}\n")
-        sys.stderr.flush()
-        sys.stdout.flush()
+    """Ends the process now: threads that still wait for a disk, a server or another rank do not hold it."""
+    print_or_give_up(line)
     os._exit(status)
 
 
@@ -129,18 +152,15 @@ def _handle_signal(number: signal.Signals) -> None:
         reason = "the launcher ended" if number == LAUNCHER_ENDED else number.name
         _stop.at, _stop.reason = now, reason
         if _stop.exit_immediately:
-            _print(f"{reason}: stopped before the first step")
-            os._exit(StopRequested(reason).status)
-        _print(f"{reason}: stopping after a checkpoint; a second signal stops at once")
+            exit_now(f"srcnn: {reason}: stopped before the first step", StopRequested(reason).status)
+        late = f"srcnn: {reason}: not stopped after {_stop.seconds:.0f} s, given up; the last whole checkpoint counts"
+        timer = threading.Timer(_stop.seconds, exit_now, (late, StopRequested(reason).status))
+        timer.daemon = True
+        timer.start()
+        print_or_give_up(f"srcnn: {reason}: stopping after a checkpoint; a second signal stops at once", 0.2)
     elif number != LAUNCHER_ENDED and now - _stop.at > _same_seconds(number):
-        _print(f"{number.name}: stopped at once")
-        os._exit(128 + number)
+        exit_now(f"srcnn: {number.name}: stopped at once", 128 + number)
 
 
 def _same_seconds(number: signal.Signals) -> float:
     return SAME_CTRL_C_SECONDS if number == signal.SIGINT else SAME_SIGNAL_SECONDS
-
-
-def _print(line: str) -> None:
-    with suppress(OSError):  # whoever read it is gone, which may be why the signal came
-        os.write(2, f"srcnn: {line}\n".encode())

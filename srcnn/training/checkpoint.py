@@ -25,6 +25,7 @@ from srcnn.models.weights import save_model, save_state_dict
 from srcnn.runtime import files
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.untrusted import read_json
+from srcnn.runtime.watchdog import warn_if_slow
 
 FILES = "files.json"
 MODEL, TRAINING = "model.safetensors", "training.pt"
@@ -69,25 +70,27 @@ class AsyncCheckpointWriter:
         """`keep`: the latest ones kept; the best is kept beside them. `lock`: on the run folder, until `close`."""
         self.run, self.keep = run, keep
         self._lock: files.FolderLock | None = lock
+        lock.claim()
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._writing: tuple[Snapshot, Future[None]] | None = None
         self._best: Snapshot | None = None  # for a run folder that is created again
         self._unsaved_best: Snapshot | None = None
-        self._errors: list[OSError] = []
+        self._errors: list[BaseException] = []
+        self.written_step = -1  # of the latest checkpoint that was written since the start
 
     def submit(self, snapshot: Snapshot) -> None:
         """Begins to write, once the one before is written."""
         self._finish()
         self._writing = snapshot, self._pool.submit(self._write, self._unsaved_best, snapshot)
 
-    def wait(self) -> list[OSError]:
+    def wait(self) -> list[BaseException]:
         """Waits for the one being written; then as `errors`."""
         self._finish()
         found, self._errors = self._errors, []
         return found
 
-    def errors(self) -> list[OSError]:
-        """Why checkpoints could not be written, since the last call; waits for none. Raises what is no OSError."""
+    def errors(self) -> list[BaseException]:
+        """Why checkpoints could not be written, since the last call; waits for none."""
         return self.wait() if self._writing is None or self._writing[1].done() else []
 
     def _finish(self) -> None:
@@ -98,11 +101,9 @@ class AsyncCheckpointWriter:
         error = future.exception()
         if error is None:
             self._unsaved_best = None
-        elif isinstance(error, OSError):
+        else:
             self._errors.append(error)
             self._unsaved_best = snapshot if snapshot.is_best else self._unsaved_best
-        else:
-            raise error
 
     def close(self) -> None:
         """Lets go of the run folder, once all is written."""
@@ -110,11 +111,17 @@ class AsyncCheckpointWriter:
         self._lock = None
 
     def _write(self, unsaved_best: Snapshot | None, snapshot: Snapshot) -> None:
+        with warn_if_slow(f"{self.run}: writing a checkpoint"):
+            self._write_both(unsaved_best, snapshot)
+
+    def _write_both(self, unsaved_best: Snapshot | None, snapshot: Snapshot) -> None:
         if self._lock is None or not self._lock.is_held():
             logger.warning("%s was removed or replaced; creating it again", self.run)
             self.run.mkdir(parents=True, exist_ok=True)
             self._lock = files.FolderLock(self.run, seconds=0)
+            self._lock.claim()
             unsaved_best = unsaved_best or self._best
+        self._lock.check_alone()
         failure = None
         for one in (unsaved_best, snapshot):
             try:
@@ -124,6 +131,7 @@ class AsyncCheckpointWriter:
                 failure = error
         if failure is not None:
             raise failure
+        self.written_step = snapshot.step
 
 
 def save(run: Path, snapshot: Snapshot, keep: int) -> Path:
@@ -190,12 +198,12 @@ def _link(link: Path, folder: Path) -> None:
 
 
 def _rotate(run: Path, newest: Path, keep: int) -> None:
-    best = (run / "best").resolve()
+    best = os.path.realpath(run / "best")  # pathlib's `resolve` raises RuntimeError for links in a circle
     older = [folder for folder in step_folders(run) if step_of(folder) <= step_of(newest)]
     for folder in step_folders(run):
-        if folder not in older[-keep:] and folder.resolve() != best:
+        if folder not in older[-keep:] and os.path.realpath(folder) != best:
             try:
-                shutil.rmtree(folder)
+                folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
             except OSError as error:
                 logger.warning("%s: cannot remove this old checkpoint: %s", folder, error)
 
@@ -242,6 +250,10 @@ def find_corruption(folder: Path) -> str:
                 return f"{name} is damaged"
         return ""
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return f"incomplete ({error})"
+    except OSError as error:
+        if error.errno != errno.ELOOP:  # a link in a circle
+            raise
         return f"incomplete ({error})"
 
 

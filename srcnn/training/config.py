@@ -56,7 +56,8 @@ class TrainConfig:
         on_save_failure: what to do when a checkpoint cannot be written: "continue" logs it and tries again with the
             next one, "stop" ends the run.
         max_skipped_steps: steps in a row that may be left out because loss or gradient is not finite; then it stops.
-        timeout_minutes: how long ranks wait for each other, as for one that hangs; longer than a validation takes.
+        timeout_minutes: how long ranks wait for each other, as for one that hangs, and a stop for a disk that does not
+            answer; longer than a validation takes.
         fresh: start over; what the run folder holds is kept beside it under another name.
         trackers: any of "wandb", "tensorboard", "mlflow"; metrics.jsonl is always written.
         alerts: wandb alerts for a loss that is not finite, a stop, a failure, the end.

@@ -13,6 +13,7 @@ from srcnn.runtime.distributed import DistributedError, PeerLostError
 from srcnn.runtime.errors import EXPECTED
 from srcnn.runtime.settings import parse
 from srcnn.runtime.signals import StopRequested, exit_now
+from srcnn.runtime.streams import open_standard_streams
 
 ConfigT = TypeVar("ConfigT")
 logger = logging.getLogger(__name__)
@@ -22,6 +23,7 @@ def launch(program: str, description: str | None, config_class: type[ConfigT], w
     """Does `work(config)` as this rank. Returns when it is done; else ends the process: with status 1 and a line for an
     expected error, with the status of `StopRequested` or `PeerLostError`, or with a traceback.
     """
+    open_standard_streams()
     rank = os.environ.get("RANK", "0")
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s %(levelname)s rank {rank}: %(message)s",
                         datefmt="%H:%M:%S")

@@ -6,6 +6,8 @@ import logging
 import math
 import os
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from srcnn.runtime import files, signals
 from srcnn.runtime.distributed import DistributedError, all_gather_json, broadcast_state, run_on_all_ranks
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.settings import flat, plain, to_yaml, without_credentials
+from srcnn.runtime.untrusted import read_json
 from srcnn.training import checkpoint
 from srcnn.training.components import Components
 from srcnn.training.config import TrainConfig
@@ -45,7 +48,8 @@ def resume(trainer: Components) -> None:
         DistributedError: the checkpoint is of another network, seed or data, or another training holds the folder.
     """
     group, is_main = trainer.group, trainer.accelerator.is_main_process
-    run_on_all_ranks(lambda: acquire_run_dir(trainer) if is_main else None, group)
+    launchers = all_gather_json(signals.launcher_id(), group)
+    run_on_all_ranks(lambda: acquire_run_dir(trainer, launchers) if is_main else None, group)
     state = broadcast_state(run_on_all_ranks(lambda: load_latest(trainer) if is_main else None, group), group)
     if state is not None and not is_main:
         load_state(trainer, state)
@@ -58,15 +62,18 @@ def write_config(config: TrainConfig) -> None:
         file.write(to_yaml(saved_config(config)).encode())
 
 
-def acquire_run_dir(trainer: Components) -> None:
-    """Makes the run folder this process's while it lives, without half-written files; main process only."""
+def acquire_run_dir(trainer: Components, launchers: Sequence[str]) -> None:
+    """Makes the run folder this process's while it lives, without half-written files; main process only.
+
+    `launchers`: of all ranks, as `signals.launcher_id` has them.
+    """
     config = trainer.config
     folder = Path(config.run).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     seconds = min(LOCK_SECONDS, 30 * config.timeout_minutes)  # the other ranks wait too
     lock = files.FolderLock(folder, seconds)
     if config.fresh and checkpoint.step_folders(folder):
-        if is_restart(folder):
+        if is_restart(folder, launchers):
             logger.info("--fresh: %s was started by this job already and is continued", folder)
         else:
             kept = next(name for number in range(1, 10**6)
@@ -75,35 +82,39 @@ def acquire_run_dir(trainer: Components) -> None:
             logger.info("--fresh: moved %s to %s", folder, kept)
             folder.mkdir()
             lock = files.FolderLock(folder, seconds)
-    (folder / JOB).write_text(" ".join(_job()))
+    files.write_json(folder / JOB, _job(launchers))
     (folder / "checkpoints").mkdir(exist_ok=True)
     checkpoint.clear_leftovers(folder)
     trainer.writer = checkpoint.AsyncCheckpointWriter(folder, config.keep_checkpoints, lock)
 
 
-def is_restart(folder: Path) -> bool:
+def is_restart(folder: Path, launchers: Sequence[str] = ()) -> bool:
     """Whether a launcher or scheduler, not a person, started this process, to go on with what is in the folder."""
-    return is_same_job(folder) or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return is_same_job(folder, launchers) or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
-def is_same_job(folder: Path) -> bool:
+def is_same_job(folder: Path, launchers: Sequence[str] = ()) -> bool:
     """Whether this process's job trained into a folder before, and is not just running another command.
 
-    A launcher does not count it as a restart when a node joins, nor Kubernetes when a pod is replaced. Slurm counts how
-    often a job was requeued: without another requeue, one allocation may run several commands.
+    A job may run several commands, an allocation of Slurm as well as a rendezvous of torchrun. It is the same command
+    where a launcher is left of those before (it does not count it as a restart when a node joins), after another
+    requeue of Slurm, and in a pod that Kubernetes replaces.
     """
-    job, *requeues = _job()
-    before, *requeues_before = (folder / JOB).read_text().split(" ") if (folder / JOB).is_file() else [""]
-    return job != "" and job == before and (requeues != requeues_before or not requeues)
+    now, before = _job(launchers), {}
+    with suppress(OSError, ValueError):
+        before = read_json(folder / JOB)
+    if not (now["id"] and isinstance(before, dict) and before.get("id") == now["id"]):
+        return False
+    is_pod = now["id"] == os.environ.get("KUBERNETES_JOB_UID")
+    is_requeued = before.get("requeues") != now["requeues"]
+    return is_pod or is_requeued or any(launcher in before.get("launchers", ()) for launcher in now["launchers"])
 
 
-def _job() -> list[str]:
-    """The id of this process's job, kept over restarts, "" for none; and of a Slurm job how often it was requeued."""
-    for name in ("TORCHELASTIC_RUN_ID", "KUBERNETES_JOB_UID"):
-        if os.environ.get(name, "none") != "none":
-            return [os.environ[name]]
-    job = os.environ.get("SLURM_JOB_ID", "")
-    return [job, os.environ.get("SLURM_RESTART_COUNT", "0")] if job else [""]
+def _job(launchers: Sequence[str]) -> dict[str, Any]:
+    """The id of this process's job, kept over restarts, "" for none; how often Slurm requeued it; its launchers."""
+    ids = [os.environ.get(name, "") for name in ("TORCHELASTIC_RUN_ID", "KUBERNETES_JOB_UID", "SLURM_JOB_ID")]
+    return {"id": next((one for one in ids if one not in ("", "none")), ""),
+            "requeues": os.environ.get("SLURM_RESTART_COUNT", "0"), "launchers": sorted({*launchers} - {""})}
 
 
 def load_latest(trainer: Components) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ import torch
 from srcnn.data.dataset import ShardDataset
 from srcnn.data.loader import Batch
 from srcnn.runtime.distributed import all_gather_json, raise_if_any_rank_failed
+from srcnn.runtime.errors import DivergedError
 from srcnn.training.components import Components, PendingStep
 from srcnn.training.loss import conditions_for
 from srcnn.training.optimizer import lr_factor, set_lr, update_average
@@ -35,9 +36,39 @@ def train_step(trainer: Components, batch: Batch) -> None:
 
     Raises:
         DistributedError, StopRequested: some rank cannot go on, or was asked to stop; on all ranks, between two steps.
-        FloatingPointError: too many steps in a row were skipped; on all ranks.
+        DivergedError: too many steps in a row were skipped; on all ranks.
     """
     config, state, accelerator = trainer.config, trainer.state, trainer.accelerator
+    batch_size = config.global_batch_size(accelerator.num_processes)
+    sums = compute_gradient(trainer, batch)
+    resolve_pending_step(trainer)
+    with trainer.phase("optimizer"):
+        parameters = trainer.network.parameters()
+        gradient_norm = accelerator.clip_grad_norm_(parameters, config.optimizer.clip_norm or math.inf)
+        learning_rate = update_weights(trainer, gradient_norm)
+    state.step, state.samples = state.step + 1, state.samples + batch_size
+    outcome = copy_scalars_async(torch.stack([gradient_norm, cast(torch.Tensor, trainer.stop_flag.grad)]))
+    trainer.pending = PendingStep(state.step, state.samples, batch_size, batch.samples, sums, learning_rate, outcome)
+    if not trainer.async_steps:
+        resolve_pending_step(trainer)
+
+
+def fix_gradient_buckets(trainer: Components, batch: Batch) -> None:
+    """Computes gradients that nobody uses, before the first step after a start; all ranks call it together.
+
+    DDP lays out its buckets anew after its first backward pass, with a static graph after the second. From three ranks
+    on, an element's place in a bucket decides in which order the ranks' gradients are added: without this, a start
+    would change the bits.
+    """
+    if trainer.accelerator.num_processes > 2:
+        for _ in range(2):
+            compute_gradient(trainer, batch)
+
+
+def compute_gradient(trainer: Components, batch: Batch) -> torch.Tensor:
+    """Leaves the gradient of a global batch, summed over all ranks; returns this rank's sums, as a `Meter` takes them.
+    """
+    config, accelerator = trainer.config, trainer.accelerator
     with trainer.phase("bytes to floats"):
         clean, degraded = trainer.to_float_batch(batch, config.augment)
     batch_size = config.global_batch_size(accelerator.num_processes)
@@ -61,16 +92,7 @@ def train_step(trainer: Components, batch: Batch) -> None:
         for micro_batch in micro_batches[:-1]:
             accumulate(*micro_batch)
     accumulate(*micro_batches[-1])
-    resolve_pending_step(trainer)
-    with trainer.phase("optimizer"):
-        parameters = trainer.network.parameters()
-        gradient_norm = accelerator.clip_grad_norm_(parameters, config.optimizer.clip_norm or math.inf)
-        learning_rate = update_weights(trainer, gradient_norm)
-    state.step, state.samples = state.step + 1, state.samples + batch_size
-    outcome = copy_scalars_async(torch.stack([gradient_norm, cast(torch.Tensor, trainer.stop_flag.grad)]))
-    trainer.pending = PendingStep(state.step, state.samples, batch_size, batch.samples, sums, learning_rate, outcome)
-    if not trainer.async_steps:
-        resolve_pending_step(trainer)
+    return sums
 
 
 def update_weights(trainer: Components, gradient_norm: torch.Tensor) -> float:
@@ -104,7 +126,7 @@ def resolve_pending_step(trainer: Components) -> None:
     """Waits for the outcome of the pending step, if there is one, and counts it as applied or skipped.
 
     Raises:
-        DistributedError, StopRequested, FloatingPointError: as `train_step`.
+        DistributedError, StopRequested, DivergedError: as `train_step`.
     """
     pending, trainer.pending = trainer.pending, None
     if pending is None:
@@ -130,7 +152,7 @@ def report_skipped_step(trainer: Components, skipped: PendingStep) -> None:
     """Records a step skipped for a non-finite loss or gradient, with its tiles; not those of fp16's search for a scale.
 
     Raises:
-        FloatingPointError: too many steps in a row were skipped; on all ranks.
+        DivergedError: too many steps in a row were skipped; on all ranks.
     """
     in_a_row = trainer.state.skipped_in_a_row
     is_too_many = in_a_row > trainer.config.max_skipped_steps
@@ -147,8 +169,8 @@ def report_skipped_step(trainer: Components, skipped: PendingStep) -> None:
         except OSError as error:
             logger.warning("%s cannot be written: %s", path, error)
     if is_too_many:
-        raise FloatingPointError(f"loss or gradient was not finite in {in_a_row} steps in a row: lower optimizer.lr "
-                                 f"and start a new run; the tiles of these steps are in {path}")
+        raise DivergedError(f"loss or gradient was not finite in {in_a_row} steps in a row: lower optimizer.lr "
+                            f"and start a new run; the tiles of these steps are in {path}")
     if trainer.tracking:
         trainer.tracking.skipped(skipped.step)
 

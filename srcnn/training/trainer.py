@@ -6,7 +6,7 @@ import logging
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,10 @@ from srcnn.runtime.distributed import (
     is_connection_error,
     run_on_all_ranks,
 )
-from srcnn.runtime.settings import plain
+from srcnn.runtime.errors import EXPECTED
+from srcnn.runtime.settings import plain, without_credentials
 from srcnn.runtime.signals import StopRequested
+from srcnn.runtime.watchdog import warn_if_slow
 from srcnn.tracking.run_log import Tracking
 from srcnn.training.components import Components
 from srcnn.training.config import TrainConfig
@@ -37,7 +39,8 @@ from srcnn.training.resume import (
     save_checkpoint,
     saved_config,
 )
-from srcnn.training.step import resolve_pending_step, train_step
+from srcnn.training.state import TrainState
+from srcnn.training.step import fix_gradient_buckets, resolve_pending_step, train_step
 from srcnn.training.validation import validate
 
 # dB above the input on tiles that are overfitted. A residual network starts at 0; how far it comes within a minute is
@@ -53,7 +56,7 @@ def train(config: TrainConfig) -> dict[str, float]:
         UserError, FileNotFoundError, ShardError: no shards, or not what their manifest says, or not for this network.
         DistributedError: the run folder belongs to another network, seed or data, or samples cannot be read, or a
             checkpoint cannot be written; on all ranks.
-        FloatingPointError: loss or gradient is not finite, again and again.
+        DivergedError: loss or gradient is not finite, again and again.
         StopRequested: a rank was asked to stop. As after DistributedError within training, a checkpoint after the last
             whole step is left.
         PeerLostError: another rank is gone.
@@ -73,30 +76,45 @@ class Trainer(Components):
         self.resume()
         self.announce()
         self.tracking = self.start_tracking()
-        first_samples = self.state.samples
-        signals.enable_graceful_stop()
+        first = replace(self.state)
+        signals.enable_graceful_stop(60 * self.config.timeout_minutes)
         try:
-            self.run_steps(self.tracking)
-            self.write_results(self.tracking)
-        except (DistributedError, StopRequested) as stop:
-            if isinstance(stop, StopRequested):
-                self.tracking.preempted(str(stop))
-            save_and_wait(self)
-            raise
+            self.run_to_end_or_stop(self.tracking)
         except RuntimeError as error:
             if not is_connection_error(error):
                 raise
             # Without a new checkpoint, the next start would probably fail as this one: not to be requeued for ever.
-            status = signals.EXIT_REQUEUE if self.state.saved_samples > first_samples else 1
+            may_requeue = signals.stop_requested() is not None or self.has_saved_since(first)
             raise PeerLostError(f"lost contact with another rank (exited, hung, or network down): {error}",
-                                status) from error
+                                signals.EXIT_REQUEUE if may_requeue else 1) from error
         finally:
             self.tracking.finish()
         return self.state.values
 
+    def run_to_end_or_stop(self, tracking: Tracking) -> None:
+        """All steps and the results; a checkpoint where all ranks stop together before."""
+        try:
+            self.run_steps(tracking)
+            self.write_results(tracking)
+        except (DistributedError, StopRequested) as stop:
+            if isinstance(stop, StopRequested):
+                tracking.preempted(str(stop))
+            save_and_wait(self)
+            raise
+
+    def has_saved_since(self, first: TrainState) -> bool:
+        """Whether a checkpoint after that state is on the disk. Only the main process knows; others: whether one was
+        begun.
+        """
+        if self.writer is None:
+            return self.state.saved_samples > first.samples
+        self.writer.wait()
+        return self.writer.written_step > first.step
+
     def resume(self) -> None:
         """Takes hold of the run folder and goes on from its latest checkpoint, if there is one; see `resume.resume`."""
-        resume(self)
+        with warn_if_slow(f"{self.config.run}: looking for a checkpoint"):
+            resume(self)
 
     def train_step(self, batch: Batch) -> None:
         """One optimizer step over this rank's part of a global batch; see `step.train_step`."""
@@ -117,6 +135,8 @@ class Trainer(Components):
         """Log, validate, save, step, until all samples are seen and all is written."""
         batches = self.batches()
         batch = None if self.is_done else run_on_all_ranks(lambda: next(batches), self.group)
+        if batch is not None:
+            fix_gradient_buckets(self, batch)
         self.meter.start = time.perf_counter()
         while True:
             if any(self.log_or_validation_due()) or self.save_due():
@@ -139,10 +159,12 @@ class Trainer(Components):
             maker = PairMaker(config.degradation, config.seed, config.augment, dataset.tile_shape)
         plan = BatchPlan(config.seed, self.state.samples, config.total_samples, config.global_batch_size(ranks),
                          self.accelerator.process_index, ranks)
+        shards = without_credentials(config.shards)
         read_ahead = device_batches(dataset, config.stream, plan, self.accelerator.device, self.group, maker)
         while True:
             begin = time.perf_counter()
-            batch = next(read_ahead, None)
+            with warn_if_slow(f"{shards}: reading samples"):
+                batch = next(read_ahead, None)
             self.meter.waited += time.perf_counter() - begin
             if batch is None:
                 return
@@ -163,10 +185,13 @@ class Trainer(Components):
         return batch
 
     def check_writer(self) -> None:
-        """Logs why checkpoints could not be written. Raises OSError where that ends the run."""
+        """Logs why checkpoints could not be written. Raises the error where that ends the run, as do all but those of
+        the disk.
+        """
         for error in self.writer.errors() if self.writer else ():
-            logger.warning("a checkpoint cannot be written, the last good one is kept: %s", error)
-            if self.config.on_save_failure == "stop" or isinstance(error, BlockingIOError):  # another's folder now
+            logger.warning("a checkpoint cannot be written, the last good one is kept: %s", str(error) or repr(error))
+            is_of_disk = isinstance(error, OSError) and not isinstance(error, BlockingIOError)  # another's folder now
+            if self.config.on_save_failure == "stop" or not is_of_disk:
                 raise error
 
     def interval_elapsed(self, every: int, last: int) -> bool:
@@ -207,7 +232,8 @@ class Trainer(Components):
         if log_due:
             state.logged_samples = state.samples
             self.meter.restart()
-        tracking.log(state.samples, point | values, pictures)
+        with warn_if_slow(f"{self.config.run}: writing a log line"):
+            tracking.log(state.samples, point | values, pictures)
         return validation_due or save_overdue
 
     def validate(self) -> dict[str, float]:
@@ -260,9 +286,11 @@ class Trainer(Components):
                        "too little: something is wrong, or total_samples too low")
             logger.info("gained %.2f dB on the %d tiles trained on: %s", gain, config.overfit_tiles, verdict)
         try:
-            page = write_report(Path(config.run), self.val_dataset)
+            with warn_if_slow(f"{config.run}: writing the report"):
+                page = write_report(Path(config.run), self.val_dataset)
             logger.info("report: %s; use the network with: srcnn restore PHOTO --model %s", page, config.run)
         except (OSError, ValueError) as error:
-            logger.warning("no report could be written (`srcnn report %s` tries again): %s", config.run, error)
+            logger.warning("no report could be written (`srcnn report %s` tries again): %s", config.run, error,
+                           exc_info=not isinstance(error, EXPECTED))
         if config.upload_best:
             tracking.log_artifact(f"{Path(config.run).name}-best", Path(config.run, "best"))

@@ -17,6 +17,7 @@ from srcnn.models.device import full_precision, to_device
 from srcnn.photos.metrics import luma, ssim, tile_psnr
 from srcnn.runtime import signals
 from srcnn.runtime.distributed import run_on_all_ranks
+from srcnn.runtime.errors import DivergedError
 from srcnn.training.loss import conditions_for
 
 BATCH_SIZE = {"cpu": 8, "cuda": 128}
@@ -37,7 +38,7 @@ def validate(
         `metrics.luma`).
 
     Raises:
-        FloatingPointError: the network's output is not finite; on all ranks alike.
+        DivergedError: the network's output is not finite; on all ranks alike.
         DistributedError: a rank cannot read its pairs; on all ranks, where `group` is that of `new_cpu_group`.
         StopRequested: a rank was asked to stop; likewise.
     """
@@ -61,7 +62,7 @@ def validate(
         raise RuntimeError(f"validation counted {num_tiles:g} tiles of {reader.num_samples}")
     values = {f"val/{name}": total / num_tiles for name, total in zip(names, totals, strict=True)}
     if not math.isfinite(values["val/loss"]):
-        raise FloatingPointError("the network's output is no longer finite: lower optimizer.lr and start a new run")
+        raise DivergedError("the network's output is no longer finite: lower optimizer.lr and start a new run")
     values["val/gain"] = values["val/psnr"] - values["val/psnr_in"]
     values["val/gain_percent"] = 100 * values["val/gain"] / values["val/psnr_in"]
     return values

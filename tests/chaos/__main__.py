@@ -1,4 +1,4 @@
-"""Random faults against a training of two ranks: `make chaos`, or `PYTHONPATH=tests python -m chaos --help`.
+"""Random faults against a training of several ranks: `make chaos`, or `PYTHONPATH=tests python -m chaos --help`.
 
 A training is disturbed again and again, and each time the same command is started again, until it is finished. Then it
 is compared with one that nobody disturbed: not a bit of its weights may differ, and nothing may be missing or be left.
@@ -43,23 +43,23 @@ def make_shards(work: Path) -> None:
     ], cwd=ROOT, check=True)  # fmt: skip
 
 
-def plan(seed: int, num_faults: int, with_clock_faults: bool) -> list[Fault]:
+def plan(seed: int, num_faults: int, with_preloaded: bool, only: str = "") -> list[Fault]:
     """Each fault about as often as any other, in an order that only the seed decides."""
     random = Random(seed)
     chosen: list[Fault] = []
     while len(chosen) < num_faults:
         shuffled = random.sample(FAULTS, len(FAULTS))
-        chosen += [fault for fault in shuffled if with_clock_faults or not fault.needs_clock]
+        chosen += [fault for fault in shuffled if (with_preloaded or not fault.is_preloaded) and only in fault.name]
     return chosen[:num_faults]
 
 
-def make_clock(library: Path) -> list[str]:
-    """Compiles clock.c; what has to be left out where that is impossible."""
-    command = ["cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(Path(__file__).with_name("clock.c"))]
+def make_library(library: Path) -> list[str]:
+    """Compiles preload.c; what has to be left out where that is impossible."""
+    command = ["cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(Path(__file__).with_name("preload.c"))]
     try:
         subprocess.run(command, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        return [f"clock jumps: no C compiler ({error})"]
+        return [f"clock jumps, calls that fail or hang: no C compiler ({error})"]
     return []
 
 
@@ -124,20 +124,22 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description="Disturbs trainings of two ranks, and compares what comes of them.")
+    parser = argparse.ArgumentParser(description="Disturbs trainings of several ranks, and compares their results.")
     parser.add_argument("--faults", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1, help="decides which faults come, in which order, and when")
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--only", default="", help="only faults whose name holds this")
     parser.add_argument("--json", type=Path, help="write the result to this file too")
     options = parser.parse_args(arguments)
     may_mount(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no training stays behind
     work = Path(tempfile.mkdtemp(prefix="chaos-"))
-    skipped = make_clock(work / "clock.so")
+    skipped = make_library(work / "preload.so")
     with small_disk(work / "disk") as mounted:
         make_shards(work)
-        campaign = Campaign(work, work / "disk", not mounted, work / "clock.so", options.seed)
+        campaign = Campaign(work, work / "disk", not mounted, work / "preload.so", options.seed, options.ranks)
         try:
-            campaign.run(plan(options.seed, options.faults, not skipped))
+            campaign.run(plan(options.seed, options.faults, not skipped, options.only))
         finally:
             campaign.job.kill()
     result = result_of(campaign, skipped)

@@ -13,7 +13,7 @@ from typing import Any
 from srcnn.runtime.files import TEMPORARY_PREFIX
 
 from .damage import Context, repair_shards
-from .faults import STARTING, Fault, Moment, with_clock
+from .faults import STARTING, Fault, Moment, preloaded
 from .job import (
     BATCH_SIZE,
     LOG_EVERY,
@@ -47,16 +47,20 @@ class Tried:
 class Campaign:
     """Trainings one after another in `work`, and what was tried on them."""
 
-    def __init__(self, work: Path, disk: Path, limits_files: bool, clock: Path, seed: int) -> None:
-        """`work` holds the shards, `disk` will hold the run folders. `clock`: see `with_clock`."""
-        self.work, self.disk, self.limits_files, self.clock, self.seed = work, disk, limits_files, clock, seed
+    def __init__(
+        self, work: Path, disk: Path, limits_files: bool, library: Path, seed: int, num_ranks: int = 2
+    ) -> None:
+        """`work` holds the shards, `disk` will hold the run folders. `library`: see `preloaded`."""
+        self.work, self.disk, self.limits_files, self.library, self.seed = work, disk, limits_files, library, seed
+        self.num_ranks = num_ranks
         self.shards, self.kept = work / "shards", work / "kept"
         shutil.copytree(self.shards, self.kept)
         self.tried: list[Tried] = []
         self.pending: list[Tried] = []  # whose next start is yet to say where it continues
         self.reached = 0  # tiles, before that
         self.trainings: list[dict[str, Any]] = []
-        self.reference = Job(work / "undisturbed", work / "undisturbed" / "run", self.shards, TOTAL_SAMPLES)
+        folder = work / "undisturbed"
+        self.reference = Job(folder, folder / "run", self.shards, TOTAL_SAMPLES, num_ranks)
         self.job = self.reference
         self.start_seconds = 0.0
 
@@ -71,7 +75,7 @@ class Campaign:
     def new_job(self) -> Job:
         name = f"training-{len(self.trainings) + 1}"
         self.reached = 0
-        return Job(self.work / name, self.disk / name, self.shards, TOTAL_SAMPLES)
+        return Job(self.work / name, self.disk / name, self.shards, TOTAL_SAMPLES, self.num_ranks)
 
     def run(self, faults: list[Fault]) -> None:
         self.undisturbed()
@@ -106,14 +110,14 @@ class Campaign:
 
     def bring_to(self, fault: Fault, moment: Moment, random: Random) -> None:
         """A training is running, and this is the moment. Raises NotSurvived where it cannot be brought there."""
-        if self.job.is_running() and (moment in STARTING or bool(self.job.environment) != fault.needs_clock):
+        if self.job.is_running() and (moment in STARTING or bool(self.job.environment) != fault.is_preloaded):
             self.job.signal(SIGTERM)
             if not self.job.wait_for_end(END_SECONDS):
                 raise NotSurvived(f"does not end after SIGTERM: {last(self.job.log)}")
         if not self.job.is_running():
             if self.job.is_complete() and not self.pending:
                 self.finish_training()
-            self.job.start(with_clock(self.job, self.clock) if fault.needs_clock else {})
+            self.job.start(preloaded(self.job, self.library) if fault.is_preloaded else {})
         if moment == "start":
             time.sleep(random.uniform(0.1, self.start_seconds))
         elif moment == "first second of the ranks":

@@ -120,6 +120,20 @@ def leave_files(context: Context) -> str:
     return "the newest checkpoint replaced"
 
 
+def leave_links(context: Context) -> str:
+    """Which lead nowhere, in a circle, to a checkpoint and out of the run folder."""
+    job = context.job
+    job.kill()
+    folder = job.run / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    targets = ("nowhere", "step-90000001", "step-00000000", context.job.shards / "train")
+    for number, target in enumerate(targets):
+        link = folder / f"step-9000000{number}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+    return ""
+
+
 def remove_newest(context: Context) -> str:
     """The newest checkpoint, while training goes on."""
     for newest in checkpoint.step_folders(context.job.run)[-1:]:

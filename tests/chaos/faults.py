@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import struct
 import time
@@ -35,6 +36,7 @@ INTERVAL = SAVE_EVERY // BATCH_SIZE  # steps from checkpoint to checkpoint
 KILLED = 2 * INTERVAL  # steps lost at most: those since the last checkpoint, which may still have been on its way
 DAMAGED = KILLED + INTERVAL  # and then the one before it is taken
 DAY = 86_400
+RENAME, FSYNC, HANG = 1, 2, -1  # as preload.c has them
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Fault:
             "may be refused": or goes on.
         most_lost: steps.
         mentions: what the training has to name in its log as it ends.
-        needs_clock: it is to run with a clock that can be changed.
+        is_preloaded: it is to run with the library of preload.c.
     """
 
     name: str
@@ -57,7 +59,7 @@ class Fault:
     most_lost: float = KILLED
     mentions: str = ""
     repair: Callable[[Context], None] = repair_shards
-    needs_clock: bool = False
+    is_preloaded: bool = False
 
 
 def send(number: Signals, to: str, context: Context) -> str:
@@ -67,7 +69,7 @@ def send(number: Signals, to: str, context: Context) -> str:
     elif to == "tree":
         context.job.signal_tree(number)
     else:
-        rank = context.random.randrange(2) if to == "a rank" else int(to[-1])
+        rank = context.random.randrange(context.job.num_ranks) if to == "a rank" else int(to[-1])
         if one := context.job.rank(rank):
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.send_signal(number)
@@ -87,7 +89,8 @@ def send_twice(first: Signals, second: Signals, context: Context) -> str:
 def stop_for_a_while(to: str, context: Context) -> str:
     """Shorter than the ranks wait for each other."""
     seconds = context.random.uniform(0.5, 60 * SETTINGS["timeout_minutes"] / 5)
-    stopped = context.job.processes() if to == "tree" else [context.job.rank(context.random.randrange(2))]
+    job = context.job
+    stopped = job.processes() if to == "tree" else [job.rank(context.random.randrange(job.num_ranks))]
     for act in (psutil.Process.suspend, psutil.Process.resume):
         for one in filter(None, stopped):
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -99,21 +102,41 @@ def stop_for_a_while(to: str, context: Context) -> str:
 def jump(sign: int, context: Context) -> str:
     """The time of day of launcher and ranks; what counts from the machine's start does not jump with it."""
     seconds = sign * context.random.choice((5, 3600, DAY, 365 * DAY, 9 * 365 * DAY))
-    set_clock(context.job, seconds)
+    want(context.job, seconds)
     time.sleep(1)
     return f"{seconds:+d} s"
 
 
-def set_clock(job: Job, seconds: int) -> None:
-    with job.settings.with_name("clock").open("r+b") as file:
-        file.write(struct.pack("q", seconds))  # in place: the processes have it in their memory
+def want(job: Job, seconds: int = 0, call: int = 0, error: int = 0) -> None:
+    """What preload.c does from now on."""
+    with job.settings.with_name("wanted").open("r+b") as file:
+        file.write(struct.pack("qii", seconds, call, error))  # in place: the processes have it in their memory
 
 
-def with_clock(job: Job, library: Path) -> dict[str, str]:
-    """The environment in which `set_clock` has an effect; `library` is that of clock.c."""
-    clock = job.settings.with_name("clock")
-    clock.write_bytes(struct.pack("q", 0))
-    return {"LD_PRELOAD": str(library), "CHAOS_CLOCK": str(clock)}
+def preloaded(job: Job, library: Path) -> dict[str, str]:
+    """The environment in which `want` has an effect; `library` is that of preload.c."""
+    wanted = job.settings.with_name("wanted")
+    wanted.write_bytes(struct.pack("qii", 0, 0, 0))
+    return {"LD_PRELOAD": str(library), "CHAOS_PRELOAD": str(wanted)}
+
+
+def fail_for_a_while(call: int, error: int, context: Context) -> str:
+    """Every rename or fsync of the training; `HANG`: none returns."""
+    seconds = context.random.uniform(0.5, 5)
+    want(context.job, 0, call, error)
+    time.sleep(seconds)
+    want(context.job)
+    return f"{seconds:.1f} s"
+
+
+def hang_and_stop(context: Context) -> str:
+    """A stop that cannot be followed; to the ranks alone, as the launcher would kill them soon."""
+    want(context.job, 0, FSYNC, HANG)
+    time.sleep(context.random.uniform(0, 1))
+    for rank in context.job.ranks().values():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            rank.send_signal(SIGTERM)
+    return ""
 
 
 def _checkpoint_faults() -> list[Fault]:
@@ -137,6 +160,7 @@ def _file_faults() -> list[Fault]:
         Fault("remove the newest checkpoint of a running job", damage.remove_newest, "goes on"),
         Fault("move the run folder away and back", damage.move_run, "goes on"),
         Fault("leave half-written files", damage.leave_files),
+        Fault("leave links among the checkpoints", damage.leave_links),
     ]  # fmt: skip
 
 
@@ -181,6 +205,11 @@ FAULTS = [
     Fault("fill the disk", damage.fill_for_a_while, "goes on"),
     Fault("fill the disk, kill -9 all", damage.fill_and_kill, most_lost=math.inf),
     Fault("start with a full disk", damage.fill_before_start, "may be refused", repair=damage.free),
-    Fault("clock jumps forward", partial(jump, 1), "goes on", needs_clock=True),
-    Fault("clock jumps back", partial(jump, -1), "goes on", needs_clock=True),
+    *(Fault(f"{name} in {where} for some seconds", partial(fail_for_a_while, call, error), "goes on", is_preloaded=True)
+      for name, error in (("EIO", errno.EIO), ("ENOSPC", errno.ENOSPC), ("no return", HANG))
+      for where, call in (("rename", RENAME), ("fsync", FSYNC))),
+    Fault("no return in fsync for good, SIGTERM to the ranks", hang_and_stop, repair=lambda context: want(context.job),
+          is_preloaded=True),
+    Fault("clock jumps forward", partial(jump, 1), "goes on", is_preloaded=True),
+    Fault("clock jumps back", partial(jump, -1), "goes on", is_preloaded=True),
 ]

@@ -1,4 +1,4 @@
-"""A training of two ranks as processes, to be disturbed: started, watched, ended, and compared with another."""
+"""A training of several ranks as processes, to be disturbed: started, watched, ended, and compared with another."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ class Job:
         log: all that the processes of the latest start have said.
     """
 
-    def __init__(self, folder: Path, run: Path, shards: Path, total_samples: int) -> None:
+    def __init__(self, folder: Path, run: Path, shards: Path, total_samples: int, num_ranks: int = 2) -> None:
         folder.mkdir(parents=True)
-        self.run, self.shards, self.total_samples = run, shards, total_samples
+        self.run, self.shards, self.total_samples, self.num_ranks = run, shards, total_samples, num_ranks
         self.settings = folder / "training.yaml"
         about = {"run": str(run), "shards": str(shards), "total_samples": total_samples}
         self.settings.write_text(yaml.safe_dump(SETTINGS | about))
@@ -75,7 +75,8 @@ class Job:
         """The same command each time."""
         accelerate = ROOT / "configs/accelerate/cpu2.yaml"
         command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(accelerate)]
-        command += ["--main_process_port=0", SCRIPT, "--config", str(self.settings)]
+        command += [f"--num_processes={self.num_ranks}", "--main_process_port=0"]
+        command += [SCRIPT, "--config", str(self.settings)]
         self.environment, self.log, self.started_at = environment or {}, "", time.monotonic()
 
         def prepare() -> None:

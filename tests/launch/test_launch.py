@@ -172,3 +172,23 @@ def test_from_photos_to_a_restored_photo(tmp_path):
     before, after = (np.asarray(Image.open(path)) for path in (damaged / "old.jpg", tmp_path / "out" / "old.png"))
     assert psnr(clean, after) > psnr(clean, before)
     assert (tmp_path / "run" / "report" / "index.html").is_file() and (tmp_path / "run" / "checkpoint.pth").is_file()
+
+
+@pytest.mark.slow
+def test_torchrun_takes_run_for_its_own_option_and_run_dir_works(tmp_path, shards, config):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1",
+               str(ROOT / "launch/train.py"), "--config", config, "--shards", shards, "--run_dir", tmp_path / "run"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, text=True, capture_output=True, timeout=300,
+                          env=environment)
+    assert done.returncode == 0, done.stderr
+    assert read_metrics(tmp_path / "run")[-1]["samples"] == 96
+
+
+def test_make_train_shows_one_line_for_a_users_mistake(tmp_path):
+    """Without the traceback of a launcher around it."""
+    environment = Path(sys.executable).parents[1]
+    command = ["make", "-s", "-o", f"{environment}/.ready", "train", f"VENV={environment}",
+               f"OUT={tmp_path / 'none'}", f"RUN={tmp_path / 'run'}"]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=120)
+    assert done.returncode != 0 and "make shards" in done.stderr and "Traceback" not in done.stderr

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from srcnn.runtime import files
-from srcnn.runtime.files import TEMPORARY_PREFIX, atomic_file, flush_folder, remove_unfinished
+from srcnn.runtime.files import TEMPORARY_PREFIX, FolderLock, atomic_file, flush_folder, remove_unfinished
 
 WRITER = """
 import sys, time
@@ -129,3 +129,28 @@ def test_a_file_that_another_process_removes_before_its_lock_is_made_again(tmp_p
     monkeypatch.setattr(files, "lock_file", lock)
     assert write(tmp_path / "a.jpg").read_bytes() == b"content"
     assert len(calls) == 3 and names(tmp_path) == ["a.jpg"]
+
+
+def test_a_disk_that_gives_everybody_the_lock_is_noticed_by_the_one_who_had_it(tmp_path, monkeypatch):
+    """As some NFS and Lustre mounts do."""
+    monkeypatch.setattr(files, "lock_file", lambda fd: True)
+    first = FolderLock(tmp_path, 0)
+    first.claim()
+    first.check_alone()
+    FolderLock(tmp_path, 0)
+    first.check_alone()  # a doctor, who looks whether it can be locked, claims nothing
+    second = FolderLock(tmp_path, 0)
+    second.claim()
+    with pytest.raises(BlockingIOError, match=str(tmp_path)):
+        first.check_alone()
+    second.check_alone()
+
+
+def test_a_lock_is_no_way_to_write_through_a_link(tmp_path):
+    (tmp_path / "run").mkdir()
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    (tmp_path / "run" / files.LOCK).symlink_to(victim)
+    with pytest.raises(OSError):
+        FolderLock(tmp_path / "run", 0).claim()
+    assert victim.read_bytes() == b"precious"

@@ -21,6 +21,7 @@ from conftest import (
 )
 
 from shards.__main__ import main
+from shards.workers import WorkerPool
 
 LARGE = ("--resize", "long:1536", "--samples_per_shard", 1, "--num_sheet_pairs", 2)
 # Python runs a file of this name at its start, also in the workers: shards get no final name while the gate is there
@@ -140,3 +141,14 @@ def test_a_second_shard_maker_in_the_same_folder_is_refused(
     assert second.returncode == 1 and str(out) in second.stderr
     held.process.communicate(timeout=60)
     assert held.process.returncode == 0
+
+
+def blocks_ctrl_c(_: int) -> bool:
+    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_ctrl_c_never_reaches_a_worker_not_even_while_it_starts() -> None:
+    """A terminal sends it to every process of the group; Python answers with a traceback until it is told otherwise."""
+    with WorkerPool(2) as pool:
+        assert list(pool.map(blocks_ctrl_c, [0, 1])) == [True, True]
+        assert not blocks_ctrl_c(0), "the main process hears it"

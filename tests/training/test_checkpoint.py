@@ -168,3 +168,41 @@ def test_a_lock_is_on_the_folder_that_has_the_name(tmp_path):
         outcomes = [future.exception() for future in waiting]
         assert sorted(type(outcome) for outcome in outcomes if outcome) == [BlockingIOError]
         assert [future.result().is_held() for future in waiting if not future.exception()] == [True]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "full"), MemoryError(), RuntimeError("not of the disk")], ids=repr)
+def test_errors_of_the_thread_of_any_type_are_kept_for_all_ranks(tmp_path, model, monkeypatch, error):
+    """Raised by `submit` they would hit one rank alone, between two steps."""
+    def fail(*_):
+        raise error
+
+    writer = checkpoint.AsyncCheckpointWriter(tmp_path, 1, FolderLock(tmp_path, 0))
+    monkeypatch.setattr(checkpoint, "save", fail)
+    for step in (1, 2):
+        writer.submit(checkpoint.Snapshot(step, model, {}, {}, is_best=False))
+    assert writer.wait() == [error, error] and writer.written_step == -1
+    writer.close()
+
+
+def test_nothing_is_written_any_more_where_another_has_the_folder_too(tmp_path, model, monkeypatch):
+    monkeypatch.setattr("srcnn.runtime.files.lock_file", lambda fd: True)
+    writer = checkpoint.AsyncCheckpointWriter(tmp_path, 1, FolderLock(tmp_path, 0))
+    checkpoint.AsyncCheckpointWriter(tmp_path, 1, FolderLock(tmp_path, 0)).close()
+    writer.submit(checkpoint.Snapshot(1, model, {}, {}, is_best=False))
+    assert [type(error) for error in writer.wait()] == [BlockingIOError]
+    assert checkpoint.step_folders(tmp_path) == []
+    writer.close()
+
+
+def test_links_among_the_checkpoints_do_no_harm(tmp_path, model):
+    """To nowhere, in a circle, to a checkpoint, and out of the run folder, where nothing is removed."""
+    folder, outside = save(tmp_path, 1, model).parent, tmp_path / "outside"
+    outside.mkdir()
+    for number, target in enumerate(("nowhere", "step-90000001", "step-00000001", outside)):
+        (folder / f"step-9000000{number}").symlink_to(target)
+    (outside / "mine").touch()
+    assert checkpoint.latest(tmp_path).resolve().name == "step-00000001"
+    for step in (2, 3):
+        save(tmp_path, step, model, keep=1, is_best=True)
+    assert (tmp_path / "best").resolve().name == "step-00000003" and (outside / "mine").exists()
+    assert (folder / "step-00000003").is_dir() and not (folder / "step-00000002").exists()

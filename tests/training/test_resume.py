@@ -115,3 +115,24 @@ def test_a_job_knows_its_own_run_folder_again(tmp_path, monkeypatch):
     assert is_restart(tmp_path / "run"), "requeued"
     monkeypatch.setenv("KUBERNETES_JOB_UID", "5678")
     assert not is_restart(tmp_path / "run")
+
+
+def test_fresh_means_it_also_twice_with_one_rendezvous(tmp_path, monkeypatch):
+    """`torchrun --rdzv-id=$SLURM_JOB_ID` by hand, twice; but not where a node joins and a launcher is left."""
+    for name in ("SLURM_JOB_ID", "KUBERNETES_JOB_UID", "TORCHELASTIC_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "my job")
+    fresh = small_config(tmp_path / "run", small_shards(tmp_path), total_samples=16, fresh=True)
+    for launcher, num_kept in (("node1:7:100", 0), ("node1:8:200", 1), ("node1:8:200", 1)):
+        monkeypatch.setattr("srcnn.runtime.signals.launcher_id", lambda launcher=launcher: launcher)
+        train(fresh)
+        assert len(list(tmp_path.glob("run.before-*"))) == num_kept, launcher
+    assert is_restart(tmp_path / "run", ["node2:5:300", "node1:8:200"])
+    assert not is_restart(tmp_path / "run", ["node2:5:300"])
+
+
+@pytest.mark.parametrize("text", ["", "4711 0", "[1]", "{", "[" * 100_000, "\xff"])
+def test_whatever_is_in_the_file_of_the_job_fresh_starts_over(tmp_path, monkeypatch, text):
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    (tmp_path / ".job").write_bytes(text.encode("latin-1"))
+    assert not is_restart(tmp_path)

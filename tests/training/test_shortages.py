@@ -231,3 +231,59 @@ def test_warned_while_it_waits_for_a_server_that_does_not_answer_it_stops_with_a
         assert status == EXIT_REQUEUE and lines_with(output, "launch/train.py:", "SIGTERM")
         assert time.monotonic() - begun < 60, "long before the reads are given up"
     assert consumed(run) >= read_metrics(run)[-1]["samples"]
+
+
+HUNG = """
+import os, threading
+from srcnn.runtime import signals, watchdog
+signals.install_signal_handlers()
+watchdog.FIRST_WARNING_SECONDS = 1
+from srcnn.training import checkpoint, trainer as training
+from srcnn.training.config import TrainConfig
+fill = checkpoint._fill
+def hang(folder, snapshot):
+    if snapshot.step >= 20:
+        threading.Event().wait()
+    fill(folder, snapshot)
+checkpoint._fill = hang
+from srcnn.training.launcher import launch
+launch("hung", None, TrainConfig, training.train)
+"""
+
+
+@pytest.mark.parametrize("num_ranks", [1, pytest.param(2, marks=slow)])
+def test_a_disk_that_answers_no_more_is_named_and_a_stop_ends_all_the_same(tmp_path, shards, num_ranks):
+    """As a hard NFS mount whose server is away: fsync never returns."""
+    run, script = tmp_path / "run", tmp_path / "hung.py"
+    script.write_text(HUNG)
+    process = start(num_ranks, tmp_path, run=str(run), shards=shards, script=script, **LONG | {"timeout_minutes": 0.05})
+    wait_until(process, lambda: says(process.stdout.readline(), run, "checkpoint", " s;"))
+    process.terminate()
+    status, output = finish(process)
+    assert status == EXIT_REQUEUE, output
+    assert checkpoint.latest(run).name == "step-00000000"
+
+
+FAILING_THREAD = """
+from srcnn.runtime import signals
+signals.install_signal_handlers()
+from srcnn.training import checkpoint, trainer as training
+from srcnn.training.config import TrainConfig
+fill = checkpoint._fill
+def fail(folder, snapshot):
+    if snapshot.step == 20:
+        raise MemoryError("of the thread")
+    fill(folder, snapshot)
+checkpoint._fill = fail
+from srcnn.training.launcher import launch
+launch("failing", None, TrainConfig, training.train)
+"""
+
+
+@slow
+def test_what_fails_in_the_thread_that_writes_checkpoints_reaches_all_ranks(tmp_path, shards):
+    run, script = tmp_path / "run", tmp_path / "failing.py"
+    script.write_text(FAILING_THREAD)
+    status, output = finish(start(2, tmp_path, run=str(run), shards=shards, script=script, **LONG))
+    assert status == 1 and output.count("failing: MemoryError: of the thread") == 2, output
+    assert consumed(run) > 240, "a checkpoint of the very step"

@@ -1,6 +1,7 @@
 """The training loop in this process: same result however it is cut up, continued exactly, learning at all."""
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -302,3 +303,17 @@ def test_a_scaler_is_kept_in_checkpoints_and_lowered_by_steps_that_are_not_finit
     assert state["scaler"]["scale"] == (8.0 if is_finite else 0.25)
     train(replace(config, total_samples=64))
     assert scalers[1].get_scale() == (16.0 if is_finite else 4 / 256)
+
+
+@pytest.mark.parametrize("mask", [0o077, 0o002])
+def test_a_run_folder_has_the_rights_of_the_umask(tmp_path, shards, mask):
+    """077: a private run stays so. 002: a colleague of the same group can continue it."""
+    before = os.umask(mask)
+    try:
+        train(small_config(tmp_path / "run", shards, total_samples=16, trackers=["tensorboard"]))
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "run", *(tmp_path / "run").rglob("*")):
+        if not path.is_symlink():
+            rights = (0o777 if path.is_dir() else 0o666) & ~mask
+            assert path.stat().st_mode & 0o777 == rights, path
