@@ -17,8 +17,8 @@ from srcnn.models.weight_files import WEIGHTS
 from srcnn.models.weights import load_model, save_model
 from srcnn.restoration.model_cards import make_card, to_markdown
 from srcnn.runtime.files import write_json
-from srcnn.runtime.settings import read_yaml
-from srcnn.tracking.history import METRICS, STEP_KEY, checked_points
+from srcnn.runtime.strict_yaml import read_yaml
+from srcnn.tracking.history import METRICS, STEP_KEY, read_metrics
 
 
 def main() -> int:
@@ -33,7 +33,7 @@ def main() -> int:
         model.half().float()
     card = make_card(model, read_yaml(options.run / "config.yaml"), options.photos, commit())
     has_metrics = (options.run / METRICS).is_file()
-    validations = [point for point in checked_points(options.run) if "val/psnr" in point] if has_metrics else []
+    validations = [point for point in read_metrics(options.run) if "val/psnr" in point] if has_metrics else []
     if validations:  # the best checkpoint of a run that is not at its end has seen fewer than `total_samples`
         card["samples_seen"] = int(max(validations, key=lambda point: point["val/psnr"])[STEP_KEY])
     options.out.mkdir(parents=True, exist_ok=True)

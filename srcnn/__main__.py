@@ -8,7 +8,8 @@ import importlib.metadata
 import io
 import sys
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from srcnn.commands.photos import add_photo_commands
 from srcnn.commands.training import add_training_commands
@@ -38,12 +39,22 @@ def main(arguments: list[str] | None = None) -> int:
         message, status = "out of memory", 1
     except KeyboardInterrupt:
         message, status = "interrupted", 130
-    print(f"srcnn {options.command}: {message}", file=sys.stderr)
+    print(f"srcnn {options.command}: {_shown(message)}", file=sys.stderr)
     return status
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The parser of one command: reports unknown options with the usage of that command and the nearest option."""
+    """The parser of one command: reports unknown options with the usage of that command and the nearest option.
+
+    `~` in a path is the home folder, which shells do not expand in `--out=~/photos`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register("type", Path, lambda text: Path(os.path.expanduser(text)))
+
+    def error(self, message: str) -> NoReturn:
+        super().error(_shown(message))
 
     def parse_known_args(  # type: ignore[override]  # typeshed overloads it by the type of the namespace
         self, args: Sequence[str] | None = None, namespace: Any = None
@@ -65,6 +76,12 @@ def command_line() -> argparse.ArgumentParser:
     add_weight_commands(commands)
     add_training_commands(commands)
     return parser
+
+
+def _shown(message: str) -> str:
+    from srcnn.runtime.settings import without_credentials  # slow to import, and wanted only here
+
+    return without_credentials(message)
 
 
 def version() -> str:

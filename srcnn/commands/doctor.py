@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from accelerate.commands.config.config_args import default_config_file
 
 from srcnn.commands import doctor_machine as machine
 from srcnn.commands import doctor_shards
@@ -23,19 +24,22 @@ from srcnn.data.device_loader import LARGEST_SHARE, check_fits
 from srcnn.data.loader import BATCHES_IN_USE
 from srcnn.data.manifest import SPLITS
 from srcnn.data.shuffle import UniformShuffle
-from srcnn.models.device import device_here
 from srcnn.models.weights import make_network
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.files import LOCK, FolderLock
+from srcnn.runtime.run_folder import check_run_folder
 from srcnn.runtime.settings import parse, without_credentials
 from srcnn.runtime.storage import MAX_OPEN_FILES
+from srcnn.runtime.strict_yaml import read_yaml
 from srcnn.training import checkpoint
 from srcnn.training.components import starting_network
 from srcnn.training.config import TrainConfig
 from srcnn.training.resume import check_resumable, is_same_job, stream_state
+from srcnn.training.setup import training_device, unsupported_settings
 
 RESPONSE_SECONDS = 5.0  # a server of shards that needs longer is a problem
 FEW_STEPS = 10  # in an epoch
+LAUNCHER_TYPES = ("NO", "MULTI_CPU", "MULTI_GPU")  # `distributed_type` in files of `accelerate config`
 OTHER_FILES = 128  # open files of a process besides shards
 
 
@@ -95,6 +99,7 @@ def doctor(config: DoctorConfig) -> dict[str, list[Finding]]:
                 findings.append(problem(str(error)))
             except Exception as error:  # the other checks are made all the same
                 findings.append(problem(f"{type(error).__name__}: {error}"))
+        found[subject] = list(dict.fromkeys(findings))  # two checks of a subject may fail by the same
     return found
 
 
@@ -107,7 +112,7 @@ def plan_training(config: DoctorConfig) -> PlannedTraining:
     quick = replace(training, stream=replace(training.stream, access=access))
     names = ("train",) if training.overfit_tiles else SPLITS
     splits = {split: doctor_shards.inspect_split(quick, split, config.verify) for split in names}
-    device = device_here()
+    device = training_device()
     num_gpus = 0 if device.type == "cpu" else torch.accelerator.device_count()
     machines = config.machines or _env_int("GROUP_WORLD_SIZE") or _env_int("SLURM_JOB_NUM_NODES") or 1
     ranks = config.ranks or _env_int("WORLD_SIZE") or max(1, _env_int("SLURM_NTASKS"), machines * num_gpus)
@@ -194,9 +199,10 @@ def check_memory(planned: PlannedTraining) -> Iterator[Finding]:
         yield ok(text)
 
 
-def check_run_folder(planned: PlannedTraining) -> Iterator[Finding]:
+def check_run_dir(planned: PlannedTraining) -> Iterator[Finding]:
     """Whether the run folder can be written, has room, and is not used by another training."""
     run = Path(planned.config.run)
+    check_run_folder(run)
     num_checkpoints = planned.config.keep_checkpoints + 3  # the best, the one being written, the one being replaced
     needed_bytes, needed_files = num_checkpoints * checkpoint_bytes(planned.config), 10 * num_checkpoints
     for folder in (run, run / "checkpoints") if (run / "checkpoints").is_dir() else (run,):
@@ -222,6 +228,7 @@ def checkpoint_bytes(config: TrainConfig) -> int:
 def check_resume(planned: PlannedTraining) -> Iterator[Finding]:
     """Whether the training can resume from the checkpoints in the run folder."""
     config, run = planned.config, Path(planned.config.run)
+    check_run_folder(run)
     folders = checkpoint.step_folders(run)
     if not folders or config.fresh:
         yield ok(f"{run}: {'is kept under another name for a new run (--fresh)' if folders else 'a new run'}")
@@ -245,6 +252,23 @@ def check_resume(planned: PlannedTraining) -> Iterator[Finding]:
     yield from (note(f"{run}: resumes with {text}") for text in changed)
 
 
+def check_launcher(planned: PlannedTraining) -> Iterator[Finding]:
+    """Whether this training supports what the environment wants, and what `accelerate launch` does by default."""
+    problems = unsupported_settings()
+    yield from map(problem, problems)
+    path = Path(default_config_file)
+    if not path.is_file():
+        yield from () if problems else (ok("nothing in the environment changes the training"),)
+        return
+    settings = read_yaml(path)
+    kind = str(settings.get("distributed_type", "NO"))
+    if kind not in LAUNCHER_TYPES:
+        yield note(f"{path}, which `accelerate launch` takes if given no other file: distributed_type {kind} is not "
+                   "supported", "launch with --config_file and a file of configs/accelerate")
+    elif not problems:
+        yield ok(f"`accelerate launch` takes {path} where it is given no other --config_file")
+
+
 CHECKS: dict[str, tuple[Callable[[PlannedTraining], Iterator[Finding]], ...]] = {
     "packages": (lambda planned: machine.check_packages(),),
     "shards": (
@@ -255,7 +279,8 @@ CHECKS: dict[str, tuple[Callable[[PlannedTraining], Iterator[Finding]], ...]] = 
     "network": (check_network,),
     "batches": (check_batches,),
     "memory": (check_memory,),
-    "run folder": (check_run_folder, check_resume),
+    "run folder": (check_run_dir, check_resume),
+    "launcher": (check_launcher,),
     "device": (lambda planned: machine.check_device(
         planned.device, planned.ranks_here, planned.config.compile_mode is not None),),
     "precision": (lambda planned: machine.check_precision(

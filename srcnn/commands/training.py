@@ -27,6 +27,8 @@ def add_training_commands(commands: Any) -> None:
 
     report = commands.add_parser("report", help="write the report of a training run again")
     report.add_argument("run", type=Path, help="folder of the run")
+    report.add_argument("--shards", help="folder or URL with val/, for the pictures (default: the folder that "
+                        "config.yaml of the run names; a URL in it is not followed)")
     report.set_defaults(action=report_command)
 
     send = commands.add_parser(
@@ -75,18 +77,28 @@ def doctor_command(options: argparse.Namespace) -> int:
 
 def report_command(options: argparse.Namespace) -> int:
     from srcnn.data.dataset import ShardDataset
-    from srcnn.runtime.settings import read_yaml
-    from srcnn.runtime.storage import join
+    from srcnn.runtime.run_folder import check_run_folder
+    from srcnn.runtime.storage import is_url, join
+    from srcnn.runtime.strict_yaml import read_yaml
     from srcnn.training.report import write_report
 
+    check_run_folder(options.run)
     settings = options.run / "config.yaml"
     if not settings.is_file():
         raise FileNotFoundError(f"{settings}: no such file; expected the folder of a training run")
     config = read_yaml(settings)
-    if not {"shards", "overfit_tiles"} <= config.keys():
+    shards, num_tiles = config.get("shards"), config.get("overfit_tiles")
+    if not isinstance(shards, str) or type(num_tiles) is not int or num_tiles < 0:
         raise UserError(f"{settings}: not the settings of a training run")
-    split = "train" if config["overfit_tiles"] else "val"
-    print(write_report(options.run, ShardDataset(join(config["shards"], split), config["overfit_tiles"])))
+    if options.shards is None and is_url(shards):
+        raise UserError(f"{settings} names shards at {shards}: no address is followed because a file names it; if it "
+                        f"is right, give it: --shards {shards}")
+    try:
+        shards = options.shards or shards
+        dataset = ShardDataset(join(shards, "train" if num_tiles else "val"), num_tiles)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{error} (shards {shards}; --shards names others)") from error
+    print(write_report(options.run, dataset))
     return 0
 
 
@@ -98,7 +110,8 @@ def sync_command(options: argparse.Namespace) -> int:
         ValueError: no account, or no server is set.
         OSError: the server did not accept all points. Those that arrived are not sent again.
     """
-    from srcnn.runtime.settings import read_yaml
+    from srcnn.runtime.run_folder import check_run_folder
+    from srcnn.runtime.strict_yaml import read_yaml
     from srcnn.tracking.cluster_job import read_starts
     from srcnn.tracking.history import read_metrics
     from srcnn.tracking.mlflow_tracker import Mlflow
@@ -106,6 +119,7 @@ def sync_command(options: argparse.Namespace) -> int:
     from srcnn.training.checkpoint import latest, load_training, tracker_id_of
 
     run, name = options.run, options.tracker
+    check_run_folder(run)
     points, folder, settings = read_metrics(run), latest(run), run / "config.yaml"
     if folder is None:
         raise FileNotFoundError(f"{run}: no checkpoint, which would hold the id of the {name} run")

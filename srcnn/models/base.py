@@ -15,8 +15,11 @@ from torch import nn
 from srcnn.models.weight_files import config_differs, find_weights, read_weights, write_weights
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.files import atomic_file, write_json
+from srcnn.runtime.run_folder import check_run_folder
 from srcnn.runtime.settings import plain
+from srcnn.runtime.untrusted import open_regular
 
+MAX_CARD_BYTES = 1 << 20
 CENTRE = 0.5  # subtracted from pixels where a network is centred
 NetworkT = TypeVar("NetworkT", bound="Network")
 
@@ -242,6 +245,7 @@ class Network(nn.Module):
 
     def _training_card(self, run: Path) -> str:
         """The text on the training that the report of a run wrote. Raises as `save_pretrained`."""
+        check_run_folder(run)
         best, written = find_weights(run), run / "report" / "card.md"
         theirs, ours = read_weights(best)[0], self.without_centering().state_dict()
         if theirs.keys() != ours.keys() or not all(torch.equal(theirs[name], ours[name]) for name in ours):
@@ -249,7 +253,9 @@ class Network(nn.Module):
         if not written.is_file() or written.stat().st_mtime < best.stat().st_mtime:
             raise FileNotFoundError(f"{written}: missing, or older than the best checkpoint; write it with "
                                     f"`srcnn report {run}`")
-        if not (text := written.read_text(encoding="utf-8")):
+        with open_regular(written, MAX_CARD_BYTES) as file:
+            text = file.read().decode(errors="replace")
+        if not text:
             raise UserError(f"{run}: was never validated, so there are no scores for a card")
         return text
 

@@ -27,7 +27,7 @@ Inputs = tuple[torch.Tensor, ...]  # (degraded,), or (degraded, condition) for a
 Function = Callable[..., torch.Tensor]
 
 
-def export_onnx(model: Network, path: Path, extra: Mapping[str, str] | None = None) -> float | None:
+def export_onnx(model: Network, path: str | Path, extra: Mapping[str, str] | None = None) -> float | None:
     """Writes an ONNX file: "degraded" (N, C, H, W) float32 in [0, 1] -> "restored", the same shape, not clipped.
 
     For any N, and any H and W from the network's `min_pixels`. A conditioned network has a second input, "condition",
@@ -59,7 +59,7 @@ def export_onnx(model: Network, path: Path, extra: Mapping[str, str] | None = No
     return difference
 
 
-def export_torch(model: Network, path: Path, extra: Mapping[str, str] | None = None) -> float:
+def export_torch(model: Network, path: str | Path, extra: Mapping[str, str] | None = None) -> float:
     """Writes a .pt2 file of torch.export, which PyTorch alone runs: `torch.export.load(path).module()(degraded)`, or
     `(degraded, condition)` for a conditioned network.
 
@@ -103,10 +103,10 @@ def metadata(model: Network, extra: Mapping[str, str] | None = None) -> dict[str
     }
 
 
-def _for_export(model: Network, path: Path) -> Network:
+def _for_export(model: Network, path: str | Path) -> Network:
     """A copy on the CPU, without centering and gradients."""
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent}: no such folder")
+    if not Path(path).parent.is_dir():
+        raise FileNotFoundError(f"{Path(path).parent}: no such folder")
     return model.without_centering().requires_grad_(False).eval()
 
 
@@ -150,7 +150,7 @@ def _inputs(model: Network, degraded: torch.Tensor) -> Inputs:
     return (degraded, conditions) if model.conditioned else (degraded,)
 
 
-def _largest_difference(model: Network, exported: Function, side: int, path: Path) -> float:
+def _largest_difference(model: Network, exported: Function, side: int, path: str | Path) -> float:
     """Between the outputs for noise of the smallest size, and of odd sizes. Raises ValueError above TOLERANCE."""
     generator = torch.Generator().manual_seed(0)
     largest = 0.0

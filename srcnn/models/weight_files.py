@@ -22,6 +22,8 @@ from safetensors.torch import save as safetensors_bytes
 
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.files import atomic_file
+from srcnn.runtime.run_folder import is_inside
+from srcnn.runtime.settings import without_credentials
 from srcnn.runtime.untrusted import InvalidInput, open_regular
 
 if TYPE_CHECKING:
@@ -32,23 +34,29 @@ DEFAULT_WEIGHTS = "srcnn-915-q20"
 MAX_WEIGHTS_BYTES = 256 << 20  # 64 million weights, a thousand times the largest that is shipped
 MAX_PARTS = 10_000  # tensors, or files in a .pth: Adam's state of a deep network has some thousands
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+# Averaged weights (BasicSR's params_ema) before those of the last step.
+WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict", "model")
+PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and DataParallel, and of torch.compile
 State = dict[str, torch.Tensor]
 
 
 def find_weights(source: str | Path) -> Path:
     """The path of the weights: of a file, of the best checkpoint of a run folder, or of a shipped name."""
-    path = Path(source)
-    for candidate in (path, path / "best" / "model.safetensors", path / "model.safetensors"):
+    path = Path(source).expanduser()
+    for candidate in (path, best := path / "best" / "model.safetensors", path / "model.safetensors"):
         if candidate.is_file():
+            if candidate == best and not is_inside(best, path):
+                raise UserError(f"{best}: leads out of the run folder; name the weights themselves")
             return candidate
     if (shipped := WEIGHTS / f"{source}.safetensors").is_file():
         return shipped
     names = ", ".join(sorted(file.stem for file in WEIGHTS.glob("*.safetensors")))
-    raise FileNotFoundError(f"{source}: no such file, run folder or shipped model; shipped: {names}")
+    shown = without_credentials(str(source))
+    raise FileNotFoundError(f"{shown}: no such file, run folder or shipped model; shipped: {names}")
 
 
 def write_weights(
-    path: Path, state: Mapping[str, torch.Tensor], config: DataclassInstance,
+    path: str | Path, state: Mapping[str, torch.Tensor], config: DataclassInstance,
     metadata: Mapping[str, str] | None = None, half: bool = False,
 ) -> None:
     """Writes safetensors, float32 or (`half`) float16, with the network's config and `metadata` in the file's header.
@@ -66,7 +74,7 @@ def write_weights(
         file.write(safetensors_bytes(tensors, header))
 
 
-def save_tensors(content: Any, path: Path) -> None:
+def save_tensors(content: Any, path: str | Path) -> None:
     """torch.save through memory, so that a full disk is an OSError and not an error of torch's cleaning up."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -77,7 +85,8 @@ def save_tensors(content: Any, path: Path) -> None:
 def read_weights(path: Path) -> tuple[State, dict[str, Any]]:
     """The tensors of a file by name, as float32, and the config stored with them ({} without one).
 
-    A .pth may hold a state_dict, or a checkpoint with one under "state_dict".
+    A .pth may hold a state_dict, or a checkpoint with one under a key of WRAPPERS, of which the first counts. The
+    names may have the prefixes of wrappers of modules, PREFIXES.
 
     Raises:
         FileNotFoundError: no such file.
@@ -89,7 +98,8 @@ def read_weights(path: Path) -> tuple[State, dict[str, Any]]:
         config = json.loads(config_json) if config_json else {}
         if not isinstance(config, dict):
             raise InvalidInput("its config is damaged")
-        return {name: _checked(name, tensor) for name, tensor in state.items()}, config
+        tensors = _without_prefixes(state)
+        return {name: _checked(name, tensor) for name, tensor in tensors.items()}, config
     except safetensors.SafetensorError as error:
         raise UserError(f"{path}: not a safetensors file, or damaged: {error}") from error
     except InvalidInput as error:
@@ -110,12 +120,20 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], str | None]:
 
 def _read_pth(path: Path) -> tuple[dict[str, Any], str | None]:
     state = load_plain(path, MAX_WEIGHTS_BYTES)
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
+    if isinstance(state, dict):
+        state = next((state[key] for key in WRAPPERS if isinstance(state.get(key), dict)), state)
     if not isinstance(state, dict):
         raise InvalidInput(f"not the weights of an SRCNN: {type(state).__name__}")
     metadata = getattr(state, "_metadata", {})  # where `save_state_dict` puts the config
     return dict(state), metadata.get("", {}).get("srcnn")
+
+
+def _without_prefixes(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The tensors without the prefixes that all their names have, and without the counter of torch's AveragedModel."""
+    state = {name: tensor for name, tensor in state.items() if name != "n_averaged"}
+    while prefix := next((it for it in PREFIXES if state and all(str(name).startswith(it) for name in state)), ""):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
 
 
 def load_plain(path: Path, max_bytes: int) -> Any:

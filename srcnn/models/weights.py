@@ -53,7 +53,9 @@ def initialize(model: Network, how: Initialization, seed: int) -> None:
         nn.init.constant_(model.last_layer.get_parameter("bias"), CENTRE)
 
 
-def save_model(model: Network, path: Path, metadata: Mapping[str, str] | None = None, half: bool = False) -> None:
+def save_model(
+    model: Network, path: str | Path, metadata: Mapping[str, str] | None = None, half: bool = False
+) -> None:
     """Writes weights without centering as safetensors, with the model's config and `metadata` in the file's header.
 
     With `half` they are stored as float16, half the size; `load_model` gives float32 again.
@@ -64,7 +66,7 @@ def save_model(model: Network, path: Path, metadata: Mapping[str, str] | None = 
     write_weights(path, model.without_centering().state_dict(), model.config, metadata, half)
 
 
-def save_state_dict(model: Network, path: Path) -> None:
+def save_state_dict(model: Network, path: str | Path) -> None:
     """Writes weights without centering as a plain state_dict, which the source project's `load_state_dict` reads.
 
     The config is in the dict's `_metadata`, which `load_state_dict` of other programs ignores; it would refuse a key.

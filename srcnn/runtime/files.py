@@ -30,9 +30,9 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
     """A temporary binary file for writing, fsynced and renamed to `path` at the end, deleted on an error."""
-    temporary, fd = _locked_temporary(path)
+    temporary, fd = _locked_temporary(Path(path))
     try:
         with os.fdopen(fd, "w+b") as file:
             yield file

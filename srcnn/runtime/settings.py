@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -14,11 +15,14 @@ import jsonargparse
 import yaml
 
 from srcnn.runtime.errors import UserError
-from srcnn.runtime.untrusted import check_yaml
+from srcnn.runtime.strict_yaml import load_yaml, read_yaml
+from srcnn.runtime.untrusted import InvalidInput
 
+jsonargparse.set_loader("strict_yaml", load_yaml, (InvalidInput,))
 ConfigT = TypeVar("ConfigT")
 # User and password before the host of a URL; and query parameters and settings whose name says that they are secret.
-_USER = re.compile(r"(?<=://)[^/\s]*@")
+_USER = re.compile(r"(?<=\w\w:/)(/?)[^/\s]*@")  # one slash: a URL that was made a Path
+_WHOLE = re.compile(r"Expected a <class 'int'>. Got value: (\d+\.0|\d[\d.]*e\+\d+)$")  # 1e6
 _SECRET = re.compile(
     r"""(?<![\w%.-])
     ((?:[\w%.-]*(?:signature|credentials?|tokens?|secret|passw(?:or)?d|pwd|(?:access|api|secret|account|private)[_-]?key
@@ -33,11 +37,15 @@ class ConfigParser(jsonargparse.ArgumentParser):
     """A jsonargparse parser that reports an error in one line and suggests the key with the most similar name."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Prints the message and the known keys most like the unknown ones, and exits with status 2."""
+        """Prints the message, without passwords, and the known keys most like the unknown ones; exits with status 2."""
         known_keys = [action.dest for action in self._actions if action.dest not in ("help", "print_config")]
         unknown = re.findall(r"(?:arguments: |[Oo]ption '|Key ')(?:--)?([\w.]+)", message)
         hints = [f'; did you mean "{near}"?' for key in unknown for near in nearest(key, known_keys)]
-        print(f"{self.prog}: {' '.join(message.split())}{''.join(hints)}", file=sys.stderr)
+        if number := _WHOLE.search(message):
+            hints.append(f"; write {float(number[1]):.0f}")
+        elif "Expected a <class 'str'>" in message:
+            hints.append("; in YAML, put a text that looks like a number or true or false in quotes")
+        print(without_credentials(f"{self.prog}: {' '.join(message.split())}{''.join(hints)}"), file=sys.stderr)
         print(f"{self.prog} --help explains every key", file=sys.stderr)
         raise SystemExit(2)
 
@@ -56,7 +64,7 @@ def parse(
     An unknown key, a value of the wrong type, or one that the dataclass rejects (ValueError in `__post_init__`) ends
     the program with status 2 and one line that names it.
     """
-    parser = ConfigParser(prog=program, description=description, allow_abbrev=False)
+    parser = ConfigParser(prog=program, description=description, allow_abbrev=False, parser_mode="strict_yaml")
     parser.add_argument("--config", action="config", help="YAML file with any of the keys below")
     parser.add_class_arguments(config_class, None)
     fields = dataclasses.fields(config_class)  # type: ignore[arg-type]  # no type says "any dataclass"
@@ -64,11 +72,11 @@ def parse(
     arguments = _with_values(sys.argv[1:] if arguments is None else arguments, booleans)
     try:
         for file in _config_files(arguments):
-            check_yaml(file)
+            _check_groups(config_class, read_yaml(file), f"{file}: ")
         values = vars(parser.instantiate(parser.parse_args(arguments)))
         if empty := [field.name for field in fields if values[field.name] is None and "None" not in str(field.type)]:
             parser.error(f"{empty[0]} has no value")
-        return config_class(**{field.name: values[field.name] for field in fields})
+        return config_class(**{field.name: with_home(values[field.name]) for field in fields})
     except (ValueError, RecursionError) as error:
         parser.error(str(error))
     except TypeError as error:
@@ -79,8 +87,23 @@ def _config_files(arguments: list[str]) -> Iterator[Path]:
     """The existing files among the values of `--config`."""
     for argument, following in zip(arguments, [*arguments, ""][1:]):
         key, _, value = argument.partition("=")
-        if key == "--config" and (file := Path(value or following)).exists():
+        if key == "--config" and (file := Path(os.path.expanduser(value or following))).exists():
             yield file
+
+
+def _check_groups(kind: Any, values: Mapping[str, Any], where: str) -> None:
+    """Raises UserError where a config file has anything but keys and values for a dataclass in `kind`.
+
+    jsonargparse would take the name of another file there, of any size and kind, or of a class, and import it.
+    """
+    groups = {field.name: field.default_factory for field in dataclasses.fields(kind)
+              if dataclasses.is_dataclass(field.default_factory)}
+    for key, value in values.items():
+        name, dot, rest = str(key).partition(".")
+        if name in ("config", "class_path") or name in groups and not dot and not isinstance(value, Mapping):
+            raise UserError(f"{where}{key}: expected keys and values: a config file names no other file and no class")
+        if name in groups:
+            _check_groups(groups[name], {rest: value} if dot else value, f"{where}{name}.")
 
 
 def _with_values(arguments: list[str], booleans: set[str]) -> list[str]:
@@ -92,18 +115,29 @@ def _with_values(arguments: list[str], booleans: set[str]) -> list[str]:
     return result
 
 
+def with_home(value: Any) -> Any:
+    """The value with `~` at the beginning of its texts, in whatever it holds, replaced by the home folder.
+
+    Raises:
+        UserError: that of a user who is not known; a folder called "~somebody" is meant by "./~somebody".
+    """
+    if isinstance(value, str):
+        if (path := os.path.expanduser(value)).startswith("~"):
+            raise UserError(f"{value}: no such home folder; write ./{value} if it is the name of a file")
+        return path
+    if isinstance(value, dict):
+        return {key: with_home(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(with_home, value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(value, **{field.name: with_home(getattr(value, field.name))
+                                             for field in dataclasses.fields(value)})
+    return value
+
+
 def to_yaml(config: Any) -> str:
     """The resolved config as YAML that `--config` reads back."""
     return yaml.safe_dump(plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Reads a config file. Raises ValueError if it is not a mapping, or not as `check_yaml` demands."""
-    check_yaml(path)
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a mapping of keys to values")
-    return content
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -123,4 +157,4 @@ def plain(value: Any) -> Any:
 
 def without_credentials(text: str) -> str:
     """The text with users and passwords of URLs, signatures, tokens and keys replaced by ***."""
-    return _SECRET.sub(r"\1***", _USER.sub("***@", text))
+    return _SECRET.sub(r"\1***", _USER.sub(r"\1***@", text))

@@ -17,13 +17,11 @@ from pathlib import Path
 from typing import IO, Any, TypeVar, get_args, get_type_hints
 
 import numpy as np
-import yaml
 from PIL import Image
 
 from srcnn.runtime.errors import UserError
 
 MAX_MANIFEST_BYTES = 512 << 20  # two million shards; parsing takes some ten times as much memory
-MAX_YAML_BYTES, MAX_YAML_DEPTH = 1 << 20, 20
 MAX_COUNT = 1 << 60  # of anything: sums of a few stay below 2^63
 MAX_NAME_BYTES = 255
 MAX_TILE_SIDE = 4096  # pixels
@@ -41,16 +39,23 @@ class InvalidInput(UserError):
     """A file or value from outside has a type, form or size that is not allowed; the message says which."""
 
 
-def open_regular(path: Path, max_bytes: int = MAX_COUNT) -> IO[bytes]:
-    """Opens a file for reading; links are followed. Raises InvalidInput at pipes, devices, folders and larger files."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # opening a pipe would wait for its other end
+def open_regular(path: Path, max_bytes: int = MAX_COUNT, *, follow: bool = True, append: bool = False) -> IO[bytes]:
+    """Opens a file for reading or, with `append`, for both, creating it.
+
+    Raises:
+        InvalidInput: a pipe, device or folder, or a larger file.
+        OSError: it cannot be opened, or is a link and these are not to be followed.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND if append else os.O_RDONLY
+    flags |= os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
+    fd = os.open(path, flags, 0o666)  # which would wait for a pipe's other end
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise InvalidInput("is not a regular file")
         if status.st_size > max_bytes:
             raise InvalidInput(f"has {status.st_size} bytes; at most {max_bytes} are allowed")
-        return os.fdopen(fd, "rb")
+        return os.fdopen(fd, "a+b" if append else "rb")
     except BaseException:
         os.close(fd)
         raise
@@ -68,26 +73,13 @@ def parse_json(content: str | bytes, object_hook: Any = None) -> Any:
         raise InvalidInput("nested too deeply") from error
 
 
-def read_json(path: Path) -> Any:
-    """Reads and parses a JSON file. Raises InvalidInput, naming the file, as `parse_json` does."""
+def read_json(path: Path, max_bytes: int = MAX_MANIFEST_BYTES, *, follow: bool = True) -> Any:
+    """Reads and parses a JSON file. Raises InvalidInput, naming the file, as `parse_json` and `open_regular` do."""
     try:
-        with open_regular(path, MAX_MANIFEST_BYTES) as file:
+        with open_regular(path, max_bytes, follow=follow) as file:
             return parse_json(file.read())
     except ValueError as error:
         raise InvalidInput(f"{path}: damaged: {error}") from error
-
-
-def check_yaml(path: Path) -> None:
-    """Raises InvalidInput if a YAML file is too long, too deep, or has aliases, which can expand without end."""
-    depth = 0
-    try:
-        with open_regular(path, MAX_YAML_BYTES) as file:
-            for event in yaml.parse(file, yaml.SafeLoader):
-                depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-                if isinstance(event, yaml.AliasEvent) or depth > MAX_YAML_DEPTH:
-                    raise InvalidInput(f"has aliases (*name), or is nested more than {MAX_YAML_DEPTH} deep")
-    except (InvalidInput, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidInput(f"{path}: {error}") from error
 
 
 def check_record(kind: type, item: Any) -> None:

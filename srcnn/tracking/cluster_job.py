@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from srcnn.runtime.untrusted import InvalidInput, open_regular, parse_json
+
 STARTS = "jobs.jsonl"
+MAX_STARTS_BYTES = 16 << 20
 TAG_LENGTH, GROUP_LENGTH = 64, 128  # most characters that wandb allows
 MAX_HOSTS = 8  # named of a job whose scheduler has no short form for its nodes
 
@@ -72,11 +75,11 @@ class JobHistory:
 
     @property
     def group(self) -> str:
-        return next((str(line["group"]) for line in self.lines if line.get("group")), "")
+        return next((str(line["group"])[:GROUP_LENGTH] for line in self.lines if line.get("group")), "")
 
     @property
     def tags(self) -> tuple[str, ...]:
-        return tuple(map(str, self.lines[0].get("tags", ()))) if self.lines else ()
+        return tuple(str(tag)[:TAG_LENGTH] for tag in self.lines[0]["tags"]) if self.lines else ()
 
     def settings(self) -> dict[str, str]:
         """A text about each start, under a key of its own."""
@@ -94,9 +97,9 @@ def record_start(run: Path, samples: int, hosts: Sequence[str] = (), job: Job | 
     now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
     line = {"time": now, "samples": samples, "group": job.group, "tags": list(job.tags), "facts": facts}
     before = read_starts(run).lines
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, InvalidInput):
         run.mkdir(parents=True, exist_ok=True)
-        with (run / STARTS).open("a+b") as file:
+        with open_regular(run / STARTS, MAX_STARTS_BYTES, follow=False, append=True) as file:
             file.seek(max(file.tell() - 1, 0))
             is_torn = file.read(1) not in (b"", b"\n")  # a kill cut the line before
             file.write((b"\n" if is_torn else b"") + json.dumps(line).encode() + b"\n")
@@ -104,12 +107,12 @@ def record_start(run: Path, samples: int, hosts: Sequence[str] = (), job: Job | 
 
 
 def read_starts(run: Path) -> JobHistory:
-    """Reads jobs.jsonl; lines that are torn or of another form are skipped."""
+    """Reads jobs.jsonl, which may be a stranger's; lines that are torn or of another form are skipped."""
     lines = []
-    with contextlib.suppress(OSError):
-        for text in (run / STARTS).read_text(encoding="utf-8", errors="replace").splitlines():
+    with contextlib.suppress(OSError, InvalidInput), open_regular(run / STARTS, MAX_STARTS_BYTES, follow=False) as file:
+        for text in file:
             with contextlib.suppress(ValueError):
-                line = json.loads(text)
-                if isinstance(line, dict) and isinstance(line.get("facts"), dict):
+                line = parse_json(text)
+                if isinstance(line, dict) and (type(line.get("facts")), type(line.get("tags"))) == (dict, list):
                     lines.append(line)
     return JobHistory(tuple(lines))

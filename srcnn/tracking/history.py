@@ -12,10 +12,12 @@ from pathlib import Path
 
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.files import atomic_file
+from srcnn.runtime.untrusted import InvalidInput, open_regular, parse_json
 
 logger = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
 STEP_KEY = "samples"  # number of training tiles seen: in every point, and its step in trackers
+MAX_LOG_BYTES = 256 << 20  # a million points
 MAX_VALUE = 1e30  # plots with float64 axes fail with much larger numbers
 Values = Mapping[str, float]
 
@@ -44,7 +46,7 @@ class History:
             if not self.is_read:
                 self._read()
             self._append_or_replace()
-        except OSError as error:
+        except (OSError, InvalidInput) as error:
             if not self.is_failing:
                 logger.warning("%s cannot be written, its lines are kept in memory meanwhile: %s", self.path, error)
             self.is_failing = True
@@ -55,21 +57,20 @@ class History:
 
     def _read(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        content = self.path.read_bytes() if self.path.exists() else b""
-        kept = [line for line in content.splitlines(keepends=True) if _samples_of(line) <= self.logged_samples]
-        start = b"".join(kept)
-        self.num_written, self.num_bytes = len(kept), len(start) if content.startswith(start) else -1
+        lines = read_lines(self.path)
+        kept = [line for line in lines if _samples_of(line) <= self.logged_samples]
+        self.num_written, self.num_bytes = len(kept), sum(map(len, kept)) if lines[: len(kept)] == kept else -1
         self.lines = kept + self.lines
         self.is_read = True
 
     def _append_or_replace(self) -> None:
-        size = self.path.stat().st_size if self.path.exists() else 0
+        size = self.path.lstat().st_size if os.path.lexists(self.path) else 0
         new = self.lines[self.num_written :]
         if not 0 <= self.num_bytes <= size:  # the file is not the one written before: another disk, another file
             with atomic_file(self.path) as file:
                 file.writelines(self.lines)
         elif new or size != self.num_bytes:
-            with self.path.open("ab") as file:
+            with open_regular(self.path, follow=False, append=True) as file:
                 file.truncate(self.num_bytes)  # removes a line half written
                 file.writelines(new)
                 file.flush()
@@ -77,35 +78,57 @@ class History:
         self.num_written, self.num_bytes = len(self.lines), sum(map(len, self.lines))
 
 
+def read_lines(path: Path) -> list[bytes]:
+    """The lines of a log, with their ends; none where there is no such file.
+
+    Raises:
+        InvalidInput: not a regular file, or one of more than MAX_LOG_BYTES.
+        OSError: it cannot be read, or is a link.
+    """
+    try:
+        with open_regular(path, MAX_LOG_BYTES, follow=False) as file:
+            return file.readlines()
+    except FileNotFoundError:
+        return []
+
+
+def parse_point(line: bytes) -> dict[str, float]:
+    """A line of metrics.jsonl: names with numbers, NaN for a gap, of which STEP_KEY is one. Raises UserError else."""
+    try:
+        point = parse_json(line)
+    except ValueError as error:
+        raise UserError(f"a line is damaged: {str(error)[:99]}") from error
+    if not isinstance(point, dict) or STEP_KEY not in point:
+        raise UserError(f"a line has no {STEP_KEY}: {str(point)[:99]}")
+    for key, value in point.items():
+        is_number = type(value) in (int, float) and not abs(value) > MAX_VALUE
+        if not is_number or key == STEP_KEY and not value >= 0:
+            raise UserError(f"{key[:40]} is {str(value)[:40]}, expected a number")
+    return point
+
+
 def _samples_of(line: bytes) -> float:
-    """The number of tiles seen at a point; infinity for a torn line."""
-    with contextlib.suppress(ValueError, KeyError, TypeError):
+    """The number of tiles seen at a point; infinity for a torn line, and for one that is none of a training."""
+    with contextlib.suppress(UserError):
         if line.endswith(b"\n"):
-            return float(json.loads(line)[STEP_KEY])
+            return parse_point(line)[STEP_KEY]
     return math.inf
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
-    """The points of a run's metrics.jsonl, in order. Raises FileNotFoundError where there is no such file."""
+    """The points of a run, which may be a stranger's, from its metrics.jsonl, in order.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: it is damaged, or has numbers that are too large for a plot; or it is not a regular file.
+    """
     path = run / METRICS
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected the folder of a training run")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def checked_points(run: Path) -> list[dict[str, float]]:
-    """The points of a run of unknown origin. Raises ValueError where they are not names with numbers."""
     try:
-        points = read_metrics(run)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{run}: metrics.jsonl is damaged: {str(error)[:99]}") from error
-    for point in points:
-        if not isinstance(point, dict) or STEP_KEY not in point:
-            raise UserError(f"{run}: a line of metrics.jsonl has no {STEP_KEY}: {str(point)[:99]}")
-        for key, value in point.items():
-            if type(value) not in (int, float) or abs(value) > MAX_VALUE:  # NaN, of a diverged loss, is a gap
-                raise UserError(f"{run}: metrics.jsonl has {key[:40]} {str(value)[:40]}, expected a number")
-    return points
+        return [parse_point(line) for line in read_lines(path)]
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def merge_by_step(points: Sequence[Values]) -> dict[int, dict[str, float]]:

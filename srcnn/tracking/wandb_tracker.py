@@ -16,6 +16,7 @@ import psutil
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.files import atomic_file
 from srcnn.runtime.settings import without_credentials
+from srcnn.runtime.untrusted import open_regular
 from srcnn.tracking.cluster_job import JobHistory
 from srcnn.tracking.history import STEP_KEY, Values
 from srcnn.tracking.tracker import FINISH_SECONDS, Level, Pictures, Tracker, hyperparameters
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 START_SECONDS = 60.0  # instead of wandb's 90, unless WANDB_INIT_TIMEOUT is set
 CONFIRM_SECONDS = 10.0  # of FINISH_SECONDS: in which the server has to show the last point
 TITLE_LENGTH = 63  # of an alert
+MAX_LAST_STEP_BYTES = 20
 LAST_STEP = "last_step.txt"  # holds the last step of an offline run, in its folder, once its file is complete
 
 
@@ -47,6 +49,8 @@ class Wandb(Tracker):
 
         mode, earlier = wandb_mode(online), sorted(run.glob(f"wandb/offline-run-*-{run_id}"))
         self.wandb = wandb
+        if mode == "disabled":
+            logger.info("wandb is disabled by WANDB_DISABLED or WANDB_MODE")
         self.run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "srcnn"), name=run.name, dir=str(run), id=run_id, resume="allow",
             config=hyperparameters(config) | jobs.settings(), mode=mode, group=jobs.group or None,
@@ -104,9 +108,10 @@ def first_missing_step(folders: Sequence[Path]) -> int:
     """
     first = 0
     for folder in folders:
-        if (folder / LAST_STEP).is_file():
-            first = max(first, int((folder / LAST_STEP).read_text()) + 1)
-        else:
+        try:
+            with open_regular(folder / LAST_STEP, MAX_LAST_STEP_BYTES, follow=False) as file:
+                first = max(first, int(file.read()) + 1)
+        except (OSError, ValueError):
             folder.rename(folder.with_name(f"incomplete-{folder.name}"))
     return first
 
@@ -127,6 +132,8 @@ def kill_wandb_core() -> None:
 
 def wandb_mode(online: bool | None) -> Any:
     """The mode for wandb.init. Raises ValueError where wandb would be online, but there is no account."""
+    if not online and os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes", "on"):
+        return "disabled"  # which wandb itself does no more, but Transformers still does
     named = "online" if online else os.environ.get("WANDB_MODE")
     if named in (None, "online", "run", "shared") and not _has_account():
         if named is not None:

@@ -29,7 +29,7 @@ from srcnn.runtime.watchdog import warn_if_slow
 
 FILES = "files.json"
 MODEL, TRAINING = "model.safetensors", "training.pt"
-MAX_TRAINING_BYTES = 4 << 30
+MAX_TRAINING_BYTES, MAX_LIST_BYTES = 4 << 30, 1 << 20
 _STEP = re.compile(r"step-\d{8,}")
 REPLACED_PREFIX = ".replaced-"  # a checkpoint while a new one of the same step takes its name
 logger = logging.getLogger(__name__)
@@ -242,11 +242,12 @@ def latest(run: Path) -> Path | None:
 def find_corruption(folder: Path) -> str:
     """What is wrong with a checkpoint folder; "" where it is intact."""
     try:
-        listed = read_json(folder / FILES)
+        listed = read_json(folder / FILES, MAX_LIST_BYTES)
         if set(listed) != {MODEL, TRAINING}:
             return f"{FILES} lists {', '.join(map(str, listed)) or 'nothing'}, not {MODEL} and {TRAINING}"
         for name, entry in listed.items():
-            if (folder / name).stat().st_size != entry["bytes"] or files.sha256_of(folder / name) != entry["sha256"]:
+            path = folder / name
+            if not path.is_file() or path.stat().st_size != entry["bytes"] or files.sha256_of(path) != entry["sha256"]:
                 return f"{name} is damaged"
         return ""
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,6 +12,8 @@ from srcnn.models.srcnn import ModelConfig
 from srcnn.models.unet import UNetConfig
 from srcnn.models.weights import Initialization
 from srcnn.runtime.errors import UserError
+from srcnn.runtime.settings import without_credentials
+from srcnn.runtime.storage import is_url
 from srcnn.training.loss import CompileMode, LossName
 from srcnn.training.optimizer import OptimizerConfig
 
@@ -103,6 +106,9 @@ class TrainConfig:
     overfit_tiles: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "run", os.path.expanduser(self.run))
+        if is_url(self.run):
+            raise UserError(f"run {without_credentials(self.run)}: expected a folder; a run is not written to a URL")
         for key in ("total_samples", "batch_size_per_process", "log_every_samples", "validate_every_samples",
                     "keep_checkpoints"):
             if getattr(self, key) < 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 from itertools import islice
 from pathlib import Path
 
@@ -19,11 +20,13 @@ from srcnn.photos.tiling import grid, join
 from srcnn.restoration.figures import COLUMNS, GAP_PIXELS, before_after, captioned, save_picture
 from srcnn.restoration.restore import restore
 from srcnn.runtime.files import atomic_file
-from srcnn.runtime.settings import read_yaml
-from srcnn.tracking.history import STEP_KEY, checked_points, results_table
+from srcnn.runtime.run_folder import check_run_folder
+from srcnn.runtime.strict_yaml import read_yaml
+from srcnn.tracking.history import STEP_KEY, read_metrics, results_table
 
 MOST_CONSIDERED = 1000  # photos of the validation split, one of which is drawn
 MAX_SIDE = 1600  # pixels of a photo drawn in the report; of larger ones the top left part
+_WORD = re.compile(r"\w{1,40}")  # what a stranger's settings may put into a model card
 FIGURES = {
     "psnr.png": "PSNR over the training: the degraded input, training tiles, validation tiles",
     "loss.png": "Loss over the training; of the validation tiles the mean squared error",
@@ -37,10 +40,12 @@ def write_report(run: Path, reader: ShardDataset) -> Path:
 
     Raises:
         FileNotFoundError: no metrics.jsonl or no checkpoint in the run folder.
+        UserError: they are damaged, or something in the run folder leads out of it.
     """
+    check_run_folder(run)
     folder = run / "report"
     folder.mkdir(exist_ok=True)
-    points = checked_points(run)
+    points = read_metrics(run)
     model = load_model(run)
     draw_curves(points, folder)
     tiles = pair_rows(reader, model, num_pairs=4)[:, GAP_PIXELS:]  # the captions begin where the tiles do
@@ -73,7 +78,8 @@ def draw_curves(points: list[dict[str, float]], folder: Path) -> None:
         axes.set(xlabel="training tiles seen", ylabel=label, yscale="log" if name == "loss.png" else "linear")
         axes.grid(alpha=0.3)
         axes.legend()
-        figure.savefig(folder / name, dpi=120)
+        with atomic_file(folder / name) as file:
+            figure.savefig(file, dpi=120, format="png")
 
 
 def pair_rows(reader: ShardDataset, model: Network, num_pairs: int) -> np.ndarray:
@@ -122,9 +128,10 @@ def training_card(run: Path, points: list[dict[str, float]]) -> str:
     optimizer, total = settings.get("optimizer"), settings.get("total_samples")
     shown = {"batch size of a process": settings.get("batch_size_per_process"), "seed": settings.get("seed"),
              "optimizer": optimizer.get("name") if isinstance(optimizer, dict) else None}
+    words = [f"{key} {value}" for key, value in shown.items() if value is not None and _WORD.fullmatch(str(value))]
     return f"""**Training**: best validation PSNR after {best[STEP_KEY]:,.0f} of \
 {f"{total:,}" if type(total) is int else "an unknown number of"} tiles
-({", ".join(f"{key} {str(value)[:40]}" for key, value in shown.items() if value is not None)}).
+({", ".join(words)}).
 
 **Validation**, mean over the tiles held back, PSNR in dB and SSIM, before (in) and after (out):
 

@@ -20,6 +20,7 @@ from srcnn.models.weights import load_model
 from srcnn.runtime import files, signals
 from srcnn.runtime.distributed import DistributedError, all_gather_json, broadcast_state, run_on_all_ranks
 from srcnn.runtime.errors import UserError
+from srcnn.runtime.run_folder import check_run_folder
 from srcnn.runtime.settings import flat, plain, to_yaml, without_credentials
 from srcnn.runtime.untrusted import read_json
 from srcnn.training import checkpoint
@@ -31,7 +32,7 @@ FORMAT = 2  # of the training state
 IMMUTABLE_KEYS = ("model", "unet", "initialization", "centred", "weights", "seed", "overfit_tiles", "degradation",
                   "optimizer.name")
 DATA_KEYS = ("stream.", "shards", "run", "fresh")  # where the order and the data matter, the stream's state has them
-JOB = ".job"
+JOB, MAX_JOB_BYTES = ".job", 1 << 12
 LOCK_SECONDS = 60.0  # a killed training needs some to end
 RETRY_SECONDS, LAST_SAVE_SECONDS = 5.0, 120.0  # how often, and how long, the last checkpoint of a run is tried
 COUNTERS = ("step", "samples", "skipped_steps", "skipped_in_a_row", "logged_samples", "validated_samples",
@@ -69,6 +70,7 @@ def acquire_run_dir(trainer: Components, launchers: Sequence[str]) -> None:
     """
     config = trainer.config
     folder = Path(config.run).resolve()
+    check_run_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     seconds = min(LOCK_SECONDS, 30 * config.timeout_minutes)  # the other ranks wait too
     lock = files.FolderLock(folder, seconds)
@@ -102,12 +104,14 @@ def is_same_job(folder: Path, launchers: Sequence[str] = ()) -> bool:
     """
     now, before = _job(launchers), {}
     with suppress(OSError, ValueError):
-        before = read_json(folder / JOB)
+        before = read_json(folder / JOB, MAX_JOB_BYTES, follow=False)
     if not (now["id"] and isinstance(before, dict) and before.get("id") == now["id"]):
         return False
     is_pod = now["id"] == os.environ.get("KUBERNETES_JOB_UID")
     is_requeued = before.get("requeues") != now["requeues"]
-    return is_pod or is_requeued or any(launcher in before.get("launchers", ()) for launcher in now["launchers"])
+    launchers_before = before.get("launchers")
+    is_left = isinstance(launchers_before, list) and any(one in launchers_before for one in now["launchers"])
+    return is_pod or is_requeued or is_left
 
 
 def _job(launchers: Sequence[str]) -> dict[str, Any]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from datetime import timedelta
 
+import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import DistributedType, GradientAccumulationPlugin
 
@@ -18,11 +20,52 @@ from srcnn.runtime.storage import join
 from srcnn.training.config import TrainConfig
 
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+PRECISIONS = ("no", "bf16", "fp16")
+NO_VALUES, YES_VALUES = ("", "0", "n", "no", "f", "false", "off", "none"), ("1", "y", "yes", "t", "true", "on")
+OTHERS = "only data-parallel ranks on CPUs and CUDA GPUs are supported: launch with a file of configs/accelerate"
+# Settings by the environment that this training does not follow, and what to do instead.
+UNSUPPORTED = {
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "unset it: micro_batch_size is how many tiles of a batch are accumulated",
+    "ACCELERATE_DYNAMO_BACKEND": "unset it, and set compile",
+    "ACCELERATE_TORCH_DEVICE": "unset it; CUDA_VISIBLE_DEVICES chooses GPUs, ACCELERATE_USE_CPU=true the CPU",
+    "ACCELERATE_DOWNCAST_BF16": "unset it: it is for TPUs",
+    "XLA_USE_BF16": "unset it: it is for TPUs",
+    "XLA_DOWNCAST_BF16": "unset it: it is for TPUs",
+}
+
+
+def unsupported_settings(env: Mapping[str, str] = os.environ) -> list[str]:
+    """The settings in the environment, as from `accelerate launch`, that this training does not support: why not."""
+    found = []
+    for name, value in env.items():
+        is_off = value.lower() in NO_VALUES or name == "ACCELERATE_GRADIENT_ACCUMULATION_STEPS" and value == "1"
+        if name in UNSUPPORTED and not is_off:
+            found.append(f"{name}={value}: {UNSUPPORTED[name]}")
+        elif name == "ACCELERATE_MIXED_PRECISION" and value.lower() not in PRECISIONS:
+            found.append(f"{name}={value}: expected one of {', '.join(PRECISIONS)}")
+        elif name == "ACCELERATE_USE_CPU" and value.lower() not in NO_VALUES + YES_VALUES:
+            found.append(f"{name}={value}: expected true or false")
+        elif name.startswith("ACCELERATE_USE_") and name != "ACCELERATE_USE_CPU" and not is_off:
+            found.append(f"{name}={value}: {OTHERS}")  # FSDP, DEEPSPEED, MEGATRON_LM, ..., and what may come
+    if (device := training_device(env).type) not in ("cpu", "cuda"):
+        found.append(f"device {device}: {OTHERS}; ACCELERATE_USE_CPU=true trains on the CPU")
+    return found
+
+
+def training_device(env: Mapping[str, str] = os.environ) -> torch.device:
+    """The device of this process's rank, without its number."""
+    return torch.device("cpu") if env.get("ACCELERATE_USE_CPU", "").lower() in YES_VALUES else device_here()
 
 
 def start_accelerator(config: TrainConfig) -> Accelerator:
-    """Accelerate's view of the processes. The network is tiny: its gradients are one bucket, all-reduced in place."""
-    device = device_here()
+    """Accelerate's view of the processes. The network is tiny: its gradients are one bucket, all-reduced in place.
+
+    Raises:
+        UserError: the launcher or the environment wants what this training does not support.
+    """
+    if problems := unsupported_settings():
+        raise UserError("; ".join(problems))
+    device = training_device()
     if device.type == "cpu":
         raise_malloc_threshold()
     precision = config.mixed_precision
@@ -38,13 +81,12 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
     with rendezvous(timeout):
         rejoin_after_restart(device.type, timeout)
         # Without `cpu`, Accelerate takes the ranks of a machine without an accelerator for single processes. The plugin
-        # keeps it from dividing gradients by ACCELERATE_GRADIENT_ACCUMULATION_STEPS: step.py accumulates itself.
+        # keeps it from reading ACCELERATE_GRADIENT_ACCUMULATION_STEPS: step.py accumulates itself.
         accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision,
                                   gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
                                   kwargs_handlers=[parallel, waiting])
     if accelerator.distributed_type not in SUPPORTED:
-        raise UserError(f"Accelerate is configured for {accelerator.distributed_type.value}; this training supports "
-                        "plain data parallelism on CPUs or GPUs only: see configs/accelerate")
+        raise UserError(f"Accelerate is configured for {accelerator.distributed_type.value}: {OTHERS}")
     if launched != accelerator.num_processes:
         raise UserError(f"{launched} processes were launched but Accelerate sees {accelerator.num_processes}; "
                          "see configs/accelerate for settings of the launcher that work")

@@ -15,6 +15,7 @@ from srcnn.data.dataset import ShardDataset
 from srcnn.data.loader import Batch
 from srcnn.runtime.distributed import all_gather_json, raise_if_any_rank_failed
 from srcnn.runtime.errors import DivergedError
+from srcnn.runtime.untrusted import InvalidInput, open_regular
 from srcnn.training.components import Components, PendingStep
 from srcnn.training.loss import conditions_for
 from srcnn.training.optimizer import lr_factor, set_lr, update_average
@@ -163,10 +164,10 @@ def report_skipped_step(trainer: Components, skipped: PendingStep) -> None:
     if trainer.accelerator.is_main_process:
         logger.warning("loss or gradient is not finite: step %d skipped, its tiles are in %s", skipped.step, path)
         try:
-            with path.open("a", encoding="utf-8") as file:
+            with open_regular(path, follow=False, append=True) as file:
                 entry = {"step": skipped.step, "samples": skipped.samples, "keys_of_ranks": keys}
-                file.write(json.dumps(entry) + "\n")
-        except OSError as error:
+                file.write(json.dumps(entry).encode() + b"\n")
+        except (OSError, InvalidInput) as error:
             logger.warning("%s cannot be written: %s", path, error)
     if is_too_many:
         raise DivergedError(f"loss or gradient was not finite in {in_a_row} steps in a row: lower optimizer.lr "

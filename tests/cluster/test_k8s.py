@@ -10,8 +10,9 @@ import yaml
 from pods import K8S, KUBECTL, ROOT, build, overlay, verdict
 
 from shards.plan import ShardsConfig
-from srcnn.runtime.settings import parse, read_yaml
+from srcnn.runtime.settings import parse
 from srcnn.runtime.signals import EXIT_REQUEUE, SAME_SIGNAL_SECONDS
+from srcnn.runtime.strict_yaml import read_yaml
 from srcnn.tracking.run_log import PREEMPTED_SECONDS
 from srcnn.training.config import TrainConfig
 

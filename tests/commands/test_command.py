@@ -1,5 +1,6 @@
 """The srcnn command: restore, degrade, report; exit statuses and messages."""
 
+import contextlib
 import importlib.metadata
 import re
 import shutil
@@ -193,3 +194,25 @@ def test_the_report_is_written_again_and_escapes_what_it_shows(tmp_path, run):
     shutil.copytree(run, evil, symlinks=True)
     assert main(["report", str(evil)]) == 0
     assert "<script>" not in (evil / "report" / "index.html").read_text()
+
+
+@pytest.mark.parametrize("arguments", [["restore", "a.jpg", "--modle", "https://bob:hunter2@host/x"],
+                                       ["restore", "a.jpg", "--model", "https://bob:hunter2@host/x"],
+                                       ["export", "https://bob:hunter2@host/x", "--onnx", "a.onnx"],
+                                       ["verify-shards", "x", "https://bob:hunter2@host/x"],
+                                       ["report", "https://bob:hunter2@host/x"]])
+def test_a_password_in_an_argument_is_not_printed(tmp_path, monkeypatch, capsys, arguments):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (16, 16)).save("a.jpg")
+    with contextlib.suppress(SystemExit):
+        assert main(arguments) == 1
+    told = "".join(capsys.readouterr())
+    assert "hunter2" not in told and "host" in told
+
+
+def test_the_home_folder_is_meant_by_a_path_that_the_shell_leaves(tmp_path, run, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Image.fromarray(draw_photo(3, 40, 40)).save(tmp_path / "a.jpg", quality=20)
+    shutil.copytree(run, tmp_path / "mine", symlinks=True)
+    assert main(["restore", str(tmp_path / "a.jpg"), "--out=~/out.png", "--model=~/mine"]) == 0
+    assert (tmp_path / "out.png").is_file()

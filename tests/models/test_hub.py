@@ -20,7 +20,7 @@ from srcnn.models.srcnn import SRCNN, ModelConfig
 from srcnn.models.weight_files import DEFAULT_WEIGHTS, WEIGHTS
 from srcnn.models.weights import initialize, load_model, save_model
 from srcnn.runtime.settings import to_yaml
-from srcnn.tracking.history import STEP_KEY, checked_points
+from srcnn.tracking.history import STEP_KEY, read_metrics
 from srcnn.training.report import training_card
 
 PUSH = """
@@ -260,7 +260,7 @@ def make_run(folder, model, points):
 def write_training_card(run):
     """What the report of a run says of the training."""
     (run / "report").mkdir(exist_ok=True)
-    (run / "report" / "card.md").write_text(training_card(run, checked_points(run)))
+    (run / "report" / "card.md").write_text(training_card(run, read_metrics(run)))
 
 
 def point(samples, psnr):

@@ -1,6 +1,7 @@
 """The networks: the source project's layout and result, padding, centring, weights on disk."""
 
 import pytest
+import safetensors.torch
 import torch
 from messages import facts
 from torch import nn
@@ -8,6 +9,7 @@ from torch import nn
 from srcnn.models.srcnn import SRCNN, ModelConfig
 from srcnn.models.weight_files import DEFAULT_WEIGHTS, find_weights
 from srcnn.models.weights import initialize, load_model, save_model, save_state_dict
+from srcnn.runtime.errors import UserError
 
 
 class SourceSRCNN(nn.Module):
@@ -55,13 +57,55 @@ def test_checkpoint_pth_loads_in_the_source_project_and_theirs_in_ours(tmp_path)
 
 
 @pytest.mark.parametrize("is_zip", [True, False])
-@pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"state_dict": state, "epoch": 3}])
-def test_a_pth_from_before_torch_1_6_and_a_checkpoint_with_a_state_dict_are_read(tmp_path, wrap, is_zip):
+@pytest.mark.parametrize("wrap", [
+    lambda state: state,
+    lambda state: {"state_dict": state, "epoch": 3},
+    lambda state: {"model_state_dict": state, "optimizer_state_dict": {"param_groups": []}},
+    lambda state: {"params": state},
+    lambda state: {"params": {"conv1.weight": torch.zeros(3)}, "params_ema": state},
+    lambda state: {"model": state, "args": {"lr": 0.1}},
+    lambda state: prefixed(state, "module."),
+    lambda state: prefixed(state, "_orig_mod."),
+    lambda state: {"state_dict": prefixed(state, "module._orig_mod.")},
+    lambda state: {"n_averaged": torch.tensor(3)} | prefixed(state, "module."),
+], ids=range(10))
+def test_weights_of_other_programs_are_read_in_the_ways_that_they_are_saved(tmp_path, wrap, is_zip):
     source = SourceSRCNN()
     torch.save(wrap(source.state_dict()), tmp_path / "theirs.pth", _use_new_zipfile_serialization=is_zip)
     loaded = load_model(tmp_path / "theirs.pth")
     assert loaded.config == ModelConfig()
     assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in source.state_dict().items())
+
+
+def prefixed(state, prefix):
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def test_safetensors_of_wrapped_modules_are_read(tmp_path):
+    safetensors.torch.save_file(prefixed(SourceSRCNN().state_dict(), "module."), tmp_path / "a.safetensors")
+    assert load_model(tmp_path / "a.safetensors").config == ModelConfig()
+
+
+def test_a_prefix_that_not_all_names_have_is_no_prefix(tmp_path):
+    torch.save(prefixed(SourceSRCNN().state_dict(), "module.") | {"conv1.weight": torch.zeros(3)}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"module\.conv1"):
+        load_model(tmp_path / "a.pth")
+
+
+def test_a_whole_module_is_refused_with_what_to_do(tmp_path):
+    torch.save(SourceSRCNN(), tmp_path / "a.pth")
+    with pytest.raises(UserError, match="state_dict"):
+        load_model(tmp_path / "a.pth")
+
+
+def test_paths_may_be_text(tmp_path, monkeypatch):
+    model = some_model(filters=(2, 2))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_model(model, "a.safetensors")
+    save_state_dict(model, f"{tmp_path}/a.pth")
+    for source in ("a.safetensors", "~/a.pth", tmp_path / "a.pth"):
+        assert load_model(source).config == model.config
 
 
 @pytest.mark.parametrize("kernels", [(9, 1, 5), (9, 3, 5), (9, 5, 5), (11, 3, 7)])

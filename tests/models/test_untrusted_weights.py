@@ -26,8 +26,9 @@ from srcnn.models.weight_files import MAX_WEIGHTS_BYTES
 from srcnn.models.weights import load_model
 from srcnn.runtime.object_store import AccessConfig, ReadFailed
 from srcnn.runtime.storage import open_storage
-from srcnn.runtime.untrusted import InvalidInput, check_yaml
-from srcnn.tracking.history import checked_points, results_table
+from srcnn.runtime.strict_yaml import read_yaml
+from srcnn.runtime.untrusted import InvalidInput
+from srcnn.tracking.history import read_metrics, results_table
 from srcnn.training.report import html_page
 
 HASTY = AccessConfig(timeout_seconds=2, give_up_seconds=0.2)
@@ -192,7 +193,7 @@ def test_a_pipe_in_place_of_weights_does_not_hang(tmp_path):
 def test_numbers_of_a_run_that_are_none_are_refused_with_its_name(tmp_path, line):
     (tmp_path / "metrics.jsonl").write_text('{"samples": 1}\n' + line + "\n")
     with pytest.raises(ValueError, match=str(tmp_path)):
-        checked_points(tmp_path)
+        read_metrics(tmp_path)
 
 
 def test_a_validation_that_lacks_a_number_is_a_row_all_the_same():
@@ -220,7 +221,7 @@ YAML = {
 def test_yaml_that_would_grow_is_refused(tmp_path, kind):
     (tmp_path / "a.yaml").write_text(YAML[kind])
     with pytest.raises(InvalidInput, match="a.yaml"):
-        check_yaml(tmp_path / "a.yaml")
+        read_yaml(tmp_path / "a.yaml")
 
 
 class Redirecting(http.server.BaseHTTPRequestHandler):

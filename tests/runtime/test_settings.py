@@ -188,7 +188,19 @@ def test_what_is_no_credential_stays_as_it_is(text: str) -> None:
 @pytest.mark.parametrize("text,problem", [
     ("seed: 3\ntotal_samples:\n", "total_samples"),
     ("model: &model\n  kernels: *model\n", "alias"),
-    ("run: !!python/object/apply:os.getcwd []\n", "python/object"),
+    ("run: !!python/object/apply:os.getcwd []\n", "tag"),
+    ("run: !!str 5\n", "tag"),
+    ("seed: 3\nrun: a\nseed: 4\n", "seed"),
+    ("model: {channels: 1, channels: 3}\n", "channels"),
+    ("run: a\n---\nrun: b\n", "document"),
+    ("- run\n", "mapping"),
+    ("? [run]\n: a\n", "key"),
+    ("config: /dev/zero\n", "config"),
+    ("model: /dev/zero\n", "model"),
+    ("stream: {access: /dev/zero}\n", "stream.access"),
+    ("stream.access: /dev/zero\n", "stream.access"),
+    ("model: {class_path: a_module.Model}\n", "class_path"),
+    ("run: s3://key:hunter2@bucket/run\n", "***@bucket"),
 ])
 def test_a_config_of_a_stranger_ends_with_one_line(tmp_path, capsys, text, problem):
     from srcnn.training.config import TrainConfig
@@ -200,7 +212,68 @@ def test_a_config_of_a_stranger_ends_with_one_line(tmp_path, capsys, text, probl
             parse(TrainConfig, "test", "", arguments)
         assert stop.value.code == 2
         error = capsys.readouterr().err
-        assert problem in error and "Traceback" not in error
+        assert problem in error and "Traceback" not in error and "hunter2" not in error
+
+
+@pytest.mark.parametrize("text, key, value", [
+    ("mixed_precision: no\n", "mixed_precision", "no"),
+    ("mixed_precision: null\n", "mixed_precision", None),
+    ("stream:\n  resident: no\n", "stream.resident", "no"),
+    ("augment: no\n", "augment", False),
+    ("augment: off\n", "augment", False),
+    ("compile: no\n", "compile", False),
+    ("run: no\n", "run", "no"),
+    ("run: 2026-01-01\n", "run", "2026-01-01"),
+    ("optimizer: {lr: 1e-4}\n", "optimizer.lr", 1e-4),
+    ("save_every_minutes: .5\n", "save_every_minutes", 0.5),
+    ("model.residual: true\n", "model.residual", True),
+    ("run: ~/runs/mine\n", "run", "HOME/runs/mine"),
+    ("shards: ~/shards\n", "shards", "HOME/shards"),
+    ("weights: ~/w.pth\n", "weights", "HOME/w.pth"),
+    ("stream: {access: {cache: ~/cache}}\n", "stream.access.cache", "HOME/cache"),
+    ("shards: https://host/~ann/shards\n", "shards", "https://host/~ann/shards"),
+])
+def test_words_of_yaml_mean_what_the_type_of_their_key_says(tmp_path, monkeypatch, text, key, value):
+    from srcnn.training.config import TrainConfig
+
+    monkeypatch.setenv("HOME", "HOME")
+    (tmp_path / "config.yaml").write_text(text)
+    found = parse(TrainConfig, "test", "", ["--config", str(tmp_path / "config.yaml")])
+    for name in key.split("."):
+        found = getattr(found, name)
+    assert found == value and type(found) is type(value)
+
+
+def test_the_home_folder_is_meant_where_the_shell_does_not_say_it(tmp_path, monkeypatch):
+    from srcnn.training.config import TrainConfig
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text("seed: 3\n")
+    config = parse(TrainConfig, "test", "", ["--config=~/mine.yaml", "--run=~/x", "--shards=~"])
+    assert (config.run, config.shards, config.seed) == (f"{tmp_path}/x", str(tmp_path), 3)
+    assert TrainConfig(run="~/x").run == f"{tmp_path}/x"
+
+
+@pytest.mark.parametrize("argument, told", [
+    ("--total_samples=1e6", "1000000"), ("--total_samples=64000.0", "64000"), ("--run=~no.user/x", "./~no.user/x")])
+def test_what_is_refused_comes_with_the_cure(capsys, argument, told):
+    from srcnn.training.config import TrainConfig
+
+    with pytest.raises(SystemExit):
+        parse(TrainConfig, "test", "", [argument])
+    assert f"write {told}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [
+    ["--shard", "https://bob:hunter2@host/x"], ["--total_samples", "https://bob:hunter2@host/x"],
+    ["--mixed_precision=https://bob:hunter2@host/x"], ["--config", "https://bob:hunter2@host/x"],
+    ["https://bob:hunter2@host/x"], ["--model", "https://bob:hunter2@host/x"], ["--run", "https://bob:hunter2@host/x"]])
+def test_a_password_in_the_wrong_argument_is_not_printed(capsys, arguments):
+    from srcnn.training.config import TrainConfig
+
+    with pytest.raises(SystemExit):
+        parse(TrainConfig, "test", "", arguments)
+    assert "hunter2" not in (told := capsys.readouterr().err) and "host/x" in told
 
 
 def test_a_boolean_needs_no_value():

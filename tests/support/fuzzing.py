@@ -131,11 +131,11 @@ def read_and_write_photo(data: bytes, folder: Path) -> None:
 def read_config(data: bytes, folder: Path) -> None:
     from shards.plan import ShardsConfig
     from srcnn.runtime.settings import parse
-    from srcnn.runtime.untrusted import check_yaml
+    from srcnn.runtime.strict_yaml import read_yaml
     from srcnn.training.config import TrainConfig
 
     (folder / "config.yaml").write_bytes(data)
-    check_yaml(folder / "config.yaml")
+    read_yaml(folder / "config.yaml")
     for kind in (TrainConfig, ShardsConfig):
         with contextlib.suppress(SystemExit), contextlib.redirect_stderr(io.StringIO()):
             parse(kind, "fuzzed", "", ["--config", str(folder / "config.yaml")])
@@ -179,11 +179,11 @@ def read_checkpoint(data: bytes, folder: Path) -> None:
 
 
 def read_report(data: bytes, folder: Path) -> None:
-    from srcnn.tracking.history import checked_points, results_table
+    from srcnn.tracking.history import read_metrics, results_table
     from srcnn.training.report import draw_curves, html_page
 
     (folder / "metrics.jsonl").write_bytes(data)
-    points = checked_points(folder)
+    points = read_metrics(folder)
     page = html_page(data[:20].decode(errors="replace"), results_table(points), folder)
     assert page.count("<") < 100 + 20 * len(points)
     if zlib.crc32(data) % 16 == 0:  # drawing takes longer than all the rest

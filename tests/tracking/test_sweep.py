@@ -10,7 +10,8 @@ import yaml
 from small import small_shards
 from wandb_server import wandb_server
 
-from srcnn.runtime.settings import flat, parse, read_yaml
+from srcnn.runtime.settings import flat, parse
+from srcnn.runtime.strict_yaml import read_yaml
 from srcnn.tracking.history import read_metrics
 from srcnn.training.config import TrainConfig
 

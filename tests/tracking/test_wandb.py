@@ -14,6 +14,7 @@ from wandb_files import rows, wandb_files
 from wandb_server import closed_port, wandb_server
 
 from srcnn.tracking.history import read_metrics
+from srcnn.tracking.wandb_tracker import LAST_STEP, first_missing_step
 
 slow = pytest.mark.slow
 BIN = Path(sys.executable).parent
@@ -259,3 +260,19 @@ def test_values_and_pictures_are_those_logged(tmp_path):
     logged = rows(*wandb_files(tmp_path / "run"))
     assert [(row["samples"], row["train/loss"]) for row in logged] == [(s, 1 / s) for s in range(10, 3001, 10)]
     assert [row["samples"] for row in logged if "tiles._type" in row] == list(range(50, 3001, 50))
+
+
+@pytest.mark.parametrize("setting", [{"WANDB_DISABLED": "true"}, {"WANDB_MODE": "disabled"}])
+def test_wandb_that_is_disabled_is_named_and_not_called(tmp_path, server, setting):
+    errors = train(tmp_path / "run", -1, 10, 30, "finish", server.environment | setting)
+    assert "wandb is disabled" in errors and not server.seen and not server.runs
+    assert progresses(tmp_path / "run") == [10, 20, 30] and not wandb_files(tmp_path / "run")
+
+
+@pytest.mark.parametrize("content", [b"1\n" * 99, b"x", b"\xff", b"", None])
+def test_the_last_step_of_an_offline_run_that_is_no_number_counts_as_none(tmp_path, content):
+    folder = tmp_path / "offline-run-1-theid"
+    folder.mkdir()
+    (folder / LAST_STEP).write_bytes(content) if content is not None else os.mkfifo(folder / LAST_STEP)
+    assert first_missing_step([folder]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == [f"incomplete-{folder.name}"]

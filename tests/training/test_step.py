@@ -6,8 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from jobs import assert_same_bits, assert_same_run, state
 from small import small_config, small_shards
 from steps import begun, kept, spoiled
@@ -17,7 +15,6 @@ from srcnn.data.dataset import ShardDataset
 from srcnn.models.srcnn import SRCNN
 from srcnn.runtime import signals
 from srcnn.runtime.distributed import DistributedError
-from srcnn.runtime.errors import UserError
 from srcnn.runtime.signals import StopRequested
 from srcnn.training.optimizer import OptimizerConfig, build_optimizer, complete_state
 from srcnn.training.setup import start_accelerator
@@ -246,19 +243,3 @@ def test_gradients_keep_their_memory(tmp_path, shards):
     for _ in range(2):
         train_step(trainer, next(batches))
     assert [parameter.grad.data_ptr() for parameter in trainer.network.parameters()] == addresses
-
-
-def test_gradients_are_not_divided_by_accelerates_number_of_accumulation_steps(tmp_path, shards, monkeypatch):
-    norms = []
-    for steps in ("1", "4"):
-        monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", steps)
-        trainer, batches = begun(tmp_path, shards)
-        train_step(trainer, next(batches))
-        norms.append(trainer.meter.gradient_norm)
-    assert norms[0] == norms[1] > 0
-
-
-def test_distributed_types_other_than_data_parallel_ranks_are_refused(tmp_path, shards, monkeypatch):
-    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
-    with pytest.raises(UserError, match="FSDP"):
-        start_accelerator(small_config(tmp_path, shards))
