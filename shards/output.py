@@ -64,9 +64,10 @@ def reserve_output(out: Storage, config: ShardsConfig, tasks: list[ShardTask]) -
     names = out.names()
     if PLAN in names:
         existing = _read_json(out, PLAN)
-        if not isinstance(existing, dict) or not isinstance(existing.get("config"), dict):
+        config_there = existing.get("config") if isinstance(existing, dict) else None
+        if not isinstance(config_there, dict) or not isinstance(config_there.get("degradation", {}), dict):
             raise ShardsFailed(f"{join(out.location, PLAN)}: damaged; {hint}")
-        before, now = plan.normalize_identity(existing["config"]), plan.normalize_identity(identity)
+        before, now = plan.normalize_identity(config_there), plan.normalize_identity(identity)
         if before != now:
             changes = ", ".join(f"{key}: {before.get(key)} in the folder, {now[key]} now"
                                 for key in now if before.get(key) != now[key])

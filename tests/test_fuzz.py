@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mutations import mutated
 
 MORE_BYTES = 1 << 30  # of address space that one input may take on top of what the process has
-NUM_EXAMPLES = {"report": 40, "photo": 120, "config": 25, "index": 150, "npy-shard": 100}
+NUM_EXAMPLES = {"metrics": 60, "photo": 120, "config": 25, "index": 150, "npy-shard": 100}
 
 
 @contextlib.contextmanager

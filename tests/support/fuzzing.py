@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
 
 from mutations import mend_png, mend_tar, mutated, unzipped, zipped  # noqa: E402
-from seeds import arrays, configs, pictures, refit, shard_files, training_state, weights  # noqa: E402
+from seeds import arrays, configs, pictures, refit, run_settings, shard_files, training_state, weights  # noqa: E402
 
 MAX_RSS_MB = 2048
 HANG_SECONDS = 60
@@ -178,21 +178,124 @@ def read_checkpoint(data: bytes, folder: Path) -> None:
         resume.load_weights(SRCNN(ModelConfig(filters=(2, 2))), checkpoint.load_training(found)["network"])
 
 
-def read_report(data: bytes, folder: Path) -> None:
-    from srcnn.tracking.history import read_metrics, results_table
+def read_metrics_of_a_run(data: bytes, folder: Path) -> None:
+    """As a report reads them, and as a training that goes on: then no line is left that a report cannot show."""
+    from srcnn.tracking.history import History, merge_by_step, read_metrics, results_table
     from srcnn.training.report import draw_curves, html_page
 
     (folder / "metrics.jsonl").write_bytes(data)
-    points = read_metrics(folder)
+    with contextlib.suppress(ValueError):
+        read_metrics(folder)
+    assert History(folder, 1000).points() == (points := read_metrics(folder)) or "NaN" in str(data)
+    merge_by_step(points)
     page = html_page(data[:20].decode(errors="replace"), results_table(points), folder)
     assert page.count("<") < 100 + 20 * len(points)
     if zlib.crc32(data) % 16 == 0:  # drawing takes longer than all the rest
         draw_curves(points, folder)
 
 
+def read_starts_of_a_run(data: bytes, folder: Path) -> None:
+    from srcnn.tracking.cluster_job import record_start
+
+    (folder / "jobs.jsonl").write_bytes(data)
+    history = record_start(folder, 3)
+    assert history.lines[-1]["samples"] == 3 and len(history.settings()) == len(history.lines)
+    assert len(history.group) <= 128 and all(len(tag) <= 64 for tag in history.tags)
+
+
+def read_job_of_a_run(data: bytes, folder: Path) -> None:
+    from srcnn.training.resume import is_same_job
+
+    (folder / ".job").write_bytes(data)
+    is_same_job(folder)
+
+
+def read_settings_of_a_run(data: bytes, folder: Path) -> None:
+    """As report, sync and model cards read them."""
+    from srcnn.runtime.strict_yaml import read_yaml
+    from srcnn.tracking.tracker import hyperparameters
+    from srcnn.training.report import training_card
+
+    (folder / "config.yaml").write_bytes(data)
+    hyperparameters(read_yaml(folder / "config.yaml"))
+    card = training_card(folder, [{"samples": 9, "val/psnr": 30.0}])
+    assert "<" not in card and "](" not in card
+
+
+def read_list_of_a_checkpoint(data: bytes, folder: Path) -> None:
+    from srcnn.training import checkpoint
+
+    (folder / checkpoint.MODEL).write_bytes(b"1")
+    (folder / checkpoint.TRAINING).write_bytes(b"22")
+    (folder / checkpoint.FILES).write_bytes(data)
+    assert data == checkpoint_list() or checkpoint.find_corruption(folder) or json.loads(data)
+
+
+def checkpoint_list() -> bytes:
+    content = {"model.safetensors": b"1", "training.pt": b"22"}
+    return json.dumps({name: {"bytes": len(it), "sha256": hashlib.sha256(it).hexdigest()}
+                       for name, it in content.items()}).encode()
+
+
+def read_photo_list(data: bytes, folder: Path) -> None:
+    """A list whose length and hash are those in the manifest, as a stranger's would be."""
+    from srcnn.data.manifest import read_manifest
+    from srcnn.data.photo_list import read_jpeg_qualities, read_photo_list
+    from srcnn.runtime.storage import Folder
+
+    files = shard_files("png") | {"photos.jsonl": data}
+    manifest = json.loads(files["manifest.json"])
+    refit(manifest, files)
+    (folder / "photos.jsonl").write_bytes(data)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    storage = Folder(folder)
+    checked = read_manifest(storage)
+    for entry in read_photo_list(storage, checked):
+        assert not entry.name.startswith("/") and ".." not in entry.name.split("/")
+    read_jpeg_qualities(storage, checked)
+
+
+def read_model_card(data: bytes, folder: Path) -> None:
+    from srcnn.restoration.model_cards import card_scores
+
+    (folder / "weights.json").write_bytes(data)
+    card_scores("weights", folder)
+
+
+def read_plan(data: bytes, folder: Path) -> None:
+    from shards.output import check_versions, reserve_output
+    from shards.plan import ShardsConfig
+    from srcnn.runtime.storage import Folder
+
+    (folder / "plan.json").write_bytes(data)
+    reserve_output(Folder(folder), ShardsConfig(photos="photos"), [])
+    check_versions(Folder(folder))
+
+
+def plan_of_shards() -> bytes:
+    from shards.output import reserve_output
+    from shards.plan import ShardsConfig
+    from srcnn.runtime.storage import Folder
+
+    with tempfile.TemporaryDirectory() as folder:
+        reserve_output(Folder(Path(folder)), ShardsConfig(photos="photos"), [])
+        return Path(folder, "plan.json").read_bytes()
+
+
+def starts_of_a_run() -> bytes:
+    from srcnn.tracking.cluster_job import Job, record_start
+
+    with tempfile.TemporaryDirectory() as folder:
+        for samples in (0, 64):
+            record_start(Path(folder), samples, ["a", "b"], Job("group", ("slurm", "x"), {"job": "slurm 7"}))
+        return Path(folder, "jobs.jsonl").read_bytes()
+
+
 def targets() -> dict[str, Target]:
     """By name."""
+    from shards.output import ShardsFailed
     from srcnn.data.manifest import ShardError
+    from srcnn.models.weight_files import DEFAULT_WEIGHTS, WEIGHTS
     from srcnn.photos.reading import PhotoRefused
     from srcnn.runtime.object_store import ReadFailed
 
@@ -211,7 +314,14 @@ def targets() -> dict[str, Target]:
         "pth": Target(read_pth, refused, lambda: [weights(".pth"), pickle_of(weights(".pth"))]),
         "checkpoint": Target(read_checkpoint, (ValueError,), lambda: [
             training_state(), pickle_of(training_state())]),
-        "report": Target(read_report, refused, lambda: [points]),
+        "metrics": Target(read_metrics_of_a_run, (), lambda: [points]),
+        "starts": Target(read_starts_of_a_run, (), lambda: [starts_of_a_run()]),
+        "job": Target(read_job_of_a_run, (), lambda: [b"7 0", b"a-job"]),
+        "run-settings": Target(read_settings_of_a_run, refused, lambda: [run_settings(), *configs()]),
+        "checkpoint-list": Target(read_list_of_a_checkpoint, (), lambda: [checkpoint_list()]),
+        "photo-list": Target(read_photo_list, shard, lambda: [shard_files("png")["photos.jsonl"]]),
+        "card": Target(read_model_card, refused, lambda: [(WEIGHTS / f"{DEFAULT_WEIGHTS}.json").read_bytes()]),
+        "plan": Target(read_plan, (ShardsFailed,), lambda: [plan_of_shards()]),
     }
 
 

@@ -13,12 +13,13 @@ from typing import Any
 
 HOSTILE: list[Any] = [
     None, True, False, 0, -1, 1, 2, 3, 255, 65_535, 2**31, 2**32, 2**53, 2**63 - 1, 2**63, 2**64, 10**18, 10**30,
-    0.5, -0.0, 1e308, float("nan"), float("inf"), "", ".", "..", "../a.tar", "/etc/passwd", "a\0b", "a\\b", "C:a",
+    10**400, 0.5, -0.0, 1e308, float("nan"), float("inf"), "",
+    ".", "..", "../a.tar", "/etc/passwd", "a\0b", "a\\b", "C:a",
     "x" * 300, "\ud800", "https://other/a.tar", "pipe:cat", "<script>", "npy", "png", "any", [], {}, [[]],
     [10**9, 10**9], [16, 16, 3], [[[[[[]]]]]], {"a": 1}, {"name": "a.tar"},
 ]  # fmt: skip
 BYTES = [b"\0", b"\xff", b"\x7f", b"\x80", b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"99999999", b"-1",
-         bytes(512)]
+         bytes(512), b"[" * 3000, b'{"a":' * 2000]
 
 
 def mutated(data: bytes, random: Random, others: list[bytes]) -> bytes:

@@ -169,6 +169,14 @@ def arrays() -> list[bytes]:
     return [buffer.getvalue() for buffer in buffers]
 
 
+def run_settings() -> bytes:
+    """config.yaml of a run."""
+    from srcnn.runtime.settings import to_yaml
+    from srcnn.training.config import TrainConfig
+
+    return to_yaml(TrainConfig()).encode()
+
+
 def configs() -> list[bytes]:
     texts = [path.read_bytes() for path in sorted((ROOT / "configs").glob("*.yaml"))]
     return [*texts, b"photos: &a [*a]\n", b"photos: !!python/object/apply:os.getcwd []\n", b"a: &a {<<: *a}\n"]
