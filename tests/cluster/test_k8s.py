@@ -106,6 +106,14 @@ def test_the_pods_find_the_first_one_by_its_name(built, folder):
     assert known["MASTER_PORT"] == str(port["port"]) == str(opened["containerPort"])
 
 
+@pytest.mark.parametrize("folder", ["base", "gpu1", "gpu8", "mine"])
+def test_only_the_pods_of_a_training_reach_each_other_on_all_ports(built, folder):
+    policy = built[folder]["NetworkPolicy", "srcnn-train"]["spec"]
+    labels = built[folder]["Job", "srcnn-train"]["spec"]["template"]["metadata"]["labels"]
+    assert policy["podSelector"]["matchLabels"].items() <= labels.items() and policy["policyTypes"] == ["Ingress"]
+    assert policy["ingress"] == [{"from": [{"podSelector": policy["podSelector"]}]}]
+
+
 @pytest.mark.parametrize("num_pods,gpus", [(2, 8), (5, 4)])
 def test_the_number_of_pods_and_of_their_gpus_is_said_once(tmp_path, num_pods, gpus):
     mine = overlay(tmp_path, resources=["../gpu8"])
