@@ -6,6 +6,7 @@ import argparse
 import difflib
 import importlib.metadata
 import io
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path

@@ -32,7 +32,7 @@ FORMAT = 2  # of the training state
 IMMUTABLE_KEYS = ("model", "unet", "initialization", "centred", "weights", "seed", "overfit_tiles", "degradation",
                   "optimizer.name")
 DATA_KEYS = ("stream.", "shards", "run", "fresh")  # where the order and the data matter, the stream's state has them
-JOB, MAX_JOB_BYTES = ".job", 1 << 12
+JOB, MAX_JOB_BYTES = ".job", 1 << 20
 LOCK_SECONDS = 60.0  # a killed training needs some to end
 RETRY_SECONDS, LAST_SAVE_SECONDS = 5.0, 120.0  # how often, and how long, the last checkpoint of a run is tried
 COUNTERS = ("step", "samples", "skipped_steps", "skipped_in_a_row", "logged_samples", "validated_samples",
