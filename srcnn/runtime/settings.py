@@ -94,14 +94,14 @@ def _config_files(arguments: list[str]) -> Iterator[Path]:
 def _check_groups(kind: Any, values: Mapping[str, Any], where: str) -> None:
     """Raises UserError where a config file has anything but keys and values for a dataclass in `kind`.
 
-    jsonargparse would take the name of another file there, of any size and kind, or of a class, and import it.
+    jsonargparse would take the name of another file there, of any size and kind.
     """
     groups = {field.name: field.default_factory for field in dataclasses.fields(kind)
               if dataclasses.is_dataclass(field.default_factory)}
     for key, value in values.items():
         name, dot, rest = str(key).partition(".")
-        if name in ("config", "class_path") or name in groups and not dot and not isinstance(value, Mapping):
-            raise UserError(f"{where}{key}: expected keys and values: a config file names no other file and no class")
+        if name == "config" or name in groups and not dot and not isinstance(value, Mapping):
+            raise UserError(f"{where}{key}: expected keys and values: a config file names no other file")
         if name in groups:
             _check_groups(groups[name], {rest: value} if dot else value, f"{where}{name}.")
 

@@ -11,6 +11,7 @@ import yaml
 
 from srcnn.runtime.untrusted import InvalidInput, open_regular
 
+CLASS_KEY = "class_path"  # jsonargparse imports the class that it names, and calls it
 MAX_YAML_BYTES, MAX_YAML_DEPTH = 1 << 18, 20  # 4 s of parsing at the most
 
 
@@ -64,13 +65,20 @@ def _check_events(events: Iterable[Any]) -> None:
             keys, num_nodes = open_nodes[-1]
             open_nodes[-1] = keys, num_nodes + 1
             if keys is not None and num_nodes % 2 == 0:
-                if not isinstance(event, yaml.ScalarEvent):
-                    raise InvalidInput(f"line {line}: a key that is a list or a mapping")
-                if event.value in keys:
-                    raise InvalidInput(f"line {line}: the key {event.value!r:.99} comes twice")
-                keys.add(event.value)
+                _check_key(event, keys, line)
         if isinstance(event, yaml.CollectionStartEvent):
             open_nodes.append((set() if isinstance(event, yaml.MappingStartEvent) else None, 0))
+
+
+def _check_key(event: Any, keys: set[str], line: int) -> None:
+    """Adds a key to those of its mapping. Raises InvalidInput where a config cannot have it."""
+    if not isinstance(event, yaml.ScalarEvent):
+        raise InvalidInput(f"line {line}: a key that is a list or a mapping")
+    if CLASS_KEY in event.value.split("."):
+        raise InvalidInput(f"line {line}: the key {CLASS_KEY}: a config cannot name a class")
+    if event.value in keys:
+        raise InvalidInput(f"line {line}: the key {event.value!r:.99} comes twice")
+    keys.add(event.value)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -200,6 +201,8 @@ def test_what_is_no_credential_stays_as_it_is(text: str) -> None:
     ("stream: {access: /dev/zero}\n", "stream.access"),
     ("stream.access: /dev/zero\n", "stream.access"),
     ("model: {class_path: a_module.Model}\n", "class_path"),
+    ("degradation.damages: {jpeg: {x: [{class_path: a_module.Model}]}}\n", "class_path"),
+    ("degradation.damages.jpeg.x.class_path: a_module.Model\n", "class_path"),
     ("run: s3://key:hunter2@bucket/run\n", "***@bucket"),
 ])
 def test_a_config_of_a_stranger_ends_with_one_line(tmp_path, capsys, text, problem):
@@ -213,6 +216,25 @@ def test_a_config_of_a_stranger_ends_with_one_line(tmp_path, capsys, text, probl
         assert stop.value.code == 2
         error = capsys.readouterr().err
         assert problem in error and "Traceback" not in error and "hunter2" not in error
+
+
+@pytest.mark.parametrize("value", [
+    "{class_path: a_module.Model}", "[{class_path: a_module.Model}]", "'{class_path: a_module.Model}'",
+    "{class_path: a_module.Model, init_args: {a: 1}}", "a_module.Model"])
+def test_no_module_is_imported_because_a_config_names_it(tmp_path, monkeypatch, value):
+    """The values of damages may be anything, for which jsonargparse calls classes."""
+    from srcnn.training.config import TrainConfig
+
+    (tmp_path / "a_module.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')\nclass Model: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "config.yaml"
+    path.write_text(f"degradation:\n  crop_pixels: 64\n  damages:\n    jpeg: {{quality: {value}}}\n")
+    with contextlib.suppress(SystemExit):
+        parse(TrainConfig, "test", "", ["--config", str(path)])
+    damages = f"--degradation.damages={{jpeg: {{x: {value}}}}}"
+    with contextlib.suppress(SystemExit):
+        parse(TrainConfig, "test", "", ["--degradation.crop_pixels=64", damages])
+    assert not (tmp_path / "imported").exists()
 
 
 @pytest.mark.parametrize("text, key, value", [
