@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,12 +14,15 @@ NAMES = (".job", ".lock", ".wandb", "best", "checkpoint.pth", "checkpoints", "co
          "metrics.jsonl", "model.safetensors", "report", "skipped.jsonl", "srcnn", "wandb")
 WANDB_SETTINGS = ("wandb/settings", ".wandb/settings")  # wandb reads its server's address from these
 
+# A link of each wandb run to a log in its user's cache, which nothing reads or writes by this name.
+_CORE_LOG = re.compile(r"\.?wandb/[^/]+/logs/debug-core\.log")
+
 
 def check_run_folder(run: Path) -> None:
     """Raises UserError, which names the file, where a run folder (which may be missing) cannot be trusted.
 
-    It may hold files and folders, and links (`best`, and those of wandb) to others in it: no link out of it, no pipe,
-    no device. Nor settings of wandb, which could send its key to another server.
+    It may hold files and folders, and links (`best`, and those of wandb) to others in it: no link out of it but to a
+    log of wandb, no pipe, no device. Nor settings of wandb, which could send its key to another server.
     """
     root = os.path.realpath(run)
     folders = [root]
@@ -29,7 +33,7 @@ def check_run_folder(run: Path) -> None:
                 if folder == root and entry.name not in NAMES:
                     continue
                 if entry.is_symlink():
-                    if not is_inside(entry.path, root):
+                    if not is_inside(entry.path, root) and not _CORE_LOG.fullmatch(os.path.relpath(entry.path, root)):
                         raise UserError(f"{entry.path}: a link out of the run folder, to {os.readlink(entry.path)}; "
                                         "replace it by what it leads to, or choose another run")
                 elif entry.is_dir():

@@ -157,6 +157,8 @@ def test_links_within_a_run_such_as_those_of_wandb_are_its_own(run, shards):
     (run / "wandb/run-1").mkdir(parents=True)
     (run / "wandb/latest-run").symlink_to("run-1")
     (run / "wandb/debug.log").symlink_to("run-2/logs/debug.log")
+    (run / "wandb/run-1/logs").mkdir()
+    (run / "wandb/run-1/logs/debug-core.log").symlink_to("/home/another/.cache/wandb/logs/core-debug-1.log")
     check_run_folder(run)
     run = run.rename(run.with_name("moved"))
     train(small_config(run, shards, total_samples=96))
