@@ -121,12 +121,12 @@ def leave_files(context: Context) -> str:
 
 
 def leave_links(context: Context) -> str:
-    """Which lead nowhere, in a circle, to a checkpoint and out of the run folder."""
+    """Which lead nowhere, in a circle, and to a checkpoint. (Out of the run folder they are refused.)"""
     job = context.job
     job.kill()
     folder = job.run / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
-    targets = ("nowhere", "step-90000001", "step-00000000", context.job.shards / "train")
+    targets = ("nowhere", "step-90000001", "step-00000000")
     for number, target in enumerate(targets):
         link = folder / f"step-9000000{number}"
         link.unlink(missing_ok=True)

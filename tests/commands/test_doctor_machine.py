@@ -122,7 +122,7 @@ def test_a_run_that_another_training_writes_is_a_problem_unless_it_is_the_same_j
         other.stdout.readline()
         assert_problem(examine(shards, run=trained), trained, "--run")
         monkeypatch.setenv("KUBERNETES_JOB_UID", "1234")
-        (trained / ".job").write_text("1234")
+        (trained / ".job").write_text('{"id": "1234"}')
         assert_note(examine(shards, run=trained), trained)
         other.stdin.close()
     with (trained / ".lock").open() as file:

@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
@@ -207,7 +209,8 @@ def read_job_of_a_run(data: bytes, folder: Path) -> None:
     from srcnn.training.resume import is_same_job
 
     (folder / ".job").write_bytes(data)
-    is_same_job(folder)
+    with mock.patch.dict(os.environ, {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "0"}):
+        is_same_job(folder, ["a:1"])
 
 
 def read_settings_of_a_run(data: bytes, folder: Path) -> None:
@@ -316,7 +319,7 @@ def targets() -> dict[str, Target]:
             training_state(), pickle_of(training_state())]),
         "metrics": Target(read_metrics_of_a_run, (), lambda: [points]),
         "starts": Target(read_starts_of_a_run, (), lambda: [starts_of_a_run()]),
-        "job": Target(read_job_of_a_run, (), lambda: [b"7 0", b"a-job"]),
+        "job": Target(read_job_of_a_run, (), lambda: [b'{"id": "7", "requeues": "0", "launchers": ["a:1"]}']),
         "run-settings": Target(read_settings_of_a_run, refused, lambda: [run_settings(), *configs()]),
         "checkpoint-list": Target(read_list_of_a_checkpoint, (), lambda: [checkpoint_list()]),
         "photo-list": Target(read_photo_list, shard, lambda: [shard_files("png")["photos.jsonl"]]),
