@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from srcnn.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from srcnn.photos.degradation import Degradation
 
 DEFAULT_WEIGHTS = "srcnn-915-q20"
 
@@ -34,31 +37,50 @@ def add_weight_commands(commands: Any) -> None:
                         help="folder with the sets of clean photos: live1_y, classic5, set5, ...")
     verify.set_defaults(action=verify_weights_command)
 
-    export = commands.add_parser("export", help="write weights for other programs: ONNX, torch.export")
+    export = commands.add_parser(
+        "export", help="write weights for other programs: ONNX, torch.export",
+        description="Writes weights for other programs: RGB in, RGB out, both (N, 3, H, W) in [0, 1], for any size.")
     export.add_argument("model", help="a file, a run folder or a shipped name")
     export.add_argument("--onnx", type=Path, metavar="FILE", help="for ONNX Runtime and the like (needs srcnn[export])")
     export.add_argument("--torch", type=Path, metavar="FILE", help="a .pt2 for torch.export.load")
+    export.add_argument("--scale", type=int, choices=(1, 2, 3, 4), help="enlarge first, for weights trained for that "
+                        "scale (default: that of shipped weights, else 1)")
+    export.add_argument("--luma", action="store_true", help="the network for luma alone: (N, 1, H, W) in [0, 1] to the "
+                        "same shape, not clipped")
+    export.add_argument("--half", action="store_true", help="float16 in the ONNX file: half its size")
     export.add_argument("--quality", type=int, help="JPEG quality, 1..100, to fix in a network that has it as an "
-                        "input: the exported network has no such input")
+                        "input (default: unknown)")
+    export.add_argument("--condition", action="store_true", help="leave such a network its second input, the JPEG's "
+                        "quantization, which few programs can give it")
     export.set_defaults(action=export_command)
 
 
 def models_command(options: argparse.Namespace) -> int:
     from srcnn.models.weight_files import WEIGHTS
     from srcnn.models.weights import load_model
-    from srcnn.photos.degradation import Degradation
     from srcnn.restoration.model_cards import purpose
-    from srcnn.runtime.untrusted import read_json
 
     print(f"{'name':16} {'parameters':>10} {'file':>9}  for")
     for path in sorted(WEIGHTS.glob("*.safetensors")):
-        degradation = read_json(path.with_suffix(".json"))["data"]["shards"]["degradation"]
+        degradation = shipped_degradation(path.stem)
+        assert degradation is not None
         num_parameters = sum(parameter.numel() for parameter in load_model(path).parameters())
         size = f"{path.stat().st_size / 1000:.0f} kB"
-        print(f"{path.stem:16} {num_parameters:>10,} {size:>9}  {purpose(Degradation.from_config(degradation))}")
+        print(f"{path.stem:16} {num_parameters:>10,} {size:>9}  {purpose(degradation)}")
     print("\nUse one with: srcnn restore --model NAME, srcnn upscale --model NAME. By default, restore selects from the"
           "\nfamily srcnn-915 by each photo's JPEG quality, and upscale by the scale.")
     return 0
+
+
+def shipped_degradation(name: str) -> Degradation | None:
+    """The damage that shipped weights were trained to undo; None for other weights."""
+    from srcnn.models.weight_files import WEIGHTS, find_weights
+    from srcnn.photos.degradation import Degradation
+    from srcnn.runtime.untrusted import read_json
+
+    if not (path := find_weights(name)).is_relative_to(WEIGHTS):
+        return None
+    return Degradation.from_config(read_json(path.with_suffix(".json"))["data"]["shards"]["degradation"])
 
 
 def score_command(options: argparse.Namespace) -> int:
@@ -113,16 +135,23 @@ def export_command(options: argparse.Namespace) -> int:
 
     if not (options.onnx or options.torch):
         raise UserError("nothing to write: give --onnx FILE or --torch FILE, or both")
-    model, about = load_model(options.model), {"name": Path(options.model).stem}
+    if options.half and not options.onnx:
+        raise UserError("--half is for ONNX: give --onnx FILE")
+    model, about, scale = load_model(options.model), {"name": Path(options.model).stem}, 1
+    if shipped := shipped_degradation(options.model):
+        about["license"], scale = "Apache-2.0", 1 if options.luma else shipped.scale
     if options.quality is not None:
-        if not model.conditioned or not 1 <= options.quality <= 100:
-            raise UserError(f"--quality {options.quality}: expected 1..100, and a network with that input")
-        model = model.with_condition(condition_of_quality(options.quality))
+        if not model.conditioned or not 1 <= options.quality <= 100 or options.condition:
+            raise UserError(f"--quality {options.quality}: expected 1..100, and a network with that input, without "
+                            "--condition")
         about["quality"] = str(options.quality)
-    for path, write in ((options.onnx, export_onnx), (options.torch, export_torch)):
+    if not options.condition:
+        model = model.with_condition(None if options.quality is None else condition_of_quality(options.quality))
+    settings = {"luma": options.luma, "scale": options.scale or scale}
+    for path, write, more in ((options.onnx, export_onnx, {"half": options.half}), (options.torch, export_torch, {})):
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
-            difference = write(model, path, about)
+            difference = write(model, path, about, **settings, **more)
             if difference is None:
                 print(f"{path}: not compared with PyTorch (onnxruntime is not installed)")
             else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -12,21 +13,23 @@ from torch import nn
 
 from srcnn.models.base import Network
 from srcnn.models.srcnn import SRCNN
-from srcnn.models.unet import Block, UNet
+from srcnn.models.unet import LUMA_WEIGHTS, Block, UNet
 from srcnn.photos.jpeg_quality import CONDITION_SIZE
+from srcnn.runtime.errors import UserError
 
 OPSET = 13  # of 2020; later versions of these operators add nothing needed here
-INPUT, CONDITION, OUTPUT = "degraded", "condition", "restored"
-SIDES = ("batch", "channels", "height", "width")
+INPUT, CONDITION, OUTPUT = "input", "condition", "output"
 
 
 class Graph:
     """Nodes and constants of a graph under construction. Methods return the names of values; `to` sets that name."""
 
-    def __init__(self, model: Network) -> None:
-        weights = model.state_dict().items()
-        self.values = [numpy_helper.from_array(tensor.contiguous().numpy(), name) for name, tensor in weights]
+    def __init__(self, model: Network, half: bool = False) -> None:
+        self.dtype = np.dtype(np.float16 if half else np.float32)
+        self.values: list[onnx.TensorProto] = []
         self.nodes: list[onnx.NodeProto] = []
+        for name, tensor in model.state_dict().items():
+            self.constant(name, tensor)
 
     def add(self, kind: str, *inputs: str, to: str = "", **settings: Any) -> str:
         result = to or f"{kind.lower()}{len(self.nodes)}"
@@ -34,7 +37,11 @@ class Graph:
         return result
 
     def constant(self, name: str, numbers: torch.Tensor) -> str:
-        self.values.append(numpy_helper.from_array(numbers.contiguous().numpy(), name))
+        with np.errstate(over="ignore"):
+            array = numbers.contiguous().numpy().astype(self.dtype)
+        if not np.isfinite(array).all():
+            raise UserError(f"{name} has values too large for float16; export float32")
+        self.values.append(numpy_helper.from_array(array, name))
         return name
 
     def whole_numbers(self, name: str, *numbers: int) -> str:
@@ -53,43 +60,73 @@ class Graph:
         return iter(names)
 
 
-def onnx_model(model: Network, metadata: dict[str, str]) -> onnx.ModelProto:
-    """The network as ONNX: "degraded" (N, C, H, W) -> "restored"; a conditioned network has an input more,
-    "condition" (N, CONDITION_SIZE).
+def onnx_model(
+    model: Network, metadata: dict[str, str], luma: bool = False, scale: int = 1, half: bool = False
+) -> onnx.ModelProto:
+    """The network as ONNX: "input" (N, C, H, W) -> "output" (N, C, scale * H, scale * W), float32 or float16 (`half`).
+
+    As `srcnn.models.export.PhotoNetwork` computes it, or with `luma` the network alone. A conditioned network has an
+    input more, "condition" (N, CONDITION_SIZE).
     """
-    graph = Graph(model)
-    kind = _unet(graph, model) if isinstance(model, UNet) else _srcnn(graph, model)
-    shape = [model.config.channels if side == "channels" else side for side in SIDES]
-    inputs = [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, shape)]
+    graph = Graph(model, half)
+    if luma:
+        _network(graph, model, INPUT, OUTPUT)
+    else:
+        _photo_network(graph, model, scale)
+    channels, kind = model.config.channels if luma else 3, helper.np_dtype_to_tensor_dtype(graph.dtype)
+    inputs = [helper.make_tensor_value_info(INPUT, kind, ["batch", channels, "height", "width"])]
     if model.conditioned:
-        inputs.append(helper.make_tensor_value_info(CONDITION, TensorProto.FLOAT, [SIDES[0], CONDITION_SIZE]))
-    output = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, shape)
+        inputs.append(helper.make_tensor_value_info(CONDITION, kind, ["batch", CONDITION_SIZE]))
+    sides = [side if scale == 1 else f"{side}_x{scale}" for side in ("height", "width")]
+    output = helper.make_tensor_value_info(OUTPUT, kind, ["batch", channels, *sides])
     opsets = [helper.make_opsetid("", OPSET)]
     version = helper.find_min_ir_version_for(opsets)
-    whole = helper.make_graph(graph.nodes, kind, inputs, [output], initializer=graph.values)
+    whole = helper.make_graph(graph.nodes, type(model).__name__, inputs, [output], initializer=graph.values)
     built = helper.make_model(whole, producer_name="srcnn", opset_imports=opsets, ir_version=version)
     helper.set_model_props(built, metadata)
     return built
 
 
-def _srcnn(graph: Graph, model: Network) -> str:
-    """Pad, Conv, Relu, Pad, ..., Conv, and Add where the network is residual."""
+def _photo_network(graph: Graph, model: Network, scale: int) -> None:
+    """PhotoNetwork.forward."""
+    image = INPUT
+    if scale > 1:
+        graph.values.append(helper.make_tensor("scales", TensorProto.FLOAT, [4], [1, 1, scale, scale]))
+        image = graph.add("Resize", INPUT, "", "scales", to="enlarged", mode="cubic", cubic_coeff_a=-0.5,
+                          exclude_outside=1, coordinate_transformation_mode="half_pixel")
+    if model.config.channels == 1:
+        luma = graph.add("Conv", image, graph.constant("luma weights", torch.tensor(LUMA_WEIGHTS).view(1, 3, 1, 1)))
+        change = graph.add("Sub", _network(graph, model, luma, "luma restored"), luma)
+        restored = graph.add("Add", image, change)
+    else:
+        restored = _network(graph, model, image, "restored")
+    black, white = (graph.constant(name, torch.tensor(value)) for name, value in (("black", 0.0), ("white", 1.0)))
+    graph.add("Clip", restored, black, white, to=OUTPUT)
+
+
+def _network(graph: Graph, model: Network, source: str, to: str) -> str:
+    """Adds the layers of the network from the value `source` to the value `to`."""
+    if isinstance(model, UNet):
+        return _unet(graph, model, source, to)
     assert isinstance(model, SRCNN)
-    last = INPUT
+    return _srcnn(graph, model, source, to)
+
+
+def _srcnn(graph: Graph, model: SRCNN, source: str, to: str) -> str:
+    """Pad, Conv, Relu, Pad, ..., Conv, and Add where the network is residual."""
+    last = source
     for number, width in enumerate(model.pads, 1):
         if width:
             pads = graph.whole_numbers(f"pads{number}", *[0, 0, width, width] * 2)
             last = graph.add("Pad", last, pads, to=f"padded{number}", mode="edge")
-        result = OUTPUT if number == 3 and not model.config.residual else f"maps{number}"
+        result = to if number == 3 and not model.config.residual else f"maps{number}"
         last = graph.add("Conv", last, f"conv{number}.weight", f"conv{number}.bias", to=result)
         if number < 3:
             last = graph.add("Relu", last, to=f"relu{number}")
-    if model.config.residual:
-        graph.add("Add", INPUT, last, to=OUTPUT)
-    return "SRCNN"
+    return graph.add("Add", source, last, to=to) if model.config.residual else last
 
 
-def _unet(graph: Graph, model: UNet) -> str:
+def _unet(graph: Graph, model: UNet, source: str, to: str) -> str:
     """The same as UNet.forward; the graph computes the padding from the size of the photo."""
     names = {module: name for name, module in model.named_modules()}
     modulations = _modulations(graph, model)
@@ -108,12 +145,13 @@ def _unet(graph: Graph, model: UNet) -> str:
             maps = graph.add("Add", maps, layer(block.conv2, graph.add("Relu", inner)))
         return maps
 
-    sides = graph.add("Slice", graph.add("Shape", INPUT), graph.whole_numbers("two", 2), graph.whole_numbers("four", 4))
+    shape = graph.add("Shape", source)
+    sides = graph.add("Slice", shape, graph.whole_numbers("two", 2), graph.whole_numbers("four", 4))
     missing = graph.add("Mod", graph.add("Neg", sides), graph.whole_numbers("multiple", model.multiple))
     edge = model.config.unshuffle
     after = graph.add("Add", missing, graph.whole_numbers("edge", edge))
     pads = graph.add("Concat", graph.whole_numbers("before", 0, 0, edge, edge, 0, 0), after, axis=0)
-    maps = graph.add("Pad", INPUT, pads, mode="edge")
+    maps = graph.add("Pad", source, pads, mode="edge")
     rearranges = model.config.ycbcr or model.config.unshuffle > 1
     maps = layer(model.head, _planes(graph, model, maps) if rearranges else maps)
     skipped = []
@@ -126,8 +164,7 @@ def _unet(graph: Graph, model: UNet) -> str:
     corner, axes = graph.whole_numbers("corner", 0, 0), graph.whole_numbers("rows and columns", 2, 3)
     maps = layer(model.tail, maps)
     change = graph.add("Slice", _pixels(graph, model, maps) if rearranges else maps, corner, sides, axes)
-    graph.add("Add", INPUT, change, to=OUTPUT)
-    return "U-Net"
+    return graph.add("Add", source, change, to=to)
 
 
 def _modulations(graph: Graph, model: UNet) -> dict[nn.Module, tuple[str, str]]:

@@ -7,16 +7,19 @@ import sys
 import numpy as np
 import pytest
 import torch
-from messages import facts
+from messages import facts, says
 from torch import nn
 
 from srcnn.__main__ import main
 from srcnn.models import export
-from srcnn.models.export import export_onnx, export_torch
+from srcnn.models.export import PhotoNetwork, export_onnx, export_torch
 from srcnn.models.srcnn import SRCNN, ModelConfig
 from srcnn.models.unet import UNet, UNetConfig
-from srcnn.models.weights import initialize, save_model
+from srcnn.models.weights import initialize, load_model, save_model
 from srcnn.photos.jpeg_quality import CONDITION_SIZE, condition_of_quality
+from srcnn.restoration.restore import restore_array
+from srcnn.restoration.tiled_inference import RestoreOptions
+from srcnn.restoration.upscale import upscale
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -49,7 +52,7 @@ def noise(*shape):
 
 def in_onnxruntime(path, degraded):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return session.run(None, {"degraded": degraded.numpy()})[0]
+    return session.run(None, {"input": degraded.numpy()})[0]
 
 
 @pytest.mark.parametrize("config", NETWORKS, ids=str)
@@ -58,14 +61,69 @@ def test_onnx_runtime_restores_photos_of_any_size_as_the_network_does(tmp_path, 
     assert export_onnx(model, tmp_path / "model.onnx") < 1e-5
     side = model.min_pixels
     for batch, height, width in ((1, side, side + 2), (5, 23, side), (2, 31, 18), (1, 64, 113)):
-        degraded = noise(batch, model.config.channels, height, width)
+        degraded = noise(batch, 3, height, width)
         found = in_onnxruntime(tmp_path / "model.onnx", degraded)
-        np.testing.assert_allclose(found, model(degraded).detach().numpy(), atol=1e-5, rtol=0)
+        np.testing.assert_allclose(found, PhotoNetwork(model)(degraded).detach().numpy(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name,side", [("srcnn-915-q20", 1), ("srcnn-915-x2", 2), ("srcnn-915-x3", 3)])
+def test_the_graph_restores_colour_photos_as_this_package_does(tmp_path, name, side):
+    assert main(["export", name, "--onnx", str(tmp_path / "model.onnx"), "--torch", str(tmp_path / "model.pt2")]) == 0
+    photo = noise(1, 3, 27, 38)
+    if side > 1:
+        expected = upscale(photo, name, side, restore_first=False, exact=True)
+    else:  # without a known JPEG quality, so that the chroma is left as it is
+        pixels = restore_array(photo[0].permute(1, 2, 0).numpy(), load_model(name), RestoreOptions(exact=True))
+        expected = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    for found in (in_onnxruntime(tmp_path / "model.onnx", photo),
+                  torch.export.load(tmp_path / "model.pt2").module()(photo)):
+        np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+    told = {entry.key: entry.value for entry in onnx.load(tmp_path / "model.onnx").metadata_props}
+    assert (told["scale"], told["channel"], told["license"]) == (str(side), "RGB", "Apache-2.0")
+
+
+def test_a_tile_with_the_halo_of_the_metadata_is_restored_as_in_the_whole_photo(tmp_path):
+    export_onnx(load_model("srcnn-915-x3"), tmp_path / "model.onnx", scale=3)
+    told = {entry.key: entry.value for entry in onnx.load(tmp_path / "model.onnx").metadata_props}
+    halo, photo = int(told["halo"]), noise(1, 3, 31, 40)
+    assert halo == 4  # the network's 6 of 3 times enlarged pixels, and those that bicubic interpolation uses
+    whole = in_onnxruntime(tmp_path / "model.onnx", photo)
+    tile = in_onnxruntime(tmp_path / "model.onnx", photo[..., 10 - halo : 21 + halo, 9 - halo : 24 + halo])
+    inner = tile[..., 3 * halo : -3 * halo, 3 * halo : -3 * halo]
+    np.testing.assert_allclose(inner, whole[..., 30:63, 27:72], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name,scale", [("srcnn-915-q20", 1), ("srcnn-915-x2", 2), ("unet-jpeg-preview", 1)])
+def test_half_precision_halves_the_file_and_keeps_half_a_level(tmp_path, name, scale):
+    model, photo = load_model(name).with_condition(None), noise(1, 3, 37, 50)
+    export_onnx(model, tmp_path / "model.onnx", scale=scale)
+    assert 1e-5 < export_onnx(model, tmp_path / "half.onnx", scale=scale, half=True) < 2e-3
+    assert (tmp_path / "half.onnx").stat().st_size < 0.53 * (tmp_path / "model.onnx").stat().st_size
+    found = in_onnxruntime(tmp_path / "half.onnx", photo.half())
+    assert found.dtype == np.float16
+    np.testing.assert_allclose(found, in_onnxruntime(tmp_path / "model.onnx", photo), atol=0.5 / 255, rtol=0)
+
+
+def test_weights_too_large_for_half_precision_are_refused(tmp_path):
+    model = some_model()
+    nn.init.constant_(model.conv2.weight, 1e5)
+    with pytest.raises(ValueError, match=facts("conv2.weight", "float16")):
+        export_onnx(model, tmp_path / "model.onnx", half=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_that_contradict_are_refused(tmp_path, capsys):
+    for channels, settings, values in ((3, {"luma": True}, (3,)), (1, {"luma": True, "scale": 2}, (2,)),
+                                       (1, {"scale": 5}, (5,))):
+        with pytest.raises(ValueError, match=facts(*values)):
+            export_onnx(some_model(channels=channels), tmp_path / "model.onnx", **settings)
+    assert main(["export", "srcnn-915-q20", "--torch", str(tmp_path / "model.pt2"), "--half"]) == 1
+    assert says(capsys.readouterr().err, "--half", "--onnx") and not list(tmp_path.iterdir())
 
 
 def test_the_onnx_graph_is_the_source_projects_network(tmp_path):
     model = some_model(filters=(64, 32))
-    export_onnx(model, tmp_path / "model.onnx")
+    export_onnx(model, tmp_path / "model.onnx", luma=True)
     pads = {"padding": 2, "padding_mode": "replicate"}
     source = nn.Sequential(nn.Conv2d(1, 64, 9, **pads), nn.ReLU(), nn.Conv2d(64, 32, 1, **pads), nn.ReLU(),
                            nn.Conv2d(32, 1, 5, **pads))
@@ -75,7 +133,7 @@ def test_the_onnx_graph_is_the_source_projects_network(tmp_path):
         degraded = noise(1, 1, 19, 26)
         expected = source(degraded).numpy()
     reference = pytest.importorskip("onnx.reference").ReferenceEvaluator(str(tmp_path / "model.onnx"))
-    by_reference, = reference.run(None, {"degraded": degraded.numpy()})
+    by_reference, = reference.run(None, {"input": degraded.numpy()})
     for found in (in_onnxruntime(tmp_path / "model.onnx", degraded), by_reference):
         np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
 
@@ -85,7 +143,7 @@ def test_the_onnx_graph_is_the_source_projects_network(tmp_path):
     ({"kernels": (9, 5, 5), "residual": True}, "Pad Conv Relu Pad Conv Relu Pad Conv Add"),
 ])
 def test_the_onnx_graph_has_nothing_but_its_layers(tmp_path, config, operators):
-    export_onnx(some_model(**config), tmp_path / "model.onnx")
+    export_onnx(some_model(**config), tmp_path / "model.onnx", luma=True)
     loaded = onnx.load(tmp_path / "model.onnx")
     assert " ".join(node.op_type for node in loaded.graph.node) == operators
     assert [entry.version for entry in loaded.opset_import] == [13]
@@ -95,11 +153,11 @@ def test_the_onnx_graph_has_nothing_but_its_layers(tmp_path, config, operators):
 
 
 def test_the_onnx_file_says_how_it_is_used(tmp_path):
-    export_onnx(some_model(channels=3), tmp_path / "model.onnx", {"name": "mine", "scale": "3"})
+    export_onnx(some_model(channels=3), tmp_path / "model.onnx", {"name": "mine", "trained on": "mine"})
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     assert session.get_modelmeta().custom_metadata_map == {
-        "name": "mine", "scale": "3", "license": "Apache-2.0", "layout": "NCHW", "channel": "RGB", "channels": "3",
-        "range": "[0, 1] in; the output is not clipped", "halo": "6", "multiple": "1", "min_pixels": "5",
+        "name": "mine", "scale": "1", "trained on": "mine", "layout": "NCHW", "channel": "RGB", "channels": "3",
+        "range": "[0, 1] in and out", "halo": "6", "multiple": "1", "min_pixels": "5",
     }
 
 
@@ -121,7 +179,7 @@ def test_a_network_on_a_gpu_is_exported_and_stays_there(tmp_path):
 @pytest.mark.slow
 def test_a_pt2_file_restores_without_this_package(tmp_path):
     model = some_model(residual=True)
-    assert export_torch(model, tmp_path / "model.pt2", {"scale": "2"}) < 1e-5
+    assert export_torch(model, tmp_path / "model.pt2", {"mine": "2"}, luma=True) < 1e-5
     shapes = ((1, 1, 5, 5), (3, 1, 41, 6), (1, 1, 22, 35))
     for number, shape in enumerate(shapes):
         np.save(tmp_path / f"degraded{number}.npy", noise(*shape).numpy())
@@ -129,7 +187,7 @@ def test_a_pt2_file_restores_without_this_package(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     notes = json.loads(done.stdout)
-    assert (notes["min_pixels"], notes["halo"], notes["scale"]) == ("5", "6", "2")
+    assert (notes["min_pixels"], notes["halo"], notes["mine"]) == ("5", "6", "2")
     for number, shape in enumerate(shapes):
         expected = model(noise(*shape)).detach().numpy()
         np.testing.assert_allclose(np.load(tmp_path / f"restored{number}.npy"), expected, atol=1e-5, rtol=0)
@@ -141,15 +199,15 @@ def test_a_pt2_file_restores_photos_of_any_size(tmp_path, config):
     export_torch(model, tmp_path / "model.pt2")
     network = torch.export.load(tmp_path / "model.pt2").module()
     for batch, height, width in ((1, 5, 9), (4, 37, 5), (2, 18, 27)):
-        degraded = noise(batch, model.config.channels, height, width)
-        torch.testing.assert_close(network(degraded), model(degraded), atol=1e-5, rtol=0)
+        degraded = noise(batch, 3, height, width)
+        torch.testing.assert_close(network(degraded), PhotoNetwork(model)(degraded), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("write", [export_onnx, export_torch])
 def test_a_file_that_computes_something_else_is_not_left_behind(tmp_path, monkeypatch, write):
     program, other = export._trace, some_model(residual=True)
     if write is export_torch:
-        monkeypatch.setattr(export, "_trace", lambda model, side: program(other, side))
+        monkeypatch.setattr(export, "_trace", lambda model, *settings: program(PhotoNetwork(other), *settings))
     else:
         monkeypatch.setattr(SRCNN, "forward", lambda model, degraded: 0.5 * degraded)  # the right size, other pixels
     with pytest.raises(ValueError, match=facts(tmp_path / "model.out", "5x5")):
@@ -195,8 +253,8 @@ def test_a_u_net_restores_photos_of_any_size_in_other_programs(tmp_path, config)
     assert export_onnx(model, tmp_path / "model.onnx") < 1e-5 and export_torch(model, tmp_path / "model.pt2") < 1e-5
     network = torch.export.load(tmp_path / "model.pt2").module()
     for batch, height, width in ((1, 2, 3), (3, 24, 8), (2, 31, 18), (1, 64, 113)):
-        degraded = noise(batch, config.channels, height, width)
-        expected = model(degraded).detach()
+        degraded = noise(batch, 3, height, width)
+        expected = PhotoNetwork(model)(degraded).detach()
         assert (expected - degraded).abs().max() > 1e-3
         np.testing.assert_allclose(in_onnxruntime(tmp_path / "model.onnx", degraded), expected, atol=1e-5, rtol=0)
         torch.testing.assert_close(network(degraded), expected, atol=1e-5, rtol=0)
@@ -214,14 +272,14 @@ def test_the_condition_is_an_input_of_the_files(tmp_path, conditioned):
     for write, name in ((export_onnx, "model.onnx"), (export_torch, "model.pt2")):
         assert write(conditioned, tmp_path / name) < 1e-5
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    assert [entry.name for entry in session.get_inputs()] == ["degraded", "condition"]
+    assert [entry.name for entry in session.get_inputs()] == ["input", "condition"]
     assert f"(N, {CONDITION_SIZE})" in session.get_modelmeta().custom_metadata_map["condition"]
     network = torch.export.load(tmp_path / "model.pt2").module()
     for batch, height, width in ((1, 3, 2), (3, 31, 18)):
         degraded, condition = noise(batch, 3, height, width), noise(batch, CONDITION_SIZE)
-        expected = conditioned(degraded, condition).detach()
+        expected = conditioned(degraded, condition).detach().clamp(0, 1)
         assert (expected - conditioned(degraded)).abs().max() > 1e-3
-        found, = session.run(None, {"degraded": degraded.numpy(), "condition": condition.numpy()})
+        found, = session.run(None, {"input": degraded.numpy(), "condition": condition.numpy()})
         np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
         torch.testing.assert_close(network(degraded, condition), expected, atol=1e-5, rtol=0)
 
@@ -231,7 +289,7 @@ def test_the_command_writes_it_for_one_quality(tmp_path, conditioned):
     arguments = ["export", str(tmp_path / "model.safetensors"), "--onnx", str(tmp_path / "model.onnx")]
     assert main([*arguments, "--quality", "35"]) == 0
     degraded, condition = noise(1, 3, 21, 34), torch.from_numpy(condition_of_quality(35))[None]
-    expected = conditioned(degraded, condition).detach()
+    expected = conditioned(degraded, condition).detach().clamp(0, 1)
     np.testing.assert_allclose(in_onnxruntime(tmp_path / "model.onnx", degraded), expected, atol=1e-5, rtol=0)
     told = onnx.load(tmp_path / "model.onnx").metadata_props
     assert {entry.key: entry.value for entry in told}["quality"] == "35"
