@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from srcnn.models.srcnn import SRCNN, ModelConfig
     from srcnn.models.unet import UNet, UNetConfig
     from srcnn.models.weights import load_model, save_model
+    from srcnn.models.wrapped import wrap
     from srcnn.photos.metrics import psnr, psnr_b, ssim
     from srcnn.restoration.restore import restore
     from srcnn.restoration.upscale import upscale
@@ -20,10 +21,10 @@ if TYPE_CHECKING:
     from srcnn.training.trainer import train
 
 __all__ = ["SRCNN", "ModelConfig", "TrainConfig", "UNet", "UNetConfig", "load_model", "psnr", "psnr_b", "restore",
-           "save_model", "ssim", "train", "upscale", "webdataset_pipeline"]
+           "save_model", "ssim", "train", "upscale", "webdataset_pipeline", "wrap"]
 _MODULES = {
     "SRCNN": "models.srcnn", "ModelConfig": "models.srcnn", "UNet": "models.unet", "UNetConfig": "models.unet",
-    "load_model": "models.weights", "save_model": "models.weights",
+    "load_model": "models.weights", "save_model": "models.weights", "wrap": "models.wrapped",
     "psnr": "photos.metrics", "psnr_b": "photos.metrics", "ssim": "photos.metrics",
     "restore": "restoration.restore", "upscale": "restoration.upscale",
     "TrainConfig": "training.config", "train": "training.trainer",

@@ -27,7 +27,7 @@ STANDARD_INPUT = "-"
 CHUNK_BYTES = 1 << 20
 PICTURE_WIDTH, MIN_PICTURE_WIDTH = 1920, 300  # pixels of a comparison, three pictures side by side: it fits on a screen
 DEFAULT_FAMILY = "srcnn-915"
-MODEL_HELP = "a name from `srcnn models`, a run folder or a file"
+MODEL_HELP = "a name from `srcnn models`, a run folder or a file, also of networks that spandrel knows (srcnn[models])"
 COMPARED_QUALITY = 20
 COMPARE_HELP = """\
 Draws a photo before and after restoring, side by side, and below it the place that changed most, magnified. A photo
@@ -89,6 +89,8 @@ def add_photo_commands(commands: Any) -> None:
     restore.add_argument("--model", default=DEFAULT_FAMILY, metavar="WEIGHTS",
                          help=f"{MODEL_HELP}; or a family, from which each photo's JPEG quality selects"
                          f" (default: {DEFAULT_FAMILY})")
+    restore.add_argument("--halo", type=int, metavar="PIXELS", help="around each tile, for a network of another program"
+                         " (default: measured)")
     upscale.add_argument("--model", metavar="WEIGHTS", help=f"{MODEL_HELP} (default: those for the scale)")
 
     _add_compare_and_demo(commands)
@@ -118,6 +120,7 @@ def _add_compare_and_demo(commands: Any) -> None:
 def restore_command(options: argparse.Namespace) -> int:
     from srcnn.models.device import device_here
     from srcnn.models.pretrained import WeightSelector
+    from srcnn.models.wrapped import WrappedNetwork
     from srcnn.restoration.jpeg_damage import JpegRestorer
     from srcnn.restoration.restore_files import RestoreFile
     from srcnn.restoration.tiled_inference import RestoreOptions
@@ -126,7 +129,10 @@ def restore_command(options: argparse.Namespace) -> int:
     treatment = RestoreOptions(options.tile, options.exact, options.strength, smooth_chroma=not options.keep_chroma)
 
     def prepare() -> Work:
-        weights = WeightSelector(options.model, device_here())
+        weights = WeightSelector(options.model, device_here(), options.halo)
+        if not weights.family and isinstance(network := weights.load(options.model), WrappedNetwork):
+            network.halo  # measures it
+            print_line(f"{options.model}: {network.name}, {network.about_halo()}", sys.stderr)
         restorer = JpegRestorer(weights, treatment, options.force)
         return RestoreFile(restorer, options.quality, options.allow_truncated)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -61,6 +62,7 @@ class Network(nn.Module):
         min_pixels: the shortest side of a photo.
         multiple: pixels; a photo shifted by a multiple of these gives the shifted result. Tiles start at multiples.
         conditioned: whether the network uses the condition.
+        takes_channels_last: whether it computes in that memory layout, too.
     """
 
     config: NetworkConfig
@@ -74,6 +76,7 @@ class Network(nn.Module):
     min_pixels = 1
     multiple = 1
     conditioned = False
+    takes_channels_last = True
 
     @property
     def receptive_radius(self) -> int:
@@ -84,6 +87,11 @@ class Network(nn.Module):
     def halo(self) -> int:
         """Pixels around a tile with which it is restored as in the whole photo, within half a level of 255."""
         return self.receptive_radius
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters, or else its buffers, are; the CPU where it has none."""
+        return next(chain(self.parameters(), self.buffers()), torch.empty(0)).device
 
     @property
     def last_layer(self) -> nn.Module:
@@ -156,6 +164,8 @@ class Network(nn.Module):
             if shapes.get(name) != expected.get(name):
                 found = f"has shape {shapes[name]}" if name in shapes else "is missing"
                 raise UserError(f"{path}: {name[:99]} {found}, expected {expected.get(name, 'no tensor of that name')}")
+            if not state[name].is_floating_point():
+                raise UserError(f"{path}: {name[:99]} is {state[name].dtype}; expected floats")
         model = cls(config)
         model.load_state_dict(state)
         return model.eval()

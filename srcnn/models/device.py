@@ -27,7 +27,8 @@ def device_here() -> torch.device:
 
 def to_device(model: NetworkT, device: torch.device) -> NetworkT:
     """Moves the network to the device, with the memory layout that is fast there."""
-    is_contiguous = device.type == "cpu" and isinstance(model, SRCNN)  # its layers are matrix products
+    is_matrix_products = device.type == "cpu" and isinstance(model, SRCNN)
+    is_contiguous = is_matrix_products or not model.takes_channels_last
     return model.to(device).to(memory_format=torch.contiguous_format if is_contiguous else torch.channels_last)
 
 

@@ -29,13 +29,14 @@ class WeightSelector:
     Args:
         source: what `load_model` takes, or the name of a family.
         device: where the networks are loaded.
+        halo: as for `load_model`.
 
     Raises:
         FileNotFoundError, ValueError: as `load_model`.
     """
 
-    def __init__(self, source: str, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, source: str, device: torch.device, halo: int | None = None) -> None:
+        self.device, self.halo = device, halo
         self.source = source
         try:
             find_weights(source)
@@ -63,14 +64,14 @@ class WeightSelector:
         """The network of these weights; always the same one, even if the file changes meanwhile."""
         if name not in self._loaded:
             path = find_weights(name)
-            self._loaded[name] = _load(path.resolve(), path.stat().st_mtime_ns, self.device)
+            self._loaded[name] = _load(path.resolve(), path.stat().st_mtime_ns, self.device, self.halo)
         return self._loaded[name]
 
 
 @lru_cache(MAX_CACHED)
-def _load(path: Path, modified_ns: int, device: torch.device) -> Network:
+def _load(path: Path, modified_ns: int, device: torch.device, halo: int | None) -> Network:
     """Loads onto the device; `modified_ns` makes the cache miss when the file has changed."""
-    return to_device(load_model(path), device)
+    return to_device(load_model(path, halo), device)
 
 
 def family(name: str) -> dict[int | None, str]:

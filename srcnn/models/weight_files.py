@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 DEFAULT_WEIGHTS = "srcnn-915-q20"
-MAX_WEIGHTS_BYTES = 256 << 20  # 64 million weights, a thousand times the largest that is shipped
+MAX_WEIGHTS_BYTES = 1 << 30  # of networks of other programs NAFNet and FBCNN have some 460 and 290 MB
 MAX_PARTS = 10_000  # tensors, or files in a .pth: Adam's state of a deep network has some thousands
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+INTEGERS = (torch.int64, torch.int32)  # of counters and indices in networks of other programs
 # Averaged weights (BasicSR's params_ema) before those of the last step.
 WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and DataParallel, and of torch.compile
@@ -83,7 +84,7 @@ def save_tensors(content: Any, path: str | Path) -> None:
 
 
 def read_weights(path: Path) -> tuple[State, dict[str, Any]]:
-    """The tensors of a file by name, as float32, and the config stored with them ({} without one).
+    """The tensors of a file by name, floats as float32, and the config stored with them ({} without one).
 
     A .pth may hold a state_dict, or a checkpoint with one under a key of WRAPPERS, of which the first counts. The
     names may have the prefixes of wrappers of modules, PREFIXES.
@@ -163,14 +164,14 @@ def load_plain(path: Path, max_bytes: int) -> Any:
 
 
 def _checked(name: Any, tensor: Any) -> torch.Tensor:
-    """The tensor as float32. Raises InvalidInput where it is not a dense, finite tensor."""
+    """The tensor, floats as float32. Raises InvalidInput where it is not a dense, finite tensor."""
     if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
         raise InvalidInput(f"not the weights of an SRCNN: {str(name)[:99]} is {type(tensor).__name__}")
-    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.dtype not in DTYPES:
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.dtype not in DTYPES + INTEGERS:
         raise InvalidInput(f"{name[:99]} is {tensor.dtype}, {tensor.layout}, on {tensor.device}; expected floats")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise InvalidInput(f"{name[:99]} has shape {tuple(tensor.shape)}, more values than it holds")
-    values = tensor.detach().to(torch.float32)
+    values = tensor.detach() if tensor.dtype in INTEGERS else tensor.detach().to(torch.float32)
     if not torch.isfinite(values).all():
         raise InvalidInput(f"{name[:99]} has values that are not finite")
     return values

@@ -16,6 +16,8 @@ from srcnn.models.base import CENTRE, Network
 from srcnn.models.srcnn import SRCNN, ModelConfig
 from srcnn.models.unet import UNet, UNetConfig
 from srcnn.models.weight_files import DEFAULT_WEIGHTS, find_weights, read_weights, save_tensors, write_weights
+from srcnn.models.wrapped import EXTRA, from_spandrel
+from srcnn.runtime.errors import UserError
 
 Initialization = Literal["kaiming", "pytorch", "paper"]
 
@@ -76,15 +78,40 @@ def save_state_dict(model: Network, path: str | Path) -> None:
     save_tensors(state, path)
 
 
-def load_model(source: str | Path = DEFAULT_WEIGHTS) -> Network:
+def load_model(source: str | Path = DEFAULT_WEIGHTS, halo: int | None = None) -> Network:
     """Loads a network ready to restore with (eval mode, CPU): a shipped name, a run folder, .safetensors or .pth.
 
-    A state_dict without a config is taken for an SRCNN without a residual connection.
+    A state_dict without a config is taken for an SRCNN without a residual connection, or else for a network that the
+    package spandrel knows (`srcnn.models.wrapped`), whose `halo` is measured where none is given.
 
     Raises:
         FileNotFoundError: no such file, run or shipped name.
-        ValueError: not the weights of a known network, or values that are not finite.
+        ValueError: not the weights of a known network, or values that are not finite; a halo for a network of this
+            package.
     """
     path = find_weights(source)
     state, metadata = read_weights(path)
-    return (UNet if "head.weight" in state else SRCNN).from_state(state, metadata, path)
+    kind = UNet if "head.weight" in state else SRCNN
+    try:
+        model = kind.from_state(state, metadata, path)
+    except UserError as error:
+        if metadata or (other := _of_another_program(state, path, halo, error)) is None:
+            raise
+        return other
+    if halo is not None:
+        raise UserError(f"a halo is given for networks of other programs only; that of {model.name} is {model.halo}")
+    return model
+
+
+def _of_another_program(
+    state: Mapping[str, torch.Tensor], path: Path, halo: int | None, error: UserError
+) -> Network | None:
+    """The network of spandrel with these weights, None where it knows none. Raises UserError without spandrel, where
+    `error` says why they are not ours.
+    """
+    try:
+        return from_spandrel(state, path, halo)
+    except ImportError:
+        if {"conv1.weight", "head.weight"} & state.keys():
+            return None
+        raise UserError(f"{error}; {EXTRA}") from error

@@ -10,10 +10,12 @@ from typing import TypeVar, overload
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from srcnn.models.base import Network
 from srcnn.models.device import device_here
 from srcnn.models.pretrained import FAMILY, WeightSelector
+from srcnn.models.wrapped import as_network
 from srcnn.photos.jpeg_quality import JpegSave, jpeg_save, jpeg_save_of
 from srcnn.photos.metadata import pillow_options
 from srcnn.photos.photo_file import PhotoFile, photo_file_of, read_photo_file
@@ -22,9 +24,9 @@ from srcnn.restoration.tiled_inference import MAX_LEVEL, PixelAccess, Progress, 
 from srcnn.runtime.errors import UserError
 
 PhotoT = TypeVar("PhotoT", np.ndarray, torch.Tensor, Image.Image)
-ModelSource = Network | str | Path
+ModelSource = nn.Module | str | Path
 PHOTO_TYPES = "the path of a photo (str or Path), a Pillow image, a NumPy array or a torch tensor"
-MODEL_TYPES = "srcnn.SRCNN, srcnn.UNet, or the name, file or run folder of weights (str or Path)"
+MODEL_TYPES = "srcnn.SRCNN, srcnn.UNet, another nn.Module (srcnn.wrap), or the name, file or run folder of weights"
 
 
 @overload
@@ -61,9 +63,10 @@ def restore(
         photo: a path, of which the upright image is returned, with EXIF, ICC profile, XMP and resolution in `info`; a
             Pillow image; NumPy pixels (H, W) or (H, W, 3) RGB; a torch tensor (C, H, W) or (N, C, H, W) with 1 or 3
             channels. uint8, uint16 (NumPy), or float32 in [0, 1]; any size from 1x1.
-        model: a network, used on the device where it is; a name or file of weights; or a family of shipped weights
-            (the default), of which `quality` selects one. A network of one channel restores the luma (BT.601, full
-            range), one of three RGB, and greyscale as R = G = B. Weights are cached until their file changes.
+        model: a network, used on the device where it is, also any other module of PyTorch that says its halo
+            (`srcnn.wrap`); a name or file of weights; or a family of shipped weights (the default), of which `quality`
+            selects one. A network of one channel restores the luma (BT.601, full range), one of three RGB, and
+            greyscale as R = G = B. Weights are cached until their file changes.
         tile_pixels: side of the tiles that go through the network; 0: chosen for the device.
         quality: of the JPEG that the photo was, 1..100; by default estimated from its pixels, and from the tables of a
             path or an image just opened from a JPEG. It selects the weights, is the input of a conditioned network, and
@@ -81,7 +84,8 @@ def restore(
         FileNotFoundError: no such weights.
     """
     check_types(photo, model)
-    networks = model if isinstance(model, Network) else WeightSelector(str(model or FAMILY), device_here())
+    networks = (as_network(model) if isinstance(model, nn.Module)
+                else WeightSelector(str(model or FAMILY), device_here()))
     restorer = JpegRestorer(networks, RestoreOptions(tile_pixels, exact, strength), force=force)
     source = read_photo_file(Path(photo)) if isinstance(photo, (str, Path)) else photo
     known = None if quality is None else jpeg_save(quality, grey=_is_grey(source))
@@ -116,7 +120,7 @@ def check_types(photo: object, model: object) -> None:
     """Raises UserError, which says what is accepted, where a photo or a model is something else."""
     if not isinstance(photo, (str, Path, Image.Image, np.ndarray, torch.Tensor)):
         raise UserError(f"the photo is of type {type(photo).__name__}; expected {PHOTO_TYPES}")
-    if model is not None and not isinstance(model, (str, Path, Network)):
+    if model is not None and not isinstance(model, (str, Path, nn.Module)):
         raise UserError(f"the model is of type {type(model).__name__}; expected {MODEL_TYPES}")
 
 

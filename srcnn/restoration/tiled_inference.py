@@ -131,7 +131,7 @@ class TileRestorer:
     """Restores the tiles of one photo, from any thread; remembers the tile size that fitted into memory."""
 
     def __init__(self, dtype: np.dtype[Any], model: Network, options: RestoreOptions) -> None:
-        self.device = next(model.parameters()).device
+        self.device = model.device
         if (channels := model.config.channels) not in (1, 3):
             raise UserError(f"the network restores {channels} channels; expected one for luma (1) or RGB (3)")
         condition = None if options.damage is None else options.damage.condition

@@ -13,10 +13,12 @@ from typing import overload
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from srcnn.models.base import Network
 from srcnn.models.device import device_here
 from srcnn.models.pretrained import FAMILY, WeightSelector
+from srcnn.models.wrapped import as_network
 from srcnn.photos.metadata import with_size
 from srcnn.photos.photo_file import PhotoFile, photo_file_of, read_photo_file
 from srcnn.photos.reading import MAX_MEGAPIXELS
@@ -89,7 +91,7 @@ def upscale(
     """
     check_scale(scale)
     check_types(photo, model)
-    network = model if isinstance(model, Network) else network_for_scale(model, scale)
+    network = as_network(model) if isinstance(model, nn.Module) else network_for_scale(model, scale)
     options = RestoreOptions(tile_pixels, exact)
     if isinstance(photo, (str, Path)):
         file = read_photo_file(Path(photo))

@@ -331,6 +331,8 @@ def test_wrong_types_are_refused_with_those_that_are_accepted(model, function):
     for photo in (3, b"photo.jpg", None, [[0]]):
         with pytest.raises(UserError, match=facts(type(photo).__name__, "path", "Pillow", "NumPy", "torch")):
             function(photo, model)
-    for network in (torch.nn.Conv2d(1, 1, 3), 3):
+    with pytest.raises(UserError, match=facts("Conv2d", "srcnn.wrap", "halo")):
+        function(random_photo(9, 11), torch.nn.Conv2d(1, 1, 3))
+    for network in (torch.nn.Conv2d, 3):
         with pytest.raises(UserError, match=facts(type(network).__name__, "SRCNN", "UNet", "name")):
             function(random_photo(9, 11), network)
