@@ -21,7 +21,7 @@ from srcnn.runtime.errors import UserError
 
 HALOS = (8, 16, 32, 48, 64, 96)  # pixels, tried when a halo is measured
 MAX_MULTIPLE = 64  # pixels, tried for where tiles may begin; more only where the network says so
-MARGIN = 128  # pixels of the test picture around its middle
+MARGIN = 100  # pixels of the test picture around its middle, at least
 MIDDLE = 16  # pixels, the side of the tile that is compared
 MAX_LEVELS = 0.25  # of 255, that a tile may differ; half of what `Network.halo` promises, as other photos differ more
 EXTRA = "a network of another program needs the package spandrel: pip install 'srcnn[models]'"
@@ -190,13 +190,12 @@ def measure_tiling(network: Network, least_multiple: int = 1, halo: int | None =
     multiples = [least_multiple]
     while multiples[-1] * 2 <= MAX_MULTIPLE:
         multiples.append(multiples[-1] * 2)
-    side = -(-MIDDLE // multiples[-1]) * multiples[-1]
     margin = -(-max(MARGIN, halo or 0) // multiples[-1]) * multiples[-1]
-    picture = _test_picture(side + 2 * margin)[:, : network.config.channels].to(network.device)
+    picture = _test_picture(MIDDLE + 2 * margin)[:, : network.config.channels].to(network.device)
 
     def middle(before: int, after: int) -> torch.Tensor:
         """The middle, restored with so many pixels above and left of it, and below and right."""
-        part, inner = slice(margin - before, margin + side + after), slice(before, before + side)
+        part, inner = slice(margin - before, margin + MIDDLE + after), slice(before, before + MIDDLE)
         return network(picture[..., part, part])[..., inner, inner]
 
     with full_precision():
