@@ -83,6 +83,7 @@ class PairStream(IterableDataset[StreamBatch]):
         self._shared = torch.zeros(4, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._reading = self._first = self._position = 0  # the iteration's epoch and first batch, where it has come to
         self._is_restored = False  # whether these are of a state that was loaded in a worker
+        self._used: int | None = None  # the position that the last call of `used` has told
 
     @property
     def epoch(self) -> int:
@@ -99,23 +100,28 @@ class PairStream(IterableDataset[StreamBatch]):
         if epoch != self.epoch:
             position = int(self._shared[_POSITION])
             self._go_to(epoch, self._batch_start(position, epoch * self.dataset.num_samples))
+            self._used = None
 
-    def state_dict(self, batch: StreamBatch | None = None) -> dict[str, Any]:
-        """The state after `batch`, the last one that was used; None: after the last one that this object has yielded.
+    def used(self, batch: StreamBatch) -> None:
+        """Says that this batch and all before it were used; to be called in each step, before the state is saved."""
+        self._used = batch.position
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state after the batch of the last call of `used`, or, without one, after the last batch yielded here.
 
         It is the same on every rank, and for any number of ranks and workers. `torchdata.StatefulDataLoader` asks for
         it by itself, in the workers.
 
         Raises:
-            UserError: no batch is given, and workers of a DataLoader read this stream.
+            UserError: workers of a DataLoader read this stream, and `used` was not called.
         """
         epoch, position, first = self._reading, self._position, self._first
         if get_worker_info() is None:
-            if batch is None and self._shared[_IN_WORKERS]:
-                raise UserError("PairStream: a DataLoader's workers read this stream: say state_dict(batch), with the "
-                                "last batch that was used, or use torchdata's StatefulDataLoader")
+            if self._used is None and self._shared[_IN_WORKERS]:
+                raise UserError("PairStream: a DataLoader's workers read this stream: call stream.used(batch) in each "
+                                "step, or use torchdata's StatefulDataLoader")
             epoch = self.epoch
-            first = position = position if batch is None else batch.position
+            first = position = position if self._used is None else self._used
         state = LoaderState(self.seed, epoch, position, self.dataset.manifest.hash(), self._order)
         return asdict(state) | {"first": first}
 
@@ -132,6 +138,7 @@ class PairStream(IterableDataset[StreamBatch]):
         epoch, position, first = (int(state[key]) for key in ("epoch", "consumed_samples", "first"))
         if get_worker_info() is None:
             self._go_to(epoch, position)
+            self._used = None
         else:
             self._reading, self._position, self._first, self._is_restored = epoch, position, first, True
 

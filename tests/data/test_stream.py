@@ -21,7 +21,7 @@ from srcnn.runtime.errors import UserError
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
 BATCH, NUM_SAMPLES = 8, 75
 RUNS = LoaderConfig(order="runs", run_samples=4, window_samples=24, num_lanes=4)
-WORKERS = [0, 1, 2, 3]
+WORKERS = [0, 1, 3]
 
 
 @pytest.fixture(scope="module")
@@ -94,13 +94,14 @@ def test_continues_after_the_last_batch_used_with_other_workers(shards, num_work
     expected = trainer_batches(shards, 29)
     stream = PairStream(shards, BATCH, 5)
     loader = DataLoader(stream, batch_size=None, num_workers=num_workers)
-    used, last = [], None
+    used = []
     for epoch in range(3):
         stream.set_epoch(epoch)
         for batch in loader:
             used.append(batch.samples.tolist())
             if len(used) == num_used:
-                state = pickle.loads(pickle.dumps(stream.state_dict(batch)))
+                stream.used(batch)
+                state = pickle.loads(pickle.dumps(stream.state_dict()))
                 break
         else:
             continue
@@ -134,7 +135,7 @@ def test_a_state_that_is_not_known_or_of_another_stream_is_refused(shards, tmp_p
     stream = PairStream(shards, BATCH, 5)
     state = stream.state_dict()
     list(DataLoader(stream, batch_size=None, num_workers=1))
-    with pytest.raises(UserError, match="state_dict"):
+    with pytest.raises(UserError, match="used"):
         stream.state_dict()
     for other in (PairStream(shards, BATCH, 6), PairStream(shards, BATCH, 5, config=RUNS),
                   PairStream(small_shards(tmp_path, num_train=4) / "train", BATCH, 5)):
@@ -211,3 +212,48 @@ def test_a_pickled_dataset_is_the_same_dataset(shards):
     same = pickle.loads(pickle.dumps(dataset))
     assert len(same) == 7 and np.array_equal(same[6], dataset[6])
     assert np.array_equal(same.conditions(np.arange(7)), dataset.conditions(np.arange(7)))
+
+
+@pytest.mark.parametrize("num_workers, persistent", [(0, False), (2, True), (3, False)])
+@pytest.mark.parametrize("num_used", [0, 9, 10, 13])
+def test_stateful_data_loader_continues_exactly(shards, num_workers, persistent, num_used):
+    stateful = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
+    expected, used, state, saved_epoch = trainer_batches(shards, 29), [], None, 0
+    options = {"batch_size": None, "num_workers": num_workers, "persistent_workers": persistent}
+    for limit in (num_used, 99):
+        stream = PairStream(shards, BATCH, 5)
+        loader = stateful(stream, **options)
+        if state:
+            stream.set_epoch(saved_epoch)
+            loader.load_state_dict(state)
+        if not limit:
+            state = loader.state_dict()
+            continue
+        for epoch in range(stream.epoch, 3):
+            stream.set_epoch(epoch)
+            for batch in loader:
+                used.append(batch.samples.tolist())
+                if len(used) == limit:
+                    state, saved_epoch = pickle.loads(pickle.dumps(loader.state_dict())), epoch
+                    break
+            else:
+                continue
+            break
+    assert used == expected
+
+
+def test_stateful_data_loader_continues_on_other_ranks(shards):
+    stateful = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
+    used, state = [], None
+    for num_ranks, num_batches in ((2, 7), (3, 99)):
+        states = []
+        for rank in range(num_ranks):
+            stream = PairStream(shards, BATCH, 5, rank, num_ranks)
+            loader = stateful(stream, batch_size=None, num_workers=2)
+            if state:
+                loader.load_state_dict(state)
+            for _, batch in zip(range(num_batches), loader):
+                used += batch.samples.tolist()
+            states.append(loader.state_dict())
+        state = states[0]
+    assert sorted(used) == sorted(sum(trainer_batches(shards, 10), []))
