@@ -9,6 +9,7 @@ import sys
 
 from shards import index_foreign
 from shards.contact_sheet import write_contact_sheet
+from shards.dataset_card import CARD, write_dataset_card
 from shards.plan import ShardsConfig
 from shards.write import Summary, make_shards
 from srcnn.data.photo_list import read_refused
@@ -34,6 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
         for split, manifest in summary.manifests.items():
             if summary.num_new_shards or f"{split}.png" not in out.names():
                 write_contact_sheet(out, split, manifest, config.num_sheet_pairs)
+        if not write_dataset_card(out, summary.manifests):
+            hint = "edit it, or remove it and run the command again"
+            print(f"{join(config.out, CARD)}: lacks the hashes of these shards; {hint}", file=sys.stderr)
     except (UserError, OSError) as error:
         print(f"shards: {error}", file=sys.stderr)
         return 1
