@@ -189,7 +189,9 @@ def test_shards_at_an_address_are_read_by_spawned_workers_and_refused_in_forked_
         process.join()
         stream = PairStream(server.url, BATCH, 5, config=RUNS)
         loader = DataLoader(stream, batch_size=None, num_workers=1, multiprocessing_context="spawn")
-        assert [batch.samples.tolist() for batch in loader] == trainer_batches(shards, 10, RUNS)
+        assert read(loader, stream, range(2)) == trainer_batches(shards, 19, RUNS)
+        with pytest.raises(UserError, match="set_epoch"):
+            next(iter(loader))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
