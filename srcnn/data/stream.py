@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.utils.data import IterableDataset, get_worker_info
 
 from srcnn.data.dataset import ShardDataset
-from srcnn.data.loader import LoaderConfig, LoaderState, train_batches
+from srcnn.data.loader import Batch, LoaderConfig, LoaderState, train_batches
 from srcnn.data.shuffle import BatchPlan
 from srcnn.data.training_pairs import DegradationConfig, PairMaker
 from srcnn.runtime.errors import UserError
@@ -37,6 +37,11 @@ class StreamBatch(NamedTuple):
     symmetries: torch.Tensor
     conditions: torch.Tensor | None
     position: int
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> StreamBatch:
+        """The batch with its tensors on a device."""
+        moved = Batch(*self[:5]).map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return StreamBatch(*moved, self.position)
 
 
 class PairStream(IterableDataset[StreamBatch]):
@@ -80,6 +85,8 @@ class PairStream(IterableDataset[StreamBatch]):
         if degradation:
             degradation.check(self.dataset.tile_shape)
             self.maker = PairMaker(degradation, seed, augment=True, tile_shape=self.dataset.tile_shape)
+        order = str(self.config.make_shuffle(seed, self.dataset))
+        self._identity = asdict(LoaderState(seed, 0, 0, self.dataset.manifest.hash(), order))
         self._shared = torch.zeros(4, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._reading = self._first = self._position = 0  # the iteration's epoch and first batch, where it has come to
         self._is_restored = False  # whether these are of a state that was loaded in a worker
@@ -122,8 +129,7 @@ class PairStream(IterableDataset[StreamBatch]):
                                 "step, or use torchdata's StatefulDataLoader")
             epoch = self.epoch
             first = position = position if self._used is None else self._used
-        state = LoaderState(self.seed, epoch, position, self.dataset.manifest.hash(), self._order)
-        return asdict(state) | {"first": first}
+        return self._identity | {"epoch": epoch, "consumed_samples": position, "first": first}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Makes the next iteration continue after a state.
@@ -131,20 +137,15 @@ class PairStream(IterableDataset[StreamBatch]):
         Raises:
             UserError: it is of another seed, order or other shards.
         """
-        own = asdict(LoaderState(self.seed, 0, 0, self.dataset.manifest.hash(), self._order))
         for key in ("seed", "manifest_hash", "order", "order_version"):
-            if state.get(key) != own[key]:
-                raise UserError(f"PairStream: the state is of {key} {state.get(key)}, the stream has {own[key]}")
+            if state.get(key) != (own := self._identity[key]):
+                raise UserError(f"PairStream: the state is of {key} {state.get(key)}, the stream has {own}")
         epoch, position, first = (int(state[key]) for key in ("epoch", "consumed_samples", "first"))
         if get_worker_info() is None:
             self._go_to(epoch, position)
             self._used = None
         else:
             self._reading, self._position, self._first, self._is_restored = epoch, position, first, True
-
-    @property
-    def _order(self) -> str:
-        return str(self.config.make_shuffle(self.seed, self.dataset))
 
     def _go_to(self, epoch: int, position: int) -> None:
         self._shared.copy_(torch.tensor([epoch, position, 0, 0]))

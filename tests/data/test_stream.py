@@ -61,6 +61,8 @@ def test_a_batch_holds_the_pairs_of_its_samples_and_stays_as_it_is(shards):
         assert np.array_equal(batch.clean, clean[batch.samples])
         assert np.array_equal(batch.degraded, degraded[batch.samples])
         assert batch.position == number * BATCH
+    moved = batches[0].to("meta")
+    assert moved.clean.is_meta and moved.position == BATCH and type(moved) is type(batches[0])
     floats = srcnn.to_float_batch(batches[0], augment=True)
     assert floats[0].shape == (BATCH, 1, 32, 32) and floats[0].dtype == torch.float32
 
@@ -151,6 +153,11 @@ def test_arguments_that_do_not_fit_are_refused(shards, changes):
         PairStream(**{"shards": shards, "batch_size": BATCH} | changes)
 
 
+def test_the_folder_above_the_splits_is_answered_with_the_split(shards):
+    with pytest.raises(FileNotFoundError, match=f"in {shards}"):
+        PairStream(shards.parent, BATCH)
+
+
 def test_rank_comes_from_the_launcher(shards, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="RANK"):
@@ -170,28 +177,6 @@ def test_clean_tiles_become_the_pairs_of_a_training(tmp_path):
     assert alone[0].clean.shape == (BATCH, 16, 16) and alone[0].conditions is not None
     for batch, same in zip(alone, shared, strict=True):
         assert all(torch.equal(*tensors) for tensors in zip(batch[:5], same[:5], strict=True))
-
-
-def _read_forked(dataset, queue):
-    try:
-        queue.put(len(dataset[0]))
-    except UserError as error:
-        queue.put(str(error))
-
-
-def test_shards_at_an_address_are_read_by_spawned_workers_and_refused_in_forked_ones(shards):
-    with FaultyServer(shards) as server:
-        dataset = ShardDataset(server.url)
-        queue = mp.get_context("fork").Queue()
-        process = mp.get_context("fork").Process(target=_read_forked, args=(dataset, queue))
-        process.start()
-        assert "spawn" in queue.get(timeout=60)
-        process.join()
-        stream = PairStream(server.url, BATCH, 5, config=RUNS)
-        loader = DataLoader(stream, batch_size=None, num_workers=1, multiprocessing_context="spawn")
-        assert read(loader, stream, range(2)) == trainer_batches(shards, 19, RUNS)
-        with pytest.raises(UserError, match="set_epoch"):
-            next(iter(loader))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -259,3 +244,31 @@ def test_stateful_data_loader_continues_on_other_ranks(shards):
             states.append(loader.state_dict())
         state = states[0]
     assert sorted(used) == sorted(sum(trainer_batches(shards, 10), []))
+
+
+def _read_forked(dataset, queue):
+    try:
+        queue.put(len(dataset[0]))
+    except UserError as error:
+        queue.put(str(error))
+
+
+@pytest.mark.slow
+def test_spawned_workers_read_shards_at_an_address(shards):
+    with FaultyServer(shards) as server:
+        stream = PairStream(server.url, BATCH, 5, config=RUNS)
+        loader = DataLoader(stream, batch_size=None, num_workers=1, multiprocessing_context="spawn")
+        assert read(loader, stream, range(2)) == trainer_batches(shards, 19, RUNS)
+        with pytest.raises(UserError, match="set_epoch"):
+            next(iter(loader))
+
+
+# The last test, as processes forked after obstore was used take five seconds to end.
+def test_shards_at_an_address_are_refused_in_a_forked_process(shards):
+    with FaultyServer(shards) as server:
+        context = mp.get_context("fork")
+        queue = context.Queue()
+        process = context.Process(target=_read_forked, args=(ShardDataset(server.url), queue))
+        process.start()
+        assert "spawn" in queue.get(timeout=60)
+        process.join()
