@@ -86,7 +86,8 @@ class PairStream(IterableDataset[StreamBatch]):
             degradation.check(self.dataset.tile_shape)
             self.maker = PairMaker(degradation, seed, augment=True, tile_shape=self.dataset.tile_shape)
         order = str(self.config.make_shuffle(seed, self.dataset))
-        self._identity = asdict(LoaderState(seed, 0, 0, self.dataset.manifest.hash(), order))
+        state = asdict(LoaderState(seed, 0, 0, self.dataset.manifest.hash(), order))
+        self._identity = state | {"batch_size": batch_size}
         self._shared = torch.zeros(4, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._reading = self._first = self._position = 0  # the iteration's epoch and first batch, where it has come to
         self._is_restored = False  # whether these are of a state that was loaded in a worker
@@ -135,17 +136,18 @@ class PairStream(IterableDataset[StreamBatch]):
         """Makes the next iteration continue after a state.
 
         Raises:
-            UserError: it is of another seed, order or other shards.
+            UserError: it is of another seed, order or other shards, or, in a worker, of another batch size.
         """
-        for key in ("seed", "manifest_hash", "order", "order_version"):
+        in_worker = get_worker_info() is not None
+        for key in ("seed", "manifest_hash", "order", "order_version", *(["batch_size"] if in_worker else [])):
             if state.get(key) != (own := self._identity[key]):
                 raise UserError(f"PairStream: the state is of {key} {state.get(key)}, the stream has {own}")
         epoch, position, first = (int(state[key]) for key in ("epoch", "consumed_samples", "first"))
-        if get_worker_info() is None:
+        if in_worker:
+            self._reading, self._position, self._first, self._is_restored = epoch, position, first, True
+        else:
             self._go_to(epoch, position)
             self._used = None
-        else:
-            self._reading, self._position, self._first, self._is_restored = epoch, position, first, True
 
     def _go_to(self, epoch: int, position: int) -> None:
         self._shared.copy_(torch.tensor([epoch, position, 0, 0]))

@@ -243,6 +243,10 @@ def test_stateful_data_loader_continues_on_other_ranks(shards):
                 used += batch.samples.tolist()
             states.append(loader.state_dict())
         state = states[0]
+    loader = stateful(PairStream(shards, BATCH + 1, 5), batch_size=None, num_workers=2)
+    loader.load_state_dict(state)
+    with pytest.raises(UserError, match="batch_size"):
+        next(iter(loader))
     assert sorted(used) == sorted(sum(trainer_batches(shards, 10), []))
 
 
