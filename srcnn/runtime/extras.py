@@ -1,4 +1,4 @@
-"""The optional parts of the package, which `pip install 'srcnn[NAME]'` adds."""
+"""The optional parts of the package, which pip adds: extras_require in setup.cfg."""
 
 from __future__ import annotations
 
