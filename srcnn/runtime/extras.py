@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,7 +14,8 @@ def extra(name: str) -> Iterator[None]:
     """What is done within needs an extra; decorates functions, too.
 
     Raises:
-        UserError: a package cannot be found; the message says how to install the extra.
+        UserError: a package cannot be found, and the message says how to install the extra; or a module of Python's own
+            cannot, as those of Unix on Windows.
     """
     try:
         yield
@@ -21,4 +23,6 @@ def extra(name: str) -> Iterator[None]:
         package = (error.name or "").partition(".")[0]
         if package in ("", "srcnn"):
             raise
+        if package in sys.stdlib_module_names:
+            raise UserError(f"needs Python's module {package}, which is not on this system ({sys.platform})") from error
         raise UserError(f"needs the package {package}: pip install 'srcnn[{name}]'") from error

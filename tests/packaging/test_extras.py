@@ -1,4 +1,4 @@
-"""What a plain `pip install` can do, without the packages of the extras and without the modules of Unix."""
+"""What a plain `pip install` can do, without the packages of the extras and without what only Unix has."""
 
 import configparser
 import re
@@ -21,13 +21,20 @@ ROOT = Path(__file__).parents[2]
 MODULES = {"huggingface-hub": "huggingface_hub", "mlflow-skinny": "mlflow", "pillow-heif": "pillow_heif",
            "wandb-workspaces": "wandb_workspaces"}  # where the name to import is not that of the distribution
 UNIX = ["fcntl", "resource", "pwd", "grp", "termios"]
+UNIX_NAMES = ["os.O_CLOEXEC", "os.O_NONBLOCK", "os.O_NOFOLLOW", "os.O_DIRECTORY", "os.pread", "os.preadv", "os.statvfs",
+              "os.posix_fadvise", "os.fork", "os.geteuid", "os.sched_getaffinity", "signal.SIGUSR1", "signal.SIGUSR2",
+              "signal.SIGHUP", "signal.SIGKILL"]
 # Runs commands, an argument each, in a process in which some modules cannot be found.
 PROGRAM = """
-import sys
+import os, signal, sys
+import torch
 for name in sys.argv[1].split():
     sys.modules[name] = None
+for name in sys.argv[2].split():
+    module, _, name = name.partition(".")
+    delattr(sys.modules[module], name)
 from srcnn.__main__ import main
-sys.exit(max([0, *(main(words.split()) for words in sys.argv[2:])]))
+sys.exit(max([0, *(main(words.split()) for words in sys.argv[3:])]))
 """
 
 
@@ -51,8 +58,8 @@ def extras():
 def plain(folder, *commands):
     """Runs commands without any extra."""
     absent = [*UNIX, *(module for modules in extras().values() for module in modules)]
-    return subprocess.run([sys.executable, "-c", PROGRAM, " ".join(absent), *commands], cwd=folder, capture_output=True,
-                          text=True, timeout=120)
+    words = [sys.executable, "-c", PROGRAM, " ".join(absent), " ".join(UNIX_NAMES), *commands]
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=120)
 
 
 def test_photos_are_restored_and_enlarged_without_any_extra_and_without_unix(tmp_path):
@@ -96,6 +103,8 @@ def test_only_a_package_that_is_not_there_is_an_extra_that_is_missing():
             raise ModuleNotFoundError(name=name)
     with pytest.raises(ImportError, match="broken"), extra("train"):
         raise ImportError("broken", name="accelerate")
+    with pytest.raises(UserError, match="^needs Python's module fcntl, [^']*$"), extra("train"):
+        raise ModuleNotFoundError(name="fcntl")
     with pytest.raises(UserError, match=facts("package", "pip install 'srcnn[train]'")), extra("train"):
         import package_that_is_nowhere.inside  # noqa: F401
 
