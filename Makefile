@@ -84,5 +84,5 @@ chaos: $(CHECKS)  ## a hundred random faults against real trainings, half an hou
 	PYTHONPATH=tests:tests/support $(BIN)/python -m chaos $(ARGS)
 
 clean:  ## remove what tests and the demo with drawn photos made; .venv, data, runs and what was trained on own photos stay
-	rm -rf demo/skylines build *.egg-info .pytest_cache .mypy_cache .hypothesis
+	rm -rf demo/skylines build dist *.egg-info .pytest_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
