@@ -1,6 +1,6 @@
-"""`python -m shards --config configs/shards.yaml --photos DIR --out DIR` makes shards; `make shards` runs it.
+"""`srcnn shards --config shards.yaml --photos DIR --out DIR` makes shards; `python -m shards` is the same command.
 
-`python -m shards index DIR` indexes shards of other programs.
+`srcnn shards index DIR` indexes shards of other programs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from srcnn.runtime.storage import join, open_storage, open_writable
 from srcnn.runtime.streams import open_standard_streams
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, program: str = "python -m shards") -> int:
     """Runs the command; returns its exit status.
 
     0: done; 1: failed, no sample made, or photos refused (unless `allow_refused`); 2: invalid arguments.
@@ -27,8 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
     open_standard_streams()
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["index"]:
-        return index_foreign.main(arguments[1:])
-    config = parse(ShardsConfig, "python -m shards", __doc__, arguments)
+        return index_foreign.main(arguments[1:], f"{program} index")
+    config = parse(ShardsConfig, program, __doc__, arguments)
     try:
         summary = make_shards(config)
         out = open_writable(config.out)

@@ -116,7 +116,7 @@ def _add_compare_and_demo(commands: Any) -> None:
 
 
 def restore_command(options: argparse.Namespace) -> int:
-    from srcnn.models.device import device_here
+    from srcnn.models.device import restoring_device
     from srcnn.models.pretrained import WeightSelector
     from srcnn.restoration.jpeg_damage import JpegRestorer
     from srcnn.restoration.restore_files import RestoreFile
@@ -126,7 +126,7 @@ def restore_command(options: argparse.Namespace) -> int:
     treatment = RestoreOptions(options.tile, options.exact, options.strength, smooth_chroma=not options.keep_chroma)
 
     def prepare() -> Work:
-        weights = WeightSelector(options.model, device_here())
+        weights = WeightSelector(options.model, restoring_device())
         restorer = JpegRestorer(weights, treatment, options.force)
         return RestoreFile(restorer, options.quality, options.allow_truncated)
 
@@ -134,7 +134,7 @@ def restore_command(options: argparse.Namespace) -> int:
 
 
 def upscale_command(options: argparse.Namespace) -> int:
-    from srcnn.models.device import device_here
+    from srcnn.models.device import restoring_device
     from srcnn.models.pretrained import FAMILY, WeightSelector
     from srcnn.restoration.jpeg_damage import JpegRestorer
     from srcnn.restoration.restore_files import UpscaleFile
@@ -145,7 +145,7 @@ def upscale_command(options: argparse.Namespace) -> int:
     treatment = RestoreOptions(options.tile, options.exact)
 
     def prepare() -> Work:
-        restorer = None if options.no_restore else JpegRestorer(WeightSelector(FAMILY, device_here()), treatment)
+        restorer = None if options.no_restore else JpegRestorer(WeightSelector(FAMILY, restoring_device()), treatment)
         network = network_for_scale(options.model, options.scale)
         return UpscaleFile(network, options.scale, restorer, treatment, options.quality, options.allow_truncated)
 
@@ -297,7 +297,7 @@ def compare_photo(
     import numpy as np
     from PIL import Image
 
-    from srcnn.models.device import device_here
+    from srcnn.models.device import restoring_device
     from srcnn.models.pretrained import WeightSelector
     from srcnn.photos.degradation import Degradation, degrade
     from srcnn.photos.photo_file import PhotoFile, read_photo_file, write_photo_file
@@ -310,7 +310,7 @@ def compare_photo(
     before = np.asarray(over_white(photo.eight_bit_image()))
     treatment, pixels = None, access_to_file(photo)
     if quality is None and (damage := find_damage(pixels, photo.jpeg)) is not None:
-        treatment = JpegRestorer(WeightSelector(model, device_here()))(pixels, photo.jpeg, damage)
+        treatment = JpegRestorer(WeightSelector(model, restoring_device()))(pixels, photo.jpeg, damage)
     if treatment is not None and treatment.was_restored:
         after = np.asarray(over_white(photo.eight_bit_image()))
         change = np.square(after.astype(float) - before)

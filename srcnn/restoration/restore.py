@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from srcnn.models.base import Network
-from srcnn.models.device import device_here
+from srcnn.models.device import restoring_device
 from srcnn.models.pretrained import FAMILY, WeightSelector
 from srcnn.photos.jpeg_quality import JpegSave, jpeg_save, jpeg_save_of
 from srcnn.photos.metadata import pillow_options
@@ -81,7 +81,7 @@ def restore(
         FileNotFoundError: no such weights.
     """
     check_types(photo, model)
-    networks = model if isinstance(model, Network) else WeightSelector(str(model or FAMILY), device_here())
+    networks = model if isinstance(model, Network) else WeightSelector(str(model or FAMILY), restoring_device())
     restorer = JpegRestorer(networks, RestoreOptions(tile_pixels, exact, strength), force=force)
     source = read_photo_file(Path(photo)) if isinstance(photo, (str, Path)) else photo
     known = None if quality is None else jpeg_save(quality, grey=_is_grey(source))

@@ -16,8 +16,8 @@ from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar
 
+from srcnn.runtime.credentials import without_credentials
 from srcnn.runtime.errors import UserError
-from srcnn.runtime.settings import without_credentials
 
 WRITABLE_SCHEMES = ("s3", "gs", "az")
 SCHEMES = ("http", "https", *WRITABLE_SCHEMES)
