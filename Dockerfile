@@ -5,11 +5,11 @@ FROM python:3.11-slim-bookworm
 RUN useradd --uid 1000 --create-home srcnn && python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
 WORKDIR /srcnn
-COPY setup.cfg pyproject.toml README.md LICENSE ./
-# An empty srcnn stands in for ours, so that the layer of gigabytes is made anew only when these files change.
-RUN mkdir srcnn && touch srcnn/__init__.py \
+COPY setup.cfg setup.py pyproject.toml README.md LICENSE ./
+# Empty packages stand in for ours, so that the layer of gigabytes is made anew only when these files change.
+RUN mkdir srcnn shards configs && touch srcnn/__init__.py shards/__init__.py \
     && python -m pip install --no-cache-dir --upgrade pip \
-    && python -m pip install --no-cache-dir --editable '.[remote,cluster,tensorboard,mlflow]'
+    && python -m pip install --no-cache-dir --editable '.[train,formats,remote,cluster,tensorboard,mlflow]'
 COPY srcnn srcnn
 COPY shards shards
 COPY launch/train.py launch/pod.py launch/benchmark.py launch/

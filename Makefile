@@ -17,17 +17,17 @@ TEST_WORKERS ?= 2
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY)  ## make the environment in .venv and install what a user needs
+setup: $(READY)  ## make the environment in .venv and install what restoring and training need
 
 # An environment that is there, VENV=..., is used as it is: a torch and torchvision in it are kept.
-$(READY): setup.cfg pyproject.toml
+$(READY): setup.cfg setup.py pyproject.toml
 	@$$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)) -c 'import sys; \
 	sys.exit("Python 3.10 or newer is needed, this is " + sys.version) if sys.version_info < (3, 10) else 0'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) \
 	|| { echo "no venv here; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	@$(BIN)/python -m pip install --quiet --upgrade pip
 	@echo "installing PyTorch and the rest into $(VENV): gigabytes, some minutes"
-	@$(INSTALL) .
+	@$(INSTALL) '.[train,formats]'
 	@touch $@
 
 $(CHECKS): $(READY)
@@ -84,5 +84,5 @@ chaos: $(CHECKS)  ## a hundred random faults against real trainings, half an hou
 	PYTHONPATH=tests:tests/support $(BIN)/python -m chaos $(ARGS)
 
 clean:  ## remove what tests and the demo with drawn photos made; .venv, data, runs and what was trained on own photos stay
-	rm -rf demo/skylines build *.egg-info .pytest_cache .mypy_cache .hypothesis
+	rm -rf demo/skylines build dist *.egg-info .pytest_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -5,13 +5,7 @@ signal (SIGTERM, SIGUSR1, Ctrl-C) it leaves a checkpoint and ends with status 75
 `--run` for its own option `--run-path`: there the same key is `--run_dir`.
 """
 
-from srcnn.runtime import signals
+from srcnn.training.__main__ import main
 
 if __name__ == "__main__":
-    signals.install_signal_handlers()  # before imports that take seconds
-
-    from srcnn.training.config import TrainConfig
-    from srcnn.training.launcher import launch
-    from srcnn.training.trainer import train
-
-    launch("launch/train.py", __doc__, TrainConfig, train)
+    main("launch/train.py", __doc__)

@@ -1,6 +1,6 @@
-"""`python -m shards --config configs/shards.yaml --photos DIR --out DIR` makes shards; `make shards` runs it.
+"""`srcnn shards --config shards.yaml --photos DIR --out DIR` makes shards; `python -m shards` is the same command.
 
-`python -m shards index DIR` indexes shards of other programs.
+`srcnn shards index DIR` indexes shards of other programs.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import sys
 
 from shards import index_foreign
 from shards.contact_sheet import write_contact_sheet
+from shards.dataset_card import CARD, write_dataset_card
 from shards.plan import ShardsConfig
 from shards.write import Summary, make_shards
 from srcnn.data.photo_list import read_refused
@@ -18,7 +19,7 @@ from srcnn.runtime.storage import join, open_storage, open_writable
 from srcnn.runtime.streams import open_standard_streams
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, program: str = "python -m shards") -> int:
     """Runs the command; returns its exit status.
 
     0: done; 1: failed, no sample made, or photos refused (unless `allow_refused`); 2: invalid arguments.
@@ -26,14 +27,17 @@ def main(arguments: list[str] | None = None) -> int:
     open_standard_streams()
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["index"]:
-        return index_foreign.main(arguments[1:])
-    config = parse(ShardsConfig, "python -m shards", __doc__, arguments)
+        return index_foreign.main(arguments[1:], f"{program} index")
+    config = parse(ShardsConfig, program, __doc__, arguments)
     try:
         summary = make_shards(config)
         out = open_writable(config.out)
         for split, manifest in summary.manifests.items():
             if summary.num_new_shards or f"{split}.png" not in out.names():
                 write_contact_sheet(out, split, manifest, config.num_sheet_pairs)
+        if not write_dataset_card(out, summary.manifests):
+            hint = "edit it, or remove it and run the command again"
+            print(f"{join(config.out, CARD)}: lacks the hashes of these shards; {hint}", file=sys.stderr)
     except (UserError, OSError) as error:
         print(f"shards: {error}", file=sys.stderr)
         return 1

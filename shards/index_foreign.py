@@ -1,4 +1,4 @@
-"""`python -m shards index DIR`: writes the index and manifest that training needs for shards of other programs."""
+"""`srcnn shards index DIR`: writes the index and manifest that training needs for shards of other programs."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from srcnn.runtime.untrusted import MAX_TILE_SIDE, InvalidInput, check_name
 PICTURE_EXTENSIONS = ("png", "jpg", "jpeg", "webp", "npy")
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str], program: str) -> int:
     """Runs the command; returns its exit status: 0 if the shards were indexed, else 1."""
-    parser = argparse.ArgumentParser(prog="python -m shards index", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog=program, description=__doc__, allow_abbrev=False)
     parser.add_argument("folder", type=Path, help="folder with WebDataset shards (*.tar) of one split")
     parser.add_argument("--clean", default="", help="file extension of the clean picture after the key, such as hq.png")
     parser.add_argument("--degraded", default="", help="file extension of the degraded picture, such as lq.jpg")

@@ -38,7 +38,7 @@ def _import_tar_writer() -> Any:
     """webdataset.TarWriter, loaded from its file: the package's `__init__` imports torch, 1.3 s of CPU per worker."""
     package = importlib.util.find_spec("webdataset")
     if package is None or package.origin is None:
-        raise ImportError("writing shards needs the package webdataset: pip install webdataset")
+        raise ModuleNotFoundError("writing shards needs the package webdataset", name="webdataset")
     name, path = "webdataset_writer", Path(package.origin).with_name("writer.py")
     spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=[str(path.parent)])
     assert spec and spec.loader

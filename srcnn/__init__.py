@@ -9,7 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from srcnn.data.dataset import webdataset_pipeline
+    from srcnn.data.dataset import ShardDataset, webdataset_pipeline
+    from srcnn.data.loader import LoaderConfig
+    from srcnn.data.stream import PairStream
+    from srcnn.data.transforms import to_float_batch
     from srcnn.models.srcnn import SRCNN, ModelConfig
     from srcnn.models.unet import UNet, UNetConfig
     from srcnn.models.weights import load_model, save_model
@@ -20,15 +23,17 @@ if TYPE_CHECKING:
     from srcnn.training.config import TrainConfig
     from srcnn.training.trainer import train
 
-__all__ = ["SRCNN", "ModelConfig", "TrainConfig", "UNet", "UNetConfig", "load_model", "psnr", "psnr_b", "restore",
-           "save_model", "ssim", "train", "upscale", "webdataset_pipeline", "wrap"]
+__all__ = ["SRCNN", "LoaderConfig", "ModelConfig", "PairStream", "ShardDataset", "TrainConfig", "UNet", "UNetConfig",
+           "load_model", "psnr", "psnr_b", "restore", "save_model", "ssim", "to_float_batch", "train", "upscale",
+           "webdataset_pipeline", "wrap"]
 _MODULES = {
     "SRCNN": "models.srcnn", "ModelConfig": "models.srcnn", "UNet": "models.unet", "UNetConfig": "models.unet",
     "load_model": "models.weights", "save_model": "models.weights", "wrap": "models.wrapped",
     "psnr": "photos.metrics", "psnr_b": "photos.metrics", "ssim": "photos.metrics",
     "restore": "restoration.restore", "upscale": "restoration.upscale",
     "TrainConfig": "training.config", "train": "training.trainer",
-    "webdataset_pipeline": "data.dataset",
+    "PairStream": "data.stream", "LoaderConfig": "data.loader", "ShardDataset": "data.dataset",
+    "to_float_batch": "data.transforms", "webdataset_pipeline": "data.dataset",
 }
 
 

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from srcnn.commands.photos import add_photo_commands
 from srcnn.commands.training import add_training_commands
 from srcnn.commands.weights import add_weight_commands
+from srcnn.runtime.credentials import without_credentials
 from srcnn.runtime.errors import UserError, is_out_of_memory
 from srcnn.runtime.streams import open_standard_streams
 
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         message, status = "out of memory", 1
     except KeyboardInterrupt:
         message, status = "interrupted", 130
-    print(f"srcnn {options.command}: {_shown(message)}", file=sys.stderr)
+    print(f"srcnn {options.command}: {without_credentials(message)}", file=sys.stderr)
     return status
 
 
@@ -55,7 +56,7 @@ class CommandParser(argparse.ArgumentParser):
         self.register("type", Path, lambda text: Path(os.path.expanduser(text)))
 
     def error(self, message: str) -> NoReturn:
-        super().error(_shown(message))
+        super().error(without_credentials(message))
 
     def parse_known_args(  # type: ignore[override]  # typeshed overloads it by the type of the namespace
         self, args: Sequence[str] | None = None, namespace: Any = None
@@ -77,12 +78,6 @@ def command_line() -> argparse.ArgumentParser:
     add_weight_commands(commands)
     add_training_commands(commands)
     return parser
-
-
-def _shown(message: str) -> str:
-    from srcnn.runtime.settings import without_credentials  # slow to import, and wanted only here
-
-    return without_credentials(message)
 
 
 def version() -> str:

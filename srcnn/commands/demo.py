@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from srcnn.models.device import device_here
+from srcnn.models.device import restoring_device
 from srcnn.models.pretrained import FAMILY, WeightSelector
 from srcnn.models.weight_files import WEIGHTS
 from srcnn.photos.jpeg_quality import quality_of
@@ -143,7 +143,7 @@ def process(
         notes += write_photo_file(files["degraded"], original, degrade_quality, subsampling="4:2:0")
     source, target = files.get("degraded", upload), folder / f"{upload.stem}-restored{suffix_of(upload)}"
     files["restored"] = target
-    work = RestoreFile(JpegRestorer(WeightSelector(weights, device_here()), RestoreOptions(strength=strength)))
+    work = RestoreFile(JpegRestorer(WeightSelector(weights, restoring_device()), RestoreOptions(strength=strength)))
     notes += work(source, target, on_progress)
     before, after = (visible(read_photo_file(path)) for path in (source, target))
     report = [f"<p>{html.escape(', '.join([*notes, f'strength {strength:g}']))}.</p>"]

@@ -1,7 +1,7 @@
-"""srcnn doctor --config configs/train.yaml [--key value ...] [--ranks N]
+"""srcnn doctor --config train.yaml [--key value ...] [--ranks N]
 
 Checks what would stop a training with these settings, or make it another one than intended, before it is started. Takes
-the keys of launch/train.py, needs seconds and no GPU, and changes nothing. Each line is ok, a note, or a PROBLEM with
+the keys of `srcnn train`, needs seconds and no GPU, and changes nothing. Each line is ok, a note, or a PROBLEM with
 what to do. All checks are made whatever is found; the exit status is 1 where there is a problem.
 """
 
@@ -25,10 +25,11 @@ from srcnn.data.loader import BATCHES_IN_USE
 from srcnn.data.manifest import SPLITS
 from srcnn.data.shuffle import UniformShuffle
 from srcnn.models.weights import make_network
+from srcnn.runtime.credentials import without_credentials
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.files import LOCK, FolderLock
 from srcnn.runtime.run_folder import check_run_folder
-from srcnn.runtime.settings import parse, without_credentials
+from srcnn.runtime.settings import parse
 from srcnn.runtime.storage import MAX_OPEN_FILES
 from srcnn.runtime.strict_yaml import read_yaml
 from srcnn.training import checkpoint

@@ -118,7 +118,7 @@ def _add_compare_and_demo(commands: Any) -> None:
 
 
 def restore_command(options: argparse.Namespace) -> int:
-    from srcnn.models.device import device_here
+    from srcnn.models.device import restoring_device
     from srcnn.models.pretrained import WeightSelector
     from srcnn.models.wrapped import WrappedNetwork
     from srcnn.restoration.jpeg_damage import JpegRestorer
@@ -129,9 +129,8 @@ def restore_command(options: argparse.Namespace) -> int:
     treatment = RestoreOptions(options.tile, options.exact, options.strength, smooth_chroma=not options.keep_chroma)
 
     def prepare() -> Work:
-        weights = WeightSelector(options.model, device_here(), options.halo)
+        weights = WeightSelector(options.model, restoring_device(), options.halo)
         if not weights.family and isinstance(network := weights.load(options.model), WrappedNetwork):
-            network.halo  # measures it
             print_line(f"{options.model}: {network.name}, {network.about_halo()}", sys.stderr)
         restorer = JpegRestorer(weights, treatment, options.force)
         return RestoreFile(restorer, options.quality, options.allow_truncated)
@@ -140,7 +139,7 @@ def restore_command(options: argparse.Namespace) -> int:
 
 
 def upscale_command(options: argparse.Namespace) -> int:
-    from srcnn.models.device import device_here
+    from srcnn.models.device import restoring_device
     from srcnn.models.pretrained import FAMILY, WeightSelector
     from srcnn.restoration.jpeg_damage import JpegRestorer
     from srcnn.restoration.restore_files import UpscaleFile
@@ -151,7 +150,7 @@ def upscale_command(options: argparse.Namespace) -> int:
     treatment = RestoreOptions(options.tile, options.exact)
 
     def prepare() -> Work:
-        restorer = None if options.no_restore else JpegRestorer(WeightSelector(FAMILY, device_here()), treatment)
+        restorer = None if options.no_restore else JpegRestorer(WeightSelector(FAMILY, restoring_device()), treatment)
         network = network_for_scale(options.model, options.scale)
         return UpscaleFile(network, options.scale, restorer, treatment, options.quality, options.allow_truncated)
 
@@ -303,7 +302,7 @@ def compare_photo(
     import numpy as np
     from PIL import Image
 
-    from srcnn.models.device import device_here
+    from srcnn.models.device import restoring_device
     from srcnn.models.pretrained import WeightSelector
     from srcnn.photos.degradation import Degradation, degrade
     from srcnn.photos.photo_file import PhotoFile, read_photo_file, write_photo_file
@@ -316,7 +315,7 @@ def compare_photo(
     before = np.asarray(over_white(photo.eight_bit_image()))
     treatment, pixels = None, access_to_file(photo)
     if quality is None and (damage := find_damage(pixels, photo.jpeg)) is not None:
-        treatment = JpegRestorer(WeightSelector(model, device_here()))(pixels, photo.jpeg, damage)
+        treatment = JpegRestorer(WeightSelector(model, restoring_device()))(pixels, photo.jpeg, damage)
     if treatment is not None and treatment.was_restored:
         after = np.asarray(over_white(photo.eight_bit_image()))
         change = np.square(after.astype(float) - before)

@@ -1,4 +1,4 @@
-"""The commands for shards and training runs: verify-shards, doctor, report, sync, dashboard.
+"""The commands for shards and training runs: shards, verify-shards, train, doctor, configs, report, sync, dashboard.
 
 PyTorch and other slow imports are made by the command that runs, so that `--help` is quick.
 """
@@ -6,24 +6,38 @@ PyTorch and other slow imports are made by the command that runs, so that `--hel
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from srcnn.runtime.config_files import copy_config, shipped_configs
 from srcnn.runtime.errors import UserError
+from srcnn.runtime.extras import extra
 
 
 def add_training_commands(commands: Any) -> None:
+    # Settings are parsed by jsonargparse. With a prefix that nobody types, argparse passes them on.
+    for name, action, text in (
+        ("shards", shards_command, "make shards of photos, for training; --help lists the settings"),
+        ("train", train_command, "train a network on shards, in one process; --help lists the settings"),
+        ("doctor", doctor_command, "check what a training needs before it is started; --help lists the settings"),
+    ):
+        passed_on = commands.add_parser(name, add_help=False, prefix_chars="\0", help=text)
+        passed_on.add_argument("settings", nargs="*")
+        passed_on.set_defaults(action=action)
+
+    configs = commands.add_parser("configs", help="list or copy the shipped configs of shards and trainings",
+                                  description="Lists the configs that `srcnn train --config NAME` and `srcnn shards"
+                                  " --config NAME` find by name, or copies those named.")
+    configs.add_argument("names", nargs="*", metavar="NAME", help="a config to copy, such as train.yaml")
+    configs.add_argument("-o", "--out", type=Path, default=Path(), metavar="DIR", help="folder to copy to (default: .)")
+    configs.set_defaults(action=configs_command)
+
     verify = commands.add_parser("verify-shards", help="check every byte of shards against their manifest")
     verify.add_argument("location", help="folder or URL of a split, or of the folder of both splits")
     verify.set_defaults(action=verify_command)
-
-    # The settings of a training are parsed by jsonargparse. With a prefix that nobody types, argparse passes them on.
-    check = commands.add_parser("doctor", add_help=False, prefix_chars="\0",
-                                help="check what a training needs before it is started; --help lists the settings")
-    check.add_argument("settings", nargs="*")
-    check.set_defaults(action=doctor_command)
 
     report = commands.add_parser("report", help="write the report of a training run again")
     report.add_argument("run", type=Path, help="folder of the run")
@@ -53,11 +67,12 @@ def add_training_commands(commands: Any) -> None:
     board.set_defaults(action=dashboard_command)
 
 
+@extra("train")
 def verify_command(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from srcnn.data.verify import verify_shards
-    from srcnn.runtime.settings import without_credentials
+    from srcnn.runtime.credentials import without_credentials
 
     num_files = num_problems = 0
     for checked in tqdm(verify_shards(options.location), "files checked", disable=None, unit=""):
@@ -69,12 +84,38 @@ def verify_command(options: argparse.Namespace) -> int:
     return int(num_problems > 0)
 
 
+@extra("train")
+def shards_command(options: argparse.Namespace) -> int:
+    # By its name, as srcnn does not depend on the package that is installed beside it.
+    return int(importlib.import_module("shards.__main__").main(options.settings, "srcnn shards"))
+
+
+def train_command(options: argparse.Namespace) -> int:
+    from srcnn.training.__main__ import main as train
+
+    train("srcnn train", arguments=options.settings)
+    return 0
+
+
+def configs_command(options: argparse.Namespace) -> int:
+    """Lists the configs, or copies those named."""
+    if not options.names:
+        texts = shipped_configs()
+        width = max(map(len, texts))
+        print("\n".join(f"{name:{width}}  {text}" for name, text in texts.items()))
+    for name in options.names:
+        print(copy_config(name, options.out))
+    return 0
+
+
+@extra("train")
 def doctor_command(options: argparse.Namespace) -> int:
     from srcnn.commands.doctor import main as doctor
 
     return doctor(options.settings)
 
 
+@extra("train")
 def report_command(options: argparse.Namespace) -> int:
     from srcnn.data.dataset import ShardDataset
     from srcnn.runtime.run_folder import check_run_folder
@@ -102,6 +143,7 @@ def report_command(options: argparse.Namespace) -> int:
     return 0
 
 
+@extra("train")
 def sync_command(options: argparse.Namespace) -> int:
     """Sends the points of metrics.jsonl that the tracker's run lacks.
 
@@ -144,6 +186,7 @@ def sync_command(options: argparse.Namespace) -> int:
     return 0
 
 
+@extra("train")
 def dashboard_command(options: argparse.Namespace) -> int:
     from srcnn.tracking.dashboard import save_workspace
 

@@ -84,7 +84,7 @@ def shipped_degradation(name: str) -> Degradation | None:
 
 
 def score_command(options: argparse.Namespace) -> int:
-    from srcnn.models.device import device_here, to_device
+    from srcnn.models.device import restoring_device, to_device
     from srcnn.models.weights import load_model
     from srcnn.photos.degradation import Degradation
     from srcnn.restoration.score import LUMA_NAMES, score_folder, to_json, to_markdown
@@ -96,7 +96,7 @@ def score_command(options: argparse.Namespace) -> int:
     scale, quality = options.scale or 1, options.quality if options.quality is not None else 20
     degradation = Degradation(jpeg_quality=quality) if scale == 1 else Degradation(jpeg_quality=[], scale=scale)
     name = options.model or (weights_for_scale(scale) if scale > 1 else DEFAULT_WEIGHTS)
-    network = to_device(load_model(name), device_here())
+    network = to_device(load_model(name), restoring_device())
     scores, refused = score_folder(options.source, network, options.luma, degradation, show_progress=True)
     for reason in refused:
         print(f"refused: {reason}", file=sys.stderr)

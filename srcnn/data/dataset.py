@@ -131,6 +131,9 @@ class PairDataset(Protocol):
 class ShardDataset:
     """The samples of a split in a folder or at a URL; safe to use from several threads.
 
+    Also a map-style dataset for a PyTorch `DataLoader`: sample i is (clean, degraded), uint8 (H, W) or (H, W, 3). A
+    pickled dataset is opened anew where it is unpickled.
+
     Attributes:
         location: the folder or URL, without user, password and query.
         is_local: whether it is a folder.
@@ -149,6 +152,7 @@ class ShardDataset:
 
     def __init__(self, location: str | Path, max_samples: int = 0, access: AccessConfig | None = None) -> None:
         access = access or AccessConfig()
+        self._arguments = location, max_samples, access
         self.storage = open_storage(location, access)
         self.location = self.storage.location
         self.manifest = read_manifest(self.storage)
@@ -183,6 +187,20 @@ class ShardDataset:
             for number in np.unique(numbers).tolist():
                 if self.manifest.shards[number].num_samples:
                     self.fetch(self._start_list[number], self._start_list[number] + 1)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._arguments, {"_qualities": self._qualities}
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __getitem__(self, sample: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.__getitems__([sample])[0]
+
+    def __getitems__(self, samples: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Reads several samples at once, as a `DataLoader` asks for the samples of a batch."""
+        numbers = np.array([range(self.num_samples)[sample] for sample in samples], np.int64)  # or raises IndexError
+        return list(zip(*self.read(numbers), strict=True))
 
     @property
     def index(self) -> IndexReader:

@@ -138,11 +138,12 @@ def train_batches(
     if dataset.in_memory or dataset.is_local and isinstance(shuffle, UniformShuffle):
         return _fill_batches(dataset, config, ((numbers, None) for numbers in batches), allocate, maker)
     assert isinstance(dataset, ShardDataset)
+    step = plan.batch_size * plan.stride
     if maker is None:
-        filled = _read_by_blocks(dataset, config, batches, plan.batch_size, shuffle, allocate, BATCHES_IN_USE)
+        filled = _read_by_blocks(dataset, config, batches, step, shuffle, allocate, BATCHES_IN_USE)
         return (_to_batch(dataset, numbers, buffer) for numbers, buffer in filled)
     num_in_use = 1 + config.prefetch_batches
-    clean = _read_by_blocks(dataset, config, batches, plan.batch_size, shuffle, None, num_in_use)
+    clean = _read_by_blocks(dataset, config, batches, step, shuffle, None, num_in_use)
     return _fill_batches(dataset, config, clean, allocate, maker)
 
 
@@ -183,18 +184,18 @@ def _to_batch(dataset: PairDataset, numbers: BatchNumbers, buffer: PairBuffer) -
 
 
 def _read_by_blocks(
-    dataset: ShardDataset, config: LoaderConfig, batches: Iterator[BatchNumbers], batch_size: int, shuffle: Shuffle,
+    dataset: ShardDataset, config: LoaderConfig, batches: Iterator[BatchNumbers], step: int, shuffle: Shuffle,
     allocate: Allocate | None, num_in_use: int,
 ) -> Generator[tuple[BatchNumbers, PairBuffer], None, None]:
-    """Yields batches with their samples, from blocks that are each read once, ahead of time.
+    """Yields batches, `step` positions apart, with their samples, from blocks that are each read once, ahead of time.
 
     A buffer is valid until `num_in_use` more were yielded.
     """
     block_samples, window = 1, 0
     if isinstance(shuffle, BlockShuffle):
         block_samples, window = shuffle.block_samples, shuffle.window_samples
-    span, lead = window + batch_size, config.lead_samples
-    num_buffers = -(-(span + lead) // batch_size) + 1 + num_in_use
+    span, lead = window + step, config.lead_samples
+    num_buffers = -(-(span + lead) // step) + 1 + num_in_use
     buffers = BufferRing(dataset.tile_shape, num_buffers, allocate, dataset.num_members)
     items = ((numbers, buffers.take(len(numbers.samples))) for numbers in batches)
     fetcher = BlockFetcher(dataset, config.access.num_connections)

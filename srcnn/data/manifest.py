@@ -275,6 +275,8 @@ def read_manifest(storage: Folder | ObjectStore) -> Manifest:
             hint = f"make them with: make shards PHOTOS=dir OUT={storage.path.parent}"
             if any(storage.path.glob("*.tar")):
                 hint += ", or index shards made by other programs with: python -m shards index"
+            if (storage.path / SPLITS[0] / MANIFEST).is_file():
+                hint = f"there are some in {storage.path / SPLITS[0]}"
         raise FileNotFoundError(f"{where}: no shards here; {hint}") from error
     except InvalidInput as error:
         raise ShardError(f"{where}: {error}") from error

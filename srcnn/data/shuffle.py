@@ -250,7 +250,8 @@ def _draw(seed: int, purpose: int, positions: np.ndarray) -> np.ndarray:
 class BatchPlan:
     """The global batches of a training, and the rank that reads its part of them.
 
-    The batches have `batch_size` samples, from position `start` of the stream until `stop` is reached or passed.
+    The batches have `batch_size` samples, from position `start` of the stream until `stop` is reached or passed; of
+    these it has every `stride`-th, which several processes of a rank take in turn.
     """
 
     seed: int
@@ -259,11 +260,12 @@ class BatchPlan:
     batch_size: int
     rank: int = 0
     num_ranks: int = 1
+    stride: int = 1
 
     @property
     def batch_starts(self) -> range:
         """The first position of each global batch."""
-        return range(self.start, self.stop, self.batch_size)
+        return range(self.start, self.stop, self.batch_size * self.stride)
 
     def positions(self, batch_start: int, num_lanes: int = 1) -> np.ndarray:
         """The rank's positions, int64, of the global batch that starts at `batch_start`.

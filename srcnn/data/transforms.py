@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from srcnn.data.loader import Batch
+from srcnn.data.stream import StreamBatch
 
 
-def to_float_batch(batch: Batch, augment: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+def to_float_batch(batch: Batch | StreamBatch, augment: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Converts a batch of uint8 tensors to (clean, degraded), float32 (N, C, H, W) in [0, 1], on the same device.
 
     The memory format is channels_last. With `augment` each pair is transformed by its symmetry.

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from srcnn.models import hub_files
 from srcnn.models.weight_files import config_differs, find_weights, read_weights, write_weights
 from srcnn.runtime.errors import UserError
+from srcnn.runtime.extras import extra
 from srcnn.runtime.files import atomic_file, write_json
 from srcnn.runtime.run_folder import check_run_folder
 from srcnn.runtime.settings import plain
@@ -190,12 +192,16 @@ class Network(nn.Module):
             PermissionError: the repository is gated.
             ValueError: not weights of such a network, or config.json contradicts them.
         """
-        from srcnn.models import hub  # imports huggingface_hub, which training does not need
+        path = Path(source)
+        if hub_files.is_repository(source, revision):
+            with extra("hub"):
+                from srcnn.models import hub  # imports huggingface_hub
 
-        path = hub.find(source, revision, token, cache_dir, local_files_only)
+            path = hub.download(str(source), revision, token, cache_dir, local_files_only)
+        hub_files.check_has_weights(path)
         weights = find_weights(path)
         model = cls.from_state(*read_weights(weights), weights)
-        hub.check_config(path / hub.CONFIG, model.config)
+        hub_files.check_config(path / hub_files.CONFIG, model.config)
         return model
 
     def save_pretrained(
@@ -213,14 +219,12 @@ class Network(nn.Module):
             FileNotFoundError: no such card, no checkpoint in the run folder, or no report of it.
             ValueError: the weights differ from the run's best checkpoint, or both a card and a run are given.
         """
-        from srcnn.models import hub
-
         folder = Path(folder)
-        text = hub.with_header(self._card_text(card, run))
+        text = hub_files.with_header(self._card_text(card, run))
         folder.mkdir(parents=True, exist_ok=True)
-        write_weights(folder / hub.MODEL, self.without_centering().state_dict(), self.config)
-        write_json(folder / hub.CONFIG, {"model_type": hub.MODEL_TYPE, **asdict(self.config)})
-        with atomic_file(folder / hub.CARD) as file:
+        write_weights(folder / hub_files.MODEL, self.without_centering().state_dict(), self.config)
+        write_json(folder / hub_files.CONFIG, {"model_type": hub_files.MODEL_TYPE, **asdict(self.config)})
+        with atomic_file(folder / hub_files.CARD) as file:
             file.write(text.encode())
 
     def push_to_hub(
@@ -236,7 +240,8 @@ class Network(nn.Module):
             ConnectionError: the hub cannot be reached, or fails.
             Else as `save_pretrained`.
         """
-        from srcnn.models import hub
+        with extra("hub"):
+            from srcnn.models import hub
 
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, card=card, run=run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import torch
 from srcnn.models.base import NetworkConfig, NetworkT
 from srcnn.models.srcnn import SRCNN
 from srcnn.models.unet import UNetConfig
+from srcnn.runtime.errors import UserError
 
 X86 = ("x86_64", "AMD64")  # values of platform.machine()
 MALLOC_THRESHOLD_BYTES = 31 << 20  # the most that glibc's dynamic threshold reaches is 32 MB
@@ -25,10 +27,29 @@ def device_here() -> torch.device:
     return torch.device("cpu") if accelerator is None or accelerator.type == "mps" else accelerator
 
 
+def restoring_device() -> torch.device:
+    """Where photos are restored: the device that SRCNN_DEVICE names (cpu, cuda:1, mps), else `device_here()`.
+
+    Restoring is computed in float32 or bfloat16 only, so that MPS can do it.
+
+    Raises:
+        UserError: PyTorch has no such device here.
+    """
+    name = os.environ.get("SRCNN_DEVICE")
+    if not name:
+        return device_here()
+    try:
+        torch.zeros(1, device=name).cpu()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: CUDA is not in this build
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"SRCNN_DEVICE={name}: PyTorch cannot compute there: {reason}") from error
+    return torch.device(name)
+
+
 def to_device(model: NetworkT, device: torch.device) -> NetworkT:
     """Moves the network to the device, with the memory layout that is fast there."""
     is_matrix_products = device.type == "cpu" and isinstance(model, SRCNN)
-    is_contiguous = is_matrix_products or not model.takes_channels_last
+    is_contiguous = device.type == "mps" or is_matrix_products or not model.takes_channels_last
     return model.to(device).to(memory_format=torch.contiguous_format if is_contiguous else torch.channels_last)
 
 

@@ -20,10 +20,10 @@ import safetensors
 import torch
 from safetensors.torch import save as safetensors_bytes
 
+from srcnn.runtime.credentials import without_credentials
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.files import atomic_file
 from srcnn.runtime.run_folder import is_inside
-from srcnn.runtime.settings import without_credentials
 from srcnn.runtime.untrusted import InvalidInput, open_regular
 
 if TYPE_CHECKING:

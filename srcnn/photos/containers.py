@@ -17,6 +17,7 @@ from PIL import Image
 from srcnn.photos import jpeg_parts, png_chunks, tiff_tags, webp_chunks
 from srcnn.photos.metadata import RESOLUTION_CHUNK, Metadata, pillow_options
 from srcnn.photos.tiff_tags import BYTE, LONG, RATIONAL, SHORT, UNDEFINED, Directory, Value
+from srcnn.runtime.extras import extra
 
 PNG_LEVEL = 6
 INCHES_PER_METRE = 1 / 0.0254
@@ -47,7 +48,8 @@ def write_png(file: IO[bytes], image: Image.Image | np.ndarray, metadata: Metada
     if isinstance(image, Image.Image):
         image.save(target, "PNG")  # type: ignore[arg-type]
     else:
-        import imagecodecs  # slow to import
+        with extra("formats"):
+            import imagecodecs  # slow to import
 
         target.write(memoryview(imagecodecs.png_encode(image, level=PNG_LEVEL)))
     png_chunks.append_chunks(file, b"".join(png_chunks.chunk_bytes(*chunk) for chunk in metadata.png_chunks_after))

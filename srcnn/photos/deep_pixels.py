@@ -14,6 +14,7 @@ import numpy as np
 from PIL import ImageFile, PngImagePlugin, TiffImagePlugin
 
 from srcnn.photos import avif, heif, jpeg2000, jpegxl
+from srcnn.runtime.extras import extra
 from srcnn.runtime.untrusted import InvalidInput
 
 BITS_TAG, FORMAT_TAG, PHOTOMETRIC_TAG, SAMPLES_TAG = 258, 339, 262, 277
@@ -92,7 +93,8 @@ def _decoded(image: ImageFile.ImageFile, content: bytes) -> np.ndarray:
         return jpegxl.decode(content, image)
     if image.format == "HEIF":
         return heif.decode(io.BytesIO(content), image.tell())
-    import imagecodecs  # slow to import
+    with extra("formats"):
+        import imagecodecs  # slow to import
 
     if image.format == "AVIF":
         return imagecodecs.avif_decode(content, index=0)
@@ -100,7 +102,8 @@ def _decoded(image: ImageFile.ImageFile, content: bytes) -> np.ndarray:
 
 
 def _read_tiff(file: IO[bytes], index: int, width: int, height: int) -> np.ndarray:
-    import tifffile
+    with extra("formats"):
+        import tifffile
 
     with tifffile.TiffFile(file, name="photo.tif") as tiff:  # `file.name` is the number of a descriptor
         page = tiff.pages[index]

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from srcnn.photos.iso_boxes import boxes
+from srcnn.runtime.extras import extra
 from srcnn.runtime.untrusted import InvalidInput
 
 CODESTREAM, CONTAINER = b"\xff\x0a", b"\0\0\0\x0cJXL \x0d\x0a\x87\x0a"
@@ -99,7 +100,8 @@ class JpegXlImage(ImageFile.ImageFile):
 
     def _read_metadata(self, kind: bytes, content: bytes) -> None:
         if kind == b"brob":
-            import imagecodecs
+            with extra("formats"):
+                import imagecodecs
 
             try:
                 kind, content = content[:4], bytes(imagecodecs.brotli_decode(content[4:], out=MAX_METADATA_BYTES))
@@ -162,7 +164,8 @@ class JpegXlImage(ImageFile.ImageFile):
 
 def decode(content: bytes, image: JpegXlImage) -> np.ndarray:
     """The upright pixels, uint8 or uint16, (H, W) or (H, W, C). Raises InvalidInput if they are unlike the header."""
-    import imagecodecs  # slow to import
+    with extra("formats"):
+        import imagecodecs  # slow to import
 
     try:
         pixels = imagecodecs.jpegxl_decode(content, index=0)

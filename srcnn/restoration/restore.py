@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from srcnn.models.base import Network
-from srcnn.models.device import device_here
+from srcnn.models.device import restoring_device
 from srcnn.models.pretrained import FAMILY, WeightSelector
 from srcnn.models.wrapped import as_network
 from srcnn.photos.jpeg_quality import JpegSave, jpeg_save, jpeg_save_of
@@ -85,7 +85,7 @@ def restore(
     """
     check_types(photo, model)
     networks = (as_network(model) if isinstance(model, nn.Module)
-                else WeightSelector(str(model or FAMILY), device_here()))
+                else WeightSelector(str(model or FAMILY), restoring_device()))
     restorer = JpegRestorer(networks, RestoreOptions(tile_pixels, exact, strength), force=force)
     source = read_photo_file(Path(photo)) if isinstance(photo, (str, Path)) else photo
     known = None if quality is None else jpeg_save(quality, grey=_is_grey(source))

@@ -91,7 +91,7 @@ def _copy(path: Path, target: Path) -> None:
         shutil.copyfileobj(source, file)
         file.flush()  # as writing later would change the time again
         status = os.fstat(source.fileno())
-        with suppress(OSError):  # a disk that has no times
+        with suppress(OSError, TypeError):  # a disk that has no times, or Windows, which does not take a descriptor
             os.utime(file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
 
 

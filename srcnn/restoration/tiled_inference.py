@@ -23,7 +23,7 @@ from srcnn.runtime.parallel import in_order, single_threaded_pool
 TILE_PIXELS = {"cpu": 256, "cuda": 1024}  # on a CPU the fastest of 96 to 384 in both precisions
 TILE_HALOS = 8  # a tile is at least this many halos wide, so that halos add at most 60 % of work
 MIN_TILE_PIXELS = 16  # tiles are not halved below this when memory runs out
-MAX_THREADS = {"cuda": 4}  # sharing one device; on a CPU as many as PyTorch uses
+MAX_THREADS = {"cuda": 4, "mps": 1}  # sharing one device; on a CPU as many as PyTorch uses
 MAX_LEVEL = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.float32): 1.0}
 
 Part = tuple[slice, slice]
@@ -161,8 +161,8 @@ class TileRestorer:
                     raise
                 self.tile_pixels = min(self.tile_pixels, self._round_up(-(-longest // 2)))
         # Outside the except clause: only now is the memory of the failed attempt free.
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        if self.device.type != "cpu":
+            torch.accelerator.empty_cache()
         rows, columns = window.inner
         restored = np.empty((rows.stop - rows.start, columns.stop - columns.start, *source.shape[2:]), self.dtype)
         side = self.tile_pixels  # another thread may halve it meanwhile

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from srcnn.models.base import Network
-from srcnn.models.device import device_here
+from srcnn.models.device import restoring_device
 from srcnn.models.pretrained import FAMILY, WeightSelector
 from srcnn.models.wrapped import as_network
 from srcnn.photos.metadata import with_size
@@ -96,7 +96,7 @@ def upscale(
     if isinstance(photo, (str, Path)):
         file = read_photo_file(Path(photo))
         if restore_first:
-            JpegRestorer(WeightSelector(FAMILY, device_here()), options)(access_to_file(file), file.jpeg)
+            JpegRestorer(WeightSelector(FAMILY, restoring_device()), options)(access_to_file(file), file.jpeg)
         return image_of(upscale_photo_file(file, network, scale, options, on_progress))
     if restore_first:
         photo = restore(photo, tile_pixels=tile_pixels, exact=exact)
@@ -116,7 +116,7 @@ def network_for_scale(source: str | Path | None, scale: int) -> Network:
         ValueError: a family of weights, which are chosen from by JPEG quality; or not weights.
         FileNotFoundError: no such weights.
     """
-    networks = WeightSelector(str(source or weights_for_scale(scale)), device_here())
+    networks = WeightSelector(str(source or weights_for_scale(scale)), restoring_device())
     if networks.family:
         raise UserError(f"{source}: weights for JPEGs; to enlarge photos use {weights_for_scale(scale)}")
     return networks.load(networks.source)

@@ -6,9 +6,9 @@ import errno
 import re
 import sys
 
-# How PyTorch's CPU allocator, oneDNN, C++ and CUDA's libraries say in a plain RuntimeError that memory ran out.
+# How PyTorch's CPU allocator, oneDNN, C++, CUDA's libraries and MPS say in a plain RuntimeError that memory ran out.
 _OUT_OF_MEMORY = re.compile(r"DefaultCPUAllocator|could not (create|execute) a (primitive|memory)|std::bad_alloc"
-                            r"|_STATUS_ALLOC_FAILED|CUDA error: out of memory")
+                            r"|_STATUS_ALLOC_FAILED|CUDA error: out of memory|MPS backend out of memory")
 
 
 class UserError(ValueError):

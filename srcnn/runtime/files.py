@@ -47,7 +47,7 @@ def _locked_temporary(target: Path) -> tuple[Path, int]:
     """A new file beside `target`, and its descriptor, which holds the lock that keeps `remove_unfinished` off."""
     while True:
         path = target.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{target.suffix}")
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             is_kept = lock_file(fd) and os.path.lexists(path)
         except OSError:  # no locks here
@@ -130,7 +130,7 @@ class OpenFile:
 
     def __init__(self, path: Path, flags: int = os.O_RDONLY) -> None:
         self.fd = -1  # for `__del__`, where the next line fails
-        self.fd = os.open(path, flags | os.O_CLOEXEC, 0o666)
+        self.fd = os.open(path, flags, 0o666)
 
     def pread(self, num_bytes: int, start: int) -> bytes:
         """As os.pread. The call holds a reference, so that the descriptor cannot be closed and reused meanwhile."""

@@ -16,8 +16,8 @@ from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar
 
+from srcnn.runtime.credentials import without_credentials
 from srcnn.runtime.errors import UserError
-from srcnn.runtime.settings import without_credentials
 
 WRITABLE_SCHEMES = ("s3", "gs", "az")
 SCHEMES = ("http", "https", *WRITABLE_SCHEMES)
@@ -75,7 +75,7 @@ class ObjectStore:
             raise UserError(f"{without_secrets(url)}: {hint}") from error
         self.location = without_secrets(url).rstrip("/")
         self.access = access
-        self._closed = threading.Event()
+        self._closed, self._process = threading.Event(), os.getpid()
         self._obstore = obstore
         plain_http = url.startswith("http:") or os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true")
         timeout = timedelta(seconds=access.timeout_seconds)
@@ -117,6 +117,9 @@ class ObjectStore:
 
     def _retry(self, name: str, request: Callable[[], ResultT], what: str = "") -> ResultT:
         """`request()`, retried with growing pauses. Raises FileNotFoundError or ReadFailed, which name the file."""
+        if os.getpid() != self._process:  # obstore would wait forever
+            raise UserError(f"{self.location}: cannot be read in a forked process; give the DataLoader "
+                            "multiprocessing_context='spawn', or no workers")
         errors = self._obstore.exceptions
         final = (NotRetryable, errors.PermissionDeniedError, errors.UnauthenticatedError, errors.NotSupportedError)
         where = f"{self.location}/{name}: {what}"

@@ -3,57 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
-import jsonargparse
 import yaml
 
+from srcnn.runtime.config_files import find_config
 from srcnn.runtime.errors import UserError
-from srcnn.runtime.strict_yaml import load_yaml, read_yaml
-from srcnn.runtime.untrusted import InvalidInput
+from srcnn.runtime.extras import extra
+from srcnn.runtime.strict_yaml import read_yaml
 
-jsonargparse.set_loader("strict_yaml", load_yaml, (InvalidInput,))
 ConfigT = TypeVar("ConfigT")
-# User and password before the host of a URL; and query parameters and settings whose name says that they are secret.
-_USER = re.compile(r"(?<=\w\w:/)(/?)[^/\s]*@")  # one slash: a URL that was made a Path
-_WHOLE = re.compile(r"Expected a <class 'int'>. Got value: (\d+\.0|\d[\d.]*e\+\d+)$")  # 1e6
-_SECRET = re.compile(
-    r"""(?<![\w%.-])
-    ((?:[\w%.-]*(?:signature|credentials?|tokens?|secret|passw(?:or)?d|pwd|(?:access|api|secret|account|private)[_-]?key
-        (?:[_-]?id)?)
-      |sig|auth|(?<=[?&])key)
-    =["']?)[^&\s'"\#]+""",
-    re.IGNORECASE | re.VERBOSE,
-)
-
-
-class ConfigParser(jsonargparse.ArgumentParser):
-    """A jsonargparse parser that reports an error in one line and suggests the key with the most similar name."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Prints the message, without passwords, and the known keys most like the unknown ones; exits with status 2."""
-        known_keys = [action.dest for action in self._actions if action.dest not in ("help", "print_config")]
-        unknown = re.findall(r"(?:arguments: |[Oo]ption '|Key ')(?:--)?([\w.]+)", message)
-        hints = [f'; did you mean "{near}"?' for key in unknown for near in nearest(key, known_keys)]
-        if number := _WHOLE.search(message):
-            hints.append(f"; write {float(number[1]):.0f}")
-        elif "Expected a <class 'str'>" in message:
-            hints.append("; in YAML, put a text that looks like a number or true or false in quotes")
-        print(without_credentials(f"{self.prog}: {' '.join(message.split())}{''.join(hints)}"), file=sys.stderr)
-        print(f"{self.prog} --help explains every key", file=sys.stderr)
-        raise SystemExit(2)
-
-
-def nearest(key: str, known: list[str]) -> list[str]:
-    """The known key most like `key`, whole or after its last dot, or nothing."""
-    by_name = {name.rpartition(".")[2]: name for name in known} | {name: name for name in known}
-    return [by_name[name] for name in difflib.get_close_matches(key, by_name, n=1, cutoff=0.5)]
 
 
 def parse(
@@ -64,12 +28,17 @@ def parse(
     An unknown key, a value of the wrong type, or one that the dataclass rejects (ValueError in `__post_init__`) ends
     the program with status 2 and one line that names it.
     """
+    with extra("train"):
+        from srcnn.runtime.config_parser import ConfigParser  # imports jsonargparse, which restoring does not need
+
     parser = ConfigParser(prog=program, description=description, allow_abbrev=False, parser_mode="strict_yaml")
-    parser.add_argument("--config", action="config", help="YAML file with any of the keys below")
+    parser.add_argument("--config", action="config", help="YAML file with any of the keys below, or the name of a "
+                        "shipped one (`srcnn configs` lists them)")
     parser.add_class_arguments(config_class, None)
     fields = dataclasses.fields(config_class)  # type: ignore[arg-type]  # no type says "any dataclass"
     booleans = {f"--{field.name}" for field in fields if field.type in ("bool", bool)}
     arguments = _with_values(sys.argv[1:] if arguments is None else arguments, booleans)
+    arguments = _with_shipped_configs(arguments)
     try:
         for file in _config_files(arguments):
             _check_groups(config_class, read_yaml(file), f"{file}: ")
@@ -104,6 +73,16 @@ def _check_groups(kind: Any, values: Mapping[str, Any], where: str) -> None:
             raise UserError(f"{where}{key}: expected keys and values: a config file names no other file")
         if name in groups:
             _check_groups(groups[name], {rest: value} if dot else value, f"{where}{name}.")
+
+
+def _with_shipped_configs(arguments: list[str]) -> list[str]:
+    """The paths of shipped configs in place of their names, where no file has such a name."""
+    result: list[str] = []
+    for before, argument in zip(["", *arguments], arguments):
+        key, equals, value = argument.partition("=") if argument.startswith("--config=") else ("", "", argument)
+        is_config = bool(equals) or before == "--config"
+        result.append(f"{key}{equals}{find_config(value)}" if is_config else argument)
+    return result
 
 
 def _with_values(arguments: list[str], booleans: set[str]) -> list[str]:
@@ -153,8 +132,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def without_credentials(text: str) -> str:
-    """The text with users and passwords of URLs, signatures, tokens and keys replaced by ***."""
-    return _SECRET.sub(r"\1***", _USER.sub(r"\1***@", text))

@@ -20,8 +20,10 @@ from srcnn.runtime.streams import open_standard_streams, print_or_give_up
 
 EXIT_REQUEUE = 75  # exit status after a stop request: EX_TEMPFAIL of sysexits.h, "try again later"
 EXIT_INTERRUPTED = 130  # after Ctrl-C, as shells have it
-LAUNCHER_ENDED = signal.SIGUSR2  # chosen here: what the kernel sends when the launcher is gone
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT, LAUNCHER_ENDED)
+# Chosen here: what the kernel sends when the launcher is gone. Windows has it not, nor two of the others.
+LAUNCHER_ENDED: signal.Signals = getattr(signal, "SIGUSR2", signal.SIGTERM)
+STOP_SIGNALS: tuple[signal.Signals, ...] = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT", "SIGUSR2") if hasattr(signal, name))
 SAME_SIGNAL_SECONDS = 5.0  # a scheduler's signal comes twice, from itself and through the launcher
 SAME_CTRL_C_SECONDS = 1.0
 STOP_SECONDS = 600.0  # until a stop that was asked for is given up

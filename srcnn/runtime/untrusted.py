@@ -47,8 +47,8 @@ def open_regular(path: Path, max_bytes: int = MAX_COUNT, *, follow: bool = True,
         OSError: it cannot be opened, or is a link and these are not to be followed.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND if append else os.O_RDONLY
-    flags |= os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
-    fd = os.open(path, flags, 0o666)  # which would wait for a pipe's other end
+    flags |= getattr(os, "O_NONBLOCK", 0)  # or it would wait for a pipe's other end; Windows has none of both
+    fd = os.open(path, flags | (0 if follow else getattr(os, "O_NOFOLLOW", 0)), 0o666)
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from srcnn.runtime.credentials import without_credentials
 from srcnn.runtime.errors import UserError
-from srcnn.runtime.settings import without_credentials
 from srcnn.tracking.cluster_job import JobHistory
 from srcnn.tracking.history import STEP_KEY, Values
 from srcnn.tracking.tracker import Level, Pictures, Tracker, hyperparameters

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from srcnn.runtime.settings import without_credentials
+from srcnn.runtime.credentials import without_credentials
 from srcnn.tracking.cluster_job import record_start
 from srcnn.tracking.history import METRICS, STEP_KEY, History, Values
 from srcnn.tracking.mlflow_tracker import Mlflow

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from srcnn.runtime.settings import flat, without_credentials
+from srcnn.runtime.credentials import without_credentials
+from srcnn.runtime.settings import flat
 from srcnn.tracking.history import Values, merge_by_step
 
 logger = logging.getLogger(__name__)

@@ -13,9 +13,9 @@ from typing import Any
 
 import psutil
 
+from srcnn.runtime.credentials import without_credentials
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.files import atomic_file
-from srcnn.runtime.settings import without_credentials
 from srcnn.runtime.untrusted import open_regular
 from srcnn.tracking.cluster_job import JobHistory
 from srcnn.tracking.history import STEP_KEY, Values

@@ -11,8 +11,8 @@ from srcnn.data.training_pairs import DegradationConfig
 from srcnn.models.srcnn import ModelConfig
 from srcnn.models.unet import UNetConfig
 from srcnn.models.weights import Initialization
+from srcnn.runtime.credentials import without_credentials
 from srcnn.runtime.errors import UserError
-from srcnn.runtime.settings import without_credentials
 from srcnn.runtime.storage import is_url
 from srcnn.training.loss import CompileMode, LossName
 from srcnn.training.optimizer import OptimizerConfig

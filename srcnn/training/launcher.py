@@ -1,4 +1,4 @@
-"""What the scripts of launch/ share: settings from the command line, logging, exit statuses."""
+"""What the programs that train share: settings from the command line, logging, exit statuses."""
 
 from __future__ import annotations
 
@@ -19,15 +19,20 @@ ConfigT = TypeVar("ConfigT")
 logger = logging.getLogger(__name__)
 
 
-def launch(program: str, description: str | None, config_class: type[ConfigT], work: Callable[[ConfigT], Any]) -> None:
-    """Does `work(config)` as this rank. Returns when it is done; else ends the process: with status 1 and a line for an
-    expected error, with the status of `StopRequested` or `PeerLostError`, or with a traceback.
+def launch(
+    program: str, description: str | None, config_class: type[ConfigT], work: Callable[[ConfigT], Any],
+    arguments: list[str] | None = None,
+) -> None:
+    """Does `work(config)` as this rank, with the config of the `arguments` (default: sys.argv).
+
+    Returns when it is done; else ends the process: with status 1 and a line for an expected error, with the status of
+    `StopRequested` or `PeerLostError`, or with a traceback.
     """
     open_standard_streams()
     rank = os.environ.get("RANK", "0")
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s %(levelname)s rank {rank}: %(message)s",
                         datefmt="%H:%M:%S")
-    config = parse(config_class, program, description or "")
+    config = parse(config_class, program, description or "", arguments)
     try:
         work(config)
         PartialState().destroy_process_group()

@@ -18,10 +18,11 @@ from srcnn.data.dataset import ShardDataset
 from srcnn.data.loader import LoaderState
 from srcnn.models.weights import load_model
 from srcnn.runtime import files, signals
+from srcnn.runtime.credentials import without_credentials
 from srcnn.runtime.distributed import DistributedError, all_gather_json, broadcast_state, run_on_all_ranks
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.run_folder import check_run_folder
-from srcnn.runtime.settings import flat, plain, to_yaml, without_credentials
+from srcnn.runtime.settings import flat, plain, to_yaml
 from srcnn.runtime.untrusted import read_json
 from srcnn.training import checkpoint
 from srcnn.training.components import Components

@@ -16,6 +16,7 @@ from srcnn.data.loader import Batch
 from srcnn.data.shuffle import BatchPlan
 from srcnn.data.training_pairs import PairMaker
 from srcnn.runtime import signals
+from srcnn.runtime.credentials import without_credentials
 from srcnn.runtime.distributed import (
     DistributedError,
     PeerLostError,
@@ -24,7 +25,7 @@ from srcnn.runtime.distributed import (
     run_on_all_ranks,
 )
 from srcnn.runtime.errors import EXPECTED
-from srcnn.runtime.settings import plain, without_credentials
+from srcnn.runtime.settings import plain
 from srcnn.runtime.signals import StopRequested
 from srcnn.runtime.watchdog import warn_if_slow
 from srcnn.tracking.run_log import Tracking

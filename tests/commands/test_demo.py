@@ -12,7 +12,7 @@ from small import draw_photo
 from uploads import BAD, MAKER, MODEL, write_jpeg
 
 from srcnn.commands.demo import DETAIL_PIXELS
-from srcnn.models.device import device_here
+from srcnn.models.device import restoring_device
 from srcnn.models.pretrained import FAMILY, WeightSelector
 from srcnn.photos.metrics import psnr
 from srcnn.photos.reading import luma_l
@@ -111,7 +111,7 @@ def test_a_photo_is_degraded_restored_compared_and_downloaded(page, tmp_path, re
     with Image.open(photo) as opened:
         exif, clean = opened.getexif(), opened.convert("RGB")
     clean.save(tmp_path / "degraded.jpg", quality=10, subsampling="4:2:0")
-    work = RestoreFile(JpegRestorer(WeightSelector(FAMILY, device_here())))
+    work = RestoreFile(JpegRestorer(WeightSelector(FAMILY, restoring_device())))
     work(tmp_path / "degraded.jpg", tmp_path / "restored.jpg")
     name, path = download(page, tmp_path)
     assert name == f"{photo.stem}-restored.jpg"

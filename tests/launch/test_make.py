@@ -37,7 +37,7 @@ def make(folder, *words, **variables):
 
 @pytest.fixture
 def checkout(tmp_path):
-    for name in ("Makefile", "setup.cfg", "pyproject.toml"):
+    for name in ("Makefile", "setup.cfg", "setup.py", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path / name)
     python = tmp_path / "python"
     python.write_text(PYTHON)
@@ -52,10 +52,10 @@ def set_up(checkout, target, fails="nothing"):
     return done, calls
 
 
-def test_setup_installs_no_extras_and_the_checks_add_them_once(checkout):
+def test_setup_installs_what_training_needs_and_the_checks_add_the_rest_once(checkout):
     done, calls = set_up(checkout, "setup")
     assert done.returncode == 0 and done.stderr == ""
-    assert [call for call in calls if "--editable" in call] == ["-m pip install --quiet --editable ."]
+    assert [call for call in calls if "--editable" in call] == ["-m pip install --quiet --editable .[train,formats]"]
     (checkout / "env/pip").touch()
     (checkout / "env/bin/mypy").symlink_to("/bin/true")
     done, calls = set_up(checkout, "types")

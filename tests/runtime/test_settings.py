@@ -9,7 +9,9 @@ from typing import Literal
 import pytest
 import yaml
 
-from srcnn.runtime.settings import nearest, parse, to_yaml, without_credentials
+from srcnn.runtime.config_parser import nearest
+from srcnn.runtime.credentials import without_credentials
+from srcnn.runtime.settings import parse, to_yaml
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,42 @@
+"""The command line of config dataclasses: errors in one line, with the key that was meant."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from typing import NoReturn
+
+import jsonargparse
+
+from srcnn.runtime.credentials import without_credentials
+from srcnn.runtime.strict_yaml import load_yaml
+from srcnn.runtime.untrusted import InvalidInput
+
+jsonargparse.set_loader("strict_yaml", load_yaml, (InvalidInput,))
+_WHOLE = re.compile(r"Expected a <class 'int'>. Got value: (\d+\.0|\d[\d.]*e\+\d+)$")  # 1e6
+
+
+class ConfigParser(jsonargparse.ArgumentParser):
+    """A jsonargparse parser that reports an error in one line and suggests the key with the most similar name."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints the message, without passwords, and the known keys most like the unknown ones; exits with status 2."""
+        known_keys = [action.dest for action in self._actions if action.dest not in ("help", "print_config")]
+        unknown = re.findall(r"(?:arguments: |[Oo]ption '|Key ')(?:--)?([\w.]+)", message)
+        hints = [f'; did you mean "{near}"?' for key in unknown for near in nearest(key, known_keys)]
+        if number := _WHOLE.search(message):
+            hints.append(f"; write {float(number[1]):.0f}")
+        elif "Expected a <class 'str'>" in message:
+            hints.append("; in YAML, put a text that looks like a number or true or false in quotes")
+        if "File does not exist" in message:
+            hints.append("; `srcnn configs` lists the shipped ones")
+        print(without_credentials(f"{self.prog}: {' '.join(message.split())}{''.join(hints)}"), file=sys.stderr)
+        print(f"{self.prog} --help explains every key", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def nearest(key: str, known: list[str]) -> list[str]:
+    """The known key most like `key`, whole or after its last dot, or nothing."""
+    by_name = {name.rpartition(".")[2]: name for name in known} | {name: name for name in known}
+    return [by_name[name] for name in difflib.get_close_matches(key, by_name, n=1, cutoff=0.5)]
