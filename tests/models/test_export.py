@@ -209,7 +209,7 @@ def test_a_file_that_computes_something_else_is_not_left_behind(tmp_path, monkey
     if write is export_torch:
         monkeypatch.setattr(export, "_trace", lambda model, *settings: program(PhotoNetwork(other), *settings))
     else:
-        monkeypatch.setattr(SRCNN, "forward", lambda model, degraded: 0.5 * degraded)  # the right size, other pixels
+        monkeypatch.setattr(SRCNN, "forward", lambda model, degraded, condition: 0.5 * degraded)  # of the same size
     with pytest.raises(ValueError, match=facts(tmp_path / "model.out", "5x5")):
         write(some_model(), tmp_path / "model.out")
     assert not list(tmp_path.iterdir())
