@@ -15,8 +15,8 @@ from srcnn.models.base import NetworkConfig, NetworkT
 from srcnn.models.srcnn import SRCNN
 from srcnn.models.unet import UNetConfig
 from srcnn.runtime.errors import UserError
+from srcnn.runtime.torch_internals import X86, cpu_has, cpu_has_bf16
 
-X86 = ("x86_64", "AMD64")  # values of platform.machine()
 MALLOC_THRESHOLD_BYTES = 31 << 20  # the most that glibc's dynamic threshold reaches is 32 MB
 
 
@@ -68,10 +68,7 @@ def computes_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return False
-    # Private, as the public torch.cpu.get_capabilities() is newer than the oldest PyTorch that is supported, 2.9.
-    if platform.machine() in X86:  # oneDNN reports bfloat16 as supported with any AVX-512
-        return any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
-    return bool(getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)())
+    return cpu_has_bf16()
 
 
 def prefers_bf16(config: NetworkConfig, device: torch.device) -> bool:
@@ -81,7 +78,7 @@ def prefers_bf16(config: NetworkConfig, device: torch.device) -> bool:
     float32, in training and restoring alike (oneDNN of PyTorch 2.14; one core of a Xeon without AMX).
     """
     if device.type == "cpu" and isinstance(config, UNetConfig) and platform.machine() in X86:
-        return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
+        return cpu_has("amx_tile")
     return computes_bf16(device)
 
 

@@ -16,6 +16,7 @@ from srcnn.models.base import Network
 from srcnn.photos.jpeg_quality import CONDITION_SIZE
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.files import atomic_file
+from srcnn.runtime.torch_internals import sizes_of_one_are_dynamic
 
 TOLERANCE = 1e-5  # absolute for pixels in [0, 1], relative beyond
 CHANNELS = {1: "luma, BT.601, full range: 0.299 R + 0.587 G + 0.114 B", 3: "RGB"}
@@ -132,12 +133,10 @@ def _in_onnxruntime(content: bytes) -> Function | None:
 
 def _trace(model: Network, side: int) -> torch.export.ExportedProgram:
     """The network traced for any size from `side` pixels."""
-    from torch.fx.experimental import _config  # the public Dim.DYNAMIC does not allow maps of a single pixel
-
     batch = torch.export.Dim("batch", min=1)
     sizes = {0: batch, 2: torch.export.Dim("height", min=side), 3: torch.export.Dim("width", min=side)}
     example = _inputs(model, torch.zeros(2, model.config.channels, side + 12, side + 14))
-    with _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+    with sizes_of_one_are_dynamic():
         program = torch.export.export(model, example, dynamic_shapes=(sizes, {0: batch})[: len(example)])
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it holds paths of this machine
