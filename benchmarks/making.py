@@ -92,7 +92,8 @@ def sub_images(photo: Path, out: Path) -> None:
 
 def ours(photos: list[Path], out: Path, cores: int, decode: Any = "exact") -> Iterator[None]:
     """`python -m shards`, hashing and fsync included."""
-    config = ShardsConfig(photos=str(photos[0].parent), out=str(out), decode=decode, num_workers=cores)
+    config = ShardsConfig(photos=str(photos[0].parent), out=str(out), resize=f"{SIDE}x{SIDE}", decode=decode,
+                          num_workers=cores)
     with WorkerPool(cores) as workers:
         if cores > 1:
             list(workers.map(time.sleep, [WARM_SECONDS] * cores))

@@ -94,8 +94,7 @@ def make_tiles(photos: Path, shards: Path) -> None:
     Raises:
         DemoFailed: none could be made, and why is said; or there are too few photos to validate on some of them.
     """
-    settings = ["--config", str(ROOT / "configs/shards.yaml"), "--resize", "max:1024", "--decode", "reduced",
-                "--val_fraction", "0.25"]
+    settings = ["--config", str(ROOT / "configs/shards.yaml"), "--decode", "reduced", "--val_fraction", "0.25"]
     if shards_command([*settings, "--photos", str(photos), "--out", str(shards), "--allow_refused", "true"]):
         raise DemoFailed
     from srcnn.data.dataset import ShardDataset

@@ -4,6 +4,9 @@
 it. The environment says which pod of how many this is, JOB_COMPLETION_INDEX of NUM_PODS, with RANKS_PER_POD each, and
 where they meet: at FIRST_POD, a name, and MASTER_PORT. Unlike the launcher it ends with what its ranks end with: 0; 2
 for settings that are none; 75 where the same command goes on, after a warning or for want of other pods; else 1.
+
+Tested with Accelerate 1.15 and PyTorch 2.14, whose launchers have no documented interface but the command: that ends
+with 1 whatever the ranks end with, so it is called here (tests/launch/test_pod.py).
 """
 
 from __future__ import annotations

@@ -6,17 +6,21 @@
 from __future__ import annotations
 
 import sys
+from itertools import islice
 
 from shards import index_foreign
 from shards.contact_sheet import write_contact_sheet
 from shards.dataset_card import CARD, write_dataset_card
-from shards.plan import ShardsConfig
+from shards.plan import ResizedPhotos, ShardsConfig, is_poor
 from shards.write import Summary, make_shards
-from srcnn.data.photo_list import read_refused
+from srcnn.data.photo_list import PHOTOS, read_photo_records, read_refused
+from srcnn.photos.jpeg_history import POOR_QUALITY
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.settings import parse
 from srcnn.runtime.storage import join, open_storage, open_writable
 from srcnn.runtime.streams import open_standard_streams
+
+MAX_NAMED = 100  # poor originals of a split
 
 
 def main(arguments: list[str] | None = None, program: str = "python -m shards") -> int:
@@ -61,8 +65,10 @@ def report(config: ShardsConfig, summary: Summary) -> int:
         if not manifest.num_samples:
             print(f"warning: no {manifest.split} samples; give more photos, or a validation folder with --val",
                   file=sys.stderr)
+    report_resized(config, summary.resized)
     if summary.num_ignored_files:
         print(f"{summary.num_ignored_files} files ignored, as their suffix is not that of a photo")
+    report_poor(config, summary)
     refused = [item for split, manifest in summary.manifests.items()
                for item in read_refused(open_storage(join(config.out, split)), manifest)]
     for item in refused:
@@ -72,6 +78,37 @@ def report(config: ShardsConfig, summary: Summary) -> int:
         print(f"{len(refused)} photos refused{hint}", file=sys.stderr)
     is_accepted = config.allow_refused or not refused
     return 0 if is_accepted and any(manifest.num_samples for manifest in manifests) else 1
+
+
+def report_resized(config: ShardsConfig, resized: ResizedPhotos) -> None:
+    """Prints how many photos were reduced and were too small, and warns of those that were enlarged or stretched."""
+    if not resized.total:
+        return
+    rule = "folders" if config.folders else f"resize {config.resize}"
+    print(f"{resized.reduced} of {resized.total} photos reduced ({rule}), {resized.too_small} too small for a tile of "
+          f"{config.tile_pixels}x{config.tile_pixels} pixels")
+    if resized.enlarged or resized.stretched:
+        print(f"warning: {resized.enlarged} photos enlarged, {resized.stretched} stretched to other proportions "
+              f"({rule}); use --resize max:1024, which does neither", file=sys.stderr)
+
+
+def report_poor(config: ShardsConfig, summary: Summary) -> None:
+    """Names the photos that were poor JPEGs themselves, MAX_NAMED of each split."""
+    num_poor = 0
+    for split, manifest in summary.manifests.items():
+        assert manifest.photos
+        if num_here := manifest.photos.num_poor:
+            photos = filter(is_poor, read_photo_records(open_storage(join(config.out, split)), manifest))
+            for photo in islice(photos, MAX_NAMED):
+                print(f"poor original: {photo.name}: JPEG quality {photo.original_quality}", file=sys.stderr)
+            if num_here > MAX_NAMED:
+                print(f"and {num_here - MAX_NAMED} more: original_quality in {join(config.out, split)}/{PHOTOS}",
+                      file=sys.stderr)
+            num_poor += num_here
+    if num_poor:
+        print(f"warning: {num_poor} photos were JPEGs of a quality below {POOR_QUALITY} themselves, and their clean "
+              "tiles show it; take better originals, leave these out, or reduce them further (--resize x0.5)",
+              file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageFile
 
+from srcnn.photos.jpeg_history import original_quality
+from srcnn.photos.jpeg_quality import jpeg_save_of
 from srcnn.photos.reading import (
     Resize,
     decode,
@@ -27,7 +29,18 @@ MIN_REDUCED_SIZE = 1.4
 
 
 def read_clean(path: Path, rule: Resize, scale: Decode, max_megapixels: float) -> np.ndarray:
-    """Decodes a photo over white, upright, and resizes it (Lanczos): uint8 (H, W) or (H, W, 3).
+    """The clean picture of `read_original`."""
+    return read_original(path, rule, scale, max_megapixels)[0]
+
+
+def read_original(
+    path: Path, rule: Resize, scale: Decode, max_megapixels: float, thorough: bool = False
+) -> tuple[np.ndarray, int | None]:
+    """Decodes a photo over white, upright, and resizes it (Lanczos).
+
+    Returns:
+        The clean picture, uint8 (H, W) or (H, W, 3); and the quality of the coarsest JPEG that the photo was, by
+        `original_quality`, None if it was none. Where less than the whole photo is decoded, that of its file.
 
     With `scale` "reduced" a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, if that is at least MIN_REDUCED_SIZE times
     as large as needed; all other photos are the same as with "exact".
@@ -36,6 +49,7 @@ def read_clean(path: Path, rule: Resize, scale: Decode, max_megapixels: float) -
         PhotoRefused: as `srcnn.photos.reading.read_photo`.
     """
     with open_image(path, max_megapixels) as image:
+        file = jpeg_save_of(image)
         if scale == "reduced" and image.format in ("JPEG", "MPO"):
             size, orientation = rule.size(*upright_size(image)), orientation_of(image)
             stored_size = size[::-1] if orientation >= 5 else size  # before the rotation
@@ -43,9 +57,10 @@ def read_clean(path: Path, rule: Resize, scale: Decode, max_megapixels: float) -
                 # Rotated last: the picture is small then, and until then the photo is at the top left of the blocks.
                 reduced = over_white(eight_bit_image(decode(image, turn=False)[0]))
                 small = reduced.resize(stored_size, Image.Resampling.LANCZOS, (0, 0, *extent))
-                return upright_array(np.asarray(small), orientation)
+                return upright_array(np.asarray(small), orientation), file.quality if file else None
         upright = over_white(eight_bit_image(decode(image)[0]))
-    return np.asarray(upright.resize(rule.size(*upright.size), Image.Resampling.LANCZOS))
+    quality = original_quality(np.asarray(upright), file, thorough)
+    return np.asarray(upright.resize(rule.size(*upright.size), Image.Resampling.LANCZOS)), quality
 
 
 def _draft(image: ImageFile.ImageFile, stored_size: tuple[int, int]) -> tuple[float, float] | None:

@@ -235,12 +235,13 @@ def write_photo_list(
         The shards, the manifest's record of the list, and the mean PSNR of all degraded tiles in dB.
     """
     shards: list[Shard] = []
-    num_photos, num_refused, psnr_sum, digest = 0, len(refused), 0.0, hashlib.sha256()
+    num_photos, num_refused, num_poor, psnr_sum, digest = 0, len(refused), 0, 0.0, hashlib.sha256()
     with folder.create(PHOTOS) as file:
         for result in results:
             shards.append(result.shard)
             num_photos += len(result.photos)
             num_refused += len(result.refused)
+            num_poor += sum(map(plan.is_poor, result.photos))
             psnr_sum += sum(photo.degraded_psnr * photo.num_samples for photo in result.photos)
             lines = b"".join([*map(encode_line, result.photos), *map(encode_line, result.refused)])
             digest.update(lines)
@@ -249,7 +250,7 @@ def write_photo_list(
         digest.update(lines)
         file.write(lines)
         num_bytes = file.tell()
-    photos = PhotosFile(PHOTOS, num_bytes, digest.hexdigest(), num_photos, num_refused)
+    photos = PhotosFile(PHOTOS, num_bytes, digest.hexdigest(), num_photos, num_refused, num_poor)
     return tuple(shards), photos, psnr_sum / max(1, sum(shard.num_samples for shard in shards))
 
 

@@ -12,8 +12,11 @@ from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any, Literal, NamedTuple
 
-from srcnn.data.manifest import MEMBERS, SPLITS, RefusedRecord, TileEncoding
+import numpy as np
+
+from srcnn.data.manifest import MEMBERS, SPLITS, PhotoRecord, RefusedRecord, TileEncoding
 from srcnn.photos.degradation import Degradation
+from srcnn.photos.jpeg_history import POOR_QUALITY
 from srcnn.photos.reading import MAX_MEGAPIXELS, Resize
 from srcnn.photos.tiling import JPEG_BLOCK_PIXELS, grid, starts_to_cover
 from srcnn.runtime.errors import UserError
@@ -30,6 +33,7 @@ KEYS_WITHOUT_EFFECT = (
     "allow_refused",
     "num_sheet_pairs",
     "max_megapixels",
+    "check_originals",
 )
 # Keys that older versions did not have, and the value that corresponds to them; not part of the identity at this value.
 ADDED_KEYS = {"decode": "exact", "contents": "pairs"}
@@ -46,8 +50,8 @@ class ShardsConfig:
         val: folder of the validation photos (or pairs); if empty, `photos` are split by the hash of their content.
         out: output folder or URL; the shards go to out/train and out/val.
         folders: resize rules of folders below `photos`, by name; if given, only these folders are read.
-        resize: "1024x1024" (width x height), "long:1024" (long side), "max:1024" (the same, but no photo is enlarged),
-            "x0.5" (factor) or "none".
+        resize: "max:1024" (the long side at most), "long:1024" (the long side, smaller photos are enlarged), "x0.5"
+            (factor), "none", or "1024x1024" (width x height, other proportions are stretched).
         decode: "exact", or "reduced": a JPEG that is large enough is decoded at a half, a quarter or an eighth of its
             size before it is resized; twice as fast, about 45 dB from the exact pictures.
         contents: training samples are "pairs" of tiles, or "clean" tiles that are degraded during training
@@ -63,6 +67,8 @@ class ShardsConfig:
         executor: address of a Dask scheduler, tcp://host:8786, whose workers are used instead of processes.
         allow_refused: exit with status 0 even if some photos were refused.
         num_sheet_pairs: number of random samples on the contact sheet of each split.
+        check_originals: which photos are looked at for an earlier JPEG in their pixels, to report poor ones: "quick":
+            those where 8x8 blocks are seen; "thorough": all, some 0.3 s each. Own tables of JPEGs are always read.
     """
 
     photos: str = ""
@@ -70,7 +76,7 @@ class ShardsConfig:
     val: str = ""
     out: str = "data/shards"
     folders: dict[str, str] = field(default_factory=dict)
-    resize: str = "1024x1024"
+    resize: str = "max:1024"
     decode: Literal["exact", "reduced"] = "exact"
     contents: Literal["pairs", "clean"] = "pairs"
     degradation: Degradation = field(default_factory=Degradation)
@@ -84,12 +90,16 @@ class ShardsConfig:
     executor: str = ""
     allow_refused: bool = False
     num_sheet_pairs: int = 24
+    check_originals: Literal["quick", "thorough"] = "quick"
 
     def __post_init__(self) -> None:
         if bool(self.photos) == bool(self.pairs):
             raise UserError("give either photos (folder of clean photos) or pairs (folder of pair pictures)")
         if self.pairs and self.contents == "clean":
             raise UserError("contents clean: needs photos; pairs are degraded already")
+        if self.check_originals == "thorough" and (self.pairs or self.decode == "reduced"):
+            raise UserError("check_originals thorough: needs photos that are decoded in full; use --decode exact, and "
+                            "photos, not pairs")
         if not JPEG_BLOCK_PIXELS <= self.tile_pixels <= MAX_TILE_SIDE or self.tile_pixels % JPEG_BLOCK_PIXELS:
             raise UserError(f"tile_pixels {self.tile_pixels}: expected a multiple of {JPEG_BLOCK_PIXELS} up to "
                              f"{MAX_TILE_SIDE}")
@@ -234,6 +244,38 @@ def _size_problem(config: ShardsConfig, source: Source) -> str:
     if is_saved and max(width, height) > MAX_JPEG_SIDE:
         return f"{width}x{height} pixels after resizing: a JPEG can have at most {MAX_JPEG_SIDE} each way"
     return ""
+
+
+def is_poor(photo: PhotoRecord) -> bool:
+    """Whether a photo was a JPEG of a quality below POOR_QUALITY before it was degraded here."""
+    return photo.original_quality is not None and photo.original_quality < POOR_QUALITY
+
+
+class ResizedPhotos(NamedTuple):
+    """How many photos resizing made smaller and larger, and how many it gave other proportions; and how many there are.
+
+    `too_small` have less than a tile then: they are refused.
+    """
+
+    total: int
+    reduced: int
+    enlarged: int
+    stretched: int
+    too_small: int
+
+
+def count_resized(config: ShardsConfig, sources: Iterable[Source]) -> ResizedPhotos:
+    """Counts what the resize rules do to photos; pair pictures are not resized."""
+    if config.pairs:
+        return ResizedPhotos(0, 0, 0, 0, 0)
+    counts = np.zeros(len(ResizedPhotos._fields), int)
+    for source in sources:
+        before, after = (source.width, source.height), config.resize_rule(source.name).size(source.width, source.height)
+        is_enlarged = any(new > old for old, new in zip(before, after, strict=True))
+        # A pixel of either side is rounding.
+        is_stretched = abs(before[0] * after[1] - before[1] * after[0]) > max(before)
+        counts += (1, after != before and not is_enlarged, is_enlarged, is_stretched, not config.num_samples(source))
+    return ResizedPhotos(*counts.tolist())
 
 
 def plan_shards(config: ShardsConfig, sources: Sequence[Source]) -> list[ShardTask]:

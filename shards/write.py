@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from shards import output, plan
-from shards.decode import read_clean
+from shards.decode import read_original
 from shards.plan import ShardsConfig, ShardTask, Source
 from shards.tar import write_tar
 from shards.workers import ShardsFailed, WorkerPool, dask_executor, explain_errors
@@ -22,6 +22,7 @@ from srcnn.data.manifest import SPLITS, Manifest, PhotoRecord, RefusedRecord
 from srcnn.photos import tiling
 from srcnn.photos.degradation import crop_to_multiple, degrade
 from srcnn.photos.file_kinds import NAMES
+from srcnn.photos.jpeg_quality import jpeg_save_of
 from srcnn.photos.metrics import psnr
 from srcnn.photos.reading import (
     SUFFIXES,
@@ -48,6 +49,7 @@ class Summary(NamedTuple):
     manifests: dict[str, Manifest]
     num_ignored_files: int
     num_new_shards: int
+    resized: plan.ResizedPhotos = plan.ResizedPhotos(0, 0, 0, 0, 0)
 
 
 def make_shards(config: ShardsConfig, show_progress: bool = True, executor: Executor | None = None) -> Summary:
@@ -66,14 +68,16 @@ def make_shards(config: ShardsConfig, show_progress: bool = True, executor: Exec
             return make_shards(config, show_progress, executor)
     sources, num_ignored = list_sources(config)
     with WorkerPool(min(config.num_workers or num_cores(), len(sources)), executor) as workers:
-        manifests, num_new_shards = fill_output(config, sources, workers, show_progress)
-    return Summary(manifests, num_ignored, num_new_shards)
+        manifests, num_new_shards, resized = fill_output(config, sources, workers, show_progress)
+    return Summary(manifests, num_ignored, num_new_shards, resized)
 
 
 def fill_output(
     config: ShardsConfig, sources: list[Source], workers: WorkerPool, show_progress: bool
-) -> tuple[dict[str, Manifest], int]:
-    """Makes the shards that are missing; returns the manifest of each split and the number of new shards."""
+) -> tuple[dict[str, Manifest], int, plan.ResizedPhotos]:
+    """Makes the shards that are missing; returns the manifest of each split, the number of new shards, and what
+    resizing did.
+    """
     scanned = workers.map_all(partial(scan_photo, config), sources, "photos scanned", show_progress)
     tasks, refused = plan_tasks(config, scanned)
     out = open_writable(config.out)
@@ -86,7 +90,7 @@ def fill_output(
         write_shards(config, missing, workers, show_progress)
         out.prepare(output.FOLDERS)  # removes unfinished files of workers that died
         manifests = {split: output.finish_split(config, split, tasks, refused) for split in SPLITS}
-    return manifests, len(missing)
+    return manifests, len(missing), plan.count_resized(config, (item for item in scanned if isinstance(item, Source)))
 
 
 def plan_tasks(
@@ -241,7 +245,7 @@ def make_tiles(config: ShardsConfig, source: Source) -> PhotoTiles | RefusedReco
     """Decodes, resizes, degrades and tiles a photo."""
     with open_source(source.root).local_copy(source.name) as path:
         try:
-            pictures, quality = read_pictures(config, source, path)
+            pictures, quality, original_quality = read_pictures(config, source, path)
         except PhotoRefused as error:
             return RefusedRecord(source.name, _reason(error, path), source.split)
     height, width = pictures[0].shape[:2]
@@ -250,25 +254,34 @@ def make_tiles(config: ShardsConfig, source: Source) -> PhotoTiles | RefusedReco
     if len(cut[0]) != config.num_samples(source):
         return RefusedRecord(source.name, "was changed after it was scanned", source.split)
     mean_psnr = float(np.mean([psnr(*pair) for pair in zip(*cut, strict=True)])) if len(cut) == 2 else 0.0
-    record = PhotoRecord(source.name, source.sha256, width, height, quality, "", 0, len(cut[0]), round(mean_psnr, 4))
+    record = PhotoRecord(source.name, source.sha256, width, height, quality, "", 0, len(cut[0]), round(mean_psnr, 4),
+                         original_quality)
     return PhotoTiles(cut, record)
 
 
-def read_pictures(config: ShardsConfig, source: Source, path: Path) -> tuple[tuple[np.ndarray, ...], int | None]:
-    """Reads a photo as ((clean, degraded), JPEG quality or None); ((clean,), None) if its split has clean tiles only.
+def read_pictures(
+    config: ShardsConfig, source: Source, path: Path
+) -> tuple[tuple[np.ndarray, ...], int | None, int | None]:
+    """Reads a photo.
 
-    Each picture is uint8 (H, W) or (H, W, 3).
+    Returns:
+        (clean, degraded), or (clean,) if its split has clean tiles only, each uint8 (H, W) or (H, W, 3); the JPEG
+        quality that degraded the second, and that of the photo itself by `read_original`, or None.
     """
     to_color = luma_l if config.color == "luma" else _rgb
     if config.pairs:
+        with open_image(path, config.max_megapixels) as image:
+            file = jpeg_save_of(image)
         pixels = to_color(read_photo(path, config.max_megapixels))
-        return (pixels[:, : config.tile_pixels], pixels[:, config.tile_pixels :]), None
-    clean = read_clean(path, config.resize_rule(source.name), config.decode, config.max_megapixels)
+        both = pixels[:, : config.tile_pixels], pixels[:, config.tile_pixels :]
+        return both, None, file.quality if file else None
+    rule, is_thorough = config.resize_rule(source.name), config.check_originals == "thorough"
+    clean, original = read_original(path, rule, config.decode, config.max_megapixels, is_thorough)
     clean = crop_to_multiple(clean, config.degradation.scale)
     if config.is_clean_only(source.split):
-        return (to_color(clean),), None
+        return (to_color(clean),), None, original
     quality = config.degradation.quality(source.sha256)
-    return (to_color(clean), to_color(degrade(clean, config.degradation, quality))), quality
+    return (to_color(clean), to_color(degrade(clean, config.degradation, quality))), quality, original
 
 
 def _rgb(pixels: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The rooms of srcnn/: which may import which, how long a module may be, and what stays light to import."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,35 @@ def test_launch_and_shards_import_srcnn_and_not_the_other_way_round():
     for path in (ROOT / "srcnn").rglob("*.py"):
         tops = {name.partition(".")[0] for name in imported(parsed(path))}
         assert not {"launch", "shards", "benchmarks", "tests"} & tops, path
+
+
+# Interfaces that their libraries do not document, and the one file that may use each library's.
+INTERNALS = {
+    "srcnn/runtime/torch_internals.py":
+        r"torch(\.\w+)*\._[a-z]|torch\.ops\.|\._metadata\b|\.found_inf\b|fx\.experimental",
+    "srcnn/photos/pillow_internals.py": r"\.layer\b|vars\(image\)|\.applist\b|MAXBLOCK|PIL(\.\w+)*\._[a-z]",
+    "srcnn/tracking/wandb_tracker.py": r"\bx_[a-z]+_[a-z]+\b|\.starting_step\b|\.lastHistoryStep\b|wandb\.proto",
+    "launch/pod.py": r"accelerate\.commands\.launch import|elastic\.multiprocessing|accelerate(\.\w+)*\._[a-z]",
+}
+
+
+@pytest.mark.parametrize("only", INTERNALS)
+def test_what_a_library_does_not_document_is_used_in_one_file(only):
+    assert re.search(INTERNALS[only], (ROOT / only).read_text(encoding="utf-8"))
+    others = [path for path in SOURCES if path != ROOT / only]
+    found = [path for path in others if re.search(INTERNALS[only], code_of(path))]
+    assert not found
+
+
+def code_of(path):
+    """A file's source without comments and docstrings."""
+    return ast.unparse(ast.fix_missing_locations(WithoutStrings().visit(parsed(path))))
+
+
+class WithoutStrings(ast.NodeTransformer):
+    def visit_Expr(self, node):
+        is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        return ast.Pass() if is_text else self.generic_visit(node)
 
 
 def test_no_launch_file_hides_a_package_it_imports():

@@ -116,13 +116,16 @@ def check_split(config: TrainConfig, name: str, split: Split) -> Iterator[Findin
 
 
 def check_refused(config: TrainConfig, splits: Mapping[str, Split]) -> Iterator[Finding]:
-    """Photos that are in no shard because they could not be read."""
+    """Photos that are in no shard because they could not be read, and those that have the damage of an earlier JPEG."""
     for name, split in splits.items():
         if split.manifest and split.manifest.photos:
             for first in read_refused(_open(config, name), split.manifest):
                 number = pluralize(split.manifest.photos.num_refused, "photo")
                 yield note(f"{name}: {number} refused when the shards were made; {first.name}: {first.reason}")
                 break
+            if num_poor := split.manifest.photos.num_poor:
+                yield note(f"{name}: {pluralize(num_poor, 'photo')} had the damage of a coarse JPEG before",
+                           "see original_quality in photos.jsonl; take better originals, or reduce them further")
 
 
 def _open(config: TrainConfig, split: str) -> Folder | ObjectStore:

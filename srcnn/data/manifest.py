@@ -164,6 +164,7 @@ class PhotosFile:
     sha256: str
     num_photos: int
     num_refused: int
+    num_poor: int = 0  # photos that were JPEGs of a low quality before they were degraded here
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +177,7 @@ class PhotoRecord:
         quality: of the JPEG that degraded it; None if there was none.
         first_sample: index of the first sample within the shard.
         degraded_psnr: mean PSNR of the degraded tiles, dB.
+        original_quality: of the coarsest JPEG that the photo itself was; None if it was none, or that is not known.
     """
 
     name: str
@@ -187,6 +189,7 @@ class PhotoRecord:
     first_sample: int
     num_samples: int
     degraded_psnr: float
+    original_quality: int | None = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import platform
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,11 +15,20 @@ from srcnn.models.base import NetworkConfig, NetworkT
 from srcnn.models.srcnn import SRCNN
 from srcnn.models.unet import UNetConfig
 from srcnn.runtime.errors import UserError
+from srcnn.runtime.torch_internals import X86, cpu_has, cpu_has_bf16
 
-X86 = ("x86_64", "AMD64")  # values of platform.machine()
 MALLOC_THRESHOLD_BYTES = 31 << 20  # the most that glibc's dynamic threshold reaches is 32 MB
+
+
+class _Precisions(NamedTuple):
+    """The process's precision of float32: of the older interface, None where it cannot be read; and by operation."""
+
+    matmul: str | None
+    of_operations: tuple[str, ...]
+
+
 _precision_lock = threading.Lock()
-_precisions_before: list[tuple[str, str]] = []  # of convolutions and RNNs, an entry for each thread in full_precision
+_precisions_before: list[_Precisions] = []  # an entry for each thread in full_precision
 
 
 def device_here() -> torch.device:
@@ -59,10 +69,7 @@ def computes_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return False
-    # Private, as the public torch.cpu.get_capabilities() is newer than the oldest PyTorch that is supported, 2.9.
-    if platform.machine() in X86:  # oneDNN reports bfloat16 as supported with any AVX-512
-        return any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
-    return bool(getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)())
+    return cpu_has_bf16()
 
 
 def prefers_bf16(config: NetworkConfig, device: torch.device) -> bool:
@@ -72,37 +79,50 @@ def prefers_bf16(config: NetworkConfig, device: torch.device) -> bool:
     float32, in training and restoring alike (oneDNN of PyTorch 2.14; one core of a Xeon without AMX).
     """
     if device.type == "cpu" and isinstance(config, UNetConfig) and platform.machine() in X86:
-        return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
+        return cpu_has("amx_tile")
     return computes_bf16(device)
 
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Computes convolutions on an NVIDIA GPU in full float32 instead of TF32's 10 bits.
+    """Computes convolutions and matrix products of float32 in full float32, not in TF32 or bfloat16.
 
-    The setting belongs to the process: it is restored when the last thread leaves. Meanwhile both of PyTorch's
-    interfaces can read it, `cudnn.allow_tf32` and `cudnn.conv.fp32_precision`.
+    The settings belong to the process: they are as before when the last thread leaves. Meanwhile both of PyTorch's
+    interfaces can read them, `cudnn.allow_tf32` and `cudnn.conv.fp32_precision`.
     """
-    cudnn = torch.backends.cudnn
     with _precision_lock:
-        current = cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision  # type: ignore[attr-defined]
-        _precisions_before.append(_precisions_before[0] if _precisions_before else current)
-        _set_cudnn_precisions("ieee", "ieee")
+        _precisions_before.append(_precisions_before[0] if _precisions_before else _get_precisions())
+        _set_precisions(_Precisions("highest", ("ieee",) * len(_operations())))
     try:
         yield
     finally:
         with _precision_lock:
             before = _precisions_before.pop()
             if not _precisions_before:
-                _set_cudnn_precisions(*before)
+                _set_precisions(before)
 
 
-def _set_cudnn_precisions(convolution: str, rnn: str) -> None:
-    """Sets allow_tf32 first, which changes the other two: PyTorch fails to read it where they disagree."""
-    cudnn = torch.backends.cudnn
-    cudnn.allow_tf32 = convolution == "tf32"
-    cudnn.conv.fp32_precision = convolution  # type: ignore[attr-defined]
-    cudnn.rnn.fp32_precision = rnn  # type: ignore[attr-defined]
+def _operations() -> tuple[Any, ...]:
+    backends: Any = torch.backends
+    return (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul, backends.mkldnn.matmul,
+            backends.mkldnn.conv, backends.mkldnn.rnn)
+
+
+def _get_precisions() -> _Precisions:
+    try:
+        matmul = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the newer interface was used, and differs between devices
+        matmul = None
+    return _Precisions(matmul, tuple(operation.fp32_precision for operation in _operations()))
+
+
+def _set_precisions(precisions: _Precisions) -> None:
+    """Sets those of the older interface first, which change others: PyTorch fails to read it where they disagree."""
+    torch.backends.cudnn.allow_tf32 = precisions.of_operations[0] == "tf32"
+    if precisions.matmul:
+        torch.set_float32_matmul_precision(precisions.matmul)
+    for operation, precision in zip(_operations(), precisions.of_operations, strict=True):
+        operation.fp32_precision = precision
 
 
 def raise_malloc_threshold() -> None:

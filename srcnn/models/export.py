@@ -19,6 +19,7 @@ from srcnn.models.unet import to_luma
 from srcnn.photos.jpeg_quality import CONDITION_SIZE
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.files import atomic_file
+from srcnn.runtime.torch_internals import sizes_of_one_are_dynamic
 
 TOLERANCE = 1e-5  # absolute for pixels in [0, 1], relative beyond
 HALF_TOLERANCE = 2e-3  # the same in float16: half a level of 255
@@ -196,14 +197,12 @@ def _in_onnxruntime(content: bytes) -> Function | None:
 
 def _trace(model: nn.Module, shape: tuple[int, int], conditioned: bool) -> torch.export.ExportedProgram:
     """The network traced for photos of `shape`'s channels and any size from its side."""
-    from torch.fx.experimental import _config  # the public Dim.DYNAMIC does not allow maps of a single pixel
-
     channels, side = shape
     batch = torch.export.Dim("batch", min=1)
     sizes = {0: batch, 2: torch.export.Dim("height", min=side), 3: torch.export.Dim("width", min=side)}
     example = _inputs(torch.zeros(2, channels, side + 12, side + 14), conditioned)
     dynamic = (sizes, {0: batch})[: len(example)]
-    with _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+    with sizes_of_one_are_dynamic():
         program = torch.export.export(model, example, dynamic_shapes=dynamic)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it holds paths of this machine

@@ -16,6 +16,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from srcnn.runtime.torch_internals import zero_where_not_positive
+
 MAX_PLANES = 256  # rows of the im2col matrix: with more, memory and time exceed those of a direct convolution
 
 
@@ -119,8 +121,7 @@ class Relu(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grads: torch.Tensor) -> torch.Tensor:
         maps, = ctx.saved_tensors
-        # torch.where and masked_fill take seven times as long (PyTorch 2.14, one core).
-        bits = torch.ops.aten.threshold_backward(grads.contiguous().view(torch.int16), maps.view(torch.int16), 0)
+        bits = zero_where_not_positive(grads.contiguous().view(torch.int16), maps.view(torch.int16))
         return bits.view(torch.bfloat16)
 
 

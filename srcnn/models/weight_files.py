@@ -24,6 +24,7 @@ from srcnn.runtime.credentials import without_credentials
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.files import atomic_file
 from srcnn.runtime.run_folder import is_inside
+from srcnn.runtime.torch_internals import state_note
 from srcnn.runtime.untrusted import InvalidInput, open_regular
 
 if TYPE_CHECKING:
@@ -125,8 +126,7 @@ def _read_pth(path: Path) -> tuple[dict[str, Any], str | None]:
         state = next((state[key] for key in WRAPPERS if isinstance(state.get(key), dict)), state)
     if not isinstance(state, dict):
         raise InvalidInput(f"not the weights of an SRCNN: {type(state).__name__}")
-    metadata = getattr(state, "_metadata", {})  # where `save_state_dict` puts the config
-    return dict(state), metadata.get("", {}).get("srcnn")
+    return dict(state), state_note(state)
 
 
 def _without_prefixes(state: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -18,6 +18,7 @@ from srcnn.models.unet import UNet, UNetConfig
 from srcnn.models.weight_files import DEFAULT_WEIGHTS, find_weights, read_weights, save_tensors, write_weights
 from srcnn.models.wrapped import EXTRA, from_spandrel
 from srcnn.runtime.errors import UserError
+from srcnn.runtime.torch_internals import set_state_note
 
 Initialization = Literal["kaiming", "pytorch", "paper"]
 
@@ -71,10 +72,10 @@ def save_model(
 def save_state_dict(model: Network, path: str | Path) -> None:
     """Writes weights without centering as a plain state_dict, which the source project's `load_state_dict` reads.
 
-    The config is in the dict's `_metadata`, which `load_state_dict` of other programs ignores; it would refuse a key.
+    The config is beside the weights, where `load_state_dict` of other programs ignores it.
     """
     state = model.without_centering().cpu().state_dict()
-    state._metadata[""]["srcnn"] = json.dumps(asdict(model.config))  # type: ignore[attr-defined]
+    set_state_note(state, json.dumps(asdict(model.config)))
     save_tensors(state, path)
 
 

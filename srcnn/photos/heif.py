@@ -34,7 +34,8 @@ def open_heic(file: IO[bytes]) -> ImageFile.ImageFile:
         import pillow_heif
     except ImportError as error:
         raise InvalidInput(MISSING) from error
-    image: ImageFile.ImageFile = pillow_heif.HeifImageFile(file)  # not registered: that would be for the whole process
+    open_file: Any = pillow_heif.HeifImageFile  # not registered: that would be for the whole process
+    image: ImageFile.ImageFile = open_file(file)
     return image
 
 

@@ -15,6 +15,7 @@ the earlier steps: Popescu and Farid, "Statistical Tools for Digital Forensics",
 from __future__ import annotations
 
 from functools import cache
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -55,6 +56,12 @@ MIN_LEAD = 0.5  # of the best grid over the third, as a share of its evidence: t
 MIN_SHARES = (0.03, 0.3)  # evidence of an earlier save as a share of the last one's: on another grid, on the same
 LOWER = 5  # an earlier save must have a quality lower by this
 UNSEEN_QUALITY = 95  # from here on the steps of a file are 1 or 2: an earlier save may seem to be the last
+POOR_QUALITY = 60  # photos that were JPEGs of a lower quality are poor originals to train on
+QUIET_QUALITY = 75  # below, the blocks of a file itself hide those of an earlier one
+MIN_POOR_EVIDENCE = 50.0  # nats, of an eighth of the windows
+MIN_CONTRAST = 1.25  # of blocks: that of 74 clean photos was up to 1.24, of their JPEGs of quality 55 from 1.27
+SAMPLE_PIXELS, SAMPLES_A_SIDE = 195, 3  # of `block_contrast`; 195 pixels have 24 x 8 lines with two neighbours
+FLAT_STEP = 0.05  # levels; keeps the contrast of a flat photo at 1
 FILE_TABLE_ERROR = 10  # by which the qualities of a file's own table and of the steps found may differ
 
 
@@ -92,6 +99,69 @@ def worst_save(pixels: np.ndarray, file: JpegSave | None) -> JpegSave | None:
     luma, chroma = (quality_tables(table)[quality - 1] for table in (ANNEX_K_LUMA, ANNEX_K_CHROMA))
     luma = np.where(found.steps > 0, found.steps, luma.reshape(8, 8)).reshape(-1)
     return JpegSave(quality, condition_of(luma, None if is_grey else chroma, not is_grey), found.offset)
+
+
+def original_quality(pixels: np.ndarray, file: JpegSave | None, thorough: bool) -> int | None:
+    """The quality 1..100 of the coarsest JPEG that a photo went through; None if there is no sign of one.
+
+    That of the photo's own file. An earlier one is looked for in some 0.3 s if `thorough`, else only where 8x8 blocks
+    show and a first look finds steps of a quality below POOR_QUALITY: a hundredth of the time, for most photos.
+
+    Args:
+        pixels, file: as in `worst_save`.
+    """
+    may_hide_another = file is None or file.quality >= QUIET_QUALITY
+    if thorough or may_hide_another and _shows_poor_save(pixels):
+        file = worst_save(pixels, file)
+    return file.quality if file else None
+
+
+def _shows_poor_save(pixels: np.ndarray) -> bool:
+    """Whether the pixels show 8x8 blocks and, on one of their grids, steps of a quality below POOR_QUALITY."""
+    contrasts = block_contrasts(pixels)
+    if contrasts.max() < MIN_CONTRAST:
+        return False
+    windows = _sample_windows(pixels, MAX_WINDOWS // 8)
+    rows, columns = np.argsort(contrasts, axis=1)[:, -2:]  # two, as there may be two grids
+    return len(windows) >= MIN_WINDOWS and any(
+        _evidence_of_poor(windows[:, row : row + BLOCK_PIXELS, column : column + BLOCK_PIXELS]) >= MIN_POOR_EVIDENCE
+        for row, column in product(rows, columns))
+
+
+def _evidence_of_poor(blocks: np.ndarray) -> float:
+    """(N, 8, 8) luma on one grid -> the most evidence for a table of libjpeg of a quality below POOR_QUALITY, nats."""
+    dct = _transform()[: MAX_FREQUENCY + 1, :BLOCK_PIXELS]
+    coefficients = (dct @ blocks @ dct.T)[:, ROWS, COLUMNS]
+    counts = _histograms(coefficients.T)
+    of_steps = [_fold(counts, noise) @ _weights_of_steps(noise, _fold_of(noise)) for noise in NOISES]
+    return float(_ratios_of_tables(np.stack(of_steps))[:, : POOR_QUALITY - 1].max())
+
+
+def block_contrasts(pixels: np.ndarray) -> np.ndarray:
+    """How much larger the steps between pixels are across each eighth row, and column, than across most others.
+
+    Args:
+        pixels: (H, W) or (H, W, 3) uint8, of which nine places are looked at.
+
+    Returns:
+        (2, 8): of the rows, and columns, whose number modulo 8 is 0..7; all are about 1 without blocks.
+    """
+    plane = pixels if pixels.ndim == 2 else pixels[..., 1]
+    return np.stack([_contrasts_of_rows(plane), _contrasts_of_rows(plane.T)])
+
+
+def _contrasts_of_rows(plane: np.ndarray) -> np.ndarray:
+    steps = np.zeros(BLOCK_PIXELS)
+    tops, lefts = (np.linspace(0, max(0, side - SAMPLE_PIXELS), SAMPLES_A_SIDE).astype(int) for side in plane.shape)
+    for top, left in product(tops // BLOCK_PIXELS * BLOCK_PIXELS, lefts):
+        sample = plane[top : top + SAMPLE_PIXELS, left : left + SAMPLE_PIXELS].astype(np.int16)
+        slopes = np.diff(sample, axis=0)
+        of_rows = np.abs(2 * slopes[1:-1] - slopes[:-2] - slopes[2:]).mean(axis=1)  # from the third row on
+        num_blocks = len(of_rows) // BLOCK_PIXELS
+        if num_blocks:
+            steps += of_rows[: num_blocks * BLOCK_PIXELS].reshape(num_blocks, BLOCK_PIXELS).mean(axis=0)
+    steps += FLAT_STEP
+    return np.roll(steps / np.median(steps), 2)
 
 
 class _Save(NamedTuple):
@@ -139,19 +209,19 @@ def estimate_history(pixels: np.ndarray, file_quality: int | None = None) -> Jpe
     return JpegHistory(float(save.quality), divmod(save.grid, BLOCK_PIXELS), steps, save.confidence, save.is_last)
 
 
-def _sample_windows(pixels: np.ndarray) -> np.ndarray:
+def _sample_windows(pixels: np.ndarray, max_windows: int = MAX_WINDOWS) -> np.ndarray:
     """(N, 15, 15) float32 luma, all different, evenly over the photo; none with clipped levels, none flat."""
     rows, columns = (max(0, (side - WINDOW_PIXELS) // BLOCK_PIXELS + 1) for side in pixels.shape[:2])
     if rows * columns == 0:
         return np.empty((0, WINDOW_PIXELS, WINDOW_PIXELS), np.float32)
     # More than are wanted, because some are not fit.
-    numbers = _thinned(np.arange(rows * columns), 4 * MAX_WINDOWS)
+    numbers = _thinned(np.arange(rows * columns), 4 * max_windows)
     views = sliding_window_view(pixels, (WINDOW_PIXELS, WINDOW_PIXELS), axis=(0, 1))
     windows = views[BLOCK_PIXELS * (numbers // columns), BLOCK_PIXELS * (numbers % columns)]
     windows = windows.reshape(len(numbers), -1, WINDOW_PIXELS, WINDOW_PIXELS)
     unclipped = windows[(windows.min(axis=(1, 2, 3)) > 0) & (windows.max(axis=(1, 2, 3)) < 255)].astype(np.float32)
     luma = np.einsum("ncyx,c->nyx", unclipped, LUMA) if unclipped.shape[1] == 3 else unclipped[:, 0]
-    luma = _thinned(luma[luma.std(axis=(1, 2)) >= MIN_DEVIATION], MAX_WINDOWS)
+    luma = _thinned(luma[luma.std(axis=(1, 2)) >= MIN_DEVIATION], max_windows)
     return np.unique(luma, axis=0) if len(luma) else luma
 
 
@@ -177,10 +247,25 @@ def _count_coefficients(windows: np.ndarray) -> np.ndarray:
     blocks = np.matmul(_transform(), np.matmul(windows, _transform().T))
     blocks = blocks.reshape(len(windows), BLOCK_PIXELS, MAX_FREQUENCY + 1, BLOCK_PIXELS, MAX_FREQUENCY + 1)
     coefficients = blocks.transpose(1, 3, 2, 4, 0)[:, :, ROWS, COLUMNS].reshape(-1, len(windows))
+    return _histograms(coefficients).reshape(NUM_OFFSETS, NUM_FREQUENCIES, NUM_BINS)
+
+
+def _histograms(coefficients: np.ndarray) -> np.ndarray:
+    """(K, N) -> (K, NUM_BINS) float32: of absolute values; higher ones are left out."""
     bins = np.minimum(np.abs(coefficients) / BIN, NUM_BINS).astype(np.int32)
     bins += np.arange(len(bins), dtype=np.int32)[:, None] * (NUM_BINS + 1)
     counts = np.bincount(bins.ravel(), minlength=len(coefficients) * (NUM_BINS + 1)).astype(np.float32)
-    return counts.reshape(NUM_OFFSETS, NUM_FREQUENCIES, NUM_BINS + 1)[..., :NUM_BINS]
+    return counts.reshape(len(coefficients), NUM_BINS + 1)[:, :NUM_BINS]
+
+
+def _fold_of(noise: float) -> int:
+    """How many bins are taken together: up to half as wide as the noise, in half of the time."""
+    return min(4, max(1, int(2 * noise)))
+
+
+def _fold(counts: np.ndarray, noise: float) -> np.ndarray:
+    """(K, NUM_BINS) -> (K, NUM_BINS / fold)."""
+    return counts.reshape(len(counts), -1, _fold_of(noise)).sum(axis=2)
 
 
 def _density(steps: np.ndarray, levels: np.ndarray, noise: float) -> np.ndarray:
@@ -211,9 +296,8 @@ def _ratios_of_steps(counts: np.ndarray) -> np.ndarray:
     """(NOISES, 64 offsets, frequencies, STEPS): log-likelihood ratios, less what a fifth of the offsets exceed."""
     ratios = np.empty((len(NOISES), NUM_OFFSETS, NUM_FREQUENCIES, len(STEPS)), np.float32)
     for number, noise in enumerate(NOISES):
-        fold = min(4, max(1, int(2 * noise)))  # bins up to half as wide as the noise: half of the time
-        folded = counts.reshape(NUM_OFFSETS * NUM_FREQUENCIES, -1, fold).sum(axis=2)
-        ratios[number] = (folded @ _weights_of_steps(noise, fold)).reshape(ratios.shape[1:])
+        folded = _fold(counts.reshape(-1, NUM_BINS), noise)
+        ratios[number] = (folded @ _weights_of_steps(noise, _fold_of(noise))).reshape(ratios.shape[1:])
     of_most = np.partition(ratios, NUM_OFFSETS * 4 // 5, axis=1)[:, [NUM_OFFSETS * 4 // 5]]
     return ratios - np.maximum(of_most, 0)
 

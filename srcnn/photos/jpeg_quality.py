@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
+from srcnn.photos.pillow_internals import jpeg_components
 from srcnn.runtime.errors import UserError
 
 MAX_STEP = 255  # of a baseline JPEG
@@ -125,16 +126,17 @@ def condition_of_image(image: Image.Image) -> np.ndarray | None:
     """The condition vector of an opened JPEG (see `quality_of`); None without valid tables."""
     if (tables := _tables_of(image)) is None:
         return None
-    sampling = [(each[1], each[2]) for each in image.layer]  # type: ignore[attr-defined]  # (id, across, down, table)
-    return condition_of(*tables, subsampled=len(set(sampling)) > 1)
+    sampling = {(component.across, component.down) for component in jpeg_components(image)}
+    return condition_of(*tables, subsampled=len(sampling) > 1)
 
 
 def _tables_of(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None] | None:
     """The luma table, and the chroma table or None for greyscale; None for other files and invalid tables."""
-    if not isinstance(image, JpegImageFile) or not image.layer:
+    components = jpeg_components(image)
+    if not isinstance(image, JpegImageFile) or not components:
         return None
     # Component 0 is Y or grey, or R or C of files without chroma.
-    tables = [image.quantization.get(component[3]) for component in image.layer[:2]]
+    tables = [image.quantization.get(component.table) for component in components[:2]]
     if any(table is None or len(table) != ANNEX_K_LUMA.size or min(table) < 1 for table in tables):
         return None
     luma, *chroma = (np.asarray(table) for table in tables)

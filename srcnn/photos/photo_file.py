@@ -13,6 +13,7 @@ from PIL import Image, ImageFile
 from srcnn.photos.containers import write_container
 from srcnn.photos.jpeg_quality import JpegSave, jpeg_save_of
 from srcnn.photos.metadata import Metadata, drop_unsupported, metadata_of, note_of
+from srcnn.photos.pillow_internals import forget_source
 from srcnn.photos.reading import (
     KINDS,
     MAX_MEGAPIXELS,
@@ -167,10 +168,7 @@ def read_photo_file(
                 mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             metadata, lost = metadata_of(opened, content)
     if isinstance(image, Image.Image):
-        # Or Pillow would also write what its reader found beside the metadata: comments, compression, tags of a TIFF.
-        image.info.clear()
-        for name in ("tag", "tag_v2"):
-            vars(image).pop(name, None)
+        forget_source(image)
         if jpeg is not None:
             jpeg = jpeg.upright(orientation, image.height, image.width)
     notes = (*conversions, *note_of("not kept", lost))

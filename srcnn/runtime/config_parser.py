@@ -22,7 +22,7 @@ class ConfigParser(jsonargparse.ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the message, without passwords, and the known keys most like the unknown ones; exits with status 2."""
-        known_keys = [action.dest for action in self._actions if action.dest not in ("help", "print_config")]
+        known_keys = list(self.get_defaults().keys(branches=True))
         unknown = re.findall(r"(?:arguments: |[Oo]ption '|Key ')(?:--)?([\w.]+)", message)
         hints = [f'; did you mean "{near}"?' for key in unknown for near in nearest(key, known_keys)]
         if number := _WHOLE.search(message):

@@ -5,6 +5,7 @@ Invalid content raises InvalidInput, a ValueError; see docs/security.md.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -85,13 +86,14 @@ def read_json(path: Path, max_bytes: int = MAX_MANIFEST_BYTES, *, follow: bool =
 def check_record(kind: type, item: Any) -> None:
     """Raises InvalidInput unless a JSON object has the fields of the dataclass `kind`, with values of their types.
 
-    Integers must be from 0 to below MAX_COUNT, other numbers not NaN.
+    Fields with a default may be missing, as files of older versions lack them. Integers must be from 0 to below
+    MAX_COUNT, other numbers not NaN.
     """
     types = _field_types(kind)
-    if not isinstance(item, dict) or item.keys() != types.keys():
+    if not isinstance(item, dict) or not _required_fields(kind) <= item.keys() <= types.keys():
         raise InvalidInput(f"damaged: {kind.__name__} must have exactly the keys {', '.join(types)}")
-    for name, allowed in types.items():
-        value = item[name]
+    for name, value in item.items():
+        allowed = types[name]
         if type(value) not in allowed or value != value or type(value) is int and not 0 <= value < MAX_COUNT:
             raise InvalidInput(f"damaged: {kind.__name__} with {name} {value!r:.40}")
 
@@ -104,6 +106,11 @@ def _field_types(kind: type) -> Mapping[str, frozenset[type]]:
         types = frozenset(get_args(hint) or (hint,))
         found[name] = types | {int} if float in types else types
     return found
+
+
+@lru_cache
+def _required_fields(kind: type) -> frozenset[str]:
+    return frozenset(field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING)
 
 
 def record(kind: type[RecordT], item: Any) -> RecordT:

@@ -1,4 +1,8 @@
-"""The wandb tracker."""
+"""The wandb tracker.
+
+Tested with wandb 0.31, of which it uses beside what is documented: Run.starting_step, lastHistoryStep of a run of the
+public API, and the setting x_disable_meta (tests/tracking/test_wandb_internals.py).
+"""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from srcnn.data.dataset import ShardDataset
 from srcnn.data.loader import Batch
 from srcnn.runtime.distributed import all_gather_json, raise_if_any_rank_failed
 from srcnn.runtime.errors import DivergedError
+from srcnn.runtime.torch_internals import skip_update_if
 from srcnn.runtime.untrusted import InvalidInput, open_regular
 from srcnn.training.components import Components, PendingStep
 from srcnn.training.loss import conditions_for
@@ -97,13 +98,10 @@ def compute_gradient(trainer: Components, batch: Batch) -> torch.Tensor:
 
 
 def update_weights(trainer: Components, gradient_norm: torch.Tensor) -> float:
-    """The optimizer's update, unless the gradient is not finite, which the device decides; returns the learning rate.
-
-    `found_inf` is the contract between torch.amp.GradScaler and fused optimizers; fp16's own scaler sets it itself.
-    """
+    """The optimizer's update, unless the gradient is not finite, as the device decides; returns the learning rate."""
     config = trainer.config
     set_lr(trainer.optimizer, lr_factor(config.optimizer, trainer.state.samples, config.total_samples))
-    trainer.optimizer.optimizer.found_inf = (~gradient_norm.isfinite()).float()
+    skip_update_if(trainer.optimizer.optimizer, (~gradient_norm.isfinite()).float())
     trainer.optimizer.step()
     return float(trainer.optimizer.param_groups[0]["lr"])
 

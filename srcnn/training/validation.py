@@ -71,17 +71,17 @@ def validate(
 def score_sums(
     model: Network, clean: torch.Tensor, degraded: torch.Tensor, *conditions: torch.Tensor
 ) -> torch.Tensor:
-    """SCORES, of three channels LUMA_SCORES too, and 1, each summed over the tiles; float64 (6,) or (8,)."""
-    with full_precision():  # SSIM's convolutions too: TF32 would take the digits that its variances differ in
+    """SCORES, of three channels LUMA_SCORES too, and 1, each summed over the tiles, in float64: (6,) or (8,)."""
+    with full_precision():
         restored = model(degraded, *conditions)
-        shown = restored.clamp(0, 1)
-        scores = [
-            tile_psnr(clean, degraded),
-            tile_psnr(clean, shown),
-            ssim(clean, degraded),
-            ssim(clean, shown),
-            (restored - clean).double().square().mean(dim=(1, 2, 3)),
-        ]
-        if clean.shape[1] == 3:
-            scores += [tile_psnr(luma(clean), luma(other)) for other in (degraded, shown)]
+    shown = restored.clamp(0, 1)
+    scores = [
+        tile_psnr(clean, degraded),
+        tile_psnr(clean, shown),
+        ssim(clean, degraded),
+        ssim(clean, shown),
+        (restored - clean).double().square().mean(dim=(1, 2, 3)),
+    ]
+    if clean.shape[1] == 3:
+        scores += [tile_psnr(luma(clean), luma(other)) for other in (degraded, shown)]
     return torch.stack([score.double().sum().to(clean.device) for score in (*scores, torch.ones(len(clean)))])

@@ -8,9 +8,10 @@ from messages import facts
 from seeds import edit_manifest, edit_split
 from small import small_shards
 
-from srcnn.data.manifest import PhotoRecord, RefusedRecord, ShardError
+from srcnn.data.manifest import PhotoRecord, RefusedRecord, ShardError, read_manifest
 from srcnn.data.photo_list import decode_line, encode_line
 from srcnn.data.verify import verify_shards
+from srcnn.runtime.storage import Folder
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,14 @@ def test_a_photo_comes_back_as_it_was_in_one_line(name):
                   RefusedRecord(name, "why", "val", "0")):
         line = encode_line(entry)
         assert decode_line(line) == entry and line.count(b"\n") == 1 and line.decode("utf-8")
+
+
+def test_a_list_of_an_older_version_lacks_the_quality_of_originals(shards):
+    edit_split(shards, change_photos=lambda photos: [photo.pop("original_quality") for photo in photos])
+    edit_manifest(shards, lambda it: it["photos"].pop("num_poor"))
+    manifest = read_manifest(Folder(shards))
+    assert manifest.photos.num_poor == 0
+    assert [photo.original_quality for photo in photos_of(shards)] == [None] * manifest.photos.num_photos
 
 
 def edit_photo(folder, change):

@@ -1,5 +1,8 @@
 """Convolutions as products, ReLU and padding on a CPU: values and gradients as PyTorch's own."""
 
+from contextlib import suppress
+from operator import attrgetter
+
 import pytest
 import torch
 from torch import nn
@@ -114,6 +117,41 @@ def test_a_layer_takes_maps_of_any_layout_and_a_gradient_reaches_them():
 def test_without_gradients_nothing_is_kept():
     with torch.no_grad():
         assert pad(Conv(1, 2, 3)(torch.rand(1, 1, 5, 5)), 1).grad_fn is None
+
+
+def precisions():
+    """Of each operation, and of PyTorch's older interface, which cannot be read where operations differ."""
+    operations = [f"{backend}.{name}" for backend, names in BACKENDS.items() for name in names]
+    found = {name: attrgetter(name)(torch.backends).fp32_precision for name in operations}
+    with suppress(RuntimeError):
+        found["older"] = torch.get_float32_matmul_precision()
+    return found
+
+
+BACKENDS = {"cudnn": ("conv", "rnn"), "cuda": ("matmul",), "mkldnn": ("matmul", "conv", "rnn")}
+SETTINGS = {
+    "none": lambda: None,
+    "medium": lambda: torch.set_float32_matmul_precision("medium"),
+    "one device": lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),
+    "convolutions": lambda: setattr(torch.backends.mkldnn.conv, "fp32_precision", "bf16"),
+    "cudnn": lambda: setattr(torch.backends.cudnn, "allow_tf32", False),
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_every_precision_is_full_within_and_as_before_after(setting):
+    try:
+        SETTINGS[setting]()
+        before = precisions()
+        with full_precision():
+            within = precisions()
+        assert precisions() == before
+        assert within.pop("older") == "highest" and set(within.values()) == {"ieee"}
+    finally:  # PyTorch's defaults
+        torch.backends.cudnn.allow_tf32 = True
+        torch.set_float32_matmul_precision("highest")
+        for name in BACKENDS["mkldnn"]:
+            getattr(torch.backends.mkldnn, name).fp32_precision = "none"
 
 
 def test_the_precision_of_convolutions_comes_back_whichever_thread_ends_first():

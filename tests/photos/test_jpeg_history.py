@@ -10,8 +10,9 @@ from PIL import Image, JpegPresets
 from small import draw_photo, random_photo
 
 from benchmarks.damages import draw_screen
-from srcnn.photos.jpeg_history import estimate_history
-from srcnn.photos.jpeg_quality import ANNEX_K_LUMA, quality_of, quality_tables
+from srcnn.photos import jpeg_history
+from srcnn.photos.jpeg_history import estimate_history, original_quality
+from srcnn.photos.jpeg_quality import ANNEX_K_LUMA, jpeg_save, quality_of, quality_tables
 
 HEIGHT, WIDTH = 213, 307
 
@@ -109,6 +110,39 @@ def nothing_to_find(photo):
 def test_nothing_is_found_where_there_was_no_jpeg(photo):
     found = {name: estimate_history(pixels) for name, pixels in nothing_to_find(photo).items()}
     assert found == dict.fromkeys(found)
+
+
+def originals(photo):
+    """Name: (pixels, quality of the file, quality of the coarsest JPEG)."""
+    poor, turned = saved(photo, quality=40), saved(photo, quality=40).swapaxes(0, 1)
+    return {
+        "clean": (photo, None, None),
+        "a good JPEG": (saved(photo, quality=90), 90, 90),
+        "a fair JPEG": (saved(photo, quality=75), 75, 75),
+        "a poor JPEG": (poor, 40, 40),
+        "a poor JPEG as PNG": (poor, None, 40),
+        "grey": (saved(photo[..., 1], quality=30), None, 30),
+        "turned": (turned, None, pytest.approx(40, abs=2)),
+        "cropped": (poor[3:, 5:], None, 40),
+        "saved again": (saved(poor, quality=92), 92, 40),
+        "cropped and saved again": (saved(poor[3:, 5:], quality=95), 95, 40),
+    }
+
+
+def test_the_quality_of_an_original_is_that_of_its_coarsest_save(photo):
+    cases = originals(photo)
+    for is_thorough in (False, True):
+        found = {name: original_quality(pixels, quality and jpeg_save(quality), is_thorough)
+                 for name, (pixels, quality, _) in cases.items()}
+        assert found == {name: expected for name, (*_, expected) in cases.items()}
+
+
+def test_photos_without_a_poor_jpeg_are_not_searched(photo, monkeypatch):
+    searched = []
+    monkeypatch.setattr(jpeg_history, "worst_save", lambda pixels, file: searched.append(pixels.shape) or file)
+    for pixels in (photo, *nothing_to_find(photo).values(), *(saved(photo, quality=each) for each in (75, 85, 95))):
+        original_quality(pixels, None, thorough=False)
+    assert not searched
 
 
 def test_other_shapes_and_types_are_refused():

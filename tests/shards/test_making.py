@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, SMALL, PhotosFolder, make, pairs_of, photos_of, quiet_env, run_shards
+from conftest import REPOSITORY, SMALL, PhotosFolder, make, pairs_of, photo_pixels, photos_of, quiet_env, run_shards
+from messages import numbers
 from PIL import Image
 
 from shards.__main__ import main
@@ -147,6 +148,61 @@ def test_names_of_all_kinds_give_keys_without_a_dot(tmp_path: Path, photos_folde
     assert len(keys) == 48 and all(len(key) == 10 and key.isdigit() for key in keys)
 
 
+def test_what_resizing_did_to_photos_is_told(
+    tmp_path: Path, photos_folder: PhotosFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos_folder(2, "photos", 0, 203, 149)
+    photos_folder(1, "photos", 5, 1100, 500)
+    photos = photos_folder(1, "photos", 7, 90, 150)
+    default = ("--photos", photos, "--num_workers", 1, "--num_sheet_pairs", 0, "--allow_refused", "true")
+    assert main([*map(str, default), "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr()
+    assert "1 of 4 photos reduced" in said.out and "1 too small" in said.out
+    assert "photo-007.png" in said.err and "enlarged" not in said.err
+    photos_made = photos_of(tmp_path / "out/train", tmp_path / "out/val")
+    sizes = {photo.name: (photo.width, photo.height) for photo in photos_made}
+    assert sizes == {"photo-000.png": (203, 149), "photo-001.png": (203, 149), "photo-005.png": (1024, 465)}
+    source = ("--config", REPOSITORY / "configs/shards-source.yaml", *default, "--out", tmp_path / "source")
+    assert main([*map(str, source), "--tile_pixels", "512"]) == 0
+    assert numbers(capsys.readouterr().err) == [4, 4, 1024, 1024, 1024]
+
+
+def jpeg_photos(folder: Path) -> Path:
+    """Good and poor originals: JPEGs, and PNGs of what was a JPEG."""
+    folder.mkdir()
+    photo = photo_pixels(1)
+    for name, quality in (("good.jpg", 90), ("poor.jpg", 40)):
+        Image.fromarray(photo).save(folder / name, quality=quality)
+    Image.fromarray(jpeg(photo_pixels(2), 30)).save(folder / "was poor.png")
+    Image.fromarray(jpeg(photo_pixels(3), 35)).save(folder / "again.jpg", quality=95)
+    Image.fromarray(photo_pixels(4)).save(folder / "clean.png")
+    return folder
+
+
+def test_originals_that_are_poor_jpegs_are_counted_and_named_each_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, out = jpeg_photos(tmp_path / "photos"), tmp_path / "out"
+    for _ in range(2):  # the second time everything is there
+        assert make("--photos", photos, "--out", out) == 0
+        lines = capsys.readouterr().err.splitlines()
+        assert "3 photos" in lines[-1] and "--resize" in lines[-1] and len(lines) == 4
+        assert {line.split(": ")[1]: numbers(line)[-1] for line in lines[:3]} == {
+            "poor.jpg": 40, "was poor.png": 30, "again.jpg": 35}
+    found = {photo.name: photo.original_quality for photo in photos_of(out / "train", out / "val")}
+    assert found == {"good.jpg": 90, "poor.jpg": 40, "was poor.png": 30, "again.jpg": 35, "clean.png": None}
+
+
+def test_where_a_photo_is_not_decoded_in_full_its_file_tells_the_quality(
+    tmp_path: Path, photos_folder: PhotosFolder
+) -> None:
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(photo_pixels(1, 1203, 901)).save(tmp_path / "photos/a.jpg", quality=45)
+    settings = ("--photos", tmp_path / "photos", "--decode", "reduced", "--resize", "max:256", "--val_fraction", 0)
+    assert make(*settings, "--out", tmp_path / "out") == 0
+    assert [photo.original_quality for photo in photos_of(tmp_path / "out/train")] == [45]
+
+
 @pytest.mark.slow
 def test_254_photos_at_the_sources_settings_give_13056_and_3200_pairs(
     tmp_path: Path, photos_folder: PhotosFolder
@@ -156,10 +212,10 @@ def test_254_photos_at_the_sources_settings_give_13056_and_3200_pairs(
         photos_folder(50, "v", 1000, 47, 61),
         tmp_path / "out",
     )
-    recipe = REPOSITORY / "configs/shards.yaml"
+    recipe = REPOSITORY / "configs/shards-source.yaml"
     result = run_shards("--config", recipe, "--photos", train, "--val", val, "--out", out)
     try:
-        assert (result.returncode, result.stderr) == (0, "")
+        assert result.returncode == 0 and numbers(result.stderr)[:2] == [254, 254]
         assert [read_manifest(Folder(out / split)).num_samples for split in ("train", "val")] == [13056, 3200]
         stride = 34816
         shards = [path for path in out.rglob("*.tar")]

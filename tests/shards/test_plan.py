@@ -11,6 +11,7 @@ from messages import facts, says
 from shards import plan
 from shards.plan import ShardsConfig, Source
 from srcnn.photos.degradation import Degradation
+from srcnn.runtime.errors import UserError
 
 
 def source(number: int, width: int = 1600, height: int = 1067, split: str = "", name: str = "") -> Source:
@@ -23,7 +24,38 @@ def config(**settings: Any) -> ShardsConfig:
 
 
 def test_the_sources_settings_give_64_pairs_of_a_photo_of_any_size() -> None:
-    assert [config().num_samples(source(1, *size)) for size in ((1, 1), (333, 77), (6000, 4000))] == [64, 64, 64]
+    num_samples = config(resize="1024x1024").num_samples
+    assert [num_samples(source(1, *size)) for size in ((1, 1), (333, 77), (6000, 4000))] == [64, 64, 64]
+
+
+def test_photos_are_neither_enlarged_nor_stretched_unless_that_is_asked_for() -> None:
+    sizes = ((1, 1), (333, 77), (1024, 700), (1025, 1024), (6000, 4000), (3001, 7001))
+    assert [config().clean_size(source(1, *size)) for size in sizes] == [
+        (1, 1), (333, 77), (1024, 700), (1024, 1023), (1024, 683), (439, 1024)]
+
+
+@pytest.mark.parametrize(("rule", "expected"), [
+    ("max:1024", (6, 3, 0, 0, 2)),
+    ("1024x1024", (6, 3, 3, 3, 0)),
+    ("long:1024", (6, 3, 2, 0, 0)),
+    ("none", (6, 0, 0, 0, 2)),
+    ("x2", (6, 0, 6, 0, 0)),
+    ("x0.5", (6, 6, 0, 0, 2)),
+])
+def test_what_resizing_does_is_counted(rule: str, expected: tuple[int, ...]) -> None:
+    sizes = ((80, 80), (333, 77), (1024, 700), (1500, 1500), (6000, 4001), (1025, 1025))
+    sources = [source(number, *size) for number, size in enumerate(sizes)]
+    assert plan.count_resized(config(resize=rule), sources) == expected
+
+
+def test_pair_pictures_are_not_resized() -> None:
+    assert plan.count_resized(ShardsConfig(pairs="pairs"), [source(1, 9, 9)]).total == 0
+
+
+@pytest.mark.parametrize("settings", [{"decode": "reduced"}, {"photos": "", "pairs": "pairs"}], ids=str)
+def test_pixels_that_are_not_decoded_cannot_be_searched(settings: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=facts("check_originals", "--decode exact")):
+        config(check_originals="thorough", **settings)
 
 
 def test_without_resizing_the_edge_remainder_is_left_out() -> None:

@@ -130,8 +130,8 @@ def test_more_tiles_of_a_u_net_go_through_a_cpu_at_once():
 @pytest.mark.parametrize("avx512_bf16,amx", [(False, False), (True, False), (True, True)])
 def test_on_a_cpu_a_u_net_takes_bfloat16_only_with_amx(monkeypatch, avx512_bf16, amx):
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    features = {"avx512_bf16": avx512_bf16, "amx_tile": amx}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features, raising=False)
     cpu = torch.device("cpu")
     assert prefers_bf16(ModelConfig(), cpu) == avx512_bf16 and prefers_bf16(UNetConfig((4,)), cpu) == amx
 
