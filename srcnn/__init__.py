@@ -41,4 +41,7 @@ def __getattr__(name: str) -> Any:
     """Imports the public names when first used: torch takes seconds, preprocessing does without it."""
     if name not in _MODULES:
         raise AttributeError(f"module 'srcnn' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"srcnn.{_MODULES[name]}"), name)
+    from srcnn.runtime.extras import extra
+
+    with extra("train"):
+        return getattr(importlib.import_module(f"srcnn.{_MODULES[name]}"), name)
