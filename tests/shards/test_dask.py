@@ -137,7 +137,10 @@ def test_without_its_scheduler_it_ends_and_the_same_command_goes_on(
 def test_workers_that_cannot_import_the_shard_maker_are_named_and_those_that_all_die_are_missed(
     cluster: Cluster, tmp_path: Path, photos_folder: PhotosFolder
 ) -> None:
-    cluster.start("stranger", cluster.address, "--nthreads", "1", "--no-nanny", PYTHONPATH=str(tmp_path))
+    without = tmp_path / "without" / "shards.py"  # found before the one that is installed
+    without.parent.mkdir()
+    without.write_text("raise ModuleNotFoundError(\"No module named 'shards'\", name='shards')")
+    cluster.start("stranger", cluster.address, "--nthreads", "1", "--no-nanny", PYTHONPATH=str(without.parent))
     command = (*SMALL, "--photos", photos_folder(3), "--out", tmp_path / "out", "--executor", cluster.address)
     done = run_shards(*command)
     assert done.returncode == 1 and says(done.stderr, cluster.address, "'shards'"), done
