@@ -103,7 +103,7 @@ def find_damage(photo: PixelAccess, file: JpegSave | None) -> JpegSave | None:
     if pixels.dtype == np.uint16:
         pixels = to_eight_bits(pixels)
     elif pixels.dtype != np.uint8:
-        pixels = np.rint(255 * pixels.clip(0, 1)).astype(np.uint8)
+        pixels = np.rint(255 * np.nan_to_num(pixels).clip(0, 1)).astype(np.uint8)
     return worst_save(pixels, file)
 
 
