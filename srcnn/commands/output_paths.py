@@ -109,6 +109,7 @@ def output_paths(
     for path, root in photos.items():
         name = path.stem + name_suffix + (format_suffix or result_suffix(path))
         targets[path] = (out / path.relative_to(root) if out else path).with_name(name)
+    targets = _with_own_names(targets, name_suffix)
     is_one_photo = len(sources) == 1 and os.path.isfile(sources[0])
     if out and is_one_photo and out.suffix.lower() in KINDS and not out.is_dir():
         if format_suffix and KINDS[out.suffix.lower()] != KINDS[format_suffix]:
@@ -126,6 +127,17 @@ def output_paths(
     clashes = _clashes(targets)
     remaining = {path: target for path, target in targets.items() if path not in clashes}
     return OutputPaths(remaining, [*errors, *clashes.values()], num_others)
+
+
+def _with_own_names(targets: dict[Path, Path], name_suffix: str) -> dict[Path, Path]:
+    """The targets; of photos of one name in several formats (a.jpg and a.heic) that would be written to one file, the
+    names of the photos with their suffix come before the format: a.jpg.png, a.heic.png.
+    """
+    names: defaultdict[Path, set[str]] = defaultdict(set)
+    for path, target in targets.items():
+        names[target].add(path.name)
+    return {path: target.with_name(path.name + name_suffix + target.suffix) if len(names[target]) > 1 else target
+            for path, target in targets.items()}
 
 
 def _clashes(targets: dict[Path, Path]) -> dict[Path, str]:
