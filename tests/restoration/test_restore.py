@@ -258,7 +258,7 @@ def test_nothing_is_written_over_a_source_photo(tmp_path, model):
         output_paths(tmp_path, tmp_path / "photo.jpg")
 
 
-def test_folders_keep_their_structure_and_clashes_are_named(tmp_path):
+def test_folders_keep_their_structure_and_names_in_several_formats_become_several(tmp_path):
     for name in ("a/x.jpg", "b/x.png", "b/y.jpg"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8)).save(tmp_path / "in" / name)
@@ -268,9 +268,19 @@ def test_folders_keep_their_structure_and_clashes_are_named(tmp_path):
     ]
     Image.new("L", (8, 8)).save(tmp_path / "in/b/x.jpg")
     targets, errors, _ = output_paths([tmp_path / "in", tmp_path / "nowhere"], tmp_path / "out", ".png")
-    assert [path.relative_to(tmp_path / "in").as_posix() for path in targets] == ["a/x.jpg", "b/y.jpg"]
-    assert len(errors) == 3 and says(errors[0], tmp_path / "nowhere")
-    assert all(says(error, "b/x.png", "b/x.jpg", tmp_path / "out/b/x.png") for error in errors[1:])
+    assert sorted(target.relative_to(tmp_path / "out").as_posix() for target in targets.values()) == [
+        "a/x.png", "b/x.jpg.png", "b/x.png.png", "b/y.png",
+    ]
+    assert len(errors) == 1 and says(errors[0], tmp_path / "nowhere")
+
+
+def test_two_photos_of_one_name_are_not_written_to_one_file(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        Image.new("L", (8, 8)).save(tmp_path / folder / "x.jpg")
+    targets, errors, _ = output_paths([tmp_path / "a/x.jpg", tmp_path / "b/x.jpg"], tmp_path / "out")
+    assert not targets and len(errors) == 2
+    assert all(says(error, "a/x.jpg", "b/x.jpg", tmp_path / "out/x.jpg") for error in errors)
 
 
 def test_an_interrupted_write_leaves_no_file(tmp_path, model, monkeypatch):
