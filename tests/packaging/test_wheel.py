@@ -69,7 +69,8 @@ def installed(wheel):
     packages = Path(subprocess.run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], check=True,
                                    capture_output=True, text=True).stdout.strip())
     install = ["-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
-    subprocess.run([sys.executable, *install], check=True, timeout=120)
+    without = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # it may lead to a checkout
+    subprocess.run([sys.executable, *install], check=True, timeout=120, env=without)
     # A path without the .pth files in it: these may lead to a checkout.
     (packages / "others.pth").write_text("\n".join({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}))
 
