@@ -24,8 +24,9 @@ class Segment(NamedTuple):
     stop: int
 
 
-def segments(content: Any) -> Iterator[Segment]:
-    """The segments of a JPEG up to its end marker; coded pixels between them, and what follows the end, are skipped.
+def segments(content: Any, position: int = 0) -> Iterator[Segment]:
+    """The segments of a JPEG from a position up to its end marker; coded pixels between them, and what follows the end,
+    are skipped.
 
     Ends early where the content ends, or at a segment that is not whole.
 
@@ -35,7 +36,6 @@ def segments(content: Any) -> Iterator[Segment]:
     Raises:
         InvalidInput: more than MAX_SEGMENTS.
     """
-    position = 0
     for _ in range(MAX_SEGMENTS):
         if (match := _MARKER.search(content, position)) is None:
             return

@@ -10,18 +10,18 @@ from __future__ import annotations
 import io
 import re
 import struct
+from contextlib import suppress
 from typing import IO, NamedTuple
 
-from srcnn.photos import photoshop
+from srcnn.photos import jpeg_markers, photoshop
 from srcnn.photos.tiff_tags import Content
 from srcnn.photos.xmp_claims import claims_gain_map
+from srcnn.runtime.untrusted import InvalidInput
 
-MAX_SEGMENTS = 10_000
 MAX_SEGMENT_BYTES = 65_533  # without the marker and the length
 MAX_APPENDED_BYTES = 256 << 20
 MAX_PICTURES = 100  # behind the first
-START, END, COMMENT, APP0, APP1, APP2, APP11, APP13, APP14 = 0xD8, 0xD9, 0xFE, 0xE0, 0xE1, 0xE2, 0xEB, 0xED, 0xEE
-NO_LENGTH = {0x01, START}
+COMMENT, APP0, APP1, APP2, APP11, APP13, APP14 = 0xFE, 0xE0, 0xE1, 0xE2, 0xEB, 0xED, 0xEE
 PICTURE = b"\xff\xd8\xff"  # a JPEG begins so
 ISO_GAIN_MAP = b"urn:iso:std:iso:ts:21496:-1\0"
 MPF = b"MPF\0"
@@ -30,8 +30,6 @@ MP_ENTRIES_TAG, MP_ENTRY = 0xB002, "IIIHH"  # attributes, size, offset, two depe
 # Segments that describe how the pixels are stored, or that are fields of `Metadata`.
 STORAGE = {APP0: (b"JFIF\0", b"JFXX\0"), APP1: (b"Exif\0", b"http://ns.adobe.com/xap/1.0/\0"),
            APP2: (b"ICC_PROFILE\0",), APP14: (b"Adobe",)}
-# A marker; not a byte FF among coded pixels (FF 00), a restart, or a fill byte. Matches in linear time.
-_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
 _NOT_ZERO = re.compile(rb"[^\0]")
 
 
@@ -80,23 +78,14 @@ class Part(NamedTuple):
 
 def walk_jpeg(content: Content, start: int = 0) -> tuple[list[Segment], int]:
     """The application segments and comments of the JPEG at `start`, and where it ends: len(content) without an end."""
-    segments: list[Segment] = []
-    place = start + 2
-    for _ in range(MAX_SEGMENTS):
-        if not (match := _MARKER.search(content, place)):
-            break
-        marker, place = match[1][0], match.end()
-        if marker == END:
-            return segments, place
-        if marker in NO_LENGTH:
-            continue
-        length = int.from_bytes(content[place : place + 2], "big")
-        if length < 2 or place + length > len(content):
-            break
-        if APP0 <= marker < APP0 + 16 or marker == COMMENT:
-            segments.append(Segment(marker, bytes(content[place + 2 : place + length])))
-        place += length
-    return segments, len(content)
+    found, end = [], len(content)
+    with suppress(InvalidInput):  # too many segments: the rest is not looked at
+        for marker, first, last in jpeg_markers.segments(content, start + 2):
+            if marker == jpeg_markers.EOI:
+                end = last
+            elif APP0 <= marker < APP0 + 16 or marker == COMMENT:
+                found.append(Segment(marker, bytes(content[first:last])))
+    return found, end
 
 
 def read_parts(content: Content) -> JpegParts:
