@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image
 
+from srcnn.photos import webp_chunks
 from srcnn.photos.containers import write_container
 from srcnn.photos.jpeg_quality import JpegSave, jpeg_save_of
 from srcnn.photos.metadata import Metadata, drop_unsupported, metadata_of, note_of
@@ -25,14 +26,13 @@ from srcnn.photos.reading import (
     over_white,
     sixteen_bit_levels,
 )
+from srcnn.photos.tiff_tags import Content
 from srcnn.photos.truncated import CompletedFile
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.files import atomic_file
 from srcnn.runtime.untrusted import MAX_PHOTO_BYTES, open_regular
 
 MAX_SIDES = {"WEBP": 16_383, "JPEG": 65_500}  # pixels, of libwebp and libjpeg
-RIFF_HEADER_BYTES = 12
-MAX_WEBP_CHUNKS = 10_000  # before those of the pixels
 LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")  # as Pillow names TIFF compressions
 LOSSY_QUALITY = 95  # of JPEG and WebP, where nothing else is asked for
 SIXTEEN_BIT_KINDS = ("PNG", "TIFF")
@@ -160,13 +160,14 @@ def read_photo_file(
     """
     with open_image(path, max_megapixels, allow_truncated) as opened:
         kind = "JPEG" if opened.format == "MPO" else opened.format or ""
-        jpeg, is_lossless = jpeg_save_of(opened), _is_lossless(opened)
+        jpeg = jpeg_save_of(opened)
         is_completed = isinstance(opened.fp, CompletedFile)
         image, conversions = decode(opened)
         orientation = orientation_of(opened)
         with open_regular(path, MAX_PHOTO_BYTES) as file, \
                 mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             metadata, lost = metadata_of(opened, content)
+            is_lossless = _is_lossless(opened, content)
     if isinstance(image, Image.Image):
         forget_source(image)
         if jpeg is not None:
@@ -175,21 +176,12 @@ def read_photo_file(
     return PhotoFile(image, metadata, notes, kind, jpeg, is_lossless, is_completed)
 
 
-def _is_lossless(image: ImageFile.ImageFile) -> bool:
-    """Whether an opened file holds its pixels without loss. Of a WebP: whether its first chunk of pixels is VP8L
-    (RFC 9649, section 2.7.1.2).
-    """
-    if image.format != "WEBP":
-        return image.format in ("PNG", "BMP") or (
-            image.format == "TIFF" and image.info.get("compression") not in LOSSY_TIFF)
-    assert image.fp is not None
-    image.fp.seek(RIFF_HEADER_BYTES)
-    for _ in range(MAX_WEBP_CHUNKS):
-        name, length = image.fp.read(4), int.from_bytes(image.fp.read(4), "little")
-        if name in (b"VP8L", b"VP8 ", b""):
-            return name == b"VP8L"
-        image.fp.seek(length + length % 2, 1)
-    return False
+def _is_lossless(image: Image.Image, content: Content) -> bool:
+    """Whether an opened file, whose bytes are `content`, holds its pixels without loss."""
+    if image.format == "WEBP":
+        return webp_chunks.is_lossless(content)
+    return image.format in ("PNG", "BMP") or (
+        image.format == "TIFF" and image.info.get("compression") not in LOSSY_TIFF)
 
 
 def write_photo_file(

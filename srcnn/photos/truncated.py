@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from srcnn.photos.jpeg_markers import EOI, SOS, has_all_scans, segments
+from srcnn.photos.png_chunks import chunk_bytes
 from srcnn.runtime.untrusted import MAX_JPEG_SCANS, InvalidInput, check_size
 
 MAX_CHUNKS = 1_000_000  # of a PNG; writers put 8 KiB and more of the pixels into each
@@ -86,7 +87,7 @@ class CompletedPng(CompletedFile):
         self._share = len(rows) / num_bytes
         kept = [chunk for chunk in chunks[:-1] if chunk[0] not in PNG_FRAMES]  # of the last one not all is there
         kept += [(b"IDAT", zlib.compress(rows.ljust(num_bytes, b"\0"), 0)), (b"IEND", b"")]
-        super().__init__(PNG_START + b"".join(_chunk(kind, data) for kind, data in kept))
+        super().__init__(PNG_START + b"".join(chunk_bytes(kind, data) for kind, data in kept))
 
     @cached_property
     def share(self) -> float:
@@ -103,10 +104,6 @@ def png_chunks(content: Any) -> Iterator[tuple[bytes, int, int]]:
         yield kind, position + 8, position + 8 + length
         position += 12 + length
     raise InvalidInput(f"a PNG with more than {MAX_CHUNKS} chunks")
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def png_bytes(header: bytes, max_pixels: float) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Iterator
 from typing import IO, NamedTuple
 
 from srcnn.photos.tiff_tags import Content
@@ -31,12 +32,8 @@ def read_chunks(content: Content) -> WebpParts:
     file_end = min(len(content), 8 + int.from_bytes(content[4:8], "little"))
     if content[file_end : file_end + 64].strip(b"\0"):
         lost.append("bytes behind the picture")
-    place = HEADER_BYTES
-    for _ in range(MAX_CHUNKS):
-        if place + 8 > file_end:
-            break
-        kind, size = content[place : place + 4], int.from_bytes(content[place + 4 : place + 8], "little")
-        start, end = place + 8, place + 8 + size
+    for kind, start, end in walk_chunks(content, file_end):
+        size = end - start
         if end > file_end:
             lost.append("a damaged chunk")
             break
@@ -44,8 +41,24 @@ def read_chunks(content: Content) -> WebpParts:
             lost.append(UNFIT.get(kind) or chunk_name(kind))
         elif kind not in STORAGE:
             chunks.append((kind, bytes(content[start:end])))
-        place = end + size % 2
     return WebpParts(tuple(chunks), tuple(dict.fromkeys(lost)))
+
+
+def walk_chunks(content: Content, file_end: int) -> Iterator[tuple[bytes, int, int]]:
+    """The type of each chunk, and where its content begins and ends: of a damaged one behind `file_end`."""
+    place = HEADER_BYTES
+    for _ in range(MAX_CHUNKS):
+        if place + 8 > file_end:
+            return
+        size, start = int.from_bytes(content[place + 4 : place + 8], "little"), place + 8
+        yield bytes(content[place : place + 4]), start, start + size
+        place = start + size + size % 2
+
+
+def is_lossless(content: Content) -> bool:
+    """Whether the first chunk of pixels is VP8L, without loss (RFC 9649, section 2.7.1.2)."""
+    kinds = (kind for kind, _, _ in walk_chunks(content, len(content)))
+    return next((kind for kind in kinds if kind in (b"VP8 ", b"VP8L")), b"") == b"VP8L"
 
 
 def chunk_name(kind: bytes) -> str:
