@@ -129,7 +129,7 @@ def test_what_no_restart_mends_fails_the_job_or_is_counted(tmp_path):
         wrong, no_shards = make_pods(tmp_path, nodes, objects)
         wrong.start("train")
         config = no_shards.volumes["config"] / "train.yaml"
-        config.write_text(config.read_text().replace("batch_sise", "batch_size"))
+        config.write_text(config.read_text().replace("batch_sise: 12\n", ""))
         no_shards.start("train", NUM_PODS="1", RANKS_PER_POD="2")
         assert verdict(job, wrong.wait()) == "FailJob"
         assert "batch_size" in wrong.output.read_text()
@@ -139,7 +139,7 @@ def test_what_no_restart_mends_fails_the_job_or_is_counted(tmp_path):
 
 def test_the_job_of_the_shards_makes_them(tmp_path):
     objects = build(K8S / "shards")
-    write_photos(tmp_path / "srcnn-photos", 3)
+    write_photos(tmp_path / "srcnn-photos", 3, height=256, width=320)
     with cluster(1, "pods") as nodes:
         pod = Pod(nodes[0], objects, objects["Job", "srcnn-shards"], 0, tmp_path)
         name_pods(nodes, pod.job)
