@@ -15,7 +15,7 @@ import numpy as np
 from srcnn.data.manifest import Manifest, PhotoRecord, RefusedRecord, ShardError
 from srcnn.runtime.object_store import ObjectStore
 from srcnn.runtime.storage import Folder
-from srcnn.runtime.untrusted import InvalidInput, check_record
+from srcnn.runtime.untrusted import InvalidInput, check_record, parse_json
 
 PHOTOS = "photos.jsonl"
 CHUNK_BYTES = 4 << 20
@@ -31,8 +31,8 @@ def encode_line(entry: PhotoRecord | RefusedRecord) -> bytes:
 def decode_line(line: bytes) -> PhotoRecord | RefusedRecord:
     """Parses a line. Raises InvalidInput if it is damaged, or if the photo's name leads out of its folder."""
     try:
-        content = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(line)
+    except ValueError as error:
         raise InvalidInput(f"damaged: {error}") from error
     kind = RefusedRecord if isinstance(content, dict) and "reason" in content else PhotoRecord
     check_record(kind, content)

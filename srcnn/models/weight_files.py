@@ -25,7 +25,7 @@ from srcnn.runtime.errors import UserError
 from srcnn.runtime.files import atomic_file
 from srcnn.runtime.run_folder import is_inside
 from srcnn.runtime.torch_internals import state_note
-from srcnn.runtime.untrusted import InvalidInput, open_regular
+from srcnn.runtime.untrusted import InvalidInput, open_regular, parse_json
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -97,7 +97,7 @@ def read_weights(path: Path) -> tuple[State, dict[str, Any]]:
     try:
         with open_regular(path, MAX_WEIGHTS_BYTES):  # its size and kind
             state, config_json = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
-        config = json.loads(config_json) if config_json else {}
+        config = parse_json(config_json) if config_json else {}
         if not isinstance(config, dict):
             raise InvalidInput("its config is damaged")
         tensors = _without_prefixes(state)

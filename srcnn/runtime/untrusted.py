@@ -24,8 +24,10 @@ from srcnn.runtime.errors import UserError
 
 MAX_MANIFEST_BYTES = 512 << 20  # two million shards; parsing takes some ten times as much memory
 MAX_COUNT = 1 << 60  # of anything: sums of a few stay below 2^63
+MAX_DIGITS = 21  # of an integer of 64 bits, with its sign
 MAX_NAME_BYTES = 255
 MAX_TILE_SIDE = 4096  # pixels
+MAX_SIDE = 1 << 20  # pixels; Pillow takes 16 bytes for each row, however short
 MAX_PICTURE_PIXELS = 1 << 26  # of a picture in shards made by another program: 8192x8192, 200 MB as RGB
 MAX_PHOTO_BYTES = 2 << 30  # 250 megapixels of 16-bit RGBA
 MAX_JPEG_SCANS = 100  # progressive JPEGs have some ten; however short, each scan costs a pass over all pixels
@@ -63,15 +65,23 @@ def open_regular(path: Path, max_bytes: int = MAX_COUNT, *, follow: bool = True,
 
 
 def parse_json(content: str | bytes, object_hook: Any = None) -> Any:
-    """Parses JSON. Raises ValueError if it is invalid, too long, or nested too deeply."""
+    """Parses JSON. Raises ValueError if it is invalid, too long, nested too deeply, or has integers of over 64 bits."""
     brackets: Any = ("{", "[") if isinstance(content, str) else (b"{", b"[")
     num_brackets = sum(content.count(bracket) for bracket in brackets)
     if len(content) > MAX_MANIFEST_BYTES or num_brackets > len(content) / _BYTES_PER_BRACKET + 1000:
         raise InvalidInput(f"{len(content)} bytes of JSON with {num_brackets} brackets, more than this program writes")
     try:
-        return json.loads(content, object_hook=object_hook)
+        return json.loads(content, object_hook=object_hook, parse_int=_bounded_int)
     except RecursionError as error:
         raise InvalidInput("nested too deeply") from error
+
+
+def _bounded_int(digits: str) -> int:
+    """An integer that fits into 64 bits, so that it can become a float or an entry of an array."""
+    number = int(digits) if len(digits) <= MAX_DIGITS else 1 << 64
+    if abs(number) >= 1 << 64:
+        raise InvalidInput(f"an integer of {len(digits)} digits; at most 64 bits are allowed")
+    return number
 
 
 def read_json(path: Path, max_bytes: int = MAX_MANIFEST_BYTES, *, follow: bool = True) -> Any:
@@ -150,11 +160,13 @@ def npy_pixels(content: bytes | memoryview) -> np.ndarray:
 
 
 def check_size(size: tuple[int, int], max_pixels: float) -> None:
-    """Raises InvalidInput if (width, height) is empty or has more than `max_pixels`."""
+    """Raises InvalidInput if (width, height) is empty, has more than `max_pixels`, or a side above MAX_SIDE."""
     width, height = size
+    claimed = f"{width}x{height} pixels ({width * height:,})"
     if not 0 < width * height <= max_pixels:
-        claimed = f"{width}x{height} pixels ({width * height:,})"
         raise InvalidInput(f"{claimed}; expected 1 pixel to {max_pixels / 1e6:g} megapixels")
+    if max(size) > MAX_SIDE:
+        raise InvalidInput(f"{claimed}; expected sides of at most {MAX_SIDE:,} pixels")
 
 
 @contextmanager

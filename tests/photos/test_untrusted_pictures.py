@@ -34,8 +34,9 @@ def png(width, height, *more, content=b""):
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(more) + chunk(b"IDAT", zlib.compress(content)) + chunk(b"IEND", b"")
 
 
-BOMBS = {"png": png(50_000, 50_000, content=bytes(10**6)), "thin png": png(2**31 - 1, 1), "larger": png(33, 32)}
-NUM_PIXELS = {"png": 50_000**2, "thin png": 2**31 - 1, "larger": (33, 32)}  # in what is said of them
+BOMBS = {"png": png(50_000, 50_000, content=bytes(10**6)), "thin png": png(2**31 - 1, 1), "long png": png(1, 2**25),
+         "larger": png(33, 32)}
+NUM_PIXELS = {"png": 50_000**2, "thin png": 2**31 - 1, "long png": 2**25, "larger": (33, 32)}  # in what is said of them
 
 
 @pytest.mark.parametrize("kind", BOMBS)
@@ -44,7 +45,7 @@ def test_a_tile_of_another_size_is_refused_before_it_is_decoded(kind):
         decode_tile(BOMBS[kind], "png", (32, 32))
 
 
-@pytest.mark.parametrize("kind", ["png", "thin png"])
+@pytest.mark.parametrize("kind", ["png", "thin png", "long png"])
 def test_a_picture_of_a_stranger_has_a_largest_size(kind):
     with pytest.raises(ValueError, match=facts(NUM_PIXELS[kind])):
         decode_picture(BOMBS[kind], 1)

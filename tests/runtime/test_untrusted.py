@@ -67,7 +67,7 @@ VALUES = [
     (("photos", "name"), ["../photos.jsonl", "index.npy", "000000.tar", 7, None]),
     (("photos", "bytes"), [-1, 1.5, True, None, 10**30]),
     (("photos", "num_photos"), [-1, 1.5, True, None]),
-    (("degraded_psnr",), ["high", None, float("nan"), float("inf"), [1], True]),
+    (("degraded_psnr",), ["high", None, float("nan"), float("inf"), [1], True, 10**400]),
     (("versions",), [None, []]),
 ]  # fmt: skip
 PLACES = [(where, value) for where, values in VALUES for value in values]
