@@ -87,21 +87,20 @@ def launch(arguments: list[str]) -> int:
     """`accelerate launch` with these arguments; the status of this pod."""
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed import DistError
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    from srcnn.runtime.torch_internals import ranks_ended
 
     try:
-        launch_command(launch_command_parser().parse_args(arguments))
-    except SignalException as stop:
-        print(f"launch/pod.py: {stop.sigval.name}: stopped", file=sys.stderr)
-        return EXIT_REQUEUE
-    except ChildFailedError as error:
-        codes = {failure.exitcode for failure in error.failures.values()}
-        print(f"launch/pod.py: ranks ended with {sorted(codes)}", file=sys.stderr)
-        return codes.pop() if codes in ({EXIT_REQUEUE}, {WRONG_SETTINGS}) else 1
+        stop, statuses = ranks_ended(lambda: launch_command(launch_command_parser().parse_args(arguments)))
     except DistError as error:
         print(f"launch/pod.py: the other pods did not come: {error}", file=sys.stderr)
         return EXIT_REQUEUE
+    if stop:
+        print(f"launch/pod.py: {stop.name}: stopped", file=sys.stderr)
+        return EXIT_REQUEUE
+    if statuses:
+        print(f"launch/pod.py: ranks ended with {sorted(statuses)}", file=sys.stderr)
+        return statuses.pop() if statuses in ({EXIT_REQUEUE}, {WRONG_SETTINGS}) else 1
     return 0
 
 

@@ -1,8 +1,12 @@
-"""accelerate launch launch/train.py --config configs/train.yaml [--key value ...]
+"""accelerate launch launch/train.py --config FILE --shards DIR --run DIR [--SETTING VALUE ...]
 
-Trains on the shards of `--shards` into the folder `--run`; the same command continues an interrupted run. After a stop
-signal (SIGTERM, SIGUSR1, Ctrl-C) it leaves a checkpoint and ends with status 75 (130 after Ctrl-C). torchrun takes
-`--run` for its own option `--run-path`: there the same key is `--run_dir`.
+Trains a network on shards; the same command resumes an interrupted run. A stop signal (SIGTERM, SIGUSR1, Ctrl-C) leaves
+a checkpoint and exit status 75 (130 after Ctrl-C). torchrun takes --run for an option of its own: there write
+--run_dir. On one machine `srcnn train --processes N` does the same and reports mistakes in one line.
+
+examples:
+  python launch/train.py --config train.yaml --shards data/shards --run runs/mine
+  accelerate launch --config_file configs/accelerate/gpu8.yaml launch/train.py --config train.yaml --run runs/mine
 """
 
 from srcnn.training.__main__ import main

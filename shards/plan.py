@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import PurePosixPath
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -70,6 +70,16 @@ class ShardsConfig:
         check_originals: which photos are looked at for an earlier JPEG in their pixels, to report poor ones: "quick":
             those where 8x8 blocks are seen; "thorough": all, some 0.3 s each. Own tables of JPEGs are always read.
     """
+
+    COMMON: ClassVar[dict[str, tuple[str, ...]]] = {"settings that most shards need": (
+        "photos", "val", "out", "resize", "degradation.jpeg_quality", "degradation.scale", "color", "tile_pixels",
+        "num_workers", "allow_refused")}
+    SUBJECTS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "photos": ("pairs", "val_fraction", "folders", "decode", "max_megapixels", "check_originals"),
+        "damage": ("contents", "degradation"),
+        "shards": ("encoding", "samples_per_shard", "num_sheet_pairs"),
+        "workers": ("executor",),
+    }
 
     photos: str = ""
     pairs: str = ""

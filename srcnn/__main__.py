@@ -1,23 +1,28 @@
-"""The `srcnn` command: restores photos, measures and exports weights, checks and reports trainings."""
+"""Restores photos that JPEG compression has damaged, and trains the networks that do it."""
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib.metadata
 import io
-import os
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NoReturn
 
+from srcnn.commands.datasets import add_dataset_commands
+from srcnn.commands.parser import CommandParser
 from srcnn.commands.photos import add_photo_commands
 from srcnn.commands.training import add_training_commands
 from srcnn.commands.weights import add_weight_commands
 from srcnn.runtime.credentials import without_credentials
 from srcnn.runtime.errors import UserError, is_out_of_memory
 from srcnn.runtime.streams import open_standard_streams
+
+EXAMPLES = """\
+examples:
+  srcnn restore old.jpg                                 writes old_restored.jpg beside it
+  srcnn shards --photos photos --out data/shards        tiles of your own photos
+  srcnn train --config train.yaml --shards data/shards --run runs/mine
+
+srcnn COMMAND --help explains a command."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,37 +50,13 @@ def main(arguments: list[str] | None = None) -> int:
     return status
 
 
-class CommandParser(argparse.ArgumentParser):
-    """The parser of one command: reports unknown options with the usage of that command and the nearest option.
-
-    `~` in a path is the home folder, which shells do not expand in `--out=~/photos`.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.register("type", Path, lambda text: Path(os.path.expanduser(text)))
-
-    def error(self, message: str) -> NoReturn:
-        super().error(without_credentials(message))
-
-    def parse_known_args(  # type: ignore[override]  # typeshed overloads it by the type of the namespace
-        self, args: Sequence[str] | None = None, namespace: Any = None
-    ) -> tuple[argparse.Namespace, list[str]]:
-        options, unknown = super().parse_known_args(args, namespace)
-        if unknown:
-            known = [name for action in self._actions for name in action.option_strings]
-            near = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
-            self.error(f"unknown: {' '.join(unknown)}{f'; did you mean {near[0]}?' if near else ''}")
-        return options, unknown
-
-
 def command_line() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="srcnn", description=__doc__, allow_abbrev=False,
-                                     epilog="srcnn COMMAND --help explains a command.")
-    parser.add_argument("--version", action="version", version=f"srcnn {version()}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=CommandParser)
+    parser = CommandParser(prog="srcnn", usage="srcnn COMMAND ...", description=__doc__, epilog=EXAMPLES)
+    parser.add_argument("--version", action="version", version=f"srcnn {version()}", help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", prog="srcnn")
     add_photo_commands(commands)
     add_weight_commands(commands)
+    add_dataset_commands(commands)
     add_training_commands(commands)
     return parser
 

@@ -68,10 +68,11 @@ def test_launch_and_shards_import_srcnn_and_not_the_other_way_round():
 # Interfaces that their libraries do not document, and the one file that may use each library's.
 INTERNALS = {
     "srcnn/runtime/torch_internals.py":
-        r"torch(\.\w+)*\._[a-z]|torch\.ops\.|\._metadata\b|\.found_inf\b|fx\.experimental",
+        r"torch(\.\w+)*\._[a-z]|torch\.ops\.|\._metadata\b|\.found_inf\b|fx\.experimental"
+        r"|elastic\.multiprocessing",
     "srcnn/photos/pillow_internals.py": r"\.layer\b|vars\(image\)|\.applist\b|MAXBLOCK|PIL(\.\w+)*\._[a-z]",
     "srcnn/tracking/wandb_tracker.py": r"\bx_[a-z]+_[a-z]+\b|\.starting_step\b|\.lastHistoryStep\b|wandb\.proto",
-    "launch/pod.py": r"accelerate\.commands\.launch import|elastic\.multiprocessing|accelerate(\.\w+)*\._[a-z]",
+    "launch/pod.py": r"accelerate\.commands\.launch import|accelerate(\.\w+)*\._[a-z]",
 }
 
 

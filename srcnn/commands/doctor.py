@@ -1,8 +1,12 @@
-"""srcnn doctor --config train.yaml [--key value ...] [--ranks N]
+"""srcnn doctor --config FILE --shards DIR --run DIR [--ranks N] [--SETTING VALUE ...]
 
 Checks what would stop a training with these settings, or make it another one than intended, before it is started. Takes
-the keys of `srcnn train`, needs seconds and no GPU, and changes nothing. Each line is ok, a note, or a PROBLEM with
+the settings of `srcnn train`, needs seconds and no GPU, and changes nothing. Each line is ok, a note, or a PROBLEM with
 what to do. All checks are made whatever is found; the exit status is 1 where there is a problem.
+
+examples:
+  srcnn doctor --config train.yaml --shards data/shards --run runs/mine
+  srcnn doctor --config train.yaml --shards s3://bucket/shards --ranks 16 --machines 2
 """
 
 from __future__ import annotations
@@ -54,6 +58,9 @@ class DoctorConfig(TrainConfig):
         port: port of the rendezvous on the first machine; 0: MASTER_PORT, else 29500, Accelerate's default.
         verify: read every byte of the shards instead of checking their sizes only.
     """
+
+    COMMON = {"how the training will be launched, and what is checked": ("ranks", "machines", "port", "verify"),
+              **TrainConfig.COMMON}
 
     ranks: int = 0
     machines: int = 0

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from srcnn.commands.parser import CommandParser, add_command
 from srcnn.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,17 +30,7 @@ PICTURE_WIDTH, MIN_PICTURE_WIDTH = 1920, 300  # pixels of a comparison, three pi
 DEFAULT_FAMILY = "srcnn-915"
 MODEL_HELP = "a name from `srcnn models`, a run folder or a file, also of networks that spandrel knows (srcnn[models])"
 COMPARED_QUALITY = 20
-COMPARE_HELP = """\
-Draws a photo before and after restoring, side by side, and below it the place that changed most, magnified. A photo
-without JPEG damage is degraded first, and drawn beside them with the PSNR of both."""
-RESTORE_HELP = """\
-Removes the damage of JPEG compression - blocks, ringing at edges, coloured fringes - from photos; camera noise and
-blur are not treated."""
-RESTORE_EXAMPLES = """\
-examples:
-  srcnn restore old.jpg                           writes old_restored.jpg beside it
-  srcnn restore photos/ -o restored --format png  a folder with everything below it into another folder
-
+RESTORE_NOTES = """\
 The damage of each photo is estimated from its pixels, so that PNGs made of JPEGs and JPEGs that were saved again are
 restored, too; photos without JPEG damage and JPEGs of quality 89 and better are copied unchanged. By default each
 photo gets the weights of the srcnn-915 family that were trained for its quality: 10, 20, 30, 40, 60 or 80. `srcnn
@@ -47,15 +38,21 @@ models` lists all weights."""
 
 
 def add_photo_commands(commands: Any) -> None:
-    restore = commands.add_parser(
-        "restore", help="remove JPEG damage from photos: files, folders, patterns, standard input",
-        description=RESTORE_HELP, epilog=RESTORE_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
-    restore.set_defaults(action=restore_command)
-    upscale = commands.add_parser("upscale", help="enlarge photos 2, 3 or 4 times by super-resolution")
-    upscale.add_argument("--scale", type=int, choices=(2, 3, 4), default=2, help="times as wide and high (default: 2)")
-    upscale.set_defaults(action=upscale_command)
-    degrade = commands.add_parser("degrade", help="save clean photos as JPEGs of low quality, for trying out restore")
-    degrade.set_defaults(action=degrade_command)
+    restore = add_command(
+        commands, "restore", restore_command, "remove JPEG damage from photos",
+        "srcnn restore old.jpg                           writes old_restored.jpg beside it",
+        "srcnn restore photos/ -o restored --format png  a folder with everything below it into another folder",
+        "srcnn restore - < old.jpg > new.jpg             from standard input to standard output",
+        more="That damage is blocks, ringing at edges and coloured fringes; camera noise and blur are not treated.",
+        after=RESTORE_NOTES)
+    upscale = add_command(
+        commands, "upscale", upscale_command, "enlarge photos 2, 3 or 4 times by super-resolution",
+        "srcnn upscale small.jpg                     writes small_x2.jpg beside it",
+        "srcnn upscale photos/ -o large --scale 3    a folder with everything below it into another folder",
+        more="JPEG damage is removed first.")
+    degrade = add_command(
+        commands, "degrade", degrade_command, "save photos as JPEGs of low quality, to try restore on them",
+        "srcnn degrade clean.png -o damaged.jpg --quality 10", "srcnn degrade photos/ -o damaged")
     for command in (restore, upscale, degrade):
         command.add_argument("sources", nargs="+", metavar="SOURCE",
                              help="a photo, a folder that is read with everything below it, a pattern ('*.jpg')"
@@ -64,25 +61,14 @@ def add_photo_commands(commands: Any) -> None:
                              help="folder for the results; of one photo also a file" + (
                                  "" if command is degrade else " (default: beside each photo, see --suffix)"))
         command.add_argument("--overwrite", action="store_true", help="replace results that exist")
-    degrade.add_argument("--quality", type=int, default=20, help="JPEG quality, 1..100 (default: 20)")
+    degrade.add_argument("--quality", type=int, default=20, metavar="N", help="JPEG quality, 1..100 (default: 20)")
     degrade.set_defaults(suffix="", format="jpg")
+    upscale.add_argument("--scale", type=int, choices=(2, 3, 4), default=2, help="times as wide and high (default: 2)")
     restore.add_argument("--force", action="store_true", help="restore photos without JPEG damage, too")
     upscale.add_argument("--no-restore", action="store_true", help="do not undo JPEG damage first")
     for command, ending in ((restore, "_restored"), (upscale, "_xN")):
-        command.add_argument("--format", choices=("jpg", "png", "webp", "tiff"),
-                             help="default: as the photo's own; png for AVIF, HEIC, JPEG XL, JPEG 2000")
-        command.add_argument("--quality", type=int, help="of JPEG and WebP written, 1..100 (default: " + (
-            "95 to 98 for JPEG, the higher the better the photo was;" if command is restore else "95;")
-            + " WebP 95, lossless if the photo was)")
-        command.add_argument("--suffix", metavar="TEXT", help="put at the end of each name (default: none in a folder"
-                             f" given with -o, else {ending})")
-        command.add_argument("--tile", type=int, default=0, metavar="PIXELS",
-                             help="side of the tiles that go through the network (default: chosen for speed)")
-        command.add_argument("--allow-truncated", action="store_true",
-                             help="save what is there of JPEGs and PNGs that are cut off (default: refuse them)")
-        command.add_argument("--exact", action="store_true",
-                             help="float32 throughout (default: bfloat16 where the hardware has it, within 0.01 dB)")
-    restore.add_argument("--strength", type=float, default=1.0,
+        _add_format_options(command, ending)
+    restore.add_argument("--strength", type=float, default=1.0, metavar="X",
                          help="share of the network's change that is applied, 0..1 (default: 1)")
     restore.add_argument("--keep-chroma", action="store_true", help="leave the chroma of JPEGs as it is (default: "
                          "smooth it along the edges of the restored luma)")
@@ -92,29 +78,47 @@ def add_photo_commands(commands: Any) -> None:
     restore.add_argument("--halo", type=int, metavar="PIXELS", help="around each tile, for a network of another program"
                          " (default: measured)")
     upscale.add_argument("--model", metavar="WEIGHTS", help=f"{MODEL_HELP} (default: those for the scale)")
-
     _add_compare_and_demo(commands)
 
 
+def _add_format_options(command: CommandParser, ending: str) -> None:
+    """How results are written and computed, for restore and upscale."""
+    best = "95 to 98 for JPEG, the higher the better the photo was" if ending == "_restored" else "95 for JPEG"
+    command.add_argument("--format", choices=("jpg", "png", "webp", "tiff"),
+                         help="of the results (default: each photo's own; png for AVIF, HEIC, JPEG XL, JPEG 2000)")
+    command.add_argument("--quality", type=int, metavar="N", help=f"of JPEG and WebP written, 1..100 (default: {best}; "
+                         "95 for WebP, lossless if the photo was)")
+    command.add_argument("--suffix", metavar="TEXT", help="put at the end of each name (default: none in a folder"
+                         f" given with -o, else {ending})")
+    command.add_argument("--tile", type=int, default=0, metavar="PIXELS",
+                         help="side of the tiles that go through the network (default: chosen for speed)")
+    command.add_argument("--allow-truncated", action="store_true",
+                         help="save what is there of JPEGs and PNGs that are cut off (default: refuse them)")
+    command.add_argument("--exact", action="store_true",
+                         help="float32 throughout (default: bfloat16 where the hardware has it, within 0.01 dB)")
+
+
 def _add_compare_and_demo(commands: Any) -> None:
-    compare = commands.add_parser("compare", help="draw a photo before and after restoring, with a magnified detail",
-                                  description=COMPARE_HELP)
-    compare.add_argument("source", type=Path, help="a photo, damaged or clean")
+    compare = add_command(
+        commands, "compare", compare_command, "draw a photo before and after restoring, with a magnified detail",
+        "srcnn compare old.jpg -o picture.png",
+        "srcnn compare clean.png -o picture.png --quality 10    damaged first, with the PSNR before and after",
+        more="A photo without JPEG damage is degraded first, and drawn beside them with the PSNR of both.")
+    compare.add_argument("source", type=Path, metavar="PHOTO", help="a photo, damaged or clean")
     compare.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="picture to write (.png, .jpg)")
-    compare.add_argument("--quality", type=int, help="JPEG quality to degrade the photo with first, 1..100 (default: "
-                         "20 for a photo without JPEG damage; one that has some is restored as it is)")
+    compare.add_argument("--quality", type=int, metavar="N", help="JPEG quality to degrade the photo with first, 1..100"
+                         " (default: 20 for a photo without JPEG damage; one that has some is restored as it is)")
     compare.add_argument("--model", default=DEFAULT_FAMILY, metavar="WEIGHTS",
-                         help=f"weights, as for restore (default: {DEFAULT_FAMILY})")
+                         help=f"{MODEL_HELP}, or a family (default: {DEFAULT_FAMILY})")
     compare.add_argument("--width", type=int, default=PICTURE_WIDTH, metavar="PIXELS",
                          help=f"largest width of the picture (default: {PICTURE_WIDTH})")
-    compare.set_defaults(action=compare_command)
 
-    page = commands.add_parser("demo", help="serve a web page that restores and compares uploaded photos")
+    page = add_command(commands, "demo", demo_command, "serve a web page that restores and compares uploaded photos",
+                       "srcnn demo --open", more="Needs pip install 'srcnn[demo]'.")
     page.add_argument("--host", default="127.0.0.1",
                       help="address to listen at (default: 127.0.0.1: this machine only)")
-    page.add_argument("--port", type=int, default=7860, help="(default: 7860)")
+    page.add_argument("--port", type=int, default=7860, metavar="N", help="port to listen at (default: 7860)")
     page.add_argument("--open", action="store_true", help="open the page in the browser")
-    page.set_defaults(action=demo_command)
 
 
 def restore_command(options: argparse.Namespace) -> int:

@@ -12,59 +12,64 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from srcnn.commands.parser import add_command
 from srcnn.runtime.config_files import copy_config, shipped_configs
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.extras import extra
+
+TRAIN_OPTIONS = {"--processes N": "ranks on this machine, each on its own GPU or its share of the cores (default: 1)"}
 
 
 def add_training_commands(commands: Any) -> None:
     # Settings are parsed by jsonargparse. With a prefix that nobody types, argparse passes them on.
     for name, action, text in (
-        ("shards", shards_command, "make shards of photos, for training; --help lists the settings"),
-        ("train", train_command, "train a network on shards, in one process; --help lists the settings"),
-        ("doctor", doctor_command, "check what a training needs before it is started; --help lists the settings"),
+        ("shards", shards_command, "make shards of photos, for training"),
+        ("train", train_command, "train a network on shards, in one process or several"),
+        ("doctor", doctor_command, "check what a training needs before it is started"),
     ):
         passed_on = commands.add_parser(name, add_help=False, prefix_chars="\0", help=text)
         passed_on.add_argument("settings", nargs="*")
         passed_on.set_defaults(action=action)
 
-    configs = commands.add_parser("configs", help="list or copy the shipped configs of shards and trainings",
-                                  description="Lists the configs that `srcnn train --config NAME` and `srcnn shards"
-                                  " --config NAME` find by name, or copies those named.")
+    configs = add_command(
+        commands, "configs", configs_command, "list or copy the shipped configs of shards and trainings",
+        "srcnn configs                          list them",
+        "srcnn configs train.yaml -o configs    copy one, to change it",
+        more="`srcnn train --config NAME` and `srcnn shards --config NAME` find them by name.")
     configs.add_argument("names", nargs="*", metavar="NAME", help="a config to copy, such as train.yaml")
     configs.add_argument("-o", "--out", type=Path, default=Path(), metavar="DIR", help="folder to copy to (default: .)")
-    configs.set_defaults(action=configs_command)
 
-    verify = commands.add_parser("verify-shards", help="check every byte of shards against their manifest")
-    verify.add_argument("location", help="folder or URL of a split, or of the folder of both splits")
-    verify.set_defaults(action=verify_command)
+    verify = add_command(
+        commands, "verify-shards", verify_command, "check every byte of shards against their manifest",
+        "srcnn verify-shards data/shards", "srcnn verify-shards s3://bucket/shards/train")
+    verify.add_argument("location", metavar="SHARDS", help="folder or URL of a split, or of the folder of both splits")
 
-    report = commands.add_parser("report", help="write the report of a training run again")
-    report.add_argument("run", type=Path, help="folder of the run")
-    report.add_argument("--shards", help="folder or URL with val/, for the pictures (default: the folder that "
-                        "config.yaml of the run names; a URL in it is not followed)")
-    report.set_defaults(action=report_command)
+    report = add_command(commands, "report", report_command, "write the report of a training run again",
+                         "srcnn report runs/mine")
+    report.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
+    report.add_argument("--shards", metavar="SHARDS", help="folder or URL with val/, for the pictures (default: the "
+                        "folder that config.yaml of the run names; a URL in it is not followed)")
 
-    send = commands.add_parser(
-        "sync", help="send the metrics of a training run that wandb or MLflow lacks",
-        description="Sends the points of metrics.jsonl that the server lacks, and the settings, to the tracker's run of"
-        " the same id. The training must not be running. WANDB_API_KEY, WANDB_BASE_URL, WANDB_ENTITY and other"
-        " variables of the tracker apply. An offline run can be sent by `wandb sync RUN/wandb/offline-run-*`"
-        " instead, with its pictures; use only one of the two.")
-    send.add_argument("run", type=Path, help="folder of the run")
-    send.add_argument("--tracker", choices=("wandb", "mlflow"), default="wandb")
-    send.add_argument("--project", default="", help="wandb project or MLflow experiment (default: WANDB_PROJECT or "
-                      "MLFLOW_EXPERIMENT_NAME, else srcnn)")
-    send.set_defaults(action=sync_command)
+    send = add_command(
+        commands, "sync", sync_command, "send the metrics of a training run that wandb or MLflow lacks",
+        "srcnn sync runs/mine", "srcnn sync runs/mine --tracker mlflow",
+        more="Sends the points of metrics.jsonl that the server lacks, and the settings, to the tracker's run of the"
+        " same id. The training must not be running. WANDB_API_KEY, WANDB_BASE_URL, WANDB_ENTITY and other variables of"
+        " the tracker apply. An offline run can be sent by `wandb sync RUN/wandb/offline-run-*` instead, with its"
+        " pictures; use only one of the two.")
+    send.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
+    send.add_argument("--tracker", choices=("wandb", "mlflow"), default="wandb", help="(default: wandb)")
+    send.add_argument("--project", default="", metavar="NAME", help="wandb project or MLflow experiment (default: "
+                      "WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME, else srcnn)")
 
-    board = commands.add_parser(
-        "dashboard", help="create a wandb workspace with the panels for a training",
-        description="Adds a view to a wandb project: quality, learning, speed and machine load over the number of "
-        "tiles. Needs an account, and pip install 'srcnn[dashboard]'.")
-    board.add_argument("--entity", default="", help="default: WANDB_ENTITY, else the account's default")
-    board.add_argument("--project", default="", help="default: WANDB_PROJECT, else srcnn")
-    board.add_argument("--name", default="SRCNN training", help="name of the view (default: %(default)s)")
-    board.set_defaults(action=dashboard_command)
+    board = add_command(
+        commands, "dashboard", dashboard_command, "create a wandb workspace with the panels for a training",
+        "srcnn dashboard --entity my-team",
+        more="It is a view of a wandb project: quality, learning, speed and machine load over the number of tiles."
+        " Needs an account, and pip install 'srcnn[dashboard]'.")
+    board.add_argument("--entity", default="", metavar="NAME", help="default: WANDB_ENTITY, else the account's default")
+    board.add_argument("--project", default="", metavar="NAME", help="default: WANDB_PROJECT, else srcnn")
+    board.add_argument("--name", default="SRCNN training", metavar="TEXT", help="of the view (default: %(default)s)")
 
 
 @extra("train")
@@ -90,11 +95,31 @@ def shards_command(options: argparse.Namespace) -> int:
     return int(importlib.import_module("shards.__main__").main(options.settings, "srcnn shards"))
 
 
+@extra("train")
 def train_command(options: argparse.Namespace) -> int:
+    program = "srcnn train"
+    splitter = argparse.ArgumentParser(prog=program, usage="srcnn train --help", add_help=False, allow_abbrev=False)
+    splitter.add_argument("--processes", type=int, default=1)
+    own, settings = splitter.parse_known_args(options.settings)
+    if own.processes < 1:
+        raise UserError(f"--processes {own.processes}: expected at least 1")
+    if own.processes > 1:
+        return _train_in_processes(settings, own.processes, program)
     from srcnn.training.__main__ import main as train
 
-    train("srcnn train", arguments=options.settings)
+    train(program, arguments=settings, options=TRAIN_OPTIONS)
     return 0
+
+
+def _train_in_processes(settings: list[str], num_processes: int, program: str) -> int:
+    """Checks the training, then starts its ranks; returns their exit status."""
+    from srcnn.runtime.settings import parse
+    from srcnn.training.__main__ import __doc__ as about
+    from srcnn.training.config import TrainConfig
+    from srcnn.training.processes import check_training, train_in_processes
+
+    check_training(parse(TrainConfig, program, about or "", settings, TRAIN_OPTIONS), num_processes)
+    return train_in_processes(settings, num_processes, program)
 
 
 def configs_command(options: argparse.Namespace) -> int:

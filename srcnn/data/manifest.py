@@ -275,9 +275,9 @@ def read_manifest(storage: Folder | ObjectStore) -> Manifest:
     except (FileNotFoundError, NotADirectoryError) as error:
         hint = "copy the whole folder with its manifest there"
         if isinstance(storage, Folder):
-            hint = f"make them with: make shards PHOTOS=dir OUT={storage.path.parent}"
+            hint = f"make them with: srcnn shards --photos DIR --out {storage.path.parent}"
             if any(storage.path.glob("*.tar")):
-                hint += ", or index shards made by other programs with: python -m shards index"
+                hint += ", or index shards made by other programs with: srcnn shards index"
             if (storage.path / SPLITS[0] / MANIFEST).is_file():
                 hint = f"there are some in {storage.path / SPLITS[0]}"
         raise FileNotFoundError(f"{where}: no shards here; {hint}") from error

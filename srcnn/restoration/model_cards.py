@@ -29,6 +29,8 @@ SCALE_SETS: tuple[Set, ...] = (("set5", "y"), ("set14", "y"), ("bsd100", "y"))
 TITLE = re.compile(r"([\w.-]+), ([LY])(?:, scale (\d+))?(?:, quality (\d+))?")
 TOLERANCES = {"psnr_in": 0.01, "psnr": 0.01, "psnr_b_in": 0.01, "psnr_b": 0.01,  # dB
               "ssim_in": 0.0005, "ssim": 0.0005}
+HEADLINE_QUALITY = "quality 20"  # of weights for a range of qualities
+ORIGIN = "`srcnn datasets` says where the test sets come from"
 Scores = dict[str, dict[str, Any]]
 
 
@@ -186,7 +188,7 @@ def verify_weights(names: Iterable[str], photos: Path, folder: Path = WEIGHTS) -
         ValueError: a damaged card; at the end, that no set of any card was found.
     """
     if not photos.is_dir():
-        raise FileNotFoundError(f"{photos}: no such folder of photos")
+        raise FileNotFoundError(f"{photos}: no such folder of photos; {ORIGIN}")
     cards = {name: card_scores(name, folder) for name in names or sorted(each.stem for each in folder.glob("*.json"))}
     num_checked = 0
     for name, scores in cards.items():
@@ -205,7 +207,8 @@ def verify_weights(names: Iterable[str], photos: Path, folder: Path = WEIGHTS) -
                 yield Verified(name, title, row, measured, _differences(measured, row))
     if not num_checked:
         sets = sorted({ScoredSet.parse(title).folder for scores in cards.values() for title in scores})
-        raise UserError(f"{photos}: nothing was checked; expected at least one of the folders {', '.join(sets)}")
+        raise UserError(f"{photos}: nothing was checked; expected at least one of the folders {', '.join(sets)}; "
+                        f"{ORIGIN}")
 
 
 def card_scores(name: str, folder: Path = WEIGHTS) -> Scores:
@@ -227,6 +230,12 @@ def card_scores(name: str, folder: Path = WEIGHTS) -> Scores:
         if wrong:
             raise UserError(f'{path}: damaged: "{title}" without {", ".join(wrong)}')
     return scores
+
+
+def headline(scores: Scores) -> float:
+    """The gain in dB on the first set of a card, at HEADLINE_QUALITY if it has that."""
+    title = next((title for title in scores if title.endswith(HEADLINE_QUALITY)), next(iter(scores)))
+    return float(scores[title]["psnr"] - scores[title]["psnr_in"])
 
 
 def _differences(measured: dict[str, Any], row: dict[str, Any]) -> str:

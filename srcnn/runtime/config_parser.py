@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from typing import NoReturn
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import jsonargparse
 
@@ -18,12 +19,19 @@ _WHOLE = re.compile(r"Expected a <class 'int'>. Got value: (\d+\.0|\d[\d.]*e\+\d
 
 
 class ConfigParser(jsonargparse.ArgumentParser):
-    """A jsonargparse parser that reports an error in one line and suggests the key with the most similar name."""
+    """A jsonargparse parser that reports an error in one line and suggests the key with the most similar name.
+
+    `options` are names that may be meant, too: those of options that the program takes besides settings.
+    """
+
+    def __init__(self, options: Sequence[str] = (), **kwargs: Any) -> None:
+        self._options = options
+        super().__init__(**kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the message, without passwords, and the known keys most like the unknown ones; exits with status 2."""
-        known_keys = list(self.get_defaults().keys(branches=True))
-        unknown = re.findall(r"(?:arguments: |[Oo]ption '|Key ')(?:--)?([\w.]+)", message)
+        known_keys = [*self.get_defaults().keys(branches=True), *self._options]
+        unknown = re.findall(r"(?:arguments: |[Oo]ption '|Key ')(?:--)?([\w.-]+)", message)
         hints = [f'; did you mean "{near}"?' for key in unknown for near in nearest(key, known_keys)]
         if number := _WHOLE.search(message):
             hints.append(f"; write {float(number[1]):.0f}")
@@ -32,7 +40,7 @@ class ConfigParser(jsonargparse.ArgumentParser):
         if "File does not exist" in message:
             hints.append("; `srcnn configs` lists the shipped ones")
         print(without_credentials(f"{self.prog}: {' '.join(message.split())}{''.join(hints)}"), file=sys.stderr)
-        print(f"{self.prog} --help explains every key", file=sys.stderr)
+        print(f"{self.prog} --help explains the settings", file=sys.stderr)
         raise SystemExit(2)
 
 

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import yaml
@@ -21,23 +22,31 @@ ConfigT = TypeVar("ConfigT")
 
 
 def parse(
-    config_class: type[ConfigT], program: str, description: str, arguments: list[str] | None = None
+    config_class: type[ConfigT], program: str, docstring: str, arguments: list[str] | None = None,
+    options: Mapping[str, str] = MappingProxyType({}),
 ) -> ConfigT:
     """Parses the command line (`arguments`, default sys.argv) into a frozen config dataclass.
 
     An unknown key, a value of the wrong type, or one that the dataclass rejects (ValueError in `__post_init__`) ends
-    the program with status 2 and one line that names it.
+    the program with status 2 and one line that names it; `--help` and `--help-all` end it with a help page, for which
+    are `docstring` and `options`, those that the program has taken out of `arguments`: see config_help.
     """
-    with extra("train"):
-        from srcnn.runtime.config_parser import ConfigParser  # imports jsonargparse, which restoring does not need
+    with extra("train"):  # packages that restoring does not need
+        from srcnn.runtime.config_help import help_page
+        from srcnn.runtime.config_parser import ConfigParser
 
-    parser = ConfigParser(prog=program, description=description, allow_abbrev=False, parser_mode="strict_yaml")
-    parser.add_argument("--config", action="config", help="YAML file with any of the keys below, or the name of a "
-                        "shipped one (`srcnn configs` lists them)")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if asked := {"-h", "--help", "--help-all"} & set(arguments):
+        print(help_page(config_class, program, docstring, options, "--help-all" in asked), end="")
+        raise SystemExit(0)
+    names = ["help", "help-all", *(option.split()[0].lstrip("-") for option in options)]
+    parser = ConfigParser(names, prog=program, add_help=False,
+                          allow_abbrev=False, parser_mode="strict_yaml")
+    parser.add_argument("--config", action="config")
     parser.add_class_arguments(config_class, None)
     fields = dataclasses.fields(config_class)  # type: ignore[arg-type]  # no type says "any dataclass"
     booleans = {f"--{field.name}" for field in fields if field.type in ("bool", bool)}
-    arguments = _with_values(sys.argv[1:] if arguments is None else arguments, booleans)
+    arguments = _with_values(arguments, booleans)
     arguments = _with_shipped_configs(arguments)
     try:
         for file in _config_files(arguments):

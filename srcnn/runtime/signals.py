@@ -28,7 +28,7 @@ SAME_SIGNAL_SECONDS = 5.0  # a scheduler's signal comes twice, from itself and t
 SAME_CTRL_C_SECONDS = 1.0
 STOP_SECONDS = 600.0  # until a stop that was asked for is given up
 LAUNCHERS = ("accelerate", "accelerate.commands.launch", "accelerate.commands.accelerate_cli", "accelerate-launch",
-             "torchrun", "torch.distributed.run", "torch.distributed.launch")
+             "torchrun", "torch.distributed.run", "torch.distributed.launch", "srcnn")
 OPTIONS_WITH_VALUE = ("-W", "-X", "--check-hash-based-pycs")  # of Python
 
 

@@ -6,7 +6,8 @@ tests/runtime/test_torch_internals.py fails where one of these means something e
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+import signal
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -61,3 +62,21 @@ def sizes_of_one_are_dynamic() -> AbstractContextManager[None]:
     from torch.fx.experimental import _config
 
     return _config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+
+
+def ranks_ended(launch: Callable[[], Any]) -> tuple[signal.Signals | None, set[int]]:
+    """What ended the ranks of `launch()`, a launcher of torchrun's that waits for them.
+
+    Returns:
+        The signal to the launcher that stopped them, or None; the statuses of those that failed, negative for signals.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    try:
+        launch()
+    except SignalException as stop:
+        return stop.sigval, set()
+    except ChildFailedError as error:
+        return None, {failure.exitcode for failure in error.failures.values()}
+    return None, set()

@@ -1,18 +1,28 @@
-"""srcnn train --config train.yaml [--key value ...], and `accelerate launch -m srcnn.training` for several processes
+"""srcnn train --config FILE --shards DIR --run DIR [--SETTING VALUE ...]
 
-Trains on the shards of `--shards` into the folder `--run`; the same command continues an interrupted run. After a stop
-signal (SIGTERM, SIGUSR1, Ctrl-C) it leaves a checkpoint and ends with status 75 (130 after Ctrl-C). torchrun takes
-`--run` for its own option `--run-path`: there the same key is `--run_dir`.
+Trains a network on shards; the same command resumes an interrupted run. A stop signal (SIGTERM, SIGUSR1, Ctrl-C) leaves
+a checkpoint and exit status 75 (130 after Ctrl-C). Several machines: `accelerate launch ... -m srcnn.training`; under
+torchrun, which takes --run for an option of its own, write --run_dir.
+
+examples:
+  srcnn train --config train.yaml --shards data/shards --run runs/mine
+  srcnn train --config train.yaml --shards data/shards --run runs/mine --processes 2 --optimizer.lr 5e-4
+  srcnn train --config debug.yaml --shards data/shards --run runs/debug   does the loop learn? A minute
 """
 
 import sys
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from srcnn.runtime import signals
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.extras import extra
 
 
-def main(program: str, description: str | None = __doc__, arguments: list[str] | None = None) -> None:
+def main(
+    program: str, docstring: str | None = __doc__, arguments: list[str] | None = None,
+    options: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Trains as this rank. Ends the process as `launch` does, and with status 1 where the extra `train` is missing."""
     signals.install_signal_handlers()  # before imports that take seconds
     try:
@@ -22,7 +32,7 @@ def main(program: str, description: str | None = __doc__, arguments: list[str] |
             from srcnn.training.trainer import train
     except UserError as error:
         sys.exit(f"{program}: {error}")
-    launch(program, description, TrainConfig, train, arguments)
+    launch(program, docstring, TrainConfig, train, arguments, options)
 
 
 if __name__ == "__main__":

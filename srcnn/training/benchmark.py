@@ -49,6 +49,8 @@ class BenchmarkConfig(TrainConfig):
         trace: write a profiler's trace of three steps to this file (for perfetto.dev or chrome://tracing).
     """
 
+    COMMON = {"how it is measured": ("num_steps", "num_rounds", "json", "trace"), **TrainConfig.COMMON}
+
     num_steps: int = 10
     num_rounds: int = 3
     json: str = ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from srcnn.data.loader import LoaderConfig
 from srcnn.data.training_pairs import DegradationConfig
@@ -28,7 +28,7 @@ class TrainConfig:
 
     Args:
         run: folder of the run; started again with the same folder it continues from its latest checkpoint.
-        shards: folder with train/ and val/, as `make shards` wrote it, or its http(s), s3, gs or az address.
+        shards: folder with train/ and val/, as `srcnn shards` wrote it, or its http(s), s3, gs or az address.
         model: the network, an SRCNN, unless `unet` has widths.
         unet: a U-Net in place of it.
         initialization: start of the weights: "kaiming" (robust), "pytorch" (the source's), "paper".
@@ -68,6 +68,22 @@ class TrainConfig:
         upload_best: send the best checkpoint to wandb as an artifact at the end.
         overfit_tiles: train and validate on the first so many training tiles only, to see that the loop learns; 0: off.
     """
+
+    COMMON: ClassVar[dict[str, tuple[str, ...]]] = {"settings that most trainings need": (
+        "shards", "run", "total_samples", "batch_size", "optimizer.lr", "model.kernels", "unet.widths", "weights",
+        "mixed_precision", "trackers")}
+    SUBJECTS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "the network: an SRCNN, or with unet.widths a U-Net": ("model", "unet", "initialization", "centred"),
+        "batches and their loss": ("batch_size_per_process", "micro_batch_size", "augment", "seed", "loss",
+                                   "luma_weight", "loss_crop", "compile"),
+        "the optimizer": ("optimizer",),
+        "validation, checkpoints, failures": (
+            "log_every_samples", "validate_every_samples", "save_every_samples", "save_every_minutes",
+            "keep_checkpoints", "on_save_failure", "max_skipped_steps", "timeout_minutes", "fresh", "overfit_tiles"),
+        "what the trackers show": ("alerts", "num_pictures", "upload_best"),
+        "how shards are read": ("stream",),
+        "pairs made of clean tiles while training (docs/degradations.md)": ("degradation",),
+    }
 
     run: str = "runs/srcnn"
     shards: str = "data/shards"

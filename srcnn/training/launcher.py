@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from accelerate import PartialState
@@ -20,8 +21,8 @@ logger = logging.getLogger(__name__)
 
 
 def launch(
-    program: str, description: str | None, config_class: type[ConfigT], work: Callable[[ConfigT], Any],
-    arguments: list[str] | None = None,
+    program: str, docstring: str | None, config_class: type[ConfigT], work: Callable[[ConfigT], Any],
+    arguments: list[str] | None = None, options: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Does `work(config)` as this rank, with the config of the `arguments` (default: sys.argv).
 
@@ -32,7 +33,7 @@ def launch(
     rank = os.environ.get("RANK", "0")
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s %(levelname)s rank {rank}: %(message)s",
                         datefmt="%H:%M:%S")
-    config = parse(config_class, program, description or "", arguments)
+    config = parse(config_class, program, docstring or "", arguments, options)
     try:
         work(config)
         PartialState().destroy_process_group()

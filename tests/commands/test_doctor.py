@@ -48,7 +48,7 @@ def test_every_subject_is_looked_at_whatever_the_others_find(tmp_path):
     status, lines = examine(tmp_path / "nowhere", run=tmp_path / "run", weights="none.pth")
     assert status == 1 and [line for line in lines[:-1] if not line.startswith(" ")] == SUBJECTS
     told = "\n".join(marked(lines, "PROBLEM"))
-    assert says(told, "nowhere/train", "nowhere/val", "none.pth", f"{tmp_path}/run", "make shards PHOTOS=")
+    assert says(told, "nowhere/train", "nowhere/val", "none.pth", f"{tmp_path}/run", "srcnn shards --photos")
     assert num_found(lines)[0] == 4
 
 

@@ -16,7 +16,7 @@ from messages import facts
 from PIL import Image
 from small import small_config, small_shards
 
-from shards.__main__ import report
+from shards.command import report
 from shards.plan import ShardsConfig
 from shards.tar import index_tar
 from shards.workers import ShardsFailed

@@ -225,7 +225,7 @@ def test_a_manifest_of_the_version_before_says_what_to_do(copy):
     with pytest.raises(ShardError, match=facts("manifest.json", 2, 3)):
         ShardDataset(copy)
     (copy / "manifest.json").unlink()
-    with pytest.raises(FileNotFoundError, match=facts("make shards PHOTOS=", "python -m shards index")):
+    with pytest.raises(FileNotFoundError, match=facts("srcnn shards --photos", "srcnn shards index")):
         ShardDataset(copy)
 
 

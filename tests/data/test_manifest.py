@@ -174,7 +174,7 @@ def test_a_missing_or_short_shard_is_named(tmp_path: Path) -> None:
 
 
 def test_no_manifest_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=facts("make shards PHOTOS=", f"OUT={tmp_path}")):
+    with pytest.raises(FileNotFoundError, match=facts("srcnn shards --photos", f"--out {tmp_path}")):
         read_manifest(Folder(tmp_path / "train"))
 
 

@@ -97,7 +97,7 @@ def test_wrong_keys_and_missing_shards_end_with_a_line_that_says_so(tmp_path, co
     wrong = launch(1, "--config", config, "--batch_size_per_proces", 3)
     assert wrong.returncode != 0 and "batch_size_per_process" in wrong.stderr
     missing = launch(1, "--config", config, "--shards", tmp_path / "none", "--run", tmp_path / "run")
-    assert missing.returncode != 0 and "make shards" in missing.stderr
+    assert missing.returncode != 0 and "srcnn shards" in missing.stderr
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
@@ -191,4 +191,4 @@ def test_make_train_shows_one_line_for_a_users_mistake(tmp_path):
     command = ["make", "-s", "-o", f"{environment}/.ready", "train", f"VENV={environment}",
                f"OUT={tmp_path / 'none'}", f"RUN={tmp_path / 'run'}"]
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=120)
-    assert done.returncode != 0 and "make shards" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode != 0 and "srcnn shards" in done.stderr and "Traceback" not in done.stderr

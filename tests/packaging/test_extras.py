@@ -18,7 +18,8 @@ from srcnn.runtime.errors import UserError
 from srcnn.runtime.extras import extra
 
 ROOT = Path(__file__).parents[2]
-MODULES = {"huggingface-hub": "huggingface_hub", "mlflow-skinny": "mlflow", "pillow-heif": "pillow_heif",
+MODULES = {"docstring-parser": "docstring_parser", "huggingface-hub": "huggingface_hub", "mlflow-skinny": "mlflow",
+           "pillow-heif": "pillow_heif",
            "wandb-workspaces": "wandb_workspaces"}  # where the name to import is not that of the distribution
 UNIX = ["fcntl", "resource", "pwd", "grp", "termios"]
 UNIX_NAMES = ["os.O_CLOEXEC", "os.O_NONBLOCK", "os.O_NOFOLLOW", "os.O_DIRECTORY", "os.pread", "os.preadv", "os.statvfs",

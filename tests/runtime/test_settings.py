@@ -147,7 +147,7 @@ def test_help_explains_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         read("--help")
     shown = capsys.readouterr().out
-    for words in ("size of a step", "which one", "how strong", "a mapping", "0.5", "{first,second}"):
+    for words in ("size of a step", "which one", "how strong", "a mapping", "0.5", "first|second"):
         assert words in shown
 
 
