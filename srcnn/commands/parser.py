@@ -53,10 +53,16 @@ class CommandParser(argparse.ArgumentParser):
         for action in self._commands:
             if word and word not in (known := list(action.choices or ())):
                 self.error(f"unknown command: {word}{did_you_mean(word, known)}")
+        if not self._commands and "-" in self.prefix_chars:  # before argparse asks for the required one that was meant
+            named = [word for word in args if word.startswith("--") and word != "--"]
+            self._refuse([word for word in named if word.partition("=")[0] not in self._names])
         options, unknown = super().parse_known_args(args, namespace)
+        self._refuse(unknown)
+        return options, unknown
+
+    def _refuse(self, unknown: list[str]) -> None:
         if unknown:
             self.error(f"unknown: {' '.join(unknown)}{did_you_mean(unknown[0].partition('=')[0], self._names)}")
-        return options, unknown
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

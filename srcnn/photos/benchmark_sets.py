@@ -62,9 +62,7 @@ def find_set(name: str) -> BenchmarkSet:
 
 
 def pixel_hash(pixels: np.ndarray) -> str:
-    """SHA-256 of shape and levels of a photo, uint8 (H, W) or (H, W, 3); RGB with three equal channels is greyscale."""
-    if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
-        pixels = pixels[..., 0]
+    """SHA-256 of shape and levels of a photo, uint8 (H, W) or (H, W, 3)."""
     return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
 
 
@@ -72,6 +70,13 @@ def read_pixels(content: Path | bytes) -> np.ndarray:
     """Decodes a photo, a file or its bytes: uint8 (H, W) or (H, W, 3). Raises PhotoRefused."""
     with open_image(content, MAX_MEGAPIXELS) as image:
         return np.asarray(over_white(eight_bit_image(decode(image)[0])))
+
+
+def forms_of(pixels: np.ndarray) -> list[np.ndarray]:
+    """A photo; if it is greyscale, both as (H, W) and as (H, W, 3): a set may have either, and Y of RGB is another."""
+    if pixels.ndim == 2:
+        return [pixels, np.stack([pixels] * 3, axis=-1)]
+    return [pixels, np.ascontiguousarray(pixels[..., 0])] if (pixels == pixels[..., :1]).all() else [pixels]
 
 
 def photos_of(source: Path) -> Iterator[tuple[str, Path | bytes]]:
@@ -115,10 +120,11 @@ def prepare(wanted: BenchmarkSet, source: Path, out: Path) -> list[str]:
         if not missing:
             break
         try:
-            pixels = read_pixels(photo)
-        except PhotoRefused:  # of another set, or what no photo of a set looks like: one that is wanted stays missing
+            forms = forms_of(read_pixels(photo))
+        except PhotoRefused:  # not what a photo of a set looks like: one that is wanted stays missing
             continue
-        if (name := names.get(pixel_hash(pixels))) in missing:
+        found = [(name, pixels) for pixels in forms if (name := names.get(pixel_hash(pixels))) in missing]
+        for name, pixels in found[:1]:
             content = io.BytesIO()
             Image.fromarray(pixels).save(content, "PNG")
             out.mkdir(parents=True, exist_ok=True)
