@@ -10,6 +10,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -54,7 +55,7 @@ class CommandParser(argparse.ArgumentParser):
             if word and word not in (known := list(action.choices or ())):
                 self.error(f"unknown command: {word}{did_you_mean(word, known)}")
         if not self._commands and "-" in self.prefix_chars:  # before argparse asks for the required one that was meant
-            named = [word for word in args if word.startswith("--") and word != "--"]
+            named = (word for word in takewhile("--".__ne__, args) if word.startswith("--"))
             self._refuse([word for word in named if word.partition("=")[0] not in self._names])
         options, unknown = super().parse_known_args(args, namespace)
         self._refuse(unknown)

@@ -121,6 +121,10 @@ def test_a_mistyped_command_or_option_is_answered_by_the_one_that_was_meant(caps
     assert re.search(facts("did you mean", near), message.partition("error:")[2] or message)
 
 
+def test_a_photo_may_be_named_like_an_option():
+    assert command_line().parse_args(["restore", "--", "--overwrit"]).sources == ["--overwrit"]
+
+
 def test_the_options_of_train_are_in_its_help():
     page = help_of("train")
     assert all(option in page for option in TRAIN_OPTIONS)
