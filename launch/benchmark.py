@@ -6,8 +6,16 @@ of a step goes, and what share of the device's peak that is. Takes all keys of l
 
 from __future__ import annotations
 
-from srcnn.training.benchmark import BenchmarkConfig, benchmark
-from srcnn.training.launcher import launch
+import sys
+
+from srcnn.runtime.errors import UserError
+from srcnn.runtime.extras import extra
 
 if __name__ == "__main__":
+    try:
+        with extra("train"):
+            from srcnn.training.benchmark import BenchmarkConfig, benchmark
+            from srcnn.training.launcher import launch
+    except UserError as error:
+        sys.exit(f"launch/benchmark.py: {error}")
     launch("launch/benchmark.py", __doc__, BenchmarkConfig, benchmark)

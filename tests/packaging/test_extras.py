@@ -90,6 +90,15 @@ def test_a_command_whose_extra_is_missing_says_how_to_install_it(tmp_path):
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "pip install 'srcnn[train]'" in done.stderr
 
 
+@pytest.mark.parametrize("module", ["shards", "srcnn.training", "launch.train", "launch.benchmark"])
+def test_a_module_whose_extra_is_missing_says_so_in_one_line(tmp_path, module):
+    program = "import runpy, sys\nfor name in sys.argv[1].split(): sys.modules[name] = None\n"
+    program += f"sys.argv = ['{module}', '--photos', 'x']; runpy.run_module('{module}', run_name='__main__')"
+    words = [sys.executable, "-c", program, " ".join(extras()["train"])]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "pip install 'srcnn[train]'" in done.stderr
+
+
 def test_the_network_of_a_shipped_name_needs_no_client_of_the_hub_and_one_on_the_hub_does(tmp_path):
     program = ("import sys; sys.modules['huggingface_hub'] = None; from srcnn import SRCNN\n"
                "SRCNN.from_pretrained('srcnn-915-q20').save_pretrained('saved'); SRCNN.from_pretrained('saved')\n"
