@@ -11,10 +11,12 @@ import logging
 import sys
 from pathlib import Path
 
-from shards.__main__ import main as shards_command
+from shards.command import run as run_shards
+from shards.plan import ShardsConfig
 from shards.skylines import write_skylines
 from shards.workers import ShardsFailed
 from srcnn.runtime import signals
+from srcnn.runtime.settings import parse
 
 # What needs torch is imported where it is wanted: the processes that draw import this file too.
 
@@ -95,7 +97,8 @@ def make_tiles(photos: Path, shards: Path) -> None:
         DemoFailed: none could be made, and why is said; or there are too few photos to validate on some of them.
     """
     settings = ["--config", str(ROOT / "configs/shards.yaml"), "--decode", "reduced", "--val_fraction", "0.25"]
-    if shards_command([*settings, "--photos", str(photos), "--out", str(shards), "--allow_refused", "true"]):
+    settings += ["--photos", str(photos), "--out", str(shards), "--allow_refused", "true"]
+    if run_shards(parse(ShardsConfig, "python -m launch.demo", __doc__, settings)):
         raise DemoFailed
     from srcnn.data.dataset import ShardDataset
     from srcnn.data.manifest import ShardError
@@ -116,7 +119,6 @@ def train_on(shards: Path, run: Path) -> None:
     """
     from srcnn.runtime.distributed import DistributedError
     from srcnn.runtime.errors import DivergedError
-    from srcnn.runtime.settings import parse
     from srcnn.training.config import TrainConfig
     from srcnn.training.trainer import train
 

@@ -37,6 +37,14 @@ def main(arguments: list[str], program: str) -> int:
     if arguments[:1] == ["index"]:
         return index_foreign.main(arguments[1:], f"{program} index")
     config = parse(ShardsConfig, program, __doc__, arguments)
+    status = run(config)
+    if status == 0:
+        print(next_steps(config))
+    return status
+
+
+def run(config: ShardsConfig) -> int:
+    """Makes shards and reports what was made; returns the exit status."""
     try:
         summary = make_shards(config)
         out = open_writable(config.out)
@@ -81,10 +89,7 @@ def report(config: ShardsConfig, summary: Summary) -> int:
         hint = "" if config.allow_refused else "; repair or remove them, or use --allow_refused true"
         print(f"{len(refused)} photos refused{hint}", file=sys.stderr)
     is_accepted = config.allow_refused or not refused
-    if not is_accepted or not any(manifest.num_samples for manifest in manifests):
-        return 1
-    print(next_steps(config))
-    return 0
+    return 0 if is_accepted and any(manifest.num_samples for manifest in manifests) else 1
 
 
 def next_steps(config: ShardsConfig) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import REPOSITORY, SMALL, PhotosFolder, make, pairs_of, photo_pixels, photos_of, quiet_env, run_shards
-from messages import numbers
+from messages import numbers, says
 from PIL import Image
 
 from shards.__main__ import main
@@ -20,7 +21,9 @@ from srcnn.data.manifest import read_manifest
 from srcnn.photos.degradation import jpeg
 from srcnn.photos.metrics import psnr
 from srcnn.photos.reading import luma_l
+from srcnn.runtime.settings import parse
 from srcnn.runtime.storage import Folder
+from srcnn.training.config import TrainConfig
 
 
 def test_every_pair_is_a_tile_of_the_photo_and_of_its_jpeg(
@@ -266,3 +269,19 @@ def test_preprocessing_does_not_import_torch() -> None:
         command, cwd=REPOSITORY, env=quiet_env(), capture_output=True, text=True, check=True
     )
     assert result.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("arguments,told", [([], ["--config train.yaml"]), (["--color", "rgb"], ["--model.channels 3"]),
+                                            (["--contents", "clean"], ["degradation"])])
+def test_at_the_end_it_is_said_where_the_shards_are_and_what_to_do_with_them(
+    tmp_path: Path, photos_folder: PhotosFolder, capsys: pytest.CaptureFixture[str], arguments: list[str],
+    told: list[str]
+) -> None:
+    out = tmp_path / "my shards"
+    assert make("--photos", photos_folder(6), "--out", out, *arguments) == 0
+    done, following = capsys.readouterr().out.splitlines()[-2:]
+    assert all(path.is_file() for path in (out / "train.png", out / "val.png"))
+    assert says(done, out / "train.png", out / "val.png") and says(following, "next", "srcnn train", *told)
+    if "degradation" not in told:
+        settings = shlex.split(following.partition("srcnn train")[2])
+        assert parse(TrainConfig, "test", "", settings).shards == str(out)
