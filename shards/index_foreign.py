@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 
 from shards.tar import member_names, scan_tar
 from shards.workers import WorkerPool
+from srcnn.commands.parser import CommandParser
 from srcnn.data.index import INDEX, encode_index, hash_entries, index_file
 from srcnn.data.manifest import (
     MANIFEST,
@@ -27,18 +27,26 @@ from srcnn.runtime.parallel import num_cores
 from srcnn.runtime.storage import Folder
 from srcnn.runtime.untrusted import MAX_TILE_SIDE, InvalidInput, check_name
 
+DESCRIPTION = """\
+Writes the index and manifest that training needs beside WebDataset shards of other programs, whose samples hold a clean
+and a degraded picture."""
+EXAMPLES = "examples:\n  srcnn shards index data/pairs/train --clean hq.png --degraded lq.jpg"
 PICTURE_EXTENSIONS = ("png", "jpg", "jpeg", "webp", "npy")
 
 
 def main(arguments: list[str], program: str) -> int:
     """Runs the command; returns its exit status: 0 if the shards were indexed, else 1."""
-    parser = argparse.ArgumentParser(prog=program, description=__doc__, allow_abbrev=False)
-    parser.add_argument("folder", type=Path, help="folder with WebDataset shards (*.tar) of one split")
-    parser.add_argument("--clean", default="", help="file extension of the clean picture after the key, such as hq.png")
-    parser.add_argument("--degraded", default="", help="file extension of the degraded picture, such as lq.jpg")
-    parser.add_argument("--tile_pixels", type=int, default=128, help="side of the tile that is cropped from each pair")
-    parser.add_argument("--color", choices=("luma", "rgb"), default="luma", help="channels of the tiles")
-    parser.add_argument("--num_workers", type=int, default=0, help="processes; 0: one per core")
+    parser = CommandParser(prog=program, description=DESCRIPTION, epilog=EXAMPLES)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder with WebDataset shards (*.tar) of one split")
+    parser.add_argument("--clean", default="", metavar="EXT",
+                        help="file extension of the clean picture after the key, such as hq.png (default: clean.*)")
+    parser.add_argument("--degraded", default="", metavar="EXT",
+                        help="file extension of the degraded picture, such as lq.jpg (default: degraded.*)")
+    parser.add_argument("--tile_pixels", type=int, default=128, metavar="N",
+                        help="side of the tile that is cropped from each pair (default: 128)")
+    parser.add_argument("--color", choices=("luma", "rgb"), default="luma",
+                        help="channels of the tiles (default: luma)")
+    parser.add_argument("--num_workers", type=int, default=0, metavar="N", help="processes (default: one per core)")
     options = parser.parse_args(arguments)
     try:
         manifest = index_folder(**vars(options))

@@ -1,8 +1,8 @@
 """srcnn doctor --config FILE --shards DIR --run DIR [--ranks N] [--SETTING VALUE ...]
 
 Checks what would stop a training with these settings, or make it another one than intended, before it is started. Takes
-the settings of `srcnn train`, needs seconds and no GPU, and changes nothing. Each line is ok, a note, or a PROBLEM with
-what to do. All checks are made whatever is found; the exit status is 1 where there is a problem.
+what `srcnn train` takes, --processes too, needs seconds and no GPU, and changes nothing. Each line is ok, a note, or a
+PROBLEM with what to do. All checks are made whatever is found; the exit status is 1 where there is a problem.
 
 examples:
   srcnn doctor --config train.yaml --shards data/shards --run runs/mine

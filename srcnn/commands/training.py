@@ -95,16 +95,22 @@ def shards_command(options: argparse.Namespace) -> int:
     return int(importlib.import_module("shards.__main__").main(options.settings, "srcnn shards"))
 
 
+def split_processes(arguments: list[str], program: str) -> tuple[int, list[str]]:
+    """The value of `--processes`, 1 without, and the other arguments."""
+    parser = argparse.ArgumentParser(prog=program, usage=f"{program} --help", add_help=False, allow_abbrev=False)
+    parser.add_argument("--processes", type=int, default=1)
+    options, settings = parser.parse_known_args(arguments)
+    if options.processes < 1:
+        raise UserError(f"--processes {options.processes}: expected at least 1")
+    return options.processes, settings
+
+
 @extra("train")
 def train_command(options: argparse.Namespace) -> int:
     program = "srcnn train"
-    splitter = argparse.ArgumentParser(prog=program, usage="srcnn train --help", add_help=False, allow_abbrev=False)
-    splitter.add_argument("--processes", type=int, default=1)
-    own, settings = splitter.parse_known_args(options.settings)
-    if own.processes < 1:
-        raise UserError(f"--processes {own.processes}: expected at least 1")
-    if own.processes > 1:
-        return _train_in_processes(settings, own.processes, program)
+    num_processes, settings = split_processes(options.settings, program)
+    if num_processes > 1:
+        return _train_in_processes(settings, num_processes, program)
     from srcnn.training.__main__ import main as train
 
     train(program, arguments=settings, options=TRAIN_OPTIONS)
@@ -137,7 +143,8 @@ def configs_command(options: argparse.Namespace) -> int:
 def doctor_command(options: argparse.Namespace) -> int:
     from srcnn.commands.doctor import main as doctor
 
-    return doctor(options.settings)
+    num_processes, settings = split_processes(options.settings, "srcnn doctor")
+    return doctor([*settings, "--ranks", str(num_processes)] if num_processes > 1 else settings)
 
 
 @extra("train")

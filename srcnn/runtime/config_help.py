@@ -15,18 +15,27 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 import docstring_parser
 import yaml
 
+KINDS: dict[Any, list[str]] = {bool: ["true", "false"], int: ["N"], float: ["X"], str: ["TEXT"], type(None): ["null"]}
+IN_WORDS = {"N": "a whole number", "X": "a number", "TEXT": "a text"}
 WIDTH = 78  # characters of a description
 REST = "other settings"
 CONFIG_HELP = "YAML file with any of the settings, or the name of a shipped one (`srcnn configs` lists them)"
 
 
 class Setting(NamedTuple):
-    """A key of a config: what may be given for it, as a usage line has it, what it means, its default as YAML."""
+    """A key of a config: the values or kinds of value that it takes, what it means, its default as YAML."""
 
     key: str
-    values: str
+    kinds: list[str]
     text: str
     default: str
+
+    @property
+    def expected(self) -> str:
+        """What to give for it, such as "constant or cosine" and "[...], such as [9, 1, 5]"."""
+        example = f", such as {self.default}" if self.kinds[0] in ("[...]", "{...}") and len(self.default) > 2 else ""
+        *others, last = (IN_WORDS.get(kind, kind) for kind in self.kinds)
+        return f"{', '.join(others)}{' or ' if others else ''}{last}{example}"
 
 
 def settings_of(config_class: Any, prefix: str = "") -> Iterator[Setting]:
@@ -40,7 +49,7 @@ def settings_of(config_class: Any, prefix: str = "") -> Iterator[Setting]:
             yield from settings_of(hints[field.name], f"{key}.")
             continue
         default = field.default_factory() if callable(field.default_factory) else field.default
-        yield Setting(key, _values(hints[field.name]), texts[field.name], _as_yaml(default))
+        yield Setting(key, _kinds(hints[field.name]), texts.get(field.name, ""), _as_yaml(default))
 
 
 def _texts(docstring: str) -> dict[str, str]:
@@ -48,18 +57,16 @@ def _texts(docstring: str) -> dict[str, str]:
             for each in docstring_parser.parse(docstring, docstring_parser.DocstringStyle.GOOGLE).params}
 
 
-def _values(hint: Any) -> str:
-    """What a value of this type looks like."""
-    if hint is bool:
-        return "true|false"
+def _kinds(hint: Any) -> list[str]:
+    """What values of this type look like."""
+    if hint in KINDS:
+        return KINDS[hint]
     if get_origin(hint) is Literal:
-        return "|".join(map(str, get_args(hint)))
+        return list(map(str, get_args(hint)))
     if get_origin(hint) in (list, tuple):
-        return "[...]"
-    if get_origin(hint) is dict:
-        return "{...}"
-    names = {int: "N", float: "X", str: "TEXT", type(None): "null"}
-    return names.get(hint) or "|".join(dict.fromkeys(_values(each) for each in get_args(hint)))
+        (item, *_) = get_args(hint)
+        return [f"[{'|'.join(_kinds(item))}, ...]" if get_origin(item) is Literal else "[...]"]
+    return ["{...}"] if get_origin(hint) is dict else [kind for each in get_args(hint) for kind in _kinds(each)]
 
 
 def _as_yaml(value: Any) -> str:
@@ -102,8 +109,9 @@ def help_page(
     shown = {**common, **subjects} if show_all or not common else common
     for subject, found in shown.items():
         group = parser.add_argument_group(subject)
-        for key, values, meaning, default in found:
-            group.add_argument(f"--{key}", metavar=values, help=_escaped(f"{meaning.rstrip('.')} (default: {default})"))
+        for key, kinds, meaning, default in found:
+            explained = f"{meaning.rstrip('.')} (default: {default})"
+            group.add_argument(f"--{key}", metavar="|".join(kinds), help=_escaped(explained))
     return parser.format_help()
 
 

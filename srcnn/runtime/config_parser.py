@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 import jsonargparse
 
+from srcnn.runtime.config_help import Setting
 from srcnn.runtime.credentials import without_credentials
 from srcnn.runtime.strict_yaml import load_yaml
 from srcnn.runtime.untrusted import InvalidInput
@@ -17,15 +18,17 @@ from srcnn.runtime.untrusted import InvalidInput
 jsonargparse.set_loader("strict_yaml", load_yaml, (InvalidInput,))
 _WHOLE = re.compile(r"Expected a <class 'int'>. Got value: (\d+\.0|\d[\d.]*e\+\d+)$")  # 1e6
 
+_WRONG_VALUE = re.compile(r'(?:Parser key|Key) "([\w.]+)": .*(?:Got|Given) value: (.*)$')
+
 
 class ConfigParser(jsonargparse.ArgumentParser):
     """A jsonargparse parser that reports an error in one line and suggests the key with the most similar name.
 
-    `options` are names that may be meant, too: those of options that the program takes besides settings.
+    `options` are names that may be meant, too: those of options that the program takes besides `settings`.
     """
 
-    def __init__(self, options: Sequence[str] = (), **kwargs: Any) -> None:
-        self._options = options
+    def __init__(self, settings: Iterable[Setting] = (), options: Sequence[str] = (), **kwargs: Any) -> None:
+        self._settings, self._options = {setting.key: setting for setting in settings}, options
         super().__init__(**kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -39,9 +42,19 @@ class ConfigParser(jsonargparse.ArgumentParser):
             hints.append("; in YAML, put a text that looks like a number or true or false in quotes")
         if "File does not exist" in message:
             hints.append("; `srcnn configs` lists the shipped ones")
-        print(without_credentials(f"{self.prog}: {' '.join(message.split())}{''.join(hints)}"), file=sys.stderr)
+        message = self._in_words(" ".join(message.split()))
+        print(without_credentials(f"{self.prog}: {message}{''.join(hints)}"), file=sys.stderr)
         print(f"{self.prog} --help explains the settings", file=sys.stderr)
         raise SystemExit(2)
+
+    def _in_words(self, message: str) -> str:
+        """The message, without Python's types where it is about the value of a setting."""
+        if (wrong := _WRONG_VALUE.search(message)) and wrong[1] in self._settings:
+            setting = self._settings[wrong[1]]
+            near = difflib.get_close_matches(wrong[2], setting.kinds, n=1)
+            return (f"{message[:wrong.start()]}{setting.key}: expected {setting.expected}, got {wrong[2]}"
+                    f"{f'; did you mean {near[0]}?' if near else ''}")
+        return message
 
 
 def nearest(key: str, known: list[str]) -> list[str]:

@@ -32,7 +32,7 @@ def parse(
     are `docstring` and `options`, those that the program has taken out of `arguments`: see config_help.
     """
     with extra("train"):  # packages that restoring does not need
-        from srcnn.runtime.config_help import help_page
+        from srcnn.runtime.config_help import help_page, settings_of
         from srcnn.runtime.config_parser import ConfigParser
 
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -40,7 +40,7 @@ def parse(
         print(help_page(config_class, program, docstring, options, "--help-all" in asked), end="")
         raise SystemExit(0)
     names = ["help", "help-all", *(option.split()[0].lstrip("-") for option in options)]
-    parser = ConfigParser(names, prog=program, add_help=False,
+    parser = ConfigParser(settings_of(config_class), names, prog=program, add_help=False,
                           allow_abbrev=False, parser_mode="strict_yaml")
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(config_class, None)

@@ -109,6 +109,7 @@ def test_the_doctors_own_options_come_first():
     (["reslore", "a.jpg"], "restore"), (["data-sets"], "datasets"), (["datasets", "prepar"], "prepare"),
     (["datasets", "prepare", "set5", "--form", "x"], "--from"), (["score", "x", "--lume", "y"], "--luma"),
     (["shards", "--photo", "x"], "photos"), (["shards", "--photos", "x", "--tile_pixel", "8"], "tile_pixels"),
+    (["shards", "index", "x", "--tile_pixel", "8"], "--tile_pixels"),
     (["train", "--total_sample", "5"], "total_samples"), (["train", "--proceses", "2"], "processes"),
     (["train", "--optimizer.learning_rate", "1"], "optimizer"), (["train", "--hlp"], "help"),
     (["doctor", "--rank", "2"], "ranks"), (["doctor", "--batchsize", "2"], "batch_size"),
@@ -123,6 +124,15 @@ def test_a_mistyped_command_or_option_is_answered_by_the_one_that_was_meant(caps
 
 def test_a_photo_may_be_named_like_an_option():
     assert command_line().parse_args(["restore", "--", "--overwrit"]).sources == ["--overwrit"]
+
+
+def test_the_doctor_takes_the_command_line_of_train(monkeypatch):
+    given = []
+    monkeypatch.setattr(doctor, "main", lambda arguments: given.append(arguments) or 0)
+    for processes in (["--processes", "3"], ["--processes=3"], []):
+        assert main(["doctor", "--run", "x", *processes, "--shards", "y"]) == 0
+    several = ["--run", "x", "--shards", "y", "--ranks", "3"]
+    assert given == [several, several, ["--run", "x", "--shards", "y"]]
 
 
 def test_the_options_of_train_are_in_its_help():

@@ -123,6 +123,25 @@ def test_a_wrong_value_is_one_line_that_names_its_key(
     assert arguments[0][2:] in line and arguments[1] in line
 
 
+@pytest.mark.parametrize("arguments,told", [
+    (("--learning_rate", "fast"), "learning_rate: expected a number, got fast"),
+    (("--mode", "secnd"), "mode: expected first or second, got secnd; did you mean second?"),
+    (("--inner.strength", "x"), "inner.strength: expected a whole number, got x"),
+    (("--inner.strength", "1e3"), "inner.strength: expected a whole number, got 1000.0; write 1000"),
+    (("--sizes", "7"), "sizes: expected [...], such as [1, 2], got 7"),
+    (("--folders", "x"), "folders: expected {...}, got x"),
+])
+def test_what_is_expected_is_said_in_plain_words(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, str], told: str
+) -> None:
+    assert refusal(capsys, *arguments) == f"program: {told}"
+
+
+def test_a_wrong_value_in_a_file_is_said_in_plain_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = refusal(capsys, "--config", yaml_file(tmp_path, "inner: {strength: much}"))
+    assert "inner.strength: expected a whole number, got much" in told
+
+
 def test_what_the_dataclass_refuses_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert refusal(capsys, "--inner.strength", "0").endswith("strength 0: expected 1 or more")
 
