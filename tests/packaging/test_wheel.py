@@ -92,7 +92,7 @@ def test_the_wheel_holds_every_module_config_and_weight_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     configs = {f"srcnn/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
     weights = {f"srcnn/weights/{path.name}" for path in (ROOT / "srcnn/weights").iterdir()}
-    expected = modules(ROOT) | configs | weights | {"srcnn/py.typed"}
+    expected = modules(ROOT) | configs | weights | {"srcnn/py.typed", "srcnn/photos/benchmark_sets.json"}
     assert {name for name in names if ".dist-info/" not in name} == expected
 
 
@@ -126,7 +126,9 @@ def test_photos_become_shards_a_network_and_a_restored_photo(installed):
     run("srcnn", "configs", "accelerate/cpu2.yaml", "-o", "mine")
     run("python", "-m", "accelerate.commands.launch", "--config_file", "mine/cpu2.yaml", "--main_process_port", "0",
         "-m", "srcnn.training", *settings, "--run", "run 2")
-    for folder in ("run", "run 2"):
+    run("srcnn", "train", *settings, "--run", "run 3", "--processes", "2")
+    assert says(run("srcnn", "datasets"), "live1_y", 29)
+    for folder in ("run", "run 2", "run 3"):
         points = [json.loads(line) for line in (work / folder / "metrics.jsonl").read_text().splitlines()]
         assert max(point["samples"] for point in points) == 64
     Image.fromarray(draw_photo(7, 101, 167)).save(work / "old.jpg", quality=20)
