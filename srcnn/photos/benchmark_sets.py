@@ -82,9 +82,11 @@ def forms_of(pixels: np.ndarray) -> list[np.ndarray]:
 def photos_of(source: Path) -> Iterator[tuple[str, Path | bytes]]:
     """The photos in a folder or ZIP archive, with everything below: their names there, and their paths or contents.
 
+    Photos in an archive that are larger than those of any set are left out.
+
     Raises:
         FileNotFoundError: there is neither.
-        UserError: a file that is not a ZIP archive, or one with more or larger files than a set of photos has.
+        UserError: a file that is no readable ZIP archive, or one of more files than a set of photos has.
     """
     if source.is_dir():
         yield from ((path.relative_to(source).as_posix(), path) for path in find_photos(source)[0])
@@ -95,14 +97,12 @@ def photos_of(source: Path) -> Iterator[tuple[str, Path | bytes]]:
         raise UserError(f"{source}: expected a folder or a ZIP archive; unpack other archives first")
     try:
         with zipfile.ZipFile(source) as archive:
-            members = [member for member in archive.infolist() if Path(member.filename).suffix.lower() in SUFFIXES]
+            members = [member for member in archive.infolist() if Path(member.filename).suffix.lower() in SUFFIXES
+                       and member.file_size <= MAX_FILE_BYTES]  # no more than that is then decompressed
             if len(members) > MAX_FILES:
                 raise UserError(f"{source}: {len(members)} photos, at most {MAX_FILES} are read; unpack it first")
             for member in members:
-                with archive.open(member) as file:
-                    content = file.read(MAX_FILE_BYTES + 1)
-                if len(content) <= MAX_FILE_BYTES:
-                    yield member.filename, content
+                yield member.filename, archive.read(member)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:  # damaged, compressed, encrypted
         raise UserError(f"{source}: cannot be read as a ZIP archive: {error}; unpack it first") from error
 

@@ -3,6 +3,8 @@
 import io
 import json
 import shutil
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -108,12 +110,16 @@ def test_an_archive_that_is_damaged_or_encrypted_is_refused(tmp_path):
             list(photos_of(tmp_path / "x.zip"))
 
 
-def test_a_large_member_of_an_archive_is_not_read_whole(tmp_path, monkeypatch):
+def test_a_large_member_of_an_archive_is_not_read_and_a_false_size_is_none(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark_sets, "MAX_FILE_BYTES", 1000)
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb.png", bytes(1_000_000))
         archive.writestr("b.png", bytes(1000))
     assert [name for name, _ in photos_of(tmp_path / "x.zip")] == ["b.png"]
+    content = (tmp_path / "x.zip").read_bytes()
+    (tmp_path / "x.zip").write_bytes(content.replace((1_000_000).to_bytes(4, "little"), (900).to_bytes(4, "little")))
+    with pytest.raises(UserError, match=facts(tmp_path / "x.zip")):
+        list(photos_of(tmp_path / "x.zip"))
 
 
 def test_every_set_of_the_model_cards_is_known():
@@ -160,3 +166,8 @@ def test_who_has_no_test_set_is_told_where_they_come_from(tmp_path, monkeypatch,
 def test_the_list_of_hashes_is_plain_json():
     content = json.loads(benchmark_sets.SETS.read_text())
     assert all(len(value) == 64 and int(value, 16) for each in content.values() for value in each["photos"].values())
+
+
+def test_the_command_needs_no_pytorch():
+    code = "import sys; from srcnn.__main__ import main; main(['datasets']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0

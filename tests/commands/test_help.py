@@ -15,7 +15,8 @@ from shards.plan import ShardsConfig
 from srcnn.__main__ import command_line, main
 from srcnn.commands import doctor
 from srcnn.commands.doctor import DoctorConfig
-from srcnn.commands.training import TRAIN_OPTIONS
+from srcnn.commands.training import TRAIN_OPTIONS, split_processes
+from srcnn.runtime.config_files import CONFIGS as CONFIGS_FOLDER
 from srcnn.runtime.config_help import REST, help_page, settings_of
 from srcnn.runtime.settings import parse
 from srcnn.training import __main__ as training
@@ -66,10 +67,18 @@ def test_the_examples_can_be_typed(words):
     for example in examples_in(help_of(*words)):
         _, name, *rest = shlex.split(example)
         if name in SETTINGS:
-            rest = re.sub(r"--processes \d+", "", " ".join(rest)).split() if name == "train" else rest
-            parse(SETTINGS[name], "srcnn", "", rest)
+            parse(SETTINGS[name], "srcnn", "", split_processes(rest, "srcnn train")[1])
         else:
             command_line().parse_args([name, *rest])
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS_FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_commands_at_the_top_of_a_config_can_be_typed(path):
+    for _, name, *rest in map(shlex.split, re.findall(r"^# (srcnn .*)$", path.read_text(), re.MULTILINE)):
+        if name == "train":
+            _, rest = split_processes(rest, "srcnn train")
+        assert f"--config {path.name}" in " ".join(rest)
+        parse(SETTINGS[name], "srcnn", "", rest)
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
