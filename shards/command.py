@@ -22,6 +22,7 @@ from shards.write import Summary, make_shards
 from srcnn.data.manifest import SPLITS
 from srcnn.data.photo_list import PHOTOS, read_photo_records, read_refused
 from srcnn.photos.jpeg_history import POOR_QUALITY
+from srcnn.runtime.credentials import without_credentials
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.settings import parse
 from srcnn.runtime.storage import join, open_storage, open_writable
@@ -39,7 +40,7 @@ def main(arguments: list[str], program: str) -> int:
     config = parse(ShardsConfig, program, __doc__, arguments)
     status = run(config)
     if status == 0:
-        print(next_steps(config))
+        print(without_credentials(next_steps(config)))
     return status
 
 
