@@ -61,6 +61,7 @@ class Network(nn.Module):
         summary: the rest of the architecture, such as "filters 64-32", for model cards.
         description, source: the kind of network and where it was published, for model cards.
         first, last: names of the first and the last layer, both nn.Conv2d.
+        marks: settings of the config, true or false, that the shapes of the weights do not show; see `saved_state`.
         min_pixels: the shortest side of a photo.
         multiple: pixels; a photo shifted by a multiple of these gives the shifted result. Tiles start at multiples.
         conditioned: whether the network uses the condition.
@@ -74,6 +75,7 @@ class Network(nn.Module):
     source: ClassVar[str]
     first: ClassVar[str]
     last: ClassVar[str]
+    marks: ClassVar[tuple[str, ...]] = ()
     centred: bool
     min_pixels = 1
     multiple = 1
@@ -117,6 +119,14 @@ class Network(nn.Module):
             model._shift_bias(-CENTRE)
         return model
 
+    def saved_state(self) -> dict[str, torch.Tensor]:
+        """The weights without centering, as files hold them: with a tensor of one element, 1, named after each of
+        `marks` that is set, so that the tensors alone tell the network.
+        """
+        state: dict[str, torch.Tensor] = self.without_centering().cpu().state_dict()
+        state.update((mark, torch.ones(1)) for mark in self.marks if getattr(self.config, mark))
+        return state
+
     def load_without_centering(self, model: Network) -> None:
         """Loads the weights of a model that is not centred, the reverse of `without_centering`.
 
@@ -153,8 +163,10 @@ class Network(nn.Module):
         Raises:
             ValueError: a tensor is missing, unexpected or of a wrong shape, or the metadata contradicts the tensors.
         """
+        marks = {mark: bool(state[mark].any()) for mark in cls.marks if mark in state}
+        state = {name: tensor for name, tensor in state.items() if name not in marks}
         try:
-            config = cls.config_of(state, metadata)
+            config = cls.config_of(state, {**metadata, **marks})
             with torch.device("meta"):
                 expected = {name: tuple(tensor.shape) for name, tensor in cls(config).state_dict().items()}
         except ValueError as error:
@@ -222,7 +234,7 @@ class Network(nn.Module):
         folder = Path(folder)
         text = hub_files.with_header(self._card_text(card, run))
         folder.mkdir(parents=True, exist_ok=True)
-        write_weights(folder / hub_files.MODEL, self.without_centering().state_dict(), self.config)
+        write_weights(folder / hub_files.MODEL, self.saved_state(), self.config)
         write_json(folder / hub_files.CONFIG, {"model_type": hub_files.MODEL_TYPE, **asdict(self.config)})
         with atomic_file(folder / hub_files.CARD) as file:
             file.write(text.encode())
@@ -262,7 +274,8 @@ class Network(nn.Module):
         """The text on the training that the report of a run wrote. Raises as `save_pretrained`."""
         check_run_folder(run)
         best, written = find_weights(run), run / "report" / "card.md"
-        theirs, ours = read_weights(best)[0], self.without_centering().state_dict()
+        ours = self.without_centering().state_dict()
+        theirs = {name: tensor for name, tensor in read_weights(best)[0].items() if name not in self.marks}
         if theirs.keys() != ours.keys() or not all(torch.equal(theirs[name], ours[name]) for name in ours):
             raise UserError(f"{best}: the run's best checkpoint has other weights than this network")
         if not written.is_file() or written.stat().st_mtime < best.stat().st_mtime:
