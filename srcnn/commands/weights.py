@@ -135,6 +135,8 @@ def verify_weights_command(options: argparse.Namespace) -> int:
 def export_command(options: argparse.Namespace) -> int:
     from srcnn.models.darktable import export_darktable
     from srcnn.models.export import export_onnx, export_torch
+    from srcnn.models.hub_files import shipped_card
+    from srcnn.models.weight_files import find_weights
     from srcnn.models.weights import load_model
     from srcnn.photos.jpeg_quality import condition_of_quality
     from srcnn.restoration.model_cards import purpose
@@ -148,7 +150,7 @@ def export_command(options: argparse.Namespace) -> int:
     model, about, scale = load_model(options.model), {"name": Path(options.model).stem}, 1
     if shipped := shipped_degradation(options.model):
         about["license"], scale = "Apache-2.0", 1 if options.luma else shipped.scale
-        about["description"] = f"Restores {purpose(shipped)}"
+        about |= {"description": f"Restores {purpose(shipped)}", "card": shipped_card(find_weights(options.model).stem)}
     if options.quality is not None:
         if not model.conditioned or not 1 <= options.quality <= 100 or options.condition:
             raise UserError(f"--quality {options.quality}: expected 1..100, and a network with that input, without "
