@@ -77,7 +77,7 @@ function spans(length) {
  *
  * @param photo ImageData
  * @param damage {condition: Float32Array, orientation: 1..8}
- * @param onTile called with (ImageData of a tile, its column, its row, tiles done, of all) in any order
+ * @param onTile called with (ImageData of a tile, its column, its row, tiles done, of all), from the middle out
  * @param isWanted called before each tile; false ends the work
  */
 export async function restore(photo, damage, onTile, isWanted) {
@@ -85,6 +85,8 @@ export async function restore(photo, damage, onTile, isWanted) {
   // The first row and column are repeated until the JPEG's blocks begin at multiples of 8.
   const [above, before] = gridOffset(damage.orientation, photo.height, photo.width).map((n) => (BLOCK - n) % BLOCK);
   const tiles = spans(photo.height + above).flatMap((rows) => spans(photo.width + before).map((columns) => [rows, columns]));
+  const fromCentre = ([rows, columns]) => Math.hypot(rows.start + rows.end - photo.height, columns.start + columns.end - photo.width);
+  tiles.sort((one, other) => fromCentre(one) - fromCentre(other)); // what is looked at first
   const total = tiles.length;
   let done = 0;
   await Promise.all(all.map(async (ask) => {

@@ -104,6 +104,17 @@ def test_half_precision_halves_the_file_and_keeps_half_a_level(tmp_path, name, s
     np.testing.assert_allclose(found, in_onnxruntime(tmp_path / "model.onnx", photo), atol=0.5 / 255, rtol=0)
 
 
+@pytest.mark.parametrize("name,share", [("srcnn-955-q20", 0.53), ("unet-jpeg-preview", 0.3)])
+def test_compact_weights_are_within_a_level_and_computed_in_float32(tmp_path, name, share):
+    model, photo = load_model(name).with_condition(None), noise(1, 3, 37, 50)
+    export_onnx(model, tmp_path / "model.onnx")
+    assert 1e-5 < export_onnx(model, tmp_path / "compact.onnx", compact=True) < 1 / 255
+    assert (tmp_path / "compact.onnx").stat().st_size < share * (tmp_path / "model.onnx").stat().st_size
+    found = in_onnxruntime(tmp_path / "compact.onnx", photo)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, in_onnxruntime(tmp_path / "model.onnx", photo), atol=1 / 255, rtol=0)
+
+
 def test_weights_too_large_for_half_precision_are_refused(tmp_path):
     model = some_model()
     nn.init.constant_(model.conv2.weight, 1e5)
@@ -114,7 +125,7 @@ def test_weights_too_large_for_half_precision_are_refused(tmp_path):
 
 def test_settings_that_contradict_are_refused(tmp_path, capsys):
     for channels, settings, values in ((3, {"luma": True}, (3,)), (1, {"luma": True, "scale": 2}, (2,)),
-                                       (1, {"scale": 5}, (5,))):
+                                       (1, {"scale": 5}, (5,)), (1, {"half": True, "compact": True}, ("half",))):
         with pytest.raises(ValueError, match=facts(*values)):
             export_onnx(some_model(channels=channels), tmp_path / "model.onnx", **settings)
     assert main(["export", "srcnn-915-q20", "--torch", str(tmp_path / "model.pt2"), "--half"]) == 1
