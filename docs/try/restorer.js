@@ -39,10 +39,11 @@ function startWorker() {
   };
   worker.onerror = () => fail(new Problem("This browser cannot run the network. A newer one can."));
   let last = 0;
-  return (action, settings, moved = []) => new Promise((resolve, reject) => {
+  const ask = (action, settings, moved = []) => new Promise((resolve, reject) => {
     waiting.set(++last, [resolve, reject]);
     worker.postMessage({ action, number: last, ...settings }, moved);
   });
+  return { ask, end: () => worker.terminate() };
 }
 
 let workers = null;
@@ -60,7 +61,7 @@ async function start() {
     "The network, network.onnx, is not beside this page. `make try` writes it.");
   const [script, wasm, weights] = await Promise.all([from(SCRIPT), from(WASM), network]);
   const all = Array.from({ length: numWorkers() }, startWorker);
-  await Promise.all(all.map((ask) => ask("start", { runtime: script, wasm, network: weights })));
+  await Promise.all(all.map(({ ask }) => ask("start", { runtime: script, wasm, network: weights })));
   return all;
 }
 
@@ -85,11 +86,12 @@ export async function restore(photo, damage, onTile, isWanted) {
   // The first row and column are repeated until the JPEG's blocks begin at multiples of 8.
   const [above, before] = gridOffset(damage.orientation, photo.height, photo.width).map((n) => (BLOCK - n) % BLOCK);
   const tiles = spans(photo.height + above).flatMap((rows) => spans(photo.width + before).map((columns) => [rows, columns]));
-  const fromCentre = ([rows, columns]) => Math.hypot(rows.start + rows.end - photo.height, columns.start + columns.end - photo.width);
+  const aside = (span, length) => span.start + span.end - length;
+  const fromCentre = ([rows, columns]) => Math.hypot(aside(rows, photo.height), aside(columns, photo.width));
   tiles.sort((one, other) => fromCentre(one) - fromCentre(other)); // what is looked at first
   const total = tiles.length;
   let done = 0;
-  await Promise.all(all.map(async (ask) => {
+  const work = async ({ ask }) => {
     while (tiles.length && isWanted()) {
       const [rows, columns] = tiles.shift();
       const [width, height] = [columns.last - columns.first, rows.last - rows.first];
@@ -99,7 +101,14 @@ export async function restore(photo, damage, onTile, isWanted) {
       const { pixels } = await ask("restore", { levels, width, height, inner, condition: damage.condition }, [levels.buffer]);
       if (isWanted()) onTile(new ImageData(pixels, inner.width), left - before, top - above, ++done, total);
     }
-  }));
+  };
+  try {
+    await Promise.all(all.map(work));
+  } catch (error) { // such as a lack of memory: the next try begins anew
+    for (const { end } of all) end();
+    workers = null;
+    throw error;
+  }
 }
 
 /** A rectangle of a photo, RGBA; what lies above or left of it repeats its first row and column. */

@@ -39,11 +39,14 @@ const actions = {
   },
 };
 
-self.onmessage = async ({ data: { action, number, ...settings } }) => {
+let last = Promise.resolve(); // one after the other: a session computes one tile at a time
+self.onmessage = ({ data }) => { last = last.then(() => answerTo(data)); };
+
+async function answerTo({ action, number, ...settings }) {
   try {
     const answer = await actions[action](settings);
     self.postMessage({ number, ...answer }, answer.pixels ? [answer.pixels.buffer] : []);
   } catch (error) {
     self.postMessage({ number, error: error?.message ?? String(error) });
   }
-};
+}

@@ -15,6 +15,7 @@ from srcnn.models import export
 from srcnn.models.export import PhotoNetwork, export_onnx, export_torch
 from srcnn.models.srcnn import SRCNN, ModelConfig
 from srcnn.models.unet import UNet, UNetConfig
+from srcnn.models.weight_files import WEIGHTS
 from srcnn.models.weights import initialize, load_model, save_model
 from srcnn.photos.jpeg_quality import CONDITION_SIZE, condition_of_quality
 from srcnn.restoration.restore import restore_array
@@ -80,6 +81,7 @@ def test_the_graph_restores_colour_photos_as_this_package_does(tmp_path, name, s
         np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
     told = {entry.key: entry.value for entry in onnx.load(tmp_path / "model.onnx").metadata_props}
     assert (told["scale"], told["channel"], told["license"]) == (str(side), "RGB", "Apache-2.0")
+    assert told["card"] == (WEIGHTS / f"{name}.md").read_text(encoding="utf-8")
 
 
 def test_a_tile_with_the_halo_of_the_metadata_is_restored_as_in_the_whole_photo(tmp_path):
