@@ -11,7 +11,7 @@ RUN ?= runs/srcnn
 CONFIG ?= configs/train.yaml
 TEST_WORKERS ?= 2
 
-.PHONY: help setup lint types test test-slow test-all shards train demo fuzz test-slurm bench bench-gpu bench-loading chaos clean
+.PHONY: help setup lint types test test-slow test-all shards train demo try fuzz test-slurm bench bench-gpu bench-loading chaos clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -61,6 +61,14 @@ train: $(READY)  ## shards -> network, one process: make train [OUT=data/shards]
 
 demo: $(READY)  ## a photograph restored, then a network trained, in four minutes: make demo [PHOTOS=dir] [DEMO=folder]
 	@$(BIN)/python -m launch.demo $(if $(PHOTOS),--photos "$(PHOTOS)") $(if $(DEMO),--out "$(DEMO)")
+
+# Not in git: 3 MB made of the shipped weights.
+docs/try/network.onnx: srcnn/weights/unet-jpeg-preview.safetensors srcnn/models/onnx_graph.py | $(READY)
+	$(BIN)/python -c 'import onnx, onnxruntime' 2>/dev/null || $(INSTALL) '.[export]'
+	$(BIN)/python -m srcnn export unet-jpeg-preview --onnx $@ --compact --condition
+
+try: docs/try/network.onnx  ## the page that restores photos in a browser, docs/try, at http://localhost:8000
+	$(BIN)/python -m http.server --bind localhost --directory docs/try 8000
 
 fuzz: $(CHECKS)  ## the readers of foreign files, fuzzed for a minute each: make fuzz [ARGS='--seconds N --target NAME']
 	$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable '.[fuzz]' || true

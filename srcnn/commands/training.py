@@ -1,4 +1,4 @@
-"""The commands for shards and training runs: shards, verify-shards, train, doctor, configs, report, sync, dashboard.
+"""The commands for shards and training runs: shards, train, doctor, report and the like.
 
 PyTorch and other slow imports are made by the command that runs, so that `--help` is quick.
 """
@@ -44,6 +44,16 @@ def add_training_commands(commands: Any) -> None:
         "srcnn verify-shards data/shards", "srcnn verify-shards s3://bucket/shards/train")
     verify.add_argument("location", metavar="SHARDS", help="folder or URL of a split, or of the folder of both splits")
 
+    push = add_command(
+        commands, "push-shards", push_command, "upload shards to the Hugging Face hub as a dataset",
+        "srcnn push-shards data/shards my-name/city-tiles",
+        more="Uploads shards, their manifests and the dataset card, README.md, whose `license` must be filled in."
+        " Called again it goes on where it was. Needs `hf auth login` or HF_TOKEN, and pip install 'srcnn[hub]'.")
+    push.add_argument("folder", type=Path, metavar="SHARDS", help="folder of the splits, train/ and val/")
+    push.add_argument("repository", metavar="REPOSITORY", help="owner/name of the dataset; made where it is missing")
+    push.add_argument("--private", action="store_true", help="make the dataset private, if it is made")
+    push.add_argument("--revision", metavar="BRANCH", help="branch to upload to (default: main)")
+
     report = add_command(commands, "report", report_command, "write the report of a training run again",
                          "srcnn report runs/mine")
     report.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
@@ -87,6 +97,14 @@ def verify_command(options: argparse.Namespace) -> int:
             tqdm.write(f"{checked.name}: {checked.problem}", file=sys.stderr)
     print(f"{without_credentials(options.location)}: {num_files} files checked, {num_problems} with problems")
     return int(num_problems > 0)
+
+
+@extra("hub")
+def push_command(options: argparse.Namespace) -> int:
+    from srcnn.data.upload import push_shards
+
+    print(push_shards(options.folder, options.repository, private=options.private, revision=options.revision))
+    return 0
 
 
 @extra("train")

@@ -44,17 +44,21 @@ def add_weight_commands(commands: Any) -> None:
                         help="folder with the test sets: live1_y, classic5, set5, ...")
 
     export = add_command(
-        commands, "export", export_command, "write weights for other programs: ONNX, torch.export",
+        commands, "export", export_command, "write weights for other programs: ONNX, torch.export, darktable",
         "srcnn export srcnn-915-q20 --onnx restore.onnx", "srcnn export runs/mine --torch mine.pt2 --luma",
         more="RGB in, RGB out, both (N, 3, H, W) in [0, 1], for any size.")
     export.add_argument("model", metavar="WEIGHTS", help="a name from `srcnn models`, a run folder or a file")
     export.add_argument("--onnx", type=Path, metavar="FILE", help="for ONNX Runtime and the like (needs srcnn[export])")
     export.add_argument("--torch", type=Path, metavar="FILE", help="a .pt2 for torch.export.load")
+    export.add_argument("--darktable", type=Path, metavar="FILE", help="a .dtmodel that darktable imports (needs "
+                        "srcnn[export])")
     export.add_argument("--scale", type=int, choices=(1, 2, 3, 4), help="enlarge first, for weights trained for that "
                         "scale (default: that of shipped weights, else 1)")
     export.add_argument("--luma", action="store_true", help="the network for luma alone: (N, 1, H, W) in [0, 1] to the "
                         "same shape, not clipped")
     export.add_argument("--half", action="store_true", help="float16 in the ONNX file: half its size")
+    export.add_argument("--compact", action="store_true", help="weights of 8 bits, in small layers of 16, in the ONNX "
+                        "file: a quarter of its size; computed in float32")
     export.add_argument("--quality", type=int, metavar="N", help="JPEG quality, 1..100, to fix in a network that has it"
                         " as an input (default: unknown)")
     export.add_argument("--condition", action="store_true", help="leave such a network its second input, the JPEG's "
@@ -139,17 +143,24 @@ def verify_weights_command(options: argparse.Namespace) -> int:
 
 
 def export_command(options: argparse.Namespace) -> int:
+    from srcnn.models.darktable import export_darktable
     from srcnn.models.export import export_onnx, export_torch
+    from srcnn.models.hub_files import shipped_card
+    from srcnn.models.weight_files import find_weights
     from srcnn.models.weights import load_model
     from srcnn.photos.jpeg_quality import condition_of_quality
+    from srcnn.restoration.model_cards import purpose
 
-    if not (options.onnx or options.torch):
-        raise UserError("nothing to write: give --onnx FILE or --torch FILE, or both")
-    if options.half and not options.onnx:
-        raise UserError("--half is for ONNX: give --onnx FILE")
+    if not (options.onnx or options.torch or options.darktable):
+        raise UserError("nothing to write: give --onnx FILE, --torch FILE or --darktable FILE")
+    if options.darktable and (options.luma or options.condition):
+        raise UserError("--luma, --condition: darktable takes networks with RGB as the only input")
+    if (options.half or options.compact) and not options.onnx:
+        raise UserError("--half and --compact are for ONNX: give --onnx FILE")
     model, about, scale = load_model(options.model), {"name": Path(options.model).stem}, 1
     if shipped := shipped_degradation(options.model):
         about["license"], scale = "Apache-2.0", 1 if options.luma else shipped.scale
+        about |= {"description": f"Restores {purpose(shipped)}", "card": shipped_card(find_weights(options.model).stem)}
     if options.quality is not None:
         if not model.conditioned or not 1 <= options.quality <= 100 or options.condition:
             raise UserError(f"--quality {options.quality}: expected 1..100, and a network with that input, without "
@@ -157,11 +168,13 @@ def export_command(options: argparse.Namespace) -> int:
         about["quality"] = str(options.quality)
     if not options.condition:
         model = model.with_condition(None if options.quality is None else condition_of_quality(options.quality))
-    settings = {"luma": options.luma, "scale": options.scale or scale}
-    for path, write, more in ((options.onnx, export_onnx, {"half": options.half}), (options.torch, export_torch, {})):
+    scale = options.scale or scale
+    luma, small = {"luma": options.luma}, {"half": options.half, "compact": options.compact}
+    for path, write, more in ((options.onnx, export_onnx, luma | small), (options.torch, export_torch, luma),
+                              (options.darktable, export_darktable, {})):
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
-            difference = write(model, path, about, **settings, **more)
+            difference = write(model, path, about, scale=scale, **more)
             if difference is None:
                 print(f"{path}: not compared with PyTorch (onnxruntime is not installed)")
             else:

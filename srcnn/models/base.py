@@ -20,7 +20,7 @@ from srcnn.runtime.extras import extra
 from srcnn.runtime.files import atomic_file, write_json
 from srcnn.runtime.run_folder import check_run_folder
 from srcnn.runtime.settings import plain
-from srcnn.runtime.untrusted import open_regular
+from srcnn.runtime.untrusted import open_regular, read_json
 
 MAX_CARD_BYTES = 1 << 20
 CENTRE = 0.5  # subtracted from pixels where a network is centred
@@ -61,6 +61,7 @@ class Network(nn.Module):
         summary: the rest of the architecture, such as "filters 64-32", for model cards.
         description, source: the kind of network and where it was published, for model cards.
         first, last: names of the first and the last layer, both nn.Conv2d.
+        marks: settings of the config, true or false, that the shapes of the weights do not show; see `saved_state`.
         min_pixels: the shortest side of a photo.
         multiple: pixels; a photo shifted by a multiple of these gives the shifted result. Tiles start at multiples.
         conditioned: whether the network uses the condition.
@@ -74,6 +75,7 @@ class Network(nn.Module):
     source: ClassVar[str]
     first: ClassVar[str]
     last: ClassVar[str]
+    marks: ClassVar[tuple[str, ...]] = ()
     centred: bool
     min_pixels = 1
     multiple = 1
@@ -117,6 +119,14 @@ class Network(nn.Module):
             model._shift_bias(-CENTRE)
         return model
 
+    def saved_state(self) -> dict[str, torch.Tensor]:
+        """The weights without centering, as files hold them: with a tensor of one element, 1, named after each of
+        `marks` that is set, so that the tensors alone tell the network.
+        """
+        state: dict[str, torch.Tensor] = self.without_centering().cpu().state_dict()
+        state.update((mark, torch.ones(1)) for mark in self.marks if getattr(self.config, mark))
+        return state
+
     def load_without_centering(self, model: Network) -> None:
         """Loads the weights of a model that is not centred, the reverse of `without_centering`.
 
@@ -153,8 +163,10 @@ class Network(nn.Module):
         Raises:
             ValueError: a tensor is missing, unexpected or of a wrong shape, or the metadata contradicts the tensors.
         """
+        marks = {mark: bool(state[mark].any()) for mark in cls.marks if mark in state}
+        state = {name: tensor for name, tensor in state.items() if name not in marks}
         try:
-            config = cls.config_of(state, metadata)
+            config = cls.config_of(state, {**metadata, **marks})
             with torch.device("meta"):
                 expected = {name: tuple(tensor.shape) for name, tensor in cls(config).state_dict().items()}
         except ValueError as error:
@@ -205,24 +217,29 @@ class Network(nn.Module):
         return model
 
     def save_pretrained(
-        self, folder: str | Path, *, card: str | Path | None = None, run: str | Path | None = None
+        self, folder: str | Path, *, card: str | Path | None = None, run: str | Path | None = None,
+        license: str | None = None,
     ) -> None:
         """Writes model.safetensors, config.json and the model card, README.md, into a folder.
 
         Args:
             card: the model card as Markdown text, or the Path of a Markdown file; a YAML header is added where it has
                 none.
-            run: the run folder whose best checkpoint this network is; its report's card.md becomes part of the card.
-                Without `card` and `run` the card describes the network only.
+            run: the run folder whose best checkpoint this network is; what its report says of it becomes the card.
+                Without `card` and `run` the card of shipped weights is theirs, that of others describes the network
+                only.
+            license: of the weights, by the hub's name, such as "mit"; None: to be filled in. That of shipped weights
+                is known.
 
         Raises:
             FileNotFoundError: no such card, no checkpoint in the run folder, or no report of it.
-            ValueError: the weights differ from the run's best checkpoint, or both a card and a run are given.
+            ValueError: the weights differ from the run's best checkpoint, both a card and a run are given, or a licence
+                and a card that has a header.
         """
         folder = Path(folder)
-        text = hub_files.with_header(self._card_text(card, run))
+        text = self._whole_card(card, run, license)
         folder.mkdir(parents=True, exist_ok=True)
-        write_weights(folder / hub_files.MODEL, self.without_centering().state_dict(), self.config)
+        write_weights(folder / hub_files.MODEL, self.saved_state(), self.config)
         write_json(folder / hub_files.CONFIG, {"model_type": hub_files.MODEL_TYPE, **asdict(self.config)})
         with atomic_file(folder / hub_files.CARD) as file:
             file.write(text.encode())
@@ -230,7 +247,7 @@ class Network(nn.Module):
     def push_to_hub(
         self, repo_id: str, *, private: bool = False, token: str | bool | None = None,
         commit_message: str = "Upload SRCNN", revision: str | None = None, card: str | Path | None = None,
-        run: str | Path | None = None,
+        run: str | Path | None = None, license: str | None = None,
     ) -> str:
         """Uploads the files of `save_pretrained` to the repository "owner/name" in one commit; returns the commit's
         URL. A missing repository (private if `private`) or branch `revision` is created.
@@ -238,41 +255,59 @@ class Network(nn.Module):
         Raises:
             PermissionError: no write access.
             ConnectionError: the hub cannot be reached, or fails.
+            ValueError: no licence, neither here nor in the card's header.
             Else as `save_pretrained`.
         """
         with extra("hub"):
             from srcnn.models import hub
+            from srcnn.runtime.hub_client import check_licensed
 
-        with TemporaryDirectory() as folder:
-            self.save_pretrained(folder, card=card, run=run)
-            return hub.upload(Path(folder), repo_id, private, token, commit_message, revision)
+        with TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            self.save_pretrained(folder, card=card, run=run, license=license)
+            check_licensed((folder / hub_files.CARD).read_text(encoding="utf-8"),
+                           'give license="mit" or another, or a card with it in the header')
+            return hub.upload(folder, repo_id, private, token, commit_message, revision)
 
-    def _card_text(self, card: str | Path | None, run: str | Path | None) -> str:
+    def _whole_card(self, card: str | Path | None, run: str | Path | None, license: str | None) -> str:
+        """The card and its header."""
         if card is not None and run is not None:
             raise UserError("both a card and a run are given; the card can come from one of them only")
         if isinstance(card, str) and card.endswith(".md"):
             raise UserError(f"the card's text is {card!r:.99}; to read a file, pass Path({card!r:.99})")
-        if isinstance(card, Path):
-            return card.read_text(encoding="utf-8")
         if card is not None:
-            return card
-        return self.card() if run is None else self.card(training=self._training_card(Path(run)))
+            text = card.read_text(encoding="utf-8") if isinstance(card, Path) else card
+            return hub_files.with_header(text, license)
+        if run is not None:
+            training, results = self._training_card(Path(run))
+            return hub_files.with_header(self.card(training=training), license, Path(run).resolve().name, results)
+        if not (name := hub_files.shipped_name(self.saved_state())):
+            return hub_files.with_header(self.card(), license)
+        if license not in (None, hub_files.SHIPPED_LICENSE):
+            raise UserError(f"the weights are {name}, whose licence is {hub_files.SHIPPED_LICENSE}, not {license}")
+        results = hub_files.shipped_results(name)
+        return hub_files.with_header(hub_files.shipped_card(name), hub_files.SHIPPED_LICENSE, name, results)
 
-    def _training_card(self, run: Path) -> str:
-        """The text on the training that the report of a run wrote. Raises as `save_pretrained`."""
+    def _training_card(self, run: Path) -> tuple[str, list[hub_files.Result]]:
+        """What the report of a run wrote: the text on the training, and the scores. Raises as `save_pretrained`."""
         check_run_folder(run)
-        best, written = find_weights(run), run / "report" / "card.md"
-        theirs, ours = read_weights(best)[0], self.without_centering().state_dict()
+        best, written, scores = find_weights(run), run / "report" / "card.md", run / "report" / "scores.json"
+        ours = self.without_centering().state_dict()
+        theirs = {name: tensor for name, tensor in read_weights(best)[0].items() if name not in self.marks}
         if theirs.keys() != ours.keys() or not all(torch.equal(theirs[name], ours[name]) for name in ours):
             raise UserError(f"{best}: the run's best checkpoint has other weights than this network")
-        if not written.is_file() or written.stat().st_mtime < best.stat().st_mtime:
-            raise FileNotFoundError(f"{written}: missing, or older than the best checkpoint; write it with "
-                                    f"`srcnn report {run}`")
+        for path in (written, scores):
+            if not path.is_file() or path.stat().st_mtime < best.stat().st_mtime:
+                raise FileNotFoundError(f"{path}: missing, or older than the best checkpoint; write it with "
+                                        f"`srcnn report {run}`")
         with open_regular(written, MAX_CARD_BYTES) as file:
             text = file.read().decode(errors="replace")
         if not text:
             raise UserError(f"{run}: was never validated, so there are no scores for a card")
-        return text
+        numbers = read_json(scores)
+        if not isinstance(numbers, dict) or not all(isinstance(number, int | float) for number in numbers.values()):
+            raise UserError(f"{scores}: damaged; write it with `srcnn report {run}`")
+        return text, [hub_files.Result("validation", "validation tiles of the training", numbers)]
 
     def card(self, title: str = "", subject: str = "photographs", training: str = "") -> str:
         """The model card as Markdown without the YAML header.

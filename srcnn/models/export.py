@@ -23,6 +23,7 @@ from srcnn.runtime.torch_internals import sizes_of_one_are_dynamic
 
 TOLERANCE = 1e-5  # absolute for pixels in [0, 1], relative beyond
 HALF_TOLERANCE = 2e-3  # the same in float16: half a level of 255
+COMPACT_TOLERANCE = 4e-3  # the same with weights of 8 bits: a level of 255
 SCALES = (1, 2, 3, 4)
 BICUBIC_SUPPORT = 2  # pixels of the input to each side
 CHANNELS = {1: "luma, BT.601, full range: 0.299 R + 0.587 G + 0.114 B", 3: "RGB"}
@@ -63,7 +64,7 @@ class PhotoNetwork(nn.Module):
 
 def export_onnx(
     model: Network, path: str | Path, extra: Mapping[str, str] | None = None, *, luma: bool = False, scale: int = 1,
-    half: bool = False,
+    half: bool = False, compact: bool = False,
 ) -> float | None:
     """Writes an ONNX file: "input" (N, 3, H, W), RGB in [0, 1] -> "output" (N, 3, scale * H, scale * W), the same.
 
@@ -76,14 +77,16 @@ def export_onnx(
         luma: write the network for luma alone: (N, 1, H, W) in [0, 1] -> the same shape, not clipped.
         scale: enlarge by bicubic interpolation first, 2, 3 or 4 times, for a network trained for that scale.
         half: weights, input and output are float16.
+        compact: the weights of large layers are stored in 8 bits, the others in float16, for files that are downloaded;
+            input, output and what is computed are float32.
 
     Returns:
         The largest difference between ONNX Runtime and PyTorch; None (not compared) where onnxruntime is missing.
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: the package onnx is missing; `luma` with another scale or a network for RGB; weights too large for
-            float16; or the result differs. No file is written.
+        ValueError: the package onnx is missing; `luma` with another scale or a network for RGB; `half` and `compact`;
+            weights too large for float16; or the result differs. No file is written.
     """
     try:
         import onnx.checker
@@ -91,14 +94,17 @@ def export_onnx(
         from srcnn.models.onnx_graph import onnx_model
     except ImportError as error:
         raise UserError(f"{path}: an ONNX file needs the package onnx: pip install 'srcnn[export]'") from error
+    if half and compact:
+        raise UserError("half and compact cannot be combined: one computes in float16, the other in float32")
     plain, whole = _for_export(model, path, luma, scale)
     about = metadata(plain, extra, luma=luma, scale=scale)
-    content = onnx_model(plain, about, luma, scale, half).SerializeToString()
+    content = onnx_model(plain, about, luma, scale, half, compact).SerializeToString()
     try:
         onnx.checker.check_model(content, full_check=True)
     except onnx.checker.ValidationError as error:
         raise UserError(f"{path}: not written, onnx.checker rejects the graph: {error}") from error
-    tolerance, function = HALF_TOLERANCE if half else TOLERANCE, _in_onnxruntime(content)
+    tolerance = HALF_TOLERANCE if half else COMPACT_TOLERANCE if compact else TOLERANCE
+    function = _in_onnxruntime(content)
     difference = None if function is None else _largest_difference(
         whole, function, _example_shape(plain, luma, scale), path, plain.conditioned, tolerance)
     with atomic_file(path) as file:

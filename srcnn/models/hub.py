@@ -6,26 +6,16 @@ Only model.safetensors and config.json are downloaded, up to a maximum size; no 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
 
 from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from srcnn.models.hub_files import CARD, CONFIG, MAX_BYTES, MODEL, without_weights
 from srcnn.runtime.errors import UserError
+from srcnn.runtime.hub_client import hub_errors
 
 HUB_SECONDS = 10.0  # timeout of the first request; the client alone would retry for minutes
-# The base classes are those of the HTTP library that the client uses. RuntimeError: an upload failed.
-_UNREACHABLE = cast(tuple[type[Exception], ...], (OSError, RuntimeError, *HfHubHTTPError.__bases__))
 logger = logging.getLogger(__name__)
 
 
@@ -34,7 +24,7 @@ def upload(
 ) -> str:
     """Uploads weights, config and card of a folder in one commit and returns its URL; see `Network.push_to_hub`."""
     api = HfApi(token=token)
-    with _hub_errors(repo_id, revision):
+    with hub_errors(repo_id, revision):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id  # adds a missing owner
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -52,12 +42,12 @@ def download(
     names = list(MAX_BYTES)
     if not local_files_only:
         try:
-            with _hub_errors(repo_id, revision):
+            with hub_errors(repo_id, revision):
                 names = _available_files(repo_id, revision, token)
         except ConnectionError as error:
             unreachable, local_files_only = error, True
     try:
-        with _hub_errors(repo_id, revision):
+        with hub_errors(repo_id, revision):
             for name in names:
                 try:  # the weights last: their folder is returned
                     path = hf_hub_download(repo_id, name, revision=revision, token=token, cache_dir=cache_dir,
@@ -86,30 +76,3 @@ def _available_files(repo_id: str, revision: str | None, token: str | bool | Non
         if (size := sizes.get(name, 0)) is None or size > limit:
             raise UserError(f"{repo_id}: {name} has {size} bytes, more than the limit of {limit}")
     return [name for name in MAX_BYTES if name in sizes]
-
-
-@contextmanager
-def _hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
-    """Turns errors of the hub's client into Python's own errors that say what to do."""
-    hub = constants.ENDPOINT
-    try:
-        yield
-    except (FileNotFoundError, LocalEntryNotFoundError, PermissionError):
-        raise
-    except GatedRepoError as error:
-        raise PermissionError(f"{repo_id}: a gated repository: accept its terms at {hub}/{repo_id}, then log in "
-                              "(`hf auth login`, or token=)") from error
-    except RevisionNotFoundError as error:
-        raise FileNotFoundError(f"{repo_id}: no revision {revision} on {hub}") from error
-    except RepositoryNotFoundError as error:
-        raise FileNotFoundError(f"{repo_id}: no such path, and no such repository on {hub}, or a private one: for that "
-                                "log in (`hf auth login`, or token=)") from error
-    except _UNREACHABLE as error:
-        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
-            raise  # an error of this machine, such as a full disk
-        reason = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
-        if getattr(getattr(reason, "response", None), "status_code", 0) in (401, 403):
-            raise PermissionError(f"{repo_id}: {hub} denies access: log in with a token that has it "
-                                  "(`hf auth login`, or token=)") from error
-        detail = " ".join(str(reason).split())[:200] or type(reason).__name__
-        raise ConnectionError(f"cannot reach {hub}, or it failed ({detail})") from error

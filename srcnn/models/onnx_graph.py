@@ -18,18 +18,19 @@ from srcnn.photos.jpeg_quality import CONDITION_SIZE
 from srcnn.runtime.errors import UserError
 
 OPSET = 13  # of 2020; later versions of these operators add nothing needed here
+EIGHT_BIT_WEIGHTS = 100_000  # layers with at least so many weights are stored in 8 bits by `compact`
 INPUT, CONDITION, OUTPUT = "input", "condition", "output"
 
 
 class Graph:
     """Nodes and constants of a graph under construction. Methods return the names of values; `to` sets that name."""
 
-    def __init__(self, model: Network, half: bool = False) -> None:
+    def __init__(self, model: Network, half: bool = False, compact: bool = False) -> None:
         self.dtype = np.dtype(np.float16 if half else np.float32)
         self.values: list[onnx.TensorProto] = []
         self.nodes: list[onnx.NodeProto] = []
         for name, tensor in model.state_dict().items():
-            self.constant(name, tensor)
+            (self.compact_constant if compact and tensor.dim() > 1 else self.constant)(name, tensor)
 
     def add(self, kind: str, *inputs: str, to: str = "", **settings: Any) -> str:
         result = to or f"{kind.lower()}{len(self.nodes)}"
@@ -37,12 +38,31 @@ class Graph:
         return result
 
     def constant(self, name: str, numbers: torch.Tensor) -> str:
+        return self._stored(name, numbers, self.dtype)
+
+    def _stored(self, name: str, numbers: torch.Tensor, dtype: Any) -> str:
         with np.errstate(over="ignore"):
-            array = numbers.contiguous().numpy().astype(self.dtype)
+            array = numbers.contiguous().numpy().astype(dtype)
         if not np.isfinite(array).all():
             raise UserError(f"{name} has values too large for float16; export float32")
         self.values.append(numpy_helper.from_array(array, name))
         return name
+
+    def compact_constant(self, name: str, numbers: torch.Tensor) -> str:
+        """Numbers stored in float16, or as 8-bit whole numbers with a scale for each slice of the first dimension.
+
+        They are computed with in float32: runtimes convert them once, when they load the file.
+        """
+        if numbers.numel() < EIGHT_BIT_WEIGHTS:
+            return self._as_float32(self._stored(f"{name}.float16", numbers, np.float16), to=name)
+        scale = numbers.abs().flatten(1).amax(1).clamp(min=1e-12).view(-1, *[1] * (numbers.dim() - 1)) / 127
+        whole = self._as_float32(self._stored(f"{name}.int8", (numbers / scale).round(), np.int8), to=f"{name}.whole")
+        return self.add("Mul", whole, self._stored(f"{name}.scale", scale, np.float32), to=name)
+
+    def _as_float32(self, numbers: str, to: str) -> str:
+        dtype: dict[str, Any] = {"to": TensorProto.FLOAT}
+        self.nodes.append(helper.make_node("Cast", [numbers], [to], name=f"{len(self.nodes)} Cast", **dtype))
+        return to
 
     def whole_numbers(self, name: str, *numbers: int) -> str:
         self.values.append(helper.make_tensor(name, TensorProto.INT64, [len(numbers)], numbers))
@@ -61,14 +81,15 @@ class Graph:
 
 
 def onnx_model(
-    model: Network, metadata: dict[str, str], luma: bool = False, scale: int = 1, half: bool = False
+    model: Network, metadata: dict[str, str], luma: bool = False, scale: int = 1, half: bool = False,
+    compact: bool = False,
 ) -> onnx.ModelProto:
     """The network as ONNX: "input" (N, C, H, W) -> "output" (N, C, scale * H, scale * W), float32 or float16 (`half`).
 
     As `srcnn.models.export.PhotoNetwork` computes it, or with `luma` the network alone. A conditioned network has an
     input more, "condition" (N, CONDITION_SIZE).
     """
-    graph = Graph(model, half)
+    graph = Graph(model, half, compact)
     if luma:
         _network(graph, model, INPUT, OUTPUT)
     else:

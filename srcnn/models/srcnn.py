@@ -65,6 +65,7 @@ class SRCNN(Network):
     description = "Three convolutions"
     source = 'Dong et al., "Image Super-Resolution Using Deep Convolutional Networks", IEEE TPAMI 38(2), 2016.'
     first, last = "conv1", "conv3"
+    marks = ("residual",)
 
     def __init__(self, config: ModelConfig | None = None, centred: bool = False) -> None:
         super().__init__()

@@ -143,6 +143,7 @@ class UNet(Network):
     description = "Residual blocks of convolutions at several scales"
     source = 'Zhang et al., "Plug-and-Play Image Restoration with Deep Denoiser Prior", IEEE TPAMI 44(10), 2022.'
     first, last = "head", "tail"
+    marks = ("ycbcr",)
 
     def __init__(self, config: UNetConfig, centred: bool = False) -> None:
         super().__init__()

@@ -66,15 +66,16 @@ def save_model(
     Raises:
         ValueError: values that float16 cannot hold.
     """
-    write_weights(path, model.without_centering().state_dict(), model.config, metadata, half)
+    write_weights(path, model.saved_state(), model.config, metadata, half)
 
 
 def save_state_dict(model: Network, path: str | Path) -> None:
-    """Writes weights without centering as a plain state_dict, which the source project's `load_state_dict` reads.
+    """Writes weights without centering as a plain state_dict; one without a residual connection is what the source
+    project's `load_state_dict` reads. (`Network.saved_state` marks the others, which it would get wrong.)
 
     The config is beside the weights, where `load_state_dict` of other programs ignores it.
     """
-    state = model.without_centering().cpu().state_dict()
+    state = model.saved_state()
     set_state_note(state, json.dumps(asdict(model.config)))
     save_tensors(state, path)
 

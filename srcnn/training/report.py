@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import json
 import re
 from itertools import islice
 from pathlib import Path
@@ -54,6 +55,7 @@ def write_report(run: Path, reader: ShardDataset) -> Path:
         save_picture(photo_before_after(reader, model), folder / "photo.png")
     table = results_table(points)
     for name, content in (("table.md", table), ("card.md", training_card(run, points)),
+                          ("scores.json", json.dumps(best_scores(points))),
                           ("index.html", html_page(run.name, table, folder))):
         with atomic_file(folder / name) as file:
             file.write(content.encode(errors="backslashreplace"))
@@ -121,10 +123,9 @@ def photo_before_after(reader: ShardDataset, model: Network) -> np.ndarray:
 
 def training_card(run: Path, points: list[dict[str, float]]) -> str:
     """The training for a model card, Markdown: its settings, and the best validation; "" where it never validated."""
-    validations = [point for point in points if "val/psnr" in point]
-    if not validations:
+    if not (best := best_validation(points)):
         return ""
-    settings, best = read_yaml(run / "config.yaml"), max(validations, key=lambda point: point["val/psnr"])
+    settings = read_yaml(run / "config.yaml")
     optimizer, total = settings.get("optimizer"), settings.get("total_samples")
     shown = {"batch size of a process": settings.get("batch_size_per_process"), "seed": settings.get("seed"),
              "optimizer": optimizer.get("name") if isinstance(optimizer, dict) else None}
@@ -136,6 +137,17 @@ def training_card(run: Path, points: list[dict[str, float]]) -> str:
 **Validation**, mean over the tiles held back, PSNR in dB and SSIM, before (in) and after (out):
 
 {results_table([best])}"""
+
+
+def best_validation(points: list[dict[str, float]]) -> dict[str, float]:
+    """The point of the highest validation PSNR; {} where there was no validation."""
+    return max((point for point in points if "val/psnr" in point), key=lambda point: point["val/psnr"], default={})
+
+
+def best_scores(points: list[dict[str, float]]) -> dict[str, float]:
+    """The scores of the best validation for a model card: "psnr", "ssim", and those of its input."""
+    best = best_validation(points)
+    return {key: best[f"val/{key}"] for key in ("psnr_in", "psnr", "ssim_in", "ssim") if f"val/{key}" in best}
 
 
 def html_page(title: str, table: str, folder: Path) -> str:

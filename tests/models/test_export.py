@@ -15,6 +15,7 @@ from srcnn.models import export
 from srcnn.models.export import PhotoNetwork, export_onnx, export_torch
 from srcnn.models.srcnn import SRCNN, ModelConfig
 from srcnn.models.unet import UNet, UNetConfig
+from srcnn.models.weight_files import WEIGHTS
 from srcnn.models.weights import initialize, load_model, save_model
 from srcnn.photos.jpeg_quality import CONDITION_SIZE, condition_of_quality
 from srcnn.restoration.restore import restore_array
@@ -80,6 +81,7 @@ def test_the_graph_restores_colour_photos_as_this_package_does(tmp_path, name, s
         np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
     told = {entry.key: entry.value for entry in onnx.load(tmp_path / "model.onnx").metadata_props}
     assert (told["scale"], told["channel"], told["license"]) == (str(side), "RGB", "Apache-2.0")
+    assert told["card"] == (WEIGHTS / f"{name}.md").read_text(encoding="utf-8")
 
 
 def test_a_tile_with_the_halo_of_the_metadata_is_restored_as_in_the_whole_photo(tmp_path):
@@ -104,6 +106,17 @@ def test_half_precision_halves_the_file_and_keeps_half_a_level(tmp_path, name, s
     np.testing.assert_allclose(found, in_onnxruntime(tmp_path / "model.onnx", photo), atol=0.5 / 255, rtol=0)
 
 
+@pytest.mark.parametrize("name,share", [("srcnn-955-q20", 0.53), ("unet-jpeg-preview", 0.3)])
+def test_compact_weights_are_within_a_level_and_computed_in_float32(tmp_path, name, share):
+    model, photo = load_model(name).with_condition(None), noise(1, 3, 37, 50)
+    export_onnx(model, tmp_path / "model.onnx")
+    assert 1e-5 < export_onnx(model, tmp_path / "compact.onnx", compact=True) < 1 / 255
+    assert (tmp_path / "compact.onnx").stat().st_size < share * (tmp_path / "model.onnx").stat().st_size
+    found = in_onnxruntime(tmp_path / "compact.onnx", photo)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, in_onnxruntime(tmp_path / "model.onnx", photo), atol=1 / 255, rtol=0)
+
+
 def test_weights_too_large_for_half_precision_are_refused(tmp_path):
     model = some_model()
     nn.init.constant_(model.conv2.weight, 1e5)
@@ -114,7 +127,7 @@ def test_weights_too_large_for_half_precision_are_refused(tmp_path):
 
 def test_settings_that_contradict_are_refused(tmp_path, capsys):
     for channels, settings, values in ((3, {"luma": True}, (3,)), (1, {"luma": True, "scale": 2}, (2,)),
-                                       (1, {"scale": 5}, (5,))):
+                                       (1, {"scale": 5}, (5,)), (1, {"half": True, "compact": True}, ("half",))):
         with pytest.raises(ValueError, match=facts(*values)):
             export_onnx(some_model(channels=channels), tmp_path / "model.onnx", **settings)
     assert main(["export", "srcnn-915-q20", "--torch", str(tmp_path / "model.pt2"), "--half"]) == 1

@@ -8,10 +8,11 @@ import re
 import subprocess
 import sys
 
+import huggingface_hub
 import pytest
 import torch
 import yaml
-from hub_server import TOKEN, hub_server
+from hub_server import TOKEN, hub_server, use_hub
 from messages import facts, lines_with, says
 from wandb_server import closed_port
 
@@ -21,12 +22,13 @@ from srcnn.models.weight_files import DEFAULT_WEIGHTS, WEIGHTS
 from srcnn.models.weights import initialize, load_model, save_model
 from srcnn.runtime.settings import to_yaml
 from srcnn.tracking.history import STEP_KEY, read_metrics
-from srcnn.training.report import training_card
+from srcnn.training.report import best_scores, training_card
 
 PUSH = """
 import sys
 from srcnn import SRCNN
-print(SRCNN.from_pretrained(sys.argv[1]).push_to_hub("me/photos", private=True, commit_message="The first"))
+network = SRCNN.from_pretrained(sys.argv[1])
+print(network.push_to_hub("me/photos", private=True, commit_message="The first", license="mit"))
 """
 PULL = """
 import sys
@@ -70,13 +72,6 @@ def server(monkeypatch):
         yield server
 
 
-def use_hub(monkeypatch, url):
-    monkeypatch.setattr(hub.constants, "ENDPOINT", url)
-    monkeypatch.setattr(hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(hub.constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
-
-
 def hub_process(server, tmp_path, script, *arguments):
     environment = os.environ | {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": TOKEN,
                                 "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"}
@@ -104,7 +99,7 @@ def test_a_network_pushed_by_one_process_is_what_another_gets(tmp_path):
 def test_a_second_push_and_one_to_a_branch_leave_the_others_be(tmp_path, server):
     first, second, third = (some_model(seed) for seed in range(3))
     for model, options in ((first, {}), (second, {}), (third, {"revision": "trial"})):
-        model.push_to_hub("me/photos", token=TOKEN, card="# By hand, 31.27 dB\n", **options)
+        model.push_to_hub("me/photos", token=TOKEN, card="# By hand, 31.27 dB\n", license="mit", **options)
     pushed = server.repositories["me/photos"]
     assert_same(SRCNN.from_pretrained("me/photos", cache_dir=tmp_path), second)
     assert_same(SRCNN.from_pretrained("me/photos", cache_dir=tmp_path, revision="trial"), third)
@@ -162,7 +157,7 @@ def test_weights_in_half_the_bits_and_without_a_config_are_read(tmp_path, server
 
 
 def test_a_private_or_missing_repository_or_revision_names_the_cure(tmp_path, server):
-    some_model().push_to_hub("me/secret", private=True, token=TOKEN)
+    some_model().push_to_hub("me/secret", private=True, token=TOKEN, license="mit")
     for repo_id in ("me/secret", "they/nothing"):
         with pytest.raises(FileNotFoundError, match=facts(repo_id, "hf auth login")):
             SRCNN.from_pretrained(repo_id, cache_dir=tmp_path, token=False)
@@ -174,7 +169,7 @@ def test_a_private_or_missing_repository_or_revision_names_the_cure(tmp_path, se
 def test_a_push_that_is_not_allowed_names_the_cure(server):
     for repo_id, token in (("me/photos", False), ("they/photos", TOKEN)):
         with pytest.raises(PermissionError, match=facts(repo_id, server.url, "hf auth login")):
-            some_model().push_to_hub(repo_id, token=token)
+            some_model().push_to_hub(repo_id, token=token, license="mit")
     assert not server.repositories
 
 
@@ -202,7 +197,7 @@ def test_without_a_hub_and_a_copy_one_error_names_the_cure_at_once(tmp_path, mon
     assert len(server.seen) <= 1  # the hub's client by itself would try again for a minute
     if trouble == "closed":
         with pytest.raises(ConnectionError, match=facts(hub.constants.ENDPOINT)):
-            some_model().push_to_hub("me/photos", token=TOKEN)
+            some_model().push_to_hub("me/photos", token=TOKEN, license="mit")
 
 
 def test_what_is_on_the_disk_goes_before_the_hub(tmp_path, monkeypatch, server):
@@ -227,7 +222,7 @@ def test_a_saved_folder_has_weights_config_and_a_card_that_claims_nothing(tmp_pa
         "model_type": "srcnn", "kernels": [9, 1, 5], "filters": [8, 4], "channels": 3, "residual": True,
     }
     header, text = header_and_text(folder)
-    assert (header["license"], header["library_name"]) == ("apache-2.0", "srcnn") and "metrics" not in header
+    assert header["library_name"] == "srcnn" and not {"license", "metrics", "model-index"} & header.keys()
     assert says(text, 2291, "RGB") and "PSNR" not in text
     assert sum(parameter.numel() for parameter in SRCNN.from_pretrained(folder).parameters()) == 2291
 
@@ -248,6 +243,60 @@ def test_a_card_is_taken_as_text_or_file_and_gets_a_header(tmp_path):
         saved(tmp_path, card="card.md")
 
 
+def scores_of(folder):
+    """The scores in a card by the hub's own reader: {title: {metric: value}}."""
+    card = huggingface_hub.ModelCard.load(folder / "README.md")
+    scores = {}
+    for result in card.data.eval_results:
+        assert result.task_type == "image-to-image"
+        scores.setdefault(result.dataset_name, {})[result.metric_type] = result.metric_value
+    return card.data, scores
+
+
+@pytest.mark.parametrize("name", ["srcnn-915-q20", "srcnn-915-x3", "unet-jpeg-preview"])
+def test_shipped_weights_saved_again_keep_their_card_licence_and_scores(tmp_path, name):
+    load_model(name).save_pretrained(tmp_path / "first")
+    type(load_model(name)).from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+    first, second = (contents(tmp_path / folder) for folder in ("first", "second"))
+    assert all(first[file] == second[file] for file in ("README.md", "config.json"))
+    assert_same(load_model(tmp_path / "second"), load_model(name))
+    assert header_and_text(tmp_path / "second")[1] == "\n" + (WEIGHTS / f"{name}.md").read_text(encoding="utf-8")
+    data, scores = scores_of(tmp_path / "second")
+    expected = json.loads((WEIGHTS / f"{name}.json").read_text())["scores"]
+    assert (data.license, data.model_name) == ("apache-2.0", name) and scores.keys() == expected.keys()
+    for title, row in expected.items():
+        assert scores[title] == pytest.approx({key: row[key] for key in ("psnr", "ssim")}, abs=1e-4)
+    with pytest.raises(ValueError, match=facts(name, "apache-2.0", "mit")):
+        load_model(name).save_pretrained(tmp_path / "third", license="mit")
+
+
+def test_weights_that_were_trained_further_lose_the_shipped_card(tmp_path):
+    model = load_model()
+    with torch.no_grad():
+        model.conv3.bias += 1e-6
+    header, text = header_and_text(saved(tmp_path, model))
+    assert "license" not in header and "PSNR" not in text
+
+
+@pytest.mark.parametrize("options", [{}, {"card": "# Mine"}, {"card": "---\ntags: [x]\n---\n# Mine"},
+                                     {"card": "---\nlicense: unknown\n---\n# Mine"}], ids=str)
+def test_nothing_is_pushed_without_a_licence(server, options):
+    with pytest.raises(ValueError, match=facts("license=")):
+        some_model().push_to_hub("me/photos", token=TOKEN, **options)
+    assert not server.seen
+
+
+def test_a_licence_comes_from_the_caller_the_card_or_the_shipped_weights(server):
+    own = "---\nlicense: cc0-1.0\nlibrary_name: srcnn\ntags: [x]\n---\n# Mine"
+    for model, options, expected in ((some_model(), {"license": "mit"}, "mit"), (load_model(), {}, "apache-2.0"),
+                                     (some_model(), {"card": own}, "cc0-1.0")):
+        model.push_to_hub("me/photos", token=TOKEN, **options)
+        pushed = server.repositories["me/photos"]
+        assert f"license: {expected}\n" in pushed.commits[pushed.branches["main"]]["README.md"].decode()
+    with pytest.raises(ValueError, match=facts("mit", "header")):
+        some_model().push_to_hub("me/photos", token=TOKEN, card=own, license="mit")
+
+
 def make_run(folder, model, points):
     (folder / "best").mkdir(parents=True)
     save_model(model, folder / "best" / "model.safetensors")
@@ -260,7 +309,9 @@ def make_run(folder, model, points):
 def write_training_card(run):
     """What the report of a run says of the training."""
     (run / "report").mkdir(exist_ok=True)
-    (run / "report" / "card.md").write_text(training_card(run, read_metrics(run)))
+    points = read_metrics(run)
+    (run / "report" / "card.md").write_text(training_card(run, points))
+    (run / "report" / "scores.json").write_text(json.dumps(best_scores(points)))
 
 
 def point(samples, psnr):
@@ -276,6 +327,9 @@ def test_a_card_of_a_run_tells_its_best_validation(tmp_path):
     assert says(text, 64000, 96000, "optimizer adam", "seed 3")
     assert "| 64,000 | 30.07 | 31.27 | 1.20 | 4.0 | 0.8510 | 0.8720 |" in text
     assert "31.00" not in text
+    data, scores = scores_of(tmp_path / "saved")
+    assert data.model_name == "run" and "license" not in header
+    assert [*scores.values()] == [{"psnr": 31.27, "ssim": 0.872}]
 
 
 def test_no_card_is_made_of_another_run(tmp_path):

@@ -255,6 +255,8 @@ def test_what_the_tensors_do_not_show_comes_from_the_file_and_is_checked(tmp_pat
         assert load_model(path).config == UNetConfig((4, 6, 8), 1, **kind)
     state = load_file(path)
     save_file(state, path)
+    assert load_model(path).config == UNetConfig((4, 6, 8), 1, **COLOUR)  # told by its mark
+    save_file({name: tensor for name, tensor in state.items() if name != "ycbcr"}, path)
     assert load_model(path).config == UNetConfig((4, 6, 8), 1, channels=3, unshuffle=2)
     for key, value in (("unshuffle", 1), ("channels", 12.0), ("ycbcr", 1), ("condition", True), ("channels", 5)):
         save_file(state, path, {"srcnn": json.dumps(COLOUR | {"condition": False} | {key: value})})

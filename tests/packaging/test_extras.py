@@ -81,6 +81,7 @@ def test_a_command_whose_extra_is_missing_says_how_to_install_it(tmp_path):
     (tmp_path / "c.jxl").write_bytes(imagecodecs.jpegxl_encode(pixels.astype(np.uint8)))
     commands = {"train": "train", "shards": "train", "doctor": "train", "report .": "train", "verify-shards .": "train",
                 "sync .": "train", "dashboard": "train", "demo": "demo", "export srcnn-915-q20 --onnx q.onnx": "export",
+                "push-shards . me/tiles": "hub",
                 "restore a.tif": "formats", "restore b.png": "formats", "restore c.jxl": "formats"}
     done = plain(tmp_path, *(command for command in commands if command != "train"))  # which ends the process
     lines = [line for line in done.stderr.splitlines() if "pip install" in line]

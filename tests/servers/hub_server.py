@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face hub on the loopback: repositories of models, pushed to and read from.
+"""A stand-in for the Hugging Face hub on the loopback: repositories of models and datasets, pushed to and read from.
 
 What it answers follows huggingface_hub's own requests (hf_api.py, _commit_api.py, lfs.py, file_download.py) and
 https://huggingface.co/docs/hub/api: weights go through LFS, and are fetched by way of a redirect.
@@ -128,7 +128,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if asked["organization"] not in (None, "me"):
             return self.reply(403, {"error": "You don't have the rights to create a model under this namespace"})
         repo_id = f"me/{asked['name']}"
-        answer = {"url": f"{self.server.url}/{repo_id}", "name": repo_id}
+        folder = "datasets/" if asked.get("type") == "dataset" else ""
+        answer = {"url": f"{self.server.url}/{folder}{repo_id}", "name": repo_id}
         if repo_id in self.server.repositories:
             return self.reply(409, answer | {"error": "You already created this model repo"})
         private = asked.get("private") or asked.get("visibility") == "private"
@@ -142,15 +143,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.reply(201)
 
     def validate_yaml(self) -> None:
-        header = re.match(r"---\n(.*?)\n---\n", json.loads(self.content)["content"], re.DOTALL)
+        asked = json.loads(self.content)
+        header = re.match(r"---\n(.*?)\n---\n", asked["content"], re.DOTALL)
         known = yaml.safe_load(header[1]) if header else {}
-        wrong = [name for name in ("license", "library_name", "tags") if name not in known]
+        wanted = ("license", "tags", "configs" if asked["repoType"] == "dataset" else "library_name")
+        wrong = [name for name in wanted if name not in known]
         self.reply(400 if wrong else 200, {"errors": [{"message": f'"{name}" is missing'} for name in wrong]})
 
     def preupload(self, repo_id: str, _: str) -> None:
         if self.repository(repo_id):
             paths = [file["path"] for file in json.loads(self.content)["files"]]
-            modes = ["lfs" if path.endswith(".safetensors") else "regular" for path in paths]
+            modes = ["lfs" if path.endswith((".safetensors", ".tar", ".npy")) else "regular" for path in paths]
             self.reply(200, {"files": [{"path": path, "uploadMode": mode, "shouldIgnore": False}
                                        for path, mode in zip(paths, modes, strict=True)]})
 
@@ -209,14 +212,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
                           Location=f"http://{STORE}:{self.server.server_port}/lfs/{oid}")
 
 
-REPO = r"([\w.-]+/[\w.-]+)"
+REPO, KIND = r"([\w.-]+/[\w.-]+)", "(?:models|datasets)"
 ROUTES = (
     ("POST", "/api/repos/create", Handler.create),
     ("POST", "/api/validate-yaml", Handler.validate_yaml),
-    ("POST", f"/api/models/{REPO}/branch/(.+)", Handler.branch),
-    ("POST", f"/api/models/{REPO}/preupload/(.+)", Handler.preupload),
-    ("POST", f"/api/models/{REPO}/commit/(.+)", Handler.commit),
-    ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", Handler.lfs_batch),
+    ("POST", f"/api/{KIND}/{REPO}/branch/(.+)", Handler.branch),
+    ("POST", f"/api/{KIND}/{REPO}/preupload/(.+)", Handler.preupload),
+    ("POST", f"/api/{KIND}/{REPO}/commit/(.+)", Handler.commit),
+    ("POST", rf"/(?:datasets/)?{REPO}\.git/info/lfs/objects/batch", Handler.lfs_batch),
     ("GET HEAD PUT", "/lfs/([0-9a-f]{64})", Handler.lfs),
     ("GET", f"/api/models/{REPO}(?:/revision/(.+))?", Handler.info),
     ("GET HEAD", f"/{REPO}/resolve/([^/]+)/(.+)", Handler.resolve),
@@ -225,3 +228,13 @@ ROUTES = (
 
 def hub_server() -> contextlib.AbstractContextManager[HubServer]:
     return serving(HubServer())
+
+
+def use_hub(monkeypatch: Any, url: str) -> None:
+    """Makes the hub's client in this process ask the server at `url`."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)

@@ -1,0 +1,67 @@
+"""The errors of the Hugging Face hub's client in words, and the licence that an upload needs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import yaml
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from srcnn.runtime.errors import UserError
+
+# The base classes are those of the HTTP library that the client uses. RuntimeError: an upload failed.
+_UNREACHABLE = cast(tuple[type[Exception], ...], (OSError, RuntimeError, *HfHubHTTPError.__bases__))
+_HEADER = re.compile(r"---\r?\n(.*?)\r?\n---\r?\n", re.DOTALL)
+
+
+@contextmanager
+def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
+    """Turns errors of the hub's client into Python's own errors that say what to do."""
+    hub = constants.ENDPOINT
+    try:
+        yield
+    except (FileNotFoundError, LocalEntryNotFoundError, PermissionError):
+        raise
+    except GatedRepoError as error:
+        raise PermissionError(f"{repo_id}: a gated repository: accept its terms at {hub}/{repo_id}, then log in "
+                              "(`hf auth login`, or token=)") from error
+    except RevisionNotFoundError as error:
+        raise FileNotFoundError(f"{repo_id}: no revision {revision} on {hub}") from error
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(f"{repo_id}: no such path, and no such repository on {hub}, or a private one: for that "
+                                "log in (`hf auth login`, or token=)") from error
+    except _UNREACHABLE as error:
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+            raise  # an error of this machine, such as a full disk
+        reason = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+        if getattr(getattr(reason, "response", None), "status_code", 0) in (401, 403):
+            raise PermissionError(f"{repo_id}: {hub} denies access: log in with a token that has it "
+                                  "(`hf auth login`, or token=)") from error
+        detail = " ".join(str(reason).split())[:200] or type(reason).__name__
+        raise ConnectionError(f"cannot reach {hub}, or it failed ({detail})") from error
+
+
+def card_header(card: str) -> dict[str, Any]:
+    """The YAML header of a card of the hub; {} where it has none. Raises UserError at a damaged one."""
+    match = _HEADER.match(card)
+    try:
+        header = yaml.safe_load(match[1]) if match else {}
+    except yaml.YAMLError as error:
+        raise UserError(f"the header of the card is no YAML: {' '.join(str(error).split())[:200]}") from error
+    return header if isinstance(header, dict) else {}
+
+
+def check_licensed(card: str, cure: str) -> None:
+    """Raises UserError, with the cure, where the card of what is to be uploaded has no licence in its header."""
+    if card_header(card).get("license") in (None, "", "unknown"):
+        raise UserError(f"under which licence? {cure} (names: https://huggingface.co/docs/hub/repositories-licenses)")
