@@ -2,328 +2,371 @@
 
 from __future__ import annotations
 
-import html
-import os
+import errno
+import io
+import ipaddress
+import json
 import re
+import secrets
 import shutil
 import signal
+import socket
 import tempfile
 import threading
+import time
+import traceback
+import unicodedata
+import webbrowser
+import zipfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import ModuleType
+from socketserver import TCPServer
+from types import MappingProxyType
 from typing import Any
+from urllib.parse import parse_qs, quote, urlsplit
 
-import numpy as np
-import torch
-from PIL import Image, ImageDraw
+from srcnn.commands.demo_photo import MAX_MEGAPIXELS, DemoPhoto, networks, shown
+from srcnn.photos.file_kinds import NAMES
+from srcnn.photos.reading import PhotoRefused
+from srcnn.restoration.restore_files import COPIED
+from srcnn.runtime.errors import UserError, is_out_of_memory
+from srcnn.runtime.untrusted import parse_json
 
-from srcnn.models.device import restoring_device
-from srcnn.models.pretrained import FAMILY, WeightSelector
-from srcnn.models.weight_files import WEIGHTS
-from srcnn.photos.jpeg_quality import quality_of
-from srcnn.photos.metrics import psnr, ssim
-from srcnn.photos.photo_file import PhotoFile, read_photo_file, write_photo_file
-from srcnn.photos.reading import luma_l, open_image, over_white, suffix_of
-from srcnn.restoration.figures import magnify, strongest_part
-from srcnn.restoration.jpeg_damage import JpegRestorer
-from srcnn.restoration.restore_files import RestoreFile
-from srcnn.restoration.tiled_inference import Progress, RestoreOptions
-from srcnn.runtime.errors import UserError
-
-MAX_MEGAPIXELS = 50.0
-PREVIEW_SIDE, MAP_SIDE = 1600, 640  # largest sides of the pictures that the browser is sent, pixels
-DETAIL_PIXELS, DETAIL_ZOOM = 80, 4  # the magnified detail is as wide as a phone shows a picture
-SSIM_ROWS = 64  # rows measured at a time: they stay in the cache, five times as fast as the whole photo
+PAGE = Path(__file__).parent / "page"
+TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml",
+         ".jpg": "image/jpeg"}
 MAX_UPLOAD_BYTES = 100 << 20
-EXPIRE_SECONDS = 3600  # after which the files of a visitor are deleted
-CSS = """
-footer {display: none !important}
-.detail img {image-rendering: pixelated; object-fit: none !important}
-.report table, .report tr, .report td, .report th {border: 0 !important}
-.report td, .report th {padding: .2em .9em .2em 0 !important; text-align: left; white-space: nowrap}
-.report .refused {border-left: 4px solid #d92d20; padding: .4em .8em; font-weight: 600}
-.report:has(.progress-level) .prose {visibility: hidden}
-.report p {margin: .4em 0 !important; overflow-wrap: anywhere}
-"""
+MAX_STORED_BYTES = 8 << 30  # of all visitors' files together
+MAX_MESSAGE_BYTES = 64 << 10  # of what the page sends beside photos
+MAX_NAME_LENGTH = 120
+MAX_DECODERS = 2  # photos decoded at a time
+EXPIRE_SECONDS = 3600  # after which the files of a visitor who went away are deleted
+CONNECTION_SECONDS = 60  # that a client may be silent
+CHUNK_BYTES = 1 << 20
+HEADERS = {
+    # The page loads nothing from elsewhere, sends nothing elsewhere, and is shown in no other page.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+                               "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store",
+}
+GONE = ConnectionError, TimeoutError  # the client went away
 
 
-class DemoSession:
-    """The result shown to one visitor, in files of a folder; the pixels are memory-mapped when a detail is shown.
+class Refused(UserError):
+    """A request that is answered with another status than 400."""
 
-    Attributes:
-        file: the restored photo.
-        report: what was done and measured, HTML.
-    """
+    def __init__(self, status: HTTPStatus, message: str) -> None:
+        super().__init__(message)
+        self.status = status
 
-    def __init__(
-        self, folder: Path, file: Path, before: np.ndarray, after: np.ndarray, profile: bytes | None, report: str
+
+class PageServer(ThreadingHTTPServer):
+    """Serves the page; photos lie in folders below `folder` until their visitor leaves or is silent for an hour."""
+
+    daemon_threads = True
+
+    def __init__(self, host: str, port: int, folder: Path, max_upload_bytes: int = MAX_UPLOAD_BYTES) -> None:
+        """Raises OSError if the port is in use."""
+        self.folder, self.max_upload_bytes = folder, max_upload_bytes
+        self.photos: dict[str, DemoPhoto] = {}
+        self.decoding, self.restoring = threading.BoundedSemaphore(MAX_DECODERS), threading.Lock()
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, port), PageHandler)
+        self.is_local = is_loopback(self.server_name)
+
+    def server_bind(self) -> None:
+        """Without the look-up of the machine's name in the network that HTTPServer makes."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
+    def photo(self, photo_id: str) -> DemoPhoto:
+        try:
+            photo = self.photos[photo_id]
+        except KeyError:
+            raise Refused(HTTPStatus.NOT_FOUND, "This photo is no longer here; add it again.") from None
+        photo.last_used = time.monotonic()
+        return photo
+
+    def add(self, path: Path, name: str) -> str:
+        """Takes over an uploaded file; returns a name for its photo that nobody guesses. Raises PhotoRefused."""
+        with self.decoding:
+            photo = DemoPhoto(path, name)
+        photo_id = secrets.token_urlsafe(16)
+        self.photos[photo_id] = photo
+        return photo_id
+
+    def forget(self, photo_id: str) -> None:
+        if photo := self.photos.pop(photo_id, None):
+            shutil.rmtree(photo.path.parent, ignore_errors=True)
+            shown.cache_clear()
+
+    def check_room(self) -> None:
+        """Raises Refused where the files of all visitors together are too large."""
+        if sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file()) > MAX_STORED_BYTES:
+            raise Refused(HTTPStatus.INSUFFICIENT_STORAGE, "Too many photos are open; download and remove some.")
+
+    def service_actions(self) -> None:
+        """Called twice a second."""
+        for photo_id, photo in list(self.photos.items()):
+            if time.monotonic() - photo.last_used > EXPIRE_SECONDS:
+                self.forget(photo_id)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Called in an except clause."""
+        traceback.print_exc()
+
+    def message(self, error: BaseException) -> str:
+        """An error in words for the visitor; what nobody expects is printed with its traceback."""
+        if isinstance(error, UserError):
+            text = str(error)
+            for photo_id in list(self.photos):
+                if photo := self.photos.get(photo_id):
+                    text = text.replace(str(photo.path), photo.name)
+            return re.sub(re.escape(str(self.folder)) + r"\S*?: ", "", text)
+        if is_out_of_memory(error):
+            return "This photo needs more memory than this computer has free."
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return "The disk of this computer is full."
+        traceback.print_exception(error)
+        return "Something went wrong; the terminal of srcnn demo says what."
+
+
+class PageHandler(BaseHTTPRequestHandler):
+    """Answers one request. Messages are JSON; an error is {"error": text}."""
+
+    server: PageServer
+    timeout = CONNECTION_SECONDS
+
+    def do_GET(self) -> None:
+        self.answer({r"/([a-z]*(?:\.(?:html|css|js|svg|jpg))?)": self.send_page, r"/api/settings": self.send_settings,
+                     r"/api/photos/([\w-]+)/(before|after)": self.send_picture,
+                     r"/api/photos/([\w-]+)/results/(\d+)/[^/]+": self.send_result})
+
+    def do_POST(self) -> None:
+        self.answer({r"/api/photos": self.upload, r"/api/photos/([\w-]+)/restore": self.restore,
+                     r"/api/download": self.prepare_download, r"/api/forget": self.forget})
+
+    def answer(self, routes: dict[str, Callable[..., None]]) -> None:
+        try:
+            self.check_sender()
+            url = urlsplit(self.path)
+            self.query = {name: values[0] for name, values in parse_qs(url.query).items()}
+            for pattern, method in routes.items():
+                if match := re.fullmatch(pattern, url.path):
+                    return method(*match.groups())
+            raise Refused(HTTPStatus.NOT_FOUND, "There is no such page.")
+        except GONE:
+            self.close_connection = True
+        except Exception as error:
+            status = getattr(error, "status", HTTPStatus.BAD_REQUEST)
+            known = isinstance(error, UserError) or is_out_of_memory(error)
+            with suppress(*GONE):
+                self.send_json({"error": self.server.message(error)},
+                               status if known else HTTPStatus.INTERNAL_SERVER_ERROR)
+
+    def check_sender(self) -> None:
+        """Refuses what other sites' pages send, and, on this machine only, names that others point to it."""
+        host = self.headers.get("Host", "")
+        origin = self.headers.get("Origin")
+        name = urlsplit(f"//{host}").hostname or ""
+        is_foreign = origin is not None and urlsplit(origin).netloc != host
+        if is_foreign or (self.server.is_local and name != "localhost" and not is_loopback(name)):
+            raise Refused(HTTPStatus.FORBIDDEN, "This page takes no requests from other sites.")
+
+    def start(
+        self, content_type: str, status: HTTPStatus = HTTPStatus.OK, headers: Mapping[str, str] = MappingProxyType({})
     ) -> None:
-        """`before`, `after`: uint8 (H, W) or (H, W, 3), in the colour space of the ICC `profile`."""
-        self.folder, self.file, self.profile, self.report = folder, file, profile, report
-        self.pixels = [folder / f"{name}.npy" for name in ("before", "after")]
-        for path, pixels in zip(self.pixels, (before, after), strict=True):
-            np.save(path, pixels)
+        self.send_response(status)
+        for name, value in {"Content-Type": content_type, **HEADERS, **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
 
-    def whole(self) -> tuple[str, str]:
-        """Files of two pictures for the slider: the photo before and after."""
-        before, after = (preview(np.load(path, mmap_mode="r")) for path in self.pixels)
-        return self.save(before, "whole-before"), self.save(after, "whole-after")
+    def send_json(self, content: Any, status: HTTPStatus = HTTPStatus.OK) -> None:
+        self.start("application/json", status)
+        self.wfile.write(json.dumps(content).encode())
 
-    def detail(self, middle: tuple[int, int] | None = None) -> tuple[str, str, str]:
-        """Files of the map and of a detail before and after: around a pixel (row, column), or where it changed most."""
-        before, after = (np.load(path, mmap_mode="r") for path in self.pixels)
-        part = detail_at(middle or changed_most(before, after), after.shape)
-        position = f"{part[0].start}-{part[1].start}"
-        magnified = [self.save(Image.fromarray(magnify(pixels[part], DETAIL_ZOOM)), f"{name}-{position}")
-                     for name, pixels in (("before", before), ("after", after))]
-        return self.save(map_of(after, part), f"map-{position}"), magnified[0], magnified[1]
+    def send_file(self, path: Path, content_type: str, headers: Mapping[str, str] = MappingProxyType({})) -> None:
+        with path.open("rb") as file:
+            self.start(content_type, headers={"Content-Length": str(path.stat().st_size), **headers})
+            shutil.copyfileobj(file, self.wfile, CHUNK_BYTES)
 
-    def detail_on_map(self, column: float, row: float) -> tuple[str, str, str]:
-        """As `detail`, around a pixel of the map."""
-        height, width = np.load(self.pixels[1], mmap_mode="r").shape[:2]
-        factor = max(1.0, max(height, width) / MAP_SIDE)
-        return self.detail((int(row * factor), int(column * factor)))
+    def send_page(self, name: str) -> None:
+        path = PAGE / (name or "index.html")
+        if not path.is_file():
+            raise Refused(HTTPStatus.NOT_FOUND, "There is no such page.")
+        self.send_file(path, TYPES[path.suffix])
 
-    def save(self, image: Image.Image, name: str) -> str:
-        """Writes a PNG with the photo's ICC profile, for the browser to show its colours."""
-        path = self.folder / f"{name}.png"
-        image.save(path, compress_level=1, icc_profile=self.profile)
-        return str(path)
+    def send_settings(self) -> None:
+        self.send_json({"networks": networks(), "kinds": NAMES, "maxBytes": self.server.max_upload_bytes,
+                        "maxMegapixels": MAX_MEGAPIXELS, "isLocal": self.server.is_local})
 
-    def delete(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def send_picture(self, photo_id: str, which: str) -> None:
+        """A PNG with the photo's ICC profile, for the browser to show its colours: the whole, or a part of it."""
+        photo = self.server.photo(photo_id)
+        with self.server.decoding:
+            if "side" in self.query:
+                picture = photo.whole(which, number_of(self.query["side"]))
+            else:
+                left, top, width, height = (number_of(self.query.get(name)) for name in ("x", "y", "width", "height"))
+                picture = photo.part(which, (slice(top, top + height), slice(left, left + width)))
+        content = io.BytesIO()
+        picture.save(content, "PNG", compress_level=1, icc_profile=photo.profile)
+        self.start("image/png")
+        self.wfile.write(content.getbuffer())
 
+    def length(self, most: int) -> int:
+        """The length of the request's content in bytes."""
+        length = number_of(self.headers.get("Content-Length"))
+        if not 0 <= length <= most:
+            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"more than {most >> 20} MB; that is too large")
+        return length
 
-def shipped_weights() -> list[str]:
-    """The names of the shipped weights that restore JPEGs; the names of those that enlarge end in x2, x3, x4."""
-    return sorted(path.stem for path in WEIGHTS.glob("*.safetensors") if not re.search(r"-x\d+$", path.stem))
-
-
-def describe(upload: Path) -> str:
-    """The name, size, format and JPEG quality of an uploaded photo, HTML. Raises PhotoRefused."""
-    with open_image(upload, MAX_MEGAPIXELS) as image:
-        quality = quality_of(image)
-        kind = "JPEG" if image.format == "MPO" else image.format
-        saved = f", saved with quality {quality} or so" if quality else ""
-        size = f"{image.width} × {image.height} pixels, {kind}{saved}, {file_size(upload)}"
-    return f"<p>{html.escape(upload.name)}: {size}</p>"
-
-
-def file_size(path: Path) -> str:
-    """In the units that gradio shows for an upload."""
-    num_kilobytes = path.stat().st_size / 1024
-    return f"{num_kilobytes:.1f} KB" if num_kilobytes < 1024 else f"{num_kilobytes / 1024:.1f} MB"
-
-
-def process(
-    upload: Path,
-    folder: Path,
-    weights: str = FAMILY,
-    strength: float = 1.0,
-    degrade_quality: int | None = None,
-    on_progress: Progress | None = None,
-) -> DemoSession:
-    """Restores an uploaded photo into a file in `folder`.
-
-    Args:
-        weights: name of shipped weights, or of a family of them, chosen from by the photo's JPEG quality.
-        strength: share of the network's change that is applied, 0..1.
-        degrade_quality: JPEG quality, 1..100, to degrade the photo with first; None: not degraded.
-
-    Raises:
-        PhotoRefused: it is no picture, damaged, animated or too large.
-        ValueError, OSError: the result cannot be written.
-    """
-    original = read_photo_file(upload, MAX_MEGAPIXELS)
-    files = {"original": upload}
-    notes: list[str] = []
-    if degrade_quality is not None:
-        files["degraded"] = folder / f"{upload.stem}-degraded.jpg"
-        notes += original.notes
-        notes += write_photo_file(files["degraded"], original, degrade_quality, subsampling="4:2:0")
-    source, target = files.get("degraded", upload), folder / f"{upload.stem}-restored{suffix_of(upload)}"
-    files["restored"] = target
-    work = RestoreFile(JpegRestorer(WeightSelector(weights, restoring_device()), RestoreOptions(strength=strength)))
-    notes += work(source, target, on_progress)
-    before, after = (visible(read_photo_file(path)) for path in (source, target))
-    report = [f"<p>{html.escape(', '.join([*notes, f'strength {strength:g}']))}.</p>"]
-    if "degraded" in files:
-        report.append(score_table(visible(original), before, after))
-    report.append(f"<p>File: {', '.join(f'{name} {file_size(path)}' for name, path in files.items())}.</p>")
-    if (side := max(after.shape[:2])) > PREVIEW_SIDE:
-        report.append(f"<p>The photo is shown at {100 * PREVIEW_SIDE / side:.0f} % of its size;"
-                      " details and the download have the full size.</p>")
-    return DemoSession(folder, target, before, after, original.metadata.icc_profile, "".join(report))
-
-
-def visible(photo: PhotoFile) -> np.ndarray:
-    """What a viewer shows: uint8 (H, W) or (H, W, 3), over white where it is transparent."""
-    return np.asarray(over_white(photo.eight_bit_image()))
-
-
-def score_table(clean: np.ndarray, before: np.ndarray, after: np.ndarray) -> str:
-    """PSNR and SSIM of the luma (Pillow's L) of both photos against the clean one, an HTML table."""
-    luma, *lumas = (luma_l(pixels) for pixels in (clean, before, after))
-    scores = [("PSNR, dB", [psnr(luma, other) for other in lumas], 2)]
-    if min(luma.shape) >= 11:
-        scores.append(("SSIM", [mean_ssim(luma, other) for other in lumas], 4))
-    rows = "".join(
-        f"<tr><td>{name}</td><td>{first:.{decimals}f}</td><td>{second:.{decimals}f}</td>"
-        f"<td>{second - first:+.{decimals}f}</td></tr>" for name, (first, second), decimals in scores)
-    return f"<table><tr><th>Luma</th><th>degraded</th><th>restored</th><th>gain</th></tr>{rows}</table>"
-
-
-def mean_ssim(clean: np.ndarray, other: np.ndarray) -> float:
-    """The mean SSIM of two greyscale uint8 photos (H, W), computed in strips of rows, which bound the memory."""
-    total, num_rows = 0.0, clean.shape[0] - 10
-    for top in range(0, num_rows, SSIM_ROWS):
-        bottom = min(num_rows, top + SSIM_ROWS)
-        strips = [torch.from_numpy(photo[top : bottom + 10].copy())[None, None] / 255.0 for photo in (clean, other)]
-        total += (bottom - top) * float(ssim(*strips))
-    return total / num_rows
-
-
-def changed_most(before: np.ndarray, after: np.ndarray) -> tuple[int, int]:
-    """The middle (row, column) of the detail, among those of a grid, whose luma changed most."""
-    change = np.abs(luma_l(after).astype(np.int16) - luma_l(before))
-    rows, columns = strongest_part(change, DETAIL_PIXELS)
-    return (rows.start + rows.stop) // 2, (columns.start + columns.stop) // 2
-
-
-def detail_at(middle: tuple[int, int], shape: tuple[int, ...]) -> tuple[slice, slice]:
-    """Rows and columns of the detail around a pixel (row, column), moved to lie within the photo."""
-
-    def span(center: int, side: int) -> slice:
-        start = max(0, min(center - DETAIL_PIXELS // 2, side - DETAIL_PIXELS))
-        return slice(start, min(start + DETAIL_PIXELS, side))
-
-    return span(middle[0], shape[0]), span(middle[1], shape[1])
-
-
-def preview(pixels: np.ndarray, side: int = PREVIEW_SIDE) -> Image.Image:
-    """The photo in RGB, reduced to sides of at most `side` pixels."""
-    image = Image.fromarray(pixels)
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return image.convert("RGB")
-
-
-def map_of(pixels: np.ndarray, detail: tuple[slice, slice]) -> Image.Image:
-    """The photo, reduced, with a frame around the detail."""
-    small = preview(pixels, MAP_SIDE)
-    factor, (rows, columns) = small.width / pixels.shape[1], detail
-    left, right, top, bottom = (round(edge * factor) for part in (columns, rows) for edge in (part.start, part.stop))
-    draw = ImageDraw.Draw(small)
-    for margin, width, colour in ((3, 4, "black"), (2, 2, "yellow")):
-        draw.rectangle([left - margin, top - margin, right + margin, bottom + margin], outline=colour, width=width)
-    return small
-
-
-def error_html(error: BaseException, upload: str) -> str:
-    """The message of an error, HTML, in which the upload has its name instead of its path."""
-    message = str(error).replace(upload, Path(upload).name) or type(error).__name__
-    return f'<p class="refused" role="alert">{html.escape(message)}</p>'
-
-
-def build_page(gradio: ModuleType, folder: Path) -> Any:
-    """The page as gradio Blocks. A visitor's files lie below `folder` until the next photo, or until they leave."""
-    hidden = gradio.update(visible=False)
-
-    def uploaded(upload: str | None) -> tuple[str, Any]:
+    def read_json(self) -> dict[str, Any]:
         try:
-            return (describe(Path(upload)) if upload else ""), hidden
-        except (ValueError, OSError) as error:
-            return error_html(error, str(upload)), hidden
+            content = parse_json(self.rfile.read(self.length(MAX_MESSAGE_BYTES)))
+        except ValueError as error:
+            raise UserError("expected JSON") from error
+        if not isinstance(content, dict):
+            raise UserError("expected a JSON object")
+        return content
 
-    def restore(
-        upload: str | None, degrade: bool, quality: float, weights: str, strength: float, earlier: DemoSession | None,
-        progress: Any = gradio.Progress(),
-    ) -> tuple[Any, ...]:
-        delete_session(earlier)
-        nothing = (hidden, *[gradio.skip()] * 5, None)
-        if not upload:
-            return '<p class="refused" role="alert">Choose a photo first.</p>', *nothing
-        own = Path(tempfile.mkdtemp(dir=folder))
+    def upload(self) -> None:
+        """Takes a photo of the name in the query; answers with what it is."""
+        missing, name = self.length(self.server.max_upload_bytes), clean_name(self.query.get("name", ""))
+        self.server.check_room()
+        suffix = Path(name).suffix
+        folder = Path(tempfile.mkdtemp(dir=self.server.folder))
+        path = folder / f"photo{suffix if re.fullmatch(r'.[A-Za-z0-9]{1,5}', suffix) else ''}"
         try:
-            session = process(Path(upload), own, weights, strength, int(quality) if degrade else None,
-                              lambda done, tiles: progress(done / tiles, desc="Restoring"))
-            button = gradio.update(value=str(session.file), label=f"Download {session.file.name}")
-            return session.report, gradio.update(visible=True), session.whole(), *session.detail(), button, session
-        except (ValueError, OSError, MemoryError) as error:
-            shutil.rmtree(own, ignore_errors=True)
-            return error_html(error, upload), *nothing
+            with path.open("wb") as file:
+                while missing and (chunk := self.rfile.read(min(missing, CHUNK_BYTES))):
+                    file.write(chunk)
+                    missing -= len(chunk)
+            if missing:
+                raise ConnectionResetError
+            photo_id = self.server.add(path, name)
+        except PhotoRefused as error:  # an answer like any other: browsers log other statuses as errors of the page
+            shutil.rmtree(folder, ignore_errors=True)
+            return self.send_json({"error": str(error).replace(str(path), name)})
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        self.send_json({"id": photo_id, **self.server.photo(photo_id).about()})
 
-    def clicked(session: DemoSession | None, event: Any) -> Any:
-        return session.detail_on_map(*event.index) if session else [gradio.skip()] * 3
+    def restore(self, photo_id: str) -> None:
+        """Restores a photo; answers with a JSON object a line: {"done": fraction}, ..., {"result": ...} or an error."""
+        photo, asked = self.server.photo(photo_id), self.read_json()
+        network, scale, quality = asked.get("network"), asked.get("scale"), asked.get("degrade")
+        if not isinstance(network, str) or not isinstance(scale, int) or not isinstance(quality, (int, type(None))):
+            raise UserError("expected a network, a scale and a quality")
+        self.server.check_room()
+        self.start("application/x-ndjson")
 
-    clicked.__annotations__["event"] = gradio.SelectData  # tells gradio to pass it; the module is imported late
+        def tell(**content: Any) -> None:
+            self.wfile.write(json.dumps(content).encode() + b"\n")
 
-    with gradio.Blocks(analytics_enabled=False, title="srcnn: restore a photo",
-                       delete_cache=(EXPIRE_SECONDS // 6, EXPIRE_SECONDS)) as page:
-        gradio.Markdown("# Restore a photo\nNothing leaves the machine that this page comes from.")
-        state = gradio.State(None, time_to_live=EXPIRE_SECONDS,
-                             delete_callback=delete_session)
-        with gradio.Row():
-            upload, degrade, quality, weights, strength, button, report = inputs(gradio)
-            column, whole, download, overview, before, after = results(gradio)
-        degrade.change(lambda on: gradio.update(visible=on), degrade, quality, show_progress="hidden")
-        upload.change(uploaded, upload, [report, column], show_progress="hidden")
-        button.click(restore, [upload, degrade, quality, weights, strength, state],
-                     [report, column, whole, overview, before, after, download, state],
-                     concurrency_limit=1, show_progress_on=report)
-        overview.select(clicked, state, [overview, before, after], show_progress="hidden")
-    return page.queue(max_size=16)
+        try:
+            while not self.server.restoring.acquire(timeout=1):
+                tell(waiting=True)  # also finds out that the visitor has left
+            try:
+                result = photo.restore(network, scale, quality, lambda fraction: tell(done=fraction))
+            finally:
+                self.server.restoring.release()
+            tell(result=result)
+        except GONE:
+            raise
+        except Exception as error:
+            tell(error=self.server.message(error))
+
+    def prepare_download(self) -> None:
+        """Writes the result of one photo, or those of several into a ZIP; answers with its address."""
+        asked = self.read_json()
+        ids, strength, format_name = asked.get("ids"), asked.get("strength"), asked.get("format")
+        if (not isinstance(ids, list) or not ids or not all(isinstance(photo_id, str) for photo_id in ids)
+                or not isinstance(strength, (int, float)) or not isinstance(format_name, str)):
+            raise UserError("expected photos, a strength and a format")
+        photos = [self.server.photo(photo_id) for photo_id in dict.fromkeys(ids)]
+        first = photos[0]
+        first.num_results += 1
+        target = first.path.with_name(f"result-{first.num_results}")
+        for earlier in first.path.parent.glob("result-*"):
+            earlier.unlink()
+        with self.server.decoding:
+            if len(photos) == 1:
+                name = first.result_name(format_name)
+                notes = write_as(first, target, first.result_suffix(format_name), strength)
+            else:
+                name, notes = "restored photos.zip", write_zip(photos, target, format_name, strength)
+        self.send_json({"url": f"/api/photos/{ids[0]}/results/{first.num_results}/{quote(name, safe='')}", "name": name,
+                        "bytes": target.stat().st_size, "notes": [note for note in notes if note != COPIED]})
+
+    def send_result(self, photo_id: str, number: str) -> None:
+        path = self.server.photo(photo_id).path.with_name(f"result-{number}")
+        if not path.is_file():
+            raise Refused(HTTPStatus.NOT_FOUND, "This file is no longer here; download it again.")
+        self.send_file(path, "application/octet-stream", {"Content-Disposition": "attachment"})
+
+    def forget(self) -> None:
+        """Deletes photos: the visitor removed them, or leaves."""
+        ids = self.read_json().get("ids")
+        for photo_id in ids if type(ids) is list else ():
+            self.server.forget(str(photo_id))
+        self.send_json({})
+
+    def log_message(self, *arguments: Any) -> None:
+        """Nothing of a visitor is printed."""
 
 
-def delete_session(session: DemoSession | None) -> None:
-    if session:
-        session.delete()
-
-
-def inputs(gradio: ModuleType) -> tuple[Any, ...]:
-    """The left column: upload, settings of degradation and restoration, button, report."""
-    with gradio.Column(scale=1, min_width=300):
-        upload = gradio.File(label="Photo", elem_id="upload", height=180)
-        degrade = gradio.Checkbox(label="Degrade it first, to measure against the original", elem_id="degrade")
-        quality = gradio.Slider(1, 95, 20, step=1, label="JPEG quality to degrade with", elem_id="quality",
-                                visible=False)
-        weights = gradio.Dropdown([("chosen by the photo's JPEG quality", FAMILY), *shipped_weights()],
-                                  value=FAMILY, label="Network", elem_id="network")
-        strength = gradio.Slider(0, 1, 1, step=0.05, label="Strength", elem_id="strength",
-                                 info="0 leaves the photo as it is")
-        button = gradio.Button("Restore", variant="primary", elem_id="restore")
-        report = gradio.HTML(elem_id="report", elem_classes="report", min_height=110)
-    return upload, degrade, quality, weights, strength, button, report
-
-
-def results(gradio: ModuleType) -> tuple[Any, ...]:
-    """The right column, hidden until a photo is restored: slider, download, map, two details."""
-    with gradio.Column(scale=2, min_width=340), gradio.Column(visible=False, elem_id="results") as shown:
-        whole = gradio.ImageSlider(label="Before | after", elem_id="whole", interactive=False,
-                                   buttons=["fullscreen"])
-        download = gradio.DownloadButton("Download", elem_id="download", variant="primary")
-        overview = gradio.Image(label="Click to see the detail there", elem_id="overview", buttons=[],
-                                interactive=False, height=300)
-        with gradio.Row():
-            before, after = (gradio.Image(label=f"Detail {name}, {DETAIL_ZOOM} times as large", height=360,
-                                          elem_id=name, elem_classes="detail", buttons=[], interactive=False,
-                                          min_width=330) for name in ("before", "after"))
-    return shown, whole, download, overview, before, after
-
-
-def gradio_without_network(folder: str) -> ModuleType:
-    """Imports gradio with its telemetry off, no proxy for its own address, and its files below `folder`.
-
-    The variables are set before, as some are read by the import.
-    """
-    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_SHARE": "False",
-                   "GRADIO_RUN_HISTORY": "False", "GRADIO_TEMP_DIR": folder}
-    for name in ("no_proxy", "NO_PROXY"):
-        os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1", "localhost")))
+def is_loopback(host: str) -> bool:
     try:
-        import gradio
-    except ImportError as error:
-        raise UserError('srcnn demo needs gradio 6: pip install "srcnn[demo]"') from error
-    return gradio
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def number_of(text: str | None) -> int:
+    """Raises UserError unless it is a whole number from 0 on."""
+    if text is None or not re.fullmatch(r"[0-9]{1,12}", text):
+        raise UserError("expected a whole number")
+    return int(text)
+
+
+def clean_name(name: str) -> str:
+    """The last part of a visitor's file name without control characters, at most MAX_NAME_LENGTH long."""
+    last = re.split(r"[/\\]", name)[-1]
+    kept = "".join(letter for letter in last if unicodedata.category(letter)[0] != "C").strip()
+    path = Path(kept or "photo")
+    suffix = path.suffix[:10]
+    return path.stem[: MAX_NAME_LENGTH - len(suffix)] + suffix
+
+
+def write_as(photo: DemoPhoto, target: Path, suffix: str, strength: float) -> tuple[str, ...]:
+    """Writes the result of a photo to a file whose name does not tell the format."""
+    written = target.with_name(f"writing{suffix}")
+    notes = photo.write(written, strength)
+    written.rename(target)
+    return notes
+
+
+def write_zip(photos: list[DemoPhoto], target: Path, format_name: str, strength: float) -> tuple[str, ...]:
+    """Writes the results of photos under the names of their originals, numbered where several have one; their notes."""
+    names: set[str] = set()
+    notes: list[str] = []
+    with zipfile.ZipFile(target, "w") as archive:
+        for photo in photos:
+            stem, suffix, number = Path(photo.name).stem, photo.result_suffix(format_name), 1
+            name = f"{stem}{suffix}"
+            while name.lower() in names:
+                name, number = f"{stem} ({number + 1}){suffix}", number + 1
+            names.add(name.lower())
+            part = target.with_name("part")
+            notes += [f"{name}: {note}" for note in write_as(photo, part, suffix, strength) if note != COPIED]
+            archive.write(part, name)
+            part.unlink()
+    return tuple(notes)
 
 
 def serve(
@@ -332,18 +375,22 @@ def serve(
     """Serves the page until Ctrl-C or SIGTERM, then removes its temporary files.
 
     Raises:
-        ValueError: gradio is not installed.
-        OSError: the port is in use.
+        ValueError: the address cannot be listened at.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="srcnn-demo-", ignore_cleanup_errors=True) as folder:
-        gradio = gradio_without_network(folder)
-        page = build_page(gradio, Path(folder))
-        plain = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
-        _, address, _ = page.launch(
-            server_name=host, server_port=port, inbrowser=open_browser, share=False, quiet=True,
-            prevent_thread_lock=True, inline=False, footer_links=[], enable_monitoring=False, ssr_mode=False,
-            mcp_server=False, pwa=False, max_file_size=max_upload_bytes, theme=plain, css=CSS)
-        print(f"serving at {address}; stop with Ctrl-C", flush=True)
-        page.block_thread()
+        try:
+            server = PageServer(host, port, Path(folder), max_upload_bytes)
+        except (OSError, OverflowError) as error:
+            reason = "is in use" if getattr(error, "errno", None) == errno.EADDRINUSE else f"cannot be used: {error}"
+            raise UserError(f"port {port} of {host} {reason}; give another with --port or --host") from error
+        name = host if server.is_local else socket.gethostname()
+        address = f"http://{f'[{name}]' if ':' in name else name}:{server.server_port}"
+        with server, suppress(KeyboardInterrupt):
+            print(f"serving at {address}; stop with Ctrl-C", flush=True)
+            if not server.is_local:
+                print("anybody who reaches this address can use it: there is no password", flush=True)
+            if open_browser:
+                webbrowser.open(address)
+            server.serve_forever()

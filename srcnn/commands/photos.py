@@ -113,8 +113,8 @@ def _add_compare_and_demo(commands: Any) -> None:
     compare.add_argument("--width", type=int, default=PICTURE_WIDTH, metavar="PIXELS",
                          help=f"largest width of the picture (default: {PICTURE_WIDTH})")
 
-    page = add_command(commands, "demo", demo_command, "serve a web page that restores and compares uploaded photos",
-                       "srcnn demo --open", more="Needs pip install 'srcnn[demo]'.")
+    page = add_command(commands, "demo", demo_command, "serve a web page that restores, enlarges and compares photos",
+                       "srcnn demo --open")
     page.add_argument("--host", default="127.0.0.1",
                       help="address to listen at (default: 127.0.0.1: this machine only)")
     page.add_argument("--port", type=int, default=7860, metavar="N", help="port to listen at (default: 7860)")
@@ -338,7 +338,7 @@ def compare_photo(
 
 
 def demo_command(options: argparse.Namespace) -> int:
-    from srcnn.commands.demo import serve  # brings gradio, an extra
+    from srcnn.commands.demo import serve
 
     serve(options.host, options.port, open_browser=options.open)
     return 0

@@ -1,38 +1,22 @@
 """The page of `srcnn demo` in a real browser."""
 
-import re
-import sys
+import zipfile
 
 import numpy as np
 import pytest
 from browser import MAX_UPLOAD_BYTES, WAIT_SECONDS, chromium, demo_server
-from messages import facts, says
 from PIL import Image
 from small import draw_photo
-from uploads import BAD, MAKER, MODEL, write_jpeg
+from uploads import BAD, MODEL, write_jpeg
 
-from srcnn.commands.demo import DETAIL_PIXELS
 from srcnn.models.device import restoring_device
 from srcnn.models.pretrained import FAMILY, WeightSelector
-from srcnn.photos.metrics import psnr
-from srcnn.photos.reading import luma_l
 from srcnn.restoration.jpeg_damage import JpegRestorer
 from srcnn.restoration.restore_files import RestoreFile
 
 
-def test_without_gradio_the_cure_is_named(monkeypatch):
-    from srcnn.commands.demo import serve
-
-    monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.setattr("os.environ", {})
-    monkeypatch.setattr("signal.signal", lambda *_: None)
-    with pytest.raises(ValueError, match=facts("pip install", "srcnn[demo]")):
-        serve()
-
-
 @pytest.fixture(scope="module")
 def browser():
-    pytest.importorskip("gradio")
     with chromium() as started:
         yield started
 
@@ -45,19 +29,20 @@ def address(browser, tmp_path_factory):
 
 @pytest.fixture
 def page(browser, address):
-    """The page opened anew; at the end nothing may have left this machine, and nothing may have gone wrong."""
+    """The page opened anew; at the end nothing may have left this machine, and the console is empty."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     context.set_default_timeout(1000 * WAIT_SECONDS)
     opened = context.new_page()
-    requests, errors = [], []
-    opened.on("request", lambda request: requests.append(request.url))
+    opened.asked, errors = [], []
+    opened.on("request", lambda request: opened.asked.append(request.url))
     opened.on("pageerror", lambda error: errors.append(str(error)))
+    opened.on("console", lambda message: errors.append(message.text))
     opened.goto(address)
-    opened.locator("#restore").wait_for()
+    expect(opened.locator("#limits")).to_contain_text("megapixels")
     yield opened
     context.close()
-    elsewhere = [url for url in requests if not url.startswith((address, "data:", "blob:"))]
-    assert len(requests) > 5 and not elsewhere and not errors
+    elsewhere = [url for url in opened.asked if not url.startswith((address, "data:", "blob:"))]
+    assert len(opened.asked) > 5 and not elsewhere and not errors
 
 
 def expect(locator):
@@ -67,136 +52,193 @@ def expect(locator):
     return playwright_expect(locator)
 
 
-def upload(page, path):
-    """Drops a photo, in place of the one that is there."""
-    clear = page.locator("#upload").get_by_label("Clear")
-    if clear.count():
-        expect(page.locator("#report")).not_to_contain_text("processing")  # a click before that is lost to gradio
-        clear.click()
-        expect(page.locator("#report")).not_to_contain_text(re.compile(r"\w"))
-    page.locator("#upload input[type=file]").set_input_files(path)
-    expect(page.locator("#report")).to_contain_text(path.name)
+def upload(page, *paths):
+    page.locator("#files").set_input_files(paths)
+    expect(page.locator("body")).to_have_attribute("data-state", "ready")
 
 
-def set_number(page, box, value):
-    field = page.locator(f"{box} input[type=number]")
-    field.fill(str(value))
-    field.press("Enter")
+def act(page, label="Restore"):
+    """Presses the loud button, when it is as labelled."""
+    expect(page.locator("#act")).to_have_text(label)
+    page.locator("#act").click()
 
 
-def restore(page):
-    page.locator("#restore").click()
-    expect(page.locator("#report")).to_contain_text("strength")
-    expect(page.locator("#after img")).to_be_visible()
+def restore(page, *paths, label="Restore"):
+    upload(page, *paths)
+    act(page, label)
+    expect(page.locator("#act")).to_contain_text("Download")
+    expect(page.locator("#frame")).to_be_visible()
 
 
 def download(page, folder):
     with page.expect_download() as found:
-        page.locator("#download").click()
+        page.locator("#act").click()
     path = folder / f"downloaded {found.value.suggested_filename}"
     found.value.save_as(path)
     return found.value.suggested_filename, path
 
 
-@pytest.mark.parametrize("kind", ["drawn", pytest.param("from a camera", marks=pytest.mark.slow)])  # 3 megapixels
-def test_a_photo_is_degraded_restored_compared_and_downloaded(page, tmp_path, request, kind):
-    photo = write_jpeg(tmp_path / "drawn.jpg")
-    if kind == "from a camera":
-        photo = request.getfixturevalue("shared_data") / "train" / "camera_samples" / "Kyocera_FC-S3.jpg"
-    upload(page, photo)
-    page.get_by_label("Degrade it first").check()
-    set_number(page, "#quality", 10)
-    restore(page)
+def drawn(page, canvas="#picture"):
+    return page.locator(canvas).evaluate("canvas => canvas.toDataURL()")
 
-    with Image.open(photo) as opened:
-        exif, clean = opened.getexif(), opened.convert("RGB")
-    clean.save(tmp_path / "degraded.jpg", quality=10, subsampling="4:2:0")
-    work = RestoreFile(JpegRestorer(WeightSelector(FAMILY, restoring_device())))
-    work(tmp_path / "degraded.jpg", tmp_path / "restored.jpg")
+
+def choose(page, name, value):
+    page.locator(f"input[name={name}][value='{value}'] + span").click()
+
+
+def test_the_example_is_restored_at_a_click_and_compared_by_keyboard(page):
+    page.locator("#example").click()
+    expect(page.locator("#act")).to_have_text("Download")
+    expect(page.locator("#facts")).to_contain_text("quality 20")
+    first, loupe = drawn(page), drawn(page, "#loupe canvas")
+    divider = page.get_by_role("slider", name="Border between before")
+    divider.focus()
+    for _ in range(5):
+        divider.press("ArrowLeft")
+    assert drawn(page) != first and drawn(page, "#loupe canvas") == loupe
+    box = page.locator("#stage").bounding_box()
+    page.mouse.move(box["x"] + 300, box["y"] + 300)
+    assert drawn(page, "#loupe canvas") != loupe
+
+
+def test_strength_acts_at_once_and_the_download_is_that_of_the_command(page, tmp_path):
+    photo = write_jpeg(tmp_path / "photo.jpg", quality=10)
+    restore(page, photo)
+    whole, num_asked = drawn(page), len(page.asked)
+    page.get_by_label("Strength").fill("0")
+    assert drawn(page) != whole and page.locator("#strength-value").inner_text() == "0 %"
+    page.get_by_label("Strength").fill("100")
+    assert drawn(page) == whole and len(page.asked) == num_asked, "no request was made"
+
     name, path = download(page, tmp_path)
-    assert name == f"{photo.stem}-restored.jpg"
-    with Image.open(path) as found, Image.open(tmp_path / "restored.jpg") as expected:
-        assert np.array_equal(np.asarray(found), np.asarray(expected))
-        assert exif[MODEL] and found.getexif()[MODEL] == exif[MODEL] and found.getexif()[MAKER] == exif[MAKER]
-        gains = [psnr(luma_l(np.asarray(clean)), luma_l(np.asarray(image)))
-                 for image in (Image.open(tmp_path / "degraded.jpg"), found)]
-    said = page.locator("#report").inner_text()
-    assert says(said, 10, "srcnn-915-q10") and gains[1] > gains[0] + 0.2
-    assert re.search(rf"PSNR, dB\s+{gains[0]:.2f}\s+{gains[1]:.2f}\s+\+", said)
+    RestoreFile(JpegRestorer(WeightSelector(FAMILY, restoring_device())))(photo, tmp_path / "expected.jpg")
+    assert name == "photo_restored.jpg" and path.read_bytes() == (tmp_path / "expected.jpg").read_bytes()
+    expect(page.locator("#said")).to_contain_text("Saved photo_restored.jpg")
 
 
-def test_the_slider_moves_and_a_click_shows_its_detail(page, tmp_path):
-    upload(page, write_jpeg(tmp_path / "photo.jpg", quality=10))
-    restore(page)
+def test_several_photos_are_listed_and_come_as_one_zip(page, tmp_path):
+    first, second = (write_jpeg(tmp_path / name, quality=10) for name in ("first.jpg", "second & last.jpg"))
+    Image.fromarray(draw_photo(6, 149, 203)).save(tmp_path / "clean.png")
+    (tmp_path / "notes.jpg").write_text("no photo")
+    page.locator("#files").set_input_files([first, second, tmp_path / "clean.png", tmp_path / "notes.jpg"])
+    act(page, "Restore 3 photos")
+    expect(page.locator("#act")).to_have_text("Download 3 photos")
+    said = page.locator("#list li").all_inner_texts()
+    assert ["restored" in text for text in said] == [True, True, False, False]
+    assert "left as it is" in said[2] and "notes.jpg" in said[3] and "not a photo" in said[3]
+    page.locator("#list .entry").nth(2).click()
+    expect(page.locator("#name")).to_have_text("clean.png")
+    page.get_by_label("Remove notes.jpg").click()
+    expect(page.locator("#list li")).to_have_count(3)
 
-    whole = page.locator("#whole img").last
-    before = whole.get_attribute("style")
-    handle = page.locator("#whole [data-testid=slider] .inner, #whole [data-testid=slider]").first.bounding_box()
-    middle = handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2
-    page.mouse.move(*middle)
-    page.mouse.down()
-    page.mouse.move(middle[0] - 120, middle[1], steps=4)
-    page.mouse.up()
-    expect(whole).not_to_have_attribute("style", before)
+    page.get_by_label("Save as").select_option("PNG")
+    _, path = download(page, tmp_path)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.namelist() == ["first.png", "second & last.png", "clean.png"]
+        with archive.open("first.png") as file, Image.open(file) as image:
+            assert image.format == "PNG" and image.getexif()[MODEL] == "Model 7"
 
-    first = page.locator("#after img").get_attribute("src")
-    overview = page.locator("#overview img")
-    box = overview.evaluate("""image => {const [w, h] = [image.naturalWidth, image.naturalHeight], box =
-        image.getBoundingClientRect(), s = Math.min(1, box.width / w, box.height / h);
-        return [box.x + (box.width - w * s) / 2, box.y + (box.height - h * s) / 2, s]}""")
-    overview.scroll_into_view_if_needed()
-    overview.click(position={"x": box[2] * 300 + box[0] - overview.bounding_box()["x"],
-                             "y": overview.bounding_box()["height"] / 2})
-    expect(page.locator("#after img")).not_to_have_attribute("src", first)
-    start = int(page.locator("#after img").get_attribute("src").rpartition("-")[2].removesuffix(".png"))
-    assert start == pytest.approx(331 - DETAIL_PIXELS, abs=12)  # around column 300, moved inside the photo
+
+def test_a_photo_is_enlarged_and_seen_in_every_magnification(page, tmp_path):
+    upload(page, write_jpeg(tmp_path / "photo.jpg", quality=10, width=413, height=309))
+    choose(page, "scale", 2)
+    act(page)
+    expect(page.locator("#said")).to_contain_text("826 × 618")
+    seen = [drawn(page)]
+    for zoom in ("2", "4", "fit"):
+        before = len(page.asked)
+        choose(page, "zoom", zoom)
+        page.wait_for_timeout(100)
+        assert len(page.asked) > before
+        expect(page.locator(".window")).to_be_visible(visible=zoom != "fit")
+        seen.append(drawn(page))
+    assert len(set(seen)) == 4
+    choose(page, "zoom", 2)
+    expect(page.locator(".window")).to_be_visible()
+    page.locator("#whole").focus()
+    place = page.locator(".window").get_attribute("style")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowUp")
+    expect(page.locator(".window")).not_to_have_attribute("style", place)
+    choose(page, "scale", 1)
+    expect(page.locator("#act")).to_have_text("Restore")
+    assert download_after(page, tmp_path) == (413, 309)
+
+
+def download_after(page, folder):
+    act(page)
+    expect(page.locator("#act")).to_have_text("Download")
+    with Image.open(download(page, folder)[1]) as image:
+        return image.size
 
 
 @pytest.mark.slow
-def test_two_photos_one_after_the_other(page, tmp_path):
-    upload(page, write_jpeg(tmp_path / "first.jpg", quality=20))
-    restore(page)
-    assert download(page, tmp_path)[0] == "first-restored.jpg"
-
-    second = tmp_path / "second & last.png"
-    Image.fromarray(draw_photo(6, 149, 203)).save(second)
-    upload(page, second)
-    set_number(page, "#strength", 0)
-    restore(page)
-    name, path = download(page, tmp_path)
-    with Image.open(path) as found:
-        assert name.endswith("-restored.png") and np.array_equal(np.asarray(found), draw_photo(6, 149, 203))
+def test_a_good_photo_is_left_alone_and_a_damaged_copy_shows_the_difference(page, tmp_path):
+    Image.fromarray(draw_photo(6, 349, 403)).save(tmp_path / "clean.png")
+    restore(page, tmp_path / "clean.png")
+    expect(page.locator("#said")).to_contain_text("left as it is")
+    assert download(page, tmp_path)[1].read_bytes() == (tmp_path / "clean.png").read_bytes()
+    page.locator("#degrade").click()
+    expect(page.locator("#said")).to_contain_text("dB")
+    page.get_by_role("button", name="Start over").click()
+    expect(page.locator("#start")).to_be_visible()
 
 
-@pytest.mark.slow
 def test_what_is_no_photo_is_told_on_the_page_and_the_next_is_restored(page, tmp_path):
     for name, (make, reason) in BAD.items():
-        upload(page, make(tmp_path / name))
-        page.locator("#restore").click()
-        expect(page.locator("#report .refused")).to_contain_text(name)
-        expect(page.locator("#report .refused")).to_contain_text(reason)
-        assert str(tmp_path) not in page.locator("#report").inner_text()
-    upload(page, write_jpeg(tmp_path / "good.jpg", quality=30))
-    restore(page)
+        page.locator("#files").set_input_files(make(tmp_path / name))
+        expect(page.get_by_role("alert")).to_contain_text(f"{name}: ")
+        expect(page.get_by_role("alert")).to_contain_text(reason)
+        assert str(tmp_path) not in page.get_by_role("alert").inner_text()
+    (tmp_path / "large.png").write_bytes(bytes(MAX_UPLOAD_BYTES + 1))
+    page.locator("#files").set_input_files(tmp_path / "large.png")
+    expect(page.get_by_role("alert")).to_contain_text("4 MB")
+    restore(page, write_jpeg(tmp_path / "good.jpg", quality=30))
 
 
 @pytest.mark.slow
-def test_a_file_above_the_limit_is_refused(page, tmp_path):
-    large = tmp_path / "large.png"
-    large.write_bytes(bytes(MAX_UPLOAD_BYTES + 1))
-    page.locator("#upload input[type=file]").set_input_files(large)
-    expect(page.get_by_text("maximum")).to_be_visible()
+def test_restoring_can_be_stopped_and_begun_again(page, tmp_path):
+    upload(page, write_jpeg(tmp_path / "large.jpg", quality=10, width=1203, height=805))
+    act(page)
+    page.get_by_role("button", name="Stop").click()
+    act(page)
+    expect(page.locator("#act")).to_have_text("Download")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_control_has_a_name_and_is_reached_by_the_keyboard(page, tmp_path):
+    restore(page, write_jpeg(tmp_path / "photo.jpg", quality=10))
+    tree = page.locator("body").aria_snapshot()
+    for role, name in (("slider", "Border"), ("slider", "Strength"), ("radio", "1:1"), ("radio", "Same"),
+                       ("combobox", "Save as"), ("combobox", "Method"), ("button", "Download"), ("img", "Loupe")):
+        assert f'{role} "{name}' in tree
+    reached = set()
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.id || document.activeElement.name"))
+    assert {"divider", "whole", "strength", "scale", "format", "network", "act", "zoom", "more", "again"} <= reached
+
+
+@pytest.mark.parametrize("scheme", ["dark", pytest.param("light", marks=pytest.mark.slow)])
 def test_a_narrow_screen_shows_all_of_it(page, tmp_path, scheme):
-    page.set_viewport_size({"width": 400, "height": 800})
+    page.set_viewport_size({"width": 390, "height": 844})
     page.emulate_media(color_scheme=scheme)
-    upload(page, write_jpeg(tmp_path / "photo.jpg", quality=10))
-    page.get_by_label("Degrade it first").check()
-    restore(page)
-    assert page.evaluate("document.scrollingElement.scrollWidth") <= 400
-    for name in ("table", "#after img", "#download"):
-        box = page.locator(f"#report {name}" if name == "table" else name).bounding_box()
-        assert box["x"] >= 0 and box["x"] + box["width"] <= 400
+    restore(page, write_jpeg(tmp_path / "photo.jpg", quality=10))
+    width, height = page.evaluate("[document.scrollingElement.scrollWidth, document.scrollingElement.scrollHeight]")
+    assert width <= 390 and height <= 2 * 844
+    for name in ("#stage", "#act", "#strength"):
+        box = page.locator(name).bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["y"] + box["height"] <= 844, name
+    ground = page.locator("body").evaluate("body => getComputedStyle(body).backgroundColor")
+    assert (sum(map(int, ground[4:-1].split(","))) < 384) == (scheme == "dark")
+
+
+@pytest.mark.slow
+def test_a_photo_from_a_camera_is_restored(page, shared_data, tmp_path):
+    photo = shared_data / "train" / "camera_samples" / "Kyocera_FC-S3.jpg"
+    with Image.open(photo) as opened:
+        model, clean = opened.getexif()[MODEL], opened.copy()
+        clean.save(tmp_path / "camera.jpg", quality=10, exif=opened.getexif())
+    restore(page, tmp_path / "camera.jpg")
+    with Image.open(download(page, tmp_path)[1]) as found, Image.open(tmp_path / "camera.jpg") as before:
+        assert found.size == before.size and found.getexif()[MODEL] == model
+        assert (np.asarray(found) != np.asarray(before)).any()

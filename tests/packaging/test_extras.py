@@ -72,6 +72,7 @@ def test_photos_are_restored_and_enlarged_without_any_extra_and_without_unix(tmp
     assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / "old_restored.jpg").size == (83, 61)
     assert Image.open(tmp_path / "old_x2.jpg").size == (166, 122)
+    assert "port 99999" in plain(tmp_path, "demo --port 99999").stderr  # the page is served, where the port is one
 
 
 def test_a_command_whose_extra_is_missing_says_how_to_install_it(tmp_path):
@@ -80,7 +81,7 @@ def test_a_command_whose_extra_is_missing_says_how_to_install_it(tmp_path):
     (tmp_path / "b.png").write_bytes(imagecodecs.png_encode(pixels))
     (tmp_path / "c.jxl").write_bytes(imagecodecs.jpegxl_encode(pixels.astype(np.uint8)))
     commands = {"train": "train", "shards": "train", "doctor": "train", "report .": "train", "verify-shards .": "train",
-                "sync .": "train", "dashboard": "train", "demo": "demo", "export srcnn-915-q20 --onnx q.onnx": "export",
+                "sync .": "train", "dashboard": "train", "export srcnn-915-q20 --onnx q.onnx": "export",
                 "push-shards . me/tiles": "hub",
                 "restore a.tif": "formats", "restore b.png": "formats", "restore c.jxl": "formats"}
     done = plain(tmp_path, *(command for command in commands if command != "train"))  # which ends the process

@@ -92,7 +92,8 @@ def test_the_wheel_holds_every_module_config_and_weight_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     configs = {f"srcnn/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
     weights = {f"srcnn/weights/{path.name}" for path in (ROOT / "srcnn/weights").iterdir()}
-    expected = modules(ROOT) | configs | weights | {"srcnn/py.typed", "srcnn/photos/benchmark_sets.json"}
+    page = {f"srcnn/commands/page/{path.name}" for path in (ROOT / "srcnn/commands/page").iterdir()}
+    expected = modules(ROOT) | configs | weights | page | {"srcnn/py.typed", "srcnn/photos/benchmark_sets.json"}
     assert {name for name in names if ".dist-info/" not in name} == expected
 
 
