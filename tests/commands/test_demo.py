@@ -128,6 +128,7 @@ def test_several_photos_are_listed_and_come_as_one_zip(page, tmp_path):
     assert "left as it is" in said[2] and "notes.jpg" in said[3] and "not a photo" in said[3]
     page.locator("#list .entry").nth(2).click()
     expect(page.locator("#name")).to_have_text("clean.png")
+    expect(page.locator("#list .entry").nth(2)).to_be_focused()
     page.get_by_label("Remove notes.jpg").click()
     expect(page.locator("#list li")).to_have_count(3)
 
@@ -175,7 +176,8 @@ def download_after(page, folder):
 @pytest.mark.slow
 def test_a_good_photo_is_left_alone_and_a_damaged_copy_shows_the_difference(page, tmp_path):
     Image.fromarray(draw_photo(6, 349, 403)).save(tmp_path / "clean.png")
-    restore(page, tmp_path / "clean.png")
+    upload(page, tmp_path / "clean.png")
+    act(page)
     expect(page.locator("#said")).to_contain_text("left as it is")
     assert download(page, tmp_path)[1].read_bytes() == (tmp_path / "clean.png").read_bytes()
     page.locator("#degrade").click()
