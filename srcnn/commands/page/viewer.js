@@ -70,9 +70,14 @@ async function lookAtResult() {
   find(`input[name=zoom][value="${zoom}"]`).checked = true;
   loupe = { x, y };
   whole.querySelector("img").src = (await loadPicture("after", { side: SMALL_SIDE })).src;
-  await centre(x, y);
+  await enlarge();
+}
+
+// The place under the loupe comes to the middle, and the border to it.
+async function enlarge() {
+  await centre(loupe.x, loupe.y);
   if (!shown) return;
-  divider.value = clamp((100 * (x - shown.x)) / shown.width, 10, 90);
+  divider.value = clamp((100 * (loupe.x - shown.x)) / shown.width, 10, 90);
   draw();
 }
 
@@ -222,7 +227,7 @@ find("#strength").oninput = () => {
 for (const choice of document.querySelectorAll("input[name=zoom]")) {
   choice.onchange = () => {
     zoom = choice.value === WHOLE ? WHOLE : Number(choice.value);
-    guarded(centre(loupe.x, loupe.y));
+    guarded(enlarge());
   };
 }
 whole.onpointerdown = (event) => {
