@@ -11,6 +11,7 @@ import secrets
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -26,7 +27,7 @@ from pathlib import Path
 from socketserver import TCPServer
 from types import MappingProxyType
 from typing import Any
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import SplitResult, parse_qs, quote, urlsplit
 
 from srcnn.commands.demo_photo import MAX_MEGAPIXELS, DemoPhoto, networks, shown
 from srcnn.photos.file_kinds import NAMES
@@ -116,7 +117,8 @@ class PageServer(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Called in an except clause."""
-        traceback.print_exc()
+        if not isinstance(sys.exc_info()[1], GONE):
+            super().handle_error(request, client_address)
 
     def message(self, error: BaseException) -> str:
         """An error in words for the visitor; what nobody expects is printed with its traceback."""
@@ -152,7 +154,7 @@ class PageHandler(BaseHTTPRequestHandler):
     def answer(self, routes: dict[str, Callable[..., None]]) -> None:
         try:
             self.check_sender()
-            url = urlsplit(self.path)
+            url = split(self.path)
             self.query = {name: values[0] for name, values in parse_qs(url.query).items()}
             for pattern, method in routes.items():
                 if match := re.fullmatch(pattern, url.path):
@@ -171,8 +173,8 @@ class PageHandler(BaseHTTPRequestHandler):
         """Refuses what other sites' pages send, and, on this machine only, names that others point to it."""
         host = self.headers.get("Host", "")
         origin = self.headers.get("Origin")
-        name = urlsplit(f"//{host}").hostname or ""
-        is_foreign = origin is not None and urlsplit(origin).netloc != host
+        name = split(f"//{host}").hostname or ""
+        is_foreign = origin is not None and split(origin).netloc != host
         if is_foreign or (self.server.is_local and name != "localhost" and not is_loopback(name)):
             raise Refused(HTTPStatus.FORBIDDEN, "This page takes no requests from other sites.")
 
@@ -318,6 +320,14 @@ class PageHandler(BaseHTTPRequestHandler):
 
     def log_message(self, *arguments: Any) -> None:
         """Nothing of a visitor is printed."""
+
+
+def split(url: str) -> SplitResult:
+    """The parts of a URL, all empty where it is none."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return SplitResult("", "", "", "", "")
 
 
 def is_loopback(host: str) -> bool:

@@ -6,7 +6,6 @@ import json
 import re
 import socket
 import threading
-import time
 import zipfile
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 from messages import facts, says
 from PIL import Image
 from small import draw_photo
-from uploads import BAD, MODEL, write_jpeg
+from uploads import BAD, MODEL, wait_until, write_jpeg
 
 from srcnn.commands import demo
 from srcnn.commands.demo import PAGE, PageServer, clean_name, serve
@@ -137,13 +136,6 @@ def test_an_upload_that_breaks_off_leaves_nothing(client):
     assert client.ask("GET", "/api/settings")[0] == 200
 
 
-def wait_until(is_so):
-    end = time.monotonic() + 30
-    while not is_so():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
 def test_where_no_room_is_left_it_is_said(client, tmp_path, monkeypatch):
     photo = client.upload(write_jpeg(tmp_path / "photo.jpg", quality=10))
     monkeypatch.setattr(demo, "MAX_STORED_BYTES", 1000)
@@ -156,12 +148,29 @@ def test_other_sites_and_names_pointed_at_this_machine_are_refused(client, tmp_p
     content = write_jpeg(tmp_path / "photo.jpg").read_bytes()
     upload = "POST", "/api/photos?name=a.jpg", content
     for headers in ({"Origin": "http://evil.example"}, {"Origin": "null"}, {"Host": "evil.example"},
-                    {"Host": f"evil.example:{client.server.server_port}"}):
+                    {"Host": f"evil.example:{client.server.server_port}"}, {"Host": "["}, {"Origin": "http://["}):
         status, _, answer = client.ask(*upload, **headers)
         assert status == 403 and says(answer, "other sites"), headers
     assert not client.server.photos
     assert client.ask(*upload, Origin=f"http://{client.host}")[0] == 200
     assert client.ask(*upload, Host="localhost:9")[0] == 200  # a port that ssh forwards
+
+
+@pytest.mark.parametrize(("host", "names"), [("0.0.0.0", ["127.0.0.1", "photos.example"]), ("::1", ["[::1]"])])
+def test_a_server_for_others_is_called_by_any_name_and_still_refuses_other_sites(tmp_path, host, names):
+    try:
+        server = PageServer(host, 0, tmp_path)
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with server:
+        threading.Thread(target=server.serve_forever, args=(0.05,)).start()
+        client = Client(server)
+        client.host = f"{'[::1]' if ':' in host else '127.0.0.1'}:{server.server_port}"
+        for name in names:
+            assert client.ask("GET", "/", Host=name)[0] == 200
+            assert client.ask("GET", "/", Host=name, Origin="http://evil.example")[0] == 403
+        assert json.loads(client.ask("GET", "/api/settings")[2])["isLocal"] == (host == "::1")
+        server.shutdown()
 
 
 def test_the_page_may_load_and_send_nothing_elsewhere(client):
@@ -177,7 +186,7 @@ def test_the_page_may_load_and_send_nothing_elsewhere(client):
 
 @pytest.mark.parametrize("path", ["/../demo.py", "/%2e%2e/demo.py", "/demo.py", "/page", "/nothing.js", "/api/nothing",
                                   "/api/photos/../before", "/api/photos/unknown/before?side=9",
-                                  "/api/photos/unknown/results/1/a.jpg"])
+                                  "/api/photos/unknown/results/1/a.jpg", "//[", "/%00"])
 def test_there_is_nothing_else_to_get(client, path):
     status, _, answer = client.ask("GET", path)
     assert status == 404 and json.loads(answer)["error"]

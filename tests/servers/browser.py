@@ -48,8 +48,6 @@ def demo_server(folder: Path) -> Iterator[str]:
     folder.mkdir()
     log = folder.with_suffix(".log")
     environment = os.environ | {"TMPDIR": str(folder), "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    for name in ("http_proxy", "https_proxy", "all_proxy"):  # which it must not take to reach itself
-        environment[name] = environment[name.upper()] = "http://192.0.2.1:9"
     command = [sys.executable, "-c", SERVER, str(free_port())]
     with log.open("w+") as output, subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=output, text=True

@@ -1,6 +1,7 @@
 """Photos to upload, and files that only look like photos."""
 
 import struct
+import time
 import zlib
 
 from PIL import Image
@@ -42,6 +43,13 @@ def write_truncated(path):
 def write_text(path):
     path.write_text("This is <b>no</b> photo.\n" * 40)
     return path
+
+
+def wait_until(is_so):
+    end = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 BAD = {
