@@ -196,6 +196,18 @@ def test_what_is_no_photo_is_told_on_the_page_and_the_next_is_restored(page, tmp
 
 
 @pytest.mark.slow
+def test_a_result_that_would_be_too_large_is_told_and_a_smaller_one_is_made(page, tmp_path):
+    Image.new("RGB", (5003, 4001), "teal").save(tmp_path / "large.png")
+    upload(page, tmp_path / "large.png")
+    choose(page, "scale", 2)
+    act(page)
+    expect(page.locator("#said")).to_contain_text("10006 × 8002")
+    choose(page, "scale", 1)
+    act(page)
+    expect(page.locator("#said")).to_contain_text("left as it is")
+
+
+@pytest.mark.slow
 def test_restoring_can_be_stopped_and_begun_again(page, tmp_path):
     upload(page, write_jpeg(tmp_path / "large.jpg", quality=10, width=1203, height=805))
     act(page)

@@ -117,6 +117,7 @@ async function restore(photo, degrade, onProgress) {
     const answer = await ask(`api/photos/${photo.id}/restore`, JSON.stringify(asked), work.signal);
     for await (const line of linesOf(answer)) {
       if (line.error) throw new Error(line.error);
+      if (line.waiting) find("#act").textContent = "Waiting for another photo …";
       if (line.done) onProgress(line.done);
       if (line.result) {
         Object.assign(photo, { status: "done", result: line.result, error: "", version: photo.version + 1 });
