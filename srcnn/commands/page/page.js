@@ -135,7 +135,7 @@ function showProgress(fraction, total, number) {
   const act = find("#act");
   act.style.setProperty("--done", `${100 * fraction}%`);
   const what = total > 1 ? `Restoring ${number + 1} of ${total}` : "Restoring";
-  act.textContent = `${what} … ${Math.round(100 * fraction)} %`;
+  act.textContent = `${what} · ${Math.round(100 * fraction)} %`;
 }
 
 async function download() {
