@@ -63,9 +63,9 @@ demo: $(READY)  ## a photograph restored, then a network trained, in four minute
 	@$(BIN)/python -m launch.demo $(if $(PHOTOS),--photos "$(PHOTOS)") $(if $(DEMO),--out "$(DEMO)")
 
 # Not in git: 3 MB made of the shipped weights.
-docs/try/network.onnx: srcnn/weights/unet-jpeg-preview.safetensors srcnn/models/onnx_graph.py | $(READY)
+docs/try/network.onnx: srcnn/weights/unet-jpeg.safetensors srcnn/models/onnx_graph.py | $(READY)
 	$(BIN)/python -c 'import onnx, onnxruntime' 2>/dev/null || $(INSTALL) '.[export]'
-	$(BIN)/python -m srcnn export unet-jpeg-preview --onnx $@ --compact --condition
+	$(BIN)/python -m srcnn export unet-jpeg --onnx $@ --compact --condition
 
 try: docs/try/network.onnx  ## the page that restores photos in a browser, docs/try, at http://localhost:8000
 	$(BIN)/python -m http.server --bind localhost --directory docs/try 8000

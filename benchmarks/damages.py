@@ -23,8 +23,9 @@ from tqdm import tqdm
 
 from benchmarks.dataset import photos_below
 from benchmarks.measure import Failed, table
+from srcnn.models import DEFAULT_MODEL
 from srcnn.models.device import device_here
-from srcnn.models.pretrained import FAMILY, WeightSelector
+from srcnn.models.pretrained import WeightSelector
 from srcnn.photos.metrics import psnr
 from srcnn.photos.photo_file import read_photo_file
 from srcnn.photos.reading import read_photo
@@ -185,7 +186,7 @@ def row(name: str, results: list[Result]) -> list[object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measures what restore does to photos as they are found.")
     parser.add_argument("--photos", type=Path, nargs="+", required=True, help="clean photos, or folders of them")
-    parser.add_argument("--model", default=FAMILY, help=f"weights (default: {FAMILY})")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"weights (default: {DEFAULT_MODEL})")
     options = parser.parse_args()
     try:
         paths = [path for each in options.photos for path in ([each] if each.is_file() else photos_below(each))]

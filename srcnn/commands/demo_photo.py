@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from srcnn.models import DEFAULT_MODEL
 from srcnn.models.device import restoring_device
 from srcnn.models.pretrained import FAMILY, WeightSelector
 from srcnn.models.weight_files import WEIGHTS
@@ -85,7 +86,7 @@ class DemoPhoto:
                 "bytes": self.path.stat().st_size}
 
     def restore(
-        self, network: str = FAMILY, scale: int = 1, degrade_quality: int | None = None,
+        self, network: str = DEFAULT_MODEL, scale: int = 1, degrade_quality: int | None = None,
         on_progress: Callable[[float], None] = lambda fraction: None,
     ) -> dict[str, Any]:
         """Restores the photo, enlarges it if `scale` is above 1, and returns what the page says of the result.
@@ -247,6 +248,7 @@ def image_of(pixels: np.ndarray) -> Image.Image | np.ndarray:
 
 
 def networks() -> list[str]:
-    """The default family, and the shipped weights that restore JPEGs; names of those that enlarge end in x2, x3, x4."""
+    """The default, the family, and the others that restore JPEGs: names of those that enlarge end in x2, x3, x4."""
     names = (path.stem for path in WEIGHTS.glob("*.safetensors"))
-    return [FAMILY, *sorted(name for name in names if not re.search(r"-x\d+$", name))]
+    others = sorted(name for name in names if name != DEFAULT_MODEL and not re.search(r"-x\d+$", name))
+    return [DEFAULT_MODEL, FAMILY, *others]

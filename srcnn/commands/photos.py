@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from srcnn.commands.parser import CommandParser, add_command
+from srcnn.models import DEFAULT_MODEL
 from srcnn.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,14 +28,13 @@ if TYPE_CHECKING:
 STANDARD_INPUT = "-"
 CHUNK_BYTES = 1 << 20
 PICTURE_WIDTH, MIN_PICTURE_WIDTH = 1920, 300  # pixels of a comparison, three pictures side by side: it fits on a screen
-DEFAULT_FAMILY = "srcnn-915"
 MODEL_HELP = "a name from `srcnn models`, a run folder or a file, also of networks that spandrel knows (srcnn[models])"
 COMPARED_QUALITY = 20
 RESTORE_NOTES = """\
 The damage of each photo is estimated from its pixels, so that PNGs made of JPEGs and JPEGs that were saved again are
-restored, too; photos without JPEG damage and JPEGs of quality 89 and better are copied unchanged. By default each
-photo gets the weights of the srcnn-915 family that were trained for its quality: 10, 20, 30, 40, 60 or 80. `srcnn
-models` lists all weights."""
+restored, too; photos without JPEG damage and JPEGs of quality 89 and better are copied unchanged. The network
+is unet-jpeg, which is told what the damage is. `--model srcnn-915` is much faster and gains less: SRCNN, of which each
+photo gets the weights for its quality, 10, 20, 30, 40, 60 or 80. `srcnn models` lists all weights."""
 
 
 def add_photo_commands(commands: Any) -> None:
@@ -72,9 +72,9 @@ def add_photo_commands(commands: Any) -> None:
                          help="share of the network's change that is applied, 0..1 (default: 1)")
     restore.add_argument("--keep-chroma", action="store_true", help="leave the chroma of JPEGs as it is (default: "
                          "smooth it along the edges of the restored luma)")
-    restore.add_argument("--model", default=DEFAULT_FAMILY, metavar="WEIGHTS",
+    restore.add_argument("--model", default=DEFAULT_MODEL, metavar="WEIGHTS",
                          help=f"{MODEL_HELP}; or a family, from which each photo's JPEG quality selects"
-                         f" (default: {DEFAULT_FAMILY})")
+                         f" (default: {DEFAULT_MODEL})")
     restore.add_argument("--halo", type=int, metavar="PIXELS", help="around each tile, for a network of another program"
                          " (default: measured)")
     upscale.add_argument("--model", metavar="WEIGHTS", help=f"{MODEL_HELP} (default: those for the scale)")
@@ -108,8 +108,8 @@ def _add_compare_and_demo(commands: Any) -> None:
     compare.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="picture to write (.png, .jpg)")
     compare.add_argument("--quality", type=int, metavar="N", help="JPEG quality to degrade the photo with first, 1..100"
                          " (default: 20 for a photo without JPEG damage; one that has some is restored as it is)")
-    compare.add_argument("--model", default=DEFAULT_FAMILY, metavar="WEIGHTS",
-                         help=f"{MODEL_HELP}, or a family (default: {DEFAULT_FAMILY})")
+    compare.add_argument("--model", default=DEFAULT_MODEL, metavar="WEIGHTS",
+                         help=f"{MODEL_HELP}, or a family (default: {DEFAULT_MODEL})")
     compare.add_argument("--width", type=int, default=PICTURE_WIDTH, metavar="PIXELS",
                          help=f"largest width of the picture (default: {PICTURE_WIDTH})")
 
@@ -144,7 +144,7 @@ def restore_command(options: argparse.Namespace) -> int:
 
 def upscale_command(options: argparse.Namespace) -> int:
     from srcnn.models.device import restoring_device
-    from srcnn.models.pretrained import FAMILY, WeightSelector
+    from srcnn.models.pretrained import WeightSelector
     from srcnn.restoration.jpeg_damage import JpegRestorer
     from srcnn.restoration.restore_files import UpscaleFile
     from srcnn.restoration.tiled_inference import RestoreOptions
@@ -154,7 +154,8 @@ def upscale_command(options: argparse.Namespace) -> int:
     treatment = RestoreOptions(options.tile, options.exact)
 
     def prepare() -> Work:
-        restorer = None if options.no_restore else JpegRestorer(WeightSelector(FAMILY, restoring_device()), treatment)
+        weights = WeightSelector(DEFAULT_MODEL, restoring_device())
+        restorer = None if options.no_restore else JpegRestorer(weights, treatment)
         network = network_for_scale(options.model, options.scale)
         return UpscaleFile(network, options.scale, restorer, treatment, options.quality, options.allow_truncated)
 
@@ -293,7 +294,7 @@ def compare_command(options: argparse.Namespace) -> int:
 
 
 def compare_photo(
-    source: Path, out: Path, quality: int | None = None, model: str = DEFAULT_FAMILY, width: int = PICTURE_WIDTH
+    source: Path, out: Path, quality: int | None = None, model: str = DEFAULT_MODEL, width: int = PICTURE_WIDTH
 ) -> str:
     """Draws a photo before and after restoring side by side, at most `width` pixels wide; returns what was compared.
 

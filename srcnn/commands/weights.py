@@ -77,9 +77,9 @@ def models_command(options: argparse.Namespace) -> int:
         num_parameters = sum(parameter.numel() for parameter in load_model(path).parameters())
         size, gain = f"{path.stat().st_size / 1000:.0f} kB", f"{headline(card_scores(path.stem)):+.2f} dB"
         print(f"{path.stem:17} {num_parameters:>10,} {size:>8} {gain:>8}  {purpose(degradation)}")
-    print("\nUse one with: srcnn restore --model NAME, srcnn upscale --model NAME. By default, restore selects from the"
-          "\nfamily srcnn-915 by each photo's JPEG quality, and upscale by the scale. The gain is in PSNR of the luma"
-          "\non LIVE1, for a range of qualities at 20, or on Set5; `srcnn verify` measures it again.")
+    print("\nUse one with: srcnn restore --model NAME, srcnn upscale --model NAME. By default, restore uses unet-jpeg,"
+          "\nand upscale those for the scale; `--model srcnn-915` selects by each photo's JPEG quality. The gain is in"
+          "\nPSNR of the luma on LIVE1, for a range of qualities at 20, or on Set5; `srcnn verify` measures it again.")
     return 0
 
 

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 from torch import nn
 
+from srcnn.models import DEFAULT_MODEL
 from srcnn.models.base import Network
 from srcnn.models.device import restoring_device
-from srcnn.models.pretrained import FAMILY, WeightSelector
+from srcnn.models.pretrained import WeightSelector
 from srcnn.models.wrapped import as_network
 from srcnn.photos.jpeg_quality import JpegSave, jpeg_save, jpeg_save_of
 from srcnn.photos.metadata import pillow_options
@@ -64,9 +65,9 @@ def restore(
             Pillow image; NumPy pixels (H, W) or (H, W, 3) RGB; a torch tensor (C, H, W) or (N, C, H, W) with 1 or 3
             channels. uint8, uint16 (NumPy), or float32 in [0, 1]; any size from 1x1.
         model: a network, used on the device where it is, also any other module of PyTorch that says its halo
-            (`srcnn.wrap`); a name or file of weights; or a family of shipped weights (the default), of which `quality`
-            selects one. A network of one channel restores the luma (BT.601, full range), one of three RGB, and
-            greyscale as R = G = B. Weights are cached until their file changes.
+            (`srcnn.wrap`); a name or file of weights, by default "unet-jpeg"; or a family of shipped weights,
+            "srcnn-915", of which `quality` selects one. A network of one channel restores the luma (BT.601, full
+            range), one of three RGB, and greyscale as R = G = B. Weights are cached until their file changes.
         tile_pixels: side of the tiles that go through the network; 0: chosen for the device.
         quality: of the JPEG that the photo was, 1..100; by default estimated from its pixels, and from the tables of a
             path or an image just opened from a JPEG. It selects the weights, is the input of a conditioned network, and
@@ -85,7 +86,7 @@ def restore(
     """
     check_types(photo, model)
     networks = (as_network(model) if isinstance(model, nn.Module)
-                else WeightSelector(str(model or FAMILY), restoring_device()))
+                else WeightSelector(str(model or DEFAULT_MODEL), restoring_device()))
     restorer = JpegRestorer(networks, RestoreOptions(tile_pixels, exact, strength), force=force)
     source = read_photo_file(Path(photo)) if isinstance(photo, (str, Path)) else photo
     known = None if quality is None else jpeg_save(quality, grey=_is_grey(source))

@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 from torch import nn
 
+from srcnn.models import DEFAULT_MODEL
 from srcnn.models.base import Network
 from srcnn.models.device import restoring_device
-from srcnn.models.pretrained import FAMILY, WeightSelector
+from srcnn.models.pretrained import WeightSelector
 from srcnn.models.wrapped import as_network
 from srcnn.photos.metadata import with_size
 from srcnn.photos.photo_file import PhotoFile, photo_file_of, read_photo_file
@@ -96,7 +97,7 @@ def upscale(
     if isinstance(photo, (str, Path)):
         file = read_photo_file(Path(photo))
         if restore_first:
-            JpegRestorer(WeightSelector(FAMILY, restoring_device()), options)(access_to_file(file), file.jpeg)
+            JpegRestorer(WeightSelector(DEFAULT_MODEL, restoring_device()), options)(access_to_file(file), file.jpeg)
         return image_of(upscale_photo_file(file, network, scale, options, on_progress))
     if restore_first:
         photo = restore(photo, tile_pixels=tile_pixels, exact=exact)

@@ -15,7 +15,7 @@ from small import draw_photo, small_config, small_shards
 
 from srcnn.__main__ import command_line, main
 from srcnn.commands import weights
-from srcnn.models.pretrained import FAMILY
+from srcnn.models import DEFAULT_MODEL
 from srcnn.models.weight_files import DEFAULT_WEIGHTS, WEIGHTS
 from srcnn.models.weights import load_model
 from srcnn.restoration.restore import restore
@@ -42,7 +42,7 @@ def test_help_needs_neither_pytorch_nor_seconds_of_the_processor():
 
 def test_what_the_help_says_is_what_the_library_takes():
     options = command_line()
-    assert options.parse_args(["restore", "x"]).model == FAMILY and DEFAULT_WEIGHTS == weights.DEFAULT_WEIGHTS
+    assert options.parse_args(["restore", "x"]).model == DEFAULT_MODEL and DEFAULT_WEIGHTS == weights.DEFAULT_WEIGHTS
     for luma, scale in zip(LUMA_NAMES, SCALES, strict=False):
         options.parse_args(["score", "x", "--luma", luma, "--scale", str(scale)])
         options.parse_args(["upscale", "x", "--scale", str(scale)])
@@ -70,7 +70,8 @@ def test_an_unknown_option_shows_the_usage_of_its_command_and_the_nearest_option
 def test_the_help_of_restore_says_what_is_treated_and_how_it_is_called(capsys):
     with pytest.raises(SystemExit):
         main(["restore", "--help"])
-    assert says(capsys.readouterr().out, "JPEG", "noise", "blur", "srcnn restore old.jpg", "srcnn models", FAMILY)
+    assert says(capsys.readouterr().out, "JPEG", "noise", "blur", "srcnn restore old.jpg", "srcnn models",
+                DEFAULT_MODEL)
 
 
 def test_the_shipped_weights_are_listed_with_their_purpose_and_size(capsys):

@@ -9,8 +9,9 @@ from PIL import Image
 from small import draw_photo
 from uploads import BAD, MODEL, wait_until, write_jpeg
 
+from srcnn.models import DEFAULT_MODEL
 from srcnn.models.device import restoring_device
-from srcnn.models.pretrained import FAMILY, WeightSelector
+from srcnn.models.pretrained import WeightSelector
 from srcnn.restoration.jpeg_damage import JpegRestorer
 from srcnn.restoration.restore_files import RestoreFile
 
@@ -111,7 +112,7 @@ def test_strength_acts_at_once_and_the_download_is_that_of_the_command(page, tmp
     assert drawn(page) == whole and len(page.asked) == num_asked, "no request was made"
 
     name, path = download(page, tmp_path)
-    RestoreFile(JpegRestorer(WeightSelector(FAMILY, restoring_device())))(photo, tmp_path / "expected.jpg")
+    RestoreFile(JpegRestorer(WeightSelector(DEFAULT_MODEL, restoring_device())))(photo, tmp_path / "expected.jpg")
     assert name == "photo_restored.jpg" and path.read_bytes() == (tmp_path / "expected.jpg").read_bytes()
     expect(page.locator("#said")).to_contain_text("Saved photo_restored.jpg")
 

@@ -23,7 +23,7 @@ from srcnn.photos.jpeg_quality import jpeg_save_of
 from srcnn.restoration.restore import restore
 
 PAGE = REPOSITORY / "docs" / "try"
-NETWORK = "unet-jpeg-preview"
+NETWORK = "unet-jpeg"
 ORIENTATION = 0x0112
 READ = """
 import { readFileSync } from "node:fs";

@@ -19,7 +19,7 @@ REQUIRED = {"id", "name", "description", "task", "backend", "version"}  # darkta
 
 @pytest.mark.parametrize("name,scale,identity,network", [
     ("srcnn-915-q20", 1, "denoise-srcnn-915-q20", "model.onnx"),
-    ("unet-jpeg-preview", 1, "denoise-unet-jpeg-preview", "model.onnx"),
+    ("unet-jpeg", 1, "denoise-unet-jpeg", "model.onnx"),
     ("srcnn-915-x2", 2, "upscale-srcnn-915-x2", "model_x2.onnx"),
 ])
 def test_a_package_is_what_darktable_imports(tmp_path, name, scale, identity, network):
@@ -47,7 +47,7 @@ def test_a_package_is_what_darktable_imports(tmp_path, name, scale, identity, ne
 def test_the_overlap_of_darktables_tiles_is_enough(tmp_path):
     """Tiles of 256 pixels with 64 around the 128 that are used, as tiles of the whole photo."""
     path = tmp_path / "mine.dtmodel"
-    assert main(["export", "unet-jpeg-preview", "--quality", "20", "--darktable", str(path)]) == 0
+    assert main(["export", "unet-jpeg", "--quality", "20", "--darktable", str(path)]) == 0
     with zipfile.ZipFile(path) as package:
         session = onnxruntime.InferenceSession(package.read(package.namelist()[1]))
     photo = np.random.default_rng(0).random((1, 3, 384, 384), np.float32)
@@ -64,7 +64,7 @@ def test_the_same_weights_give_the_same_package(tmp_path):
 
 @pytest.mark.parametrize("name,options,told", [
     ("srcnn-915-x3", [], [3, 4]), ("srcnn-915-q20", ["--luma"], ["--luma"]),
-    ("unet-jpeg-preview", ["--condition"], ["--condition"]),
+    ("unet-jpeg", ["--condition"], ["--condition"]),
 ])
 def test_what_darktable_lacks_is_refused(tmp_path, capsys, name, options, told):
     assert main(["export", name, "--darktable", str(tmp_path / "mine.dtmodel"), *options]) == 1

@@ -30,7 +30,7 @@ class Types(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name,dtype", [("srcnn-915-q20", np.uint8), ("srcnn-915-q20", np.uint16),
-                                        ("unet-jpeg-preview", np.uint8)])
+                                        ("unet-jpeg", np.uint8)])
 def test_restoring_computes_nothing_in_float64_which_apple_gpus_lack(name, dtype):
     photo = draw_photo(1, 72, 88).astype(dtype)
     options = RestoreOptions(exact=True, damage=jpeg_save(20, grey=False))

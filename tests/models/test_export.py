@@ -95,7 +95,7 @@ def test_a_tile_with_the_halo_of_the_metadata_is_restored_as_in_the_whole_photo(
     np.testing.assert_allclose(inner, whole[..., 30:63, 27:72], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name,scale", [("srcnn-915-q20", 1), ("srcnn-915-x2", 2), ("unet-jpeg-preview", 1)])
+@pytest.mark.parametrize("name,scale", [("srcnn-915-q20", 1), ("srcnn-915-x2", 2), ("unet-jpeg", 1)])
 def test_half_precision_halves_the_file_and_keeps_half_a_level(tmp_path, name, scale):
     model, photo = load_model(name).with_condition(None), noise(1, 3, 37, 50)
     export_onnx(model, tmp_path / "model.onnx", scale=scale)
@@ -106,7 +106,7 @@ def test_half_precision_halves_the_file_and_keeps_half_a_level(tmp_path, name, s
     np.testing.assert_allclose(found, in_onnxruntime(tmp_path / "model.onnx", photo), atol=0.5 / 255, rtol=0)
 
 
-@pytest.mark.parametrize("name,share", [("srcnn-955-q20", 0.53), ("unet-jpeg-preview", 0.3)])
+@pytest.mark.parametrize("name,share", [("srcnn-955-q20", 0.53), ("unet-jpeg", 0.3)])
 def test_compact_weights_are_within_a_level_and_computed_in_float32(tmp_path, name, share):
     model, photo = load_model(name).with_condition(None), noise(1, 3, 37, 50)
     export_onnx(model, tmp_path / "model.onnx")

@@ -253,7 +253,7 @@ def scores_of(folder):
     return card.data, scores
 
 
-@pytest.mark.parametrize("name", ["srcnn-915-q20", "srcnn-915-x3", "unet-jpeg-preview"])
+@pytest.mark.parametrize("name", ["srcnn-915-q20", "srcnn-915-x3", "unet-jpeg"])
 def test_shipped_weights_saved_again_keep_their_card_licence_and_scores(tmp_path, name):
     load_model(name).save_pretrained(tmp_path / "first")
     type(load_model(name)).from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")

@@ -50,7 +50,7 @@ def test_each_photo_of_a_folder_gets_its_own_and_good_ones_are_copied(tmp_path, 
     for quality in (12, 38, 97):
         save_jpeg(tmp_path / f"q{quality}.jpg", quality)
     Image.fromarray(draw_photo(1, 61, 83)).save(tmp_path / "clean.png")
-    assert main(["restore", str(tmp_path), "-o", str(tmp_path / "out")]) == 0
+    assert main(["restore", str(tmp_path), "-o", str(tmp_path / "out"), "--model", FAMILY]) == 0
     told = dict(line.split("/out/")[1].split(" (") for line in capsys.readouterr().out.splitlines())
     expected = {"q12.jpg": (12, "srcnn-915-q10"), "q38.jpg": (38, "srcnn-915-q40"), "q97.jpg": (97,),
                 "clean.png": ("no JPEG damage",)}
@@ -58,7 +58,8 @@ def test_each_photo_of_a_folder_gets_its_own_and_good_ones_are_copied(tmp_path, 
     for name in ("q97.jpg", "clean.png"):
         assert "srcnn" not in told[name]
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / name).read_bytes()
-    assert main(["restore", str(tmp_path / "clean.png"), "-o", str(tmp_path / "forced"), "--force"]) == 0
+    forced = ["--force", "--model", FAMILY]
+    assert main(["restore", str(tmp_path / "clean.png"), "-o", str(tmp_path / "forced"), *forced]) == 0
     restored = np.asarray(Image.open(tmp_path / "forced" / "clean.png"))
     assert np.array_equal(restored, restore(draw_photo(1, 61, 83), load_model("srcnn-915-blind")))
     assert main(["restore", str(tmp_path / "q97.jpg"), "-o", str(tmp_path / "b.png")]) == 0
@@ -71,13 +72,13 @@ def test_in_python_an_opened_jpeg_knows_its_quality():
     save_jpeg(buffer, 30, format="JPEG")
     with Image.open(buffer) as image:
         pixels = np.asarray(image)
-        by_itself = np.asarray(restore(image))
+        by_itself = np.asarray(restore(image, FAMILY))
     assert np.array_equal(by_itself, restore(pixels, "srcnn-915-q30", quality=30))
-    assert np.array_equal(by_itself, restore(pixels, quality=30))
-    assert np.array_equal(by_itself, restore(pixels)), "from the pixels alone"
+    assert np.array_equal(by_itself, restore(pixels, FAMILY, quality=30))
+    assert np.array_equal(by_itself, restore(pixels, FAMILY)), "from the pixels alone"
     as_clean = restore_array(pixels, load_model("srcnn-915-q30"))
     assert not np.array_equal(by_itself, as_clean), "the chroma is smoothed, too"
-    assert np.array_equal(restore(pixels, quality=99), pixels)
+    assert np.array_equal(restore(pixels, FAMILY, quality=99), pixels)
 
 
 def test_weights_are_read_once_until_their_file_changes(tmp_path):
@@ -97,7 +98,7 @@ def test_chroma_can_be_kept_and_strength_be_less(tmp_path):
     photo = save_jpeg(tmp_path / "a.jpg", 20)
     outputs = {}
     for name, options in (("whole", []), ("kept", ["--keep-chroma"]), ("none", ["--strength", "0", "--keep-chroma"])):
-        assert main(["restore", str(photo), "-o", str(tmp_path / f"{name}.png"), *options]) == 0
+        assert main(["restore", str(photo), "-o", str(tmp_path / f"{name}.png"), "--model", FAMILY, *options]) == 0
         outputs[name] = np.asarray(Image.open(tmp_path / f"{name}.png")).astype(int)
     assert np.array_equal(outputs["none"], np.asarray(Image.open(photo)))
     assert (outputs["whole"] != outputs["kept"]).mean() > 0.1
@@ -111,8 +112,8 @@ def srcnn(*arguments, **options):
 
 def test_standard_input_to_standard_output(tmp_path):
     photo = save_jpeg(tmp_path / "a.jpg", 20)
-    assert main(["restore", str(photo), "-o", str(tmp_path / "out")]) == 0
-    done = srcnn("restore", "-", input=photo.read_bytes())
+    assert main(["restore", str(photo), "-o", str(tmp_path / "out"), "--model", FAMILY]) == 0
+    done = srcnn("restore", "-", "--model", FAMILY, input=photo.read_bytes())
     assert done.returncode == 0 and b"srcnn-915-q20" in done.stderr
     assert done.stdout == (tmp_path / "out" / "a.jpg").read_bytes()
     done = srcnn("restore", "-", "--format", "png", input=photo.read_bytes())

@@ -80,7 +80,7 @@ def test_what_was_done_to_a_photo_is_told(tmp_path, capsys, clean):
         (tmp_path / name).write_bytes(content)
     for name, pixels in {"former.png": once, "clean.png": clean}.items():
         Image.fromarray(pixels).save(tmp_path / name)
-    assert main(["restore", str(tmp_path), "-o", str(tmp_path / "out")]) == 0
+    assert main(["restore", str(tmp_path), "-o", str(tmp_path / "out"), "--model", FAMILY]) == 0
     told = dict(line.split("/out/")[1].split(" (") for line in capsys.readouterr().out.splitlines())
     assert says(told["once.jpg"], "JPEG 20", "srcnn-915-q20") and says(told["former.png"], "once a JPEG 20", "q20")
     assert says(told["twice.jpg"], "JPEG 30, saved again at 85", "srcnn-915-q30")
@@ -113,17 +113,17 @@ def test_screens_and_other_formats_are_left_alone(clean):
 def test_a_network_of_ones_own_restores_always_and_a_conditioned_one_what_has_damage(clean):
     own = WeightSelector("srcnn-955-q20", torch.device("cpu"))
     assert own.weights_for_quality(None) == own.weights_for_quality(100) == "srcnn-955-q20"
-    conditioned = WeightSelector("unet-jpeg-preview", torch.device("cpu"))
+    conditioned = WeightSelector("unet-jpeg", torch.device("cpu"))
     assert conditioned.weights_for_quality(None) is None
     assert conditioned.weights_for_quality(GOOD_QUALITY_CONDITIONED) is None
-    assert conditioned.weights_for_quality(GOOD_QUALITY_CONDITIONED - 1) == "unet-jpeg-preview"
-    assert np.array_equal(restore(clean, "unet-jpeg-preview"), clean)
+    assert conditioned.weights_for_quality(GOOD_QUALITY_CONDITIONED - 1) == "unet-jpeg"
+    assert np.array_equal(restore(clean, "unet-jpeg"), clean)
 
 
 @pytest.mark.parametrize("rows,columns", [(3, 6), (0, 1), (7, 7)])
 def test_blocks_off_the_corner_are_restored_as_if_they_began_there(clean, rows, columns):
     """By a network that is made for blocks: what it does to the cropped photo is what it does to the whole one."""
-    network = WeightSelector("unet-jpeg-preview", torch.device("cpu")).load("unet-jpeg-preview")
+    network = WeightSelector("unet-jpeg", torch.device("cpu")).load("unet-jpeg")
     pixels = decoded(saved(clean[:200, :232], 10, subsampling=0))
     options = RestoreOptions(exact=True, damage=jpeg_save(10, subsampled=False))
     whole = restore_array(pixels, network, options)

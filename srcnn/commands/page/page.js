@@ -261,7 +261,7 @@ find("#privacy").textContent = settings.isLocal
 find("#limits").textContent =
   `${settings.kinds}; up to ${sizeOf(settings.maxBytes)} and ${settings.maxMegapixels} megapixels`;
 find("#network").append(...settings.networks.map((name, number) => new Option(
-  number === 0 ? "Automatic" : name.startsWith("unet") ? `${name} (slow, stronger)` : name, name)));
+  number === 0 ? "Best" : number === 1 ? "Fast" : name, name)));
 
 find("#files").onchange = (event) => {
   add([...event.target.files]);
