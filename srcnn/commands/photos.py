@@ -318,21 +318,26 @@ def compare_photo(
 
     photo = read_photo_file(source)
     before = np.asarray(over_white(photo.eight_bit_image()))
-    treatment, pixels = None, access_to_file(photo)
+    treatment = damage = None
+    pixels, weights = access_to_file(photo), WeightSelector(model, restoring_device())
     if quality is None and (damage := find_damage(pixels, photo.jpeg)) is not None:
-        treatment = JpegRestorer(WeightSelector(model, restoring_device()))(pixels, photo.jpeg, damage)
-    if treatment is not None and treatment.was_restored:
+        treatment = JpegRestorer(weights)(pixels, photo.jpeg, damage)
+    if damage and treatment and treatment.was_restored:
         after = np.asarray(over_white(photo.eight_bit_image()))
         change = np.square(after.astype(float) - before)
-        picture = comparison((before, after), (treatment.notes[0], "restored"), change, width)
+        restored_by = f"restored by {treatment.weights or Path(model).name}"
+        as_it_is = f"as it is, JPEG quality {damage.quality}"
+        picture = comparison((before, after), (as_it_is, restored_by), change, width)
         done = ", ".join(treatment.notes)
     else:
         quality = quality or COMPARED_QUALITY
         degraded = degrade(before, Degradation(jpeg_quality=quality), quality)
         restored = restore(degraded, model, quality=quality)
-        picture = before_after(degraded, restored, before, (f"JPEG quality {quality}", "restored", "original"), width)
+        name = weights.weights_for_quality(quality)
+        restored_by = f"restored by {Path(name).name}" if name else "good already, unchanged"
+        picture = before_after(degraded, restored, before, (f"JPEG quality {quality}", restored_by, "original"), width)
         done = (f"PSNR of the luma {psnr_luma(degraded, before):.2f} dB as JPEG of quality {quality}, "
-                f"{psnr_luma(restored, before):.2f} dB restored")
+                f"{psnr_luma(restored, before):.2f} dB {restored_by}")
     out.parent.mkdir(parents=True, exist_ok=True)
     write_photo_file(out, PhotoFile(Image.fromarray(picture)))
     return done

@@ -240,6 +240,15 @@ class Manifest:
     def num_samples(self) -> int:
         return sum(shard.num_samples for shard in self.shards)
 
+    @property
+    def damage(self) -> str:
+        """How the degraded tiles were made, such as "JPEG quality 20"; "" where that is not known."""
+        found = self.config.get("degradation")
+        settings = found if isinstance(found, dict) and not self.is_clean_only else {}
+        quality, scale = settings.get("jpeg_quality"), settings.get("scale", 1)
+        parts = [f"JPEG quality {quality}"] if quality else []
+        return ", ".join([*parts, *([f"reduced and enlarged {scale}x"] if scale != 1 else [])])
+
     def hash(self) -> str:
         """Identifies the samples: sha256 of the shards' hashes in order, the tile shape and the encoding."""
         identity = [[shard.sha256 for shard in self.shards], list(self.tile_shape), self.encoding]

@@ -16,6 +16,7 @@ from srcnn.runtime.files import atomic_file
 GAP_PIXELS = 8
 PICTURE_WIDTH = 1920  # pixels; three photos side by side fit on a screen
 DETAIL_ZOOM = 3
+MAX_CAPTION_PIXELS = 26
 COLUMNS = ("degraded", "restored", "clean")
 
 
@@ -33,11 +34,12 @@ def before_after(
     titles: tuple[str, str, str] = COLUMNS,
     picture_width: int = PICTURE_WIDTH,
 ) -> np.ndarray:
-    """Degraded, restored and clean photo, uint8 (H, W) or (H, W, 3), with the PSNR of their luma (Pillow's L) above;
+    """Degraded, restored and clean photo, uint8 (H, W) or (H, W, 3), with their PSNR above, of colour that of the luma;
     below, magnified, the detail where the squared error fell most; see `comparison`.
     """
     pictures = (degraded, restored, clean)
-    captions = [f"{title}: PSNR {psnr_luma(picture, clean):.2f} dB"
+    measure = "PSNR" if clean.ndim == 2 else "luma PSNR"
+    captions = [f"{title}: {measure} {psnr_luma(picture, clean):.2f} dB"
                 for title, picture in zip(titles[:2], pictures[:2], strict=True)] + [titles[2]]
     gain = (degraded.astype(float) - clean) ** 2 - (restored.astype(float) - clean) ** 2
     return comparison(pictures, captions, gain, picture_width)
@@ -47,12 +49,13 @@ def comparison(
     pictures: Sequence[np.ndarray], captions: Sequence[str], amount: np.ndarray, picture_width: int = PICTURE_WIDTH
 ) -> np.ndarray:
     """Photos of one size, uint8 (H, W) or (H, W, 3), side by side below their captions; and below them, magnified, the
-    detail where the sum of `amount`, of the same shape, is largest. At most `picture_width` pixels wide: larger photos
-    are reduced, the detail is not.
+    detail where the sum of `amount`, of the same shape, is largest, which is framed in the photos. At most
+    `picture_width` pixels wide: larger photos are reduced, the detail is not.
     """
     width = min(pictures[0].shape[1], max(1, picture_width // len(pictures) - GAP_PIXELS))
-    whole = captioned(side_by_side(*(_reduce(picture, width) for picture in pictures)), captions)
     detail = strongest_part(amount, max(1, width // DETAIL_ZOOM))
+    whole = captioned(side_by_side(*(_framed(_reduce(picture, width), detail, picture.shape[1])
+                                     for picture in pictures)), captions)
     magnified = side_by_side(*(_fill(magnify(picture[detail], DETAIL_ZOOM), width) for picture in pictures))
     return np.concatenate([whole, magnified])
 
@@ -78,7 +81,8 @@ def magnify(pixels: np.ndarray, zoom: int) -> np.ndarray:
 def captioned(picture: np.ndarray, captions: Sequence[str]) -> np.ndarray:
     """The picture below a strip of captions, one for each of equally wide columns, in the largest font that fits."""
     width = picture.shape[1] // len(captions)
-    size = max(7, min(width // 20, int(1.6 * width / max(map(len, captions)))))  # letters are about 0.55 of it wide
+    # Letters are about 0.55 of their size wide.
+    size = max(7, min(width // 20, MAX_CAPTION_PIXELS, int(1.6 * width / max(map(len, captions)))))
     strip = Image.new("L" if picture.ndim == 2 else "RGB", (picture.shape[1], 2 * size), "white")
     draw = ImageDraw.Draw(strip)
     for number, caption in enumerate(captions):
@@ -98,6 +102,17 @@ def _reduce(photo: np.ndarray, width: int) -> np.ndarray:
         return photo
     height = max(1, round(photo.shape[0] * width / photo.shape[1]))
     return np.asarray(Image.fromarray(photo).resize((width, height), Image.Resampling.LANCZOS))
+
+
+def _framed(picture: np.ndarray, place: tuple[slice, slice], photo_width: int) -> np.ndarray:
+    """The picture, reduced from a photo of that width, with a white frame in a dark one around a place in the photo."""
+    image, scale = Image.fromarray(picture), picture.shape[1] / photo_width
+    top, bottom, left, right = (round(scale * edge) for part in place for edge in (part.start, part.stop))
+    draw = ImageDraw.Draw(image)
+    for inset, colour in ((0, "black"), (1, "white"), (2, "black")):
+        if right - left > 2 * inset + 1 and bottom - top > 2 * inset + 1:
+            draw.rectangle((left + inset, top + inset, right - 1 - inset, bottom - 1 - inset), outline=colour)
+    return np.asarray(image)
 
 
 def _fill(picture: np.ndarray, width: int) -> np.ndarray:

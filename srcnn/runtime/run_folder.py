@@ -11,7 +11,7 @@ from srcnn.runtime.errors import UserError
 
 # All that training, its report and its trackers make in a run folder; other names are not looked at.
 NAMES = (".job", ".lock", ".wandb", "best", "checkpoint.pth", "checkpoints", "config.yaml", "jobs.jsonl",
-         "metrics.jsonl", "model.safetensors", "report", "skipped.jsonl", "srcnn", "wandb")
+         "metrics.jsonl", "model.safetensors", "report", "skipped.jsonl", "srcnn", "tensorboard", "wandb")
 WANDB_SETTINGS = ("wandb/settings", ".wandb/settings")  # wandb reads its server's address from these
 
 # A link of each wandb run to a log in its user's cache, which nothing reads or writes by this name.

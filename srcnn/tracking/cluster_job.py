@@ -1,4 +1,4 @@
-"""The Slurm or Kubernetes job of this process, from the environment; every start of a run, in jobs.jsonl."""
+"""The Slurm or Kubernetes job of this process, from the environment; every start and end of a run, in jobs.jsonl."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from srcnn.runtime.untrusted import InvalidInput, open_regular, parse_json
 
 STARTS = "jobs.jsonl"
 MAX_STARTS_BYTES = 16 << 20
+TIME_FORMAT = "%Y-%m-%d %H:%M:%S UTC"
 TAG_LENGTH, GROUP_LENGTH = 64, 128  # most characters that wandb allows
 MAX_HOSTS = 8  # named of a job whose scheduler has no short form for its nodes
 
@@ -88,31 +89,56 @@ class JobHistory:
                 for number, line in enumerate(self.lines, 1)}
 
 
-def record_start(run: Path, samples: int, hosts: Sequence[str] = (), job: Job | None = None) -> JobHistory:
-    """Adds a line to jobs.jsonl: a start at `samples` tiles on these hosts. Does not raise if that fails."""
+def record_start(
+    run: Path, samples: int, hosts: Sequence[str] = (), job: Job | None = None, machine: Mapping[str, str] | None = None
+) -> JobHistory:
+    """Adds a line to jobs.jsonl: a start at `samples` tiles on these hosts, and what `machine` says of hardware and
+    versions. Does not raise if that fails.
+    """
     job = job or current_job()
     named = list(dict.fromkeys(hosts)) or [socket.gethostname()]
     more = f" and {len(named) - MAX_HOSTS} more" if len(named) > MAX_HOSTS else ""
     facts = {"nodes": " ".join(named[:MAX_HOSTS]) + more} | job.facts
-    now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
-    line = {"time": now, "samples": samples, "group": job.group, "tags": list(job.tags), "facts": facts}
+    line = {"time": _now(), "samples": samples, "group": job.group, "tags": list(job.tags), "facts": facts,
+            "machine": dict(machine or {})}
     before = read_starts(run).lines
     with contextlib.suppress(OSError, InvalidInput):
         run.mkdir(parents=True, exist_ok=True)
-        with open_regular(run / STARTS, MAX_STARTS_BYTES, follow=False, append=True) as file:
-            file.seek(max(file.tell() - 1, 0))
-            is_torn = file.read(1) not in (b"", b"\n")  # a kill cut the line before
-            file.write((b"\n" if is_torn else b"") + json.dumps(line).encode() + b"\n")
+        _append(run, line)
     return JobHistory((*before, line))
 
 
+def record_end(run: Path, samples: int, how: str) -> None:
+    """Adds a line to jobs.jsonl: the process ended at `samples` tiles, complete, stopped or failed. Does not raise."""
+    with contextlib.suppress(OSError, InvalidInput):
+        _append(run, {"time": _now(), "samples": samples, "end": how})
+
+
+def _now() -> str:
+    return time.strftime(TIME_FORMAT, time.gmtime())
+
+
+def _append(run: Path, line: Mapping[str, Any]) -> None:
+    with open_regular(run / STARTS, MAX_STARTS_BYTES, follow=False, append=True) as file:
+        file.seek(max(file.tell() - 1, 0))
+        is_torn = file.read(1) not in (b"", b"\n")  # a kill cut the line before
+        file.write((b"\n" if is_torn else b"") + json.dumps(line).encode() + b"\n")
+
+
 def read_starts(run: Path) -> JobHistory:
-    """Reads jobs.jsonl, which may be a stranger's; lines that are torn or of another form are skipped."""
-    lines = []
+    """Reads jobs.jsonl, which may be a stranger's; lines that are torn or of another form are skipped.
+
+    The line of a start has the content of the line of its end, where there is one, under `end`.
+    """
+    lines: list[Mapping[str, Any]] = []
     with contextlib.suppress(OSError, InvalidInput), open_regular(run / STARTS, MAX_STARTS_BYTES, follow=False) as file:
         for text in file:
             with contextlib.suppress(ValueError):
                 line = parse_json(text)
-                if isinstance(line, dict) and (type(line.get("facts")), type(line.get("tags"))) == (dict, list):
+                if not isinstance(line, dict):
+                    continue
+                if (type(line.get("facts")), type(line.get("tags"))) == (dict, list):
                     lines.append(line)
+                elif lines and isinstance(line.get("end"), str):
+                    lines[-1] = {**lines[-1], "end": {key: line.get(key) for key in ("time", "samples", "end")}}
     return JobHistory(tuple(lines))

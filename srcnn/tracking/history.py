@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.files import atomic_file
@@ -20,6 +21,7 @@ STEP_KEY = "samples"  # number of training tiles seen: in every point, and its s
 MAX_LOG_BYTES = 256 << 20  # a million points
 MAX_VALUE = 1e30  # plots with float64 axes fail with much larger numbers
 Values = Mapping[str, float]
+ValuesT = TypeVar("ValuesT", bound=Values)
 
 
 class History:
@@ -138,6 +140,12 @@ def merge_by_step(points: Sequence[Values]) -> dict[int, dict[str, float]]:
         values = {key: value for key, value in point.items() if key != STEP_KEY}
         merged.setdefault(int(point[STEP_KEY]), {}).update(values)
     return merged
+
+
+def best_validation(points: Sequence[ValuesT]) -> ValuesT | None:
+    """The point with the best validation PSNR; None where there was no validation."""
+    validations = [point for point in points if math.isfinite(point.get("val/psnr", math.nan))]
+    return max(validations, key=lambda point: point["val/psnr"], default=None)
 
 
 def results_table(points: Sequence[Values]) -> str:

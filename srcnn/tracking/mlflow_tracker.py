@@ -47,7 +47,7 @@ class Mlflow(Tracker):
         existing = found[0] if found else self.client.create_run(experiment, run_name=run.name, tags={ID_TAG: run_id})
         self.run_id = existing.info.run_id
         self.next_step = int(existing.data.metrics.get(STEP_KEY, -1)) + 1
-        self.url = f"{server}/#/experiments/{experiment}/runs/{self.run_id}"
+        self.url = self.place = f"{server}/#/experiments/{experiment}/runs/{self.run_id}"
         logger.info("mlflow: %s", self.url)
         self.client.update_run(self.run_id, status="RUNNING")
         self._describe(hyperparameters(config), existing.data.params, jobs)
@@ -87,7 +87,7 @@ class Mlflow(Tracker):
                 logger.warning("mlflow does not accept pictures and files, only numbers are sent: %s",
                                without_credentials(" ".join(str(error).split())))
 
-    def log_artifact(self, title: str, folder: Path) -> None:
+    def log_artifact(self, title: str, folder: Path, scores: Values, aliases: Sequence[str]) -> None:
         self._send_file(lambda: self.client.log_artifacts(self.run_id, str(folder), artifact_path=title))
 
     def alert(self, title: str, text: str, level: Level) -> None:

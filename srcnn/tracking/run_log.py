@@ -12,16 +12,16 @@ from typing import Any
 from tqdm import tqdm
 
 from srcnn.runtime.credentials import without_credentials
-from srcnn.tracking.cluster_job import record_start
-from srcnn.tracking.history import METRICS, STEP_KEY, History, Values
+from srcnn.tracking.cluster_job import record_end, record_start
+from srcnn.tracking.history import METRICS, STEP_KEY, History, Values, best_validation
 from srcnn.tracking.mlflow_tracker import Mlflow
-from srcnn.tracking.tracker import FINISH_SECONDS, Level, Pictures, TensorBoard, Tracker, TrackerThread
+from srcnn.tracking.tracker import FINISH_SECONDS, DatasetRecord, Level, Pictures, TensorBoard, Tracker, TrackerThread
 from srcnn.tracking.wandb_tracker import Wandb, end_wandb, kill_wandb_core
 
 logger = logging.getLogger(__name__)
 PREEMPTED_SECONDS = 10.0  # of the 30 s between SIGTERM and SIGKILL, in which a checkpoint is saved too
 SYNC_OPTIONS = {"wandb": "", "mlflow": " --tracker mlflow"}  # of `srcnn sync`
-BAR = "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} tiles, {rate_fmt}, {remaining} left{postfix}"
+BAR = "|{bar}| {n_fmt}/{total_fmt} tiles, {rate_noinv_fmt}, {remaining} left{postfix}"  # 80 columns hold a million
 
 
 class Tracking:
@@ -43,6 +43,8 @@ class Tracking:
         *,
         hosts: Sequence[str] = (),
         alerts: bool = True,
+        machine: Mapping[str, str] | None = None,
+        dataset: DatasetRecord | None = None,
     ) -> None:
         """
         Args:
@@ -53,6 +55,8 @@ class Tracking:
             run_id: identifies the run in wandb and MLflow, over all its starts.
             hosts: the machines of the ranks.
             alerts: send alerts through the trackers.
+            machine: hardware and versions, for jobs.jsonl.
+            dataset: the shards, for the lineage in wandb.
         """
         self.run = run
         self.is_main = trackers is not None
@@ -60,15 +64,15 @@ class Tracking:
         self.is_preempted = False
         self.alerts, self.has_alerted_of_skips = alerts, False
         self.validation: dict[str, float] = {}  # the last one since the start
-        self.total_samples = total_samples
+        self.total_samples, self.samples, self.has_ended = total_samples, samples, False
         is_hidden = None if self.is_main else True  # None: unless this is a terminal
-        self.bar = tqdm(total=total_samples, initial=samples, unit=" tiles", disable=is_hidden, bar_format=BAR)
+        self.bar = tqdm(total=total_samples, initial=samples, unit="", disable=is_hidden, bar_format=BAR)
         if trackers is None:
             return
         self.history = History(run, logged_samples)
-        points, jobs = self.history.points(), record_start(run, samples, hosts)
+        points, jobs = self.history.points(), record_start(run, samples, hosts, machine=machine)
         starts: dict[str, Callable[[], Tracker]] = {
-            "wandb": lambda: Wandb(run, config, run_id, points, jobs),
+            "wandb": lambda: Wandb(run, config, run_id, points, jobs, None, dataset),
             "tensorboard": lambda: TensorBoard(run, config, logged_samples),
             "mlflow": lambda: Mlflow(run, config, run_id, points, jobs),
         }
@@ -81,6 +85,7 @@ class Tracking:
 
     def advance(self, samples: int) -> None:
         """Moves the progress bar to `samples` tiles."""
+        self.samples = samples
         self.bar.update(samples - self.bar.n)
 
     def log(self, samples: int, values: Values, pictures: Pictures | None = None) -> None:
@@ -90,6 +95,7 @@ class Tracking:
         """
         if not self.is_main:
             return
+        self.samples = samples
         self.history.add({STEP_KEY: samples, **values})
         self.validation = {key: value for key, value in values.items() if key.startswith("val/")} or self.validation
         self._send(lambda tracker: tracker.log(samples, dict(values), dict(pictures or {})))
@@ -106,9 +112,11 @@ class Tracking:
         for thread in self.threads:
             thread.put(action)
 
-    def log_artifact(self, title: str, folder: Path) -> None:
-        """Uploads a folder as an artifact, in wandb of type model."""
-        self._send(lambda tracker: tracker.log_artifact(title, folder))
+    def log_artifact(self, title: str, folder: Path, aliases: Sequence[str] = ()) -> None:
+        """Uploads the folder of the best checkpoint, in wandb as a model with the scores of the best validation."""
+        if self.is_main:
+            scores = best_validation(self.history.points()) or {}
+            self._send(lambda tracker: tracker.log_artifact(title, folder, scores, aliases))
 
     def alert(self, title: str, text: str, level: Level) -> None:
         """Sends an alert through the trackers, unless `alerts` is off."""
@@ -129,8 +137,15 @@ class Tracking:
         self.alert("was preempted", f"{reason or 'stopped'}: checkpoint saved, the same command resumes it", "WARN")
         self._send(lambda tracker: tracker.preempted())
 
+    def ended(self, how: str) -> None:
+        """Records, once, that the training is complete, stopped or failed; ends the bar, so that lines can follow."""
+        self.bar.close()
+        if self.is_main and not self.has_ended:
+            record_end(self.run, self.samples, how)
+        self.has_ended = True
+
     def finish(self) -> None:
-        """Waits until the trackers have sent all, at most FINISH_SECONDS; warns if they have not.
+        """Waits until the trackers have sent all, at most FINISH_SECONDS; warns if they have not, else says where.
 
         Called in a `finally` clause while an exception is raised, it marks the run as failed.
         """
@@ -143,8 +158,11 @@ class Tracking:
             self.alert("failed", f"{type(error).__name__}: {error}", "ERROR")
         elif not self.is_preempted and "val/psnr" in self.validation:
             self.alert("is done", validation_text(self.validation), "INFO")
+        self.ended("stopped" if self.is_preempted else "failed" if error is not None else "complete")
         for thread in self.threads:
             thread.finish(int(self.is_preempted or error is not None), max(deadline - time.monotonic(), 0))
+            if thread.tracker and not thread.failed.is_set() and thread.tracker.place:
+                logger.info("%s: %s", thread.name, thread.tracker.place)
         self.threads = []
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import atexit
 import logging
 import queue
+import re
+import shlex
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,9 +22,29 @@ from srcnn.tracking.history import Values, merge_by_step
 
 logger = logging.getLogger(__name__)
 FINISH_SECONDS = 60.0
+MAX_NAME_LENGTH = 100
 MAX_PENDING = 1000  # queued actions at which a tracker is given up
 Pictures = Mapping[str, np.ndarray]  # uint8 (H, W, 3), by title
 Level = Literal["INFO", "WARN", "ERROR"]
+
+
+@dataclass(frozen=True)
+class DatasetRecord:
+    """The shards of a training, for the lineage that trackers show.
+
+    Attributes:
+        location: folder or URL.
+        splits: what is known of each split; `sha256` is the hash of its manifest.
+    """
+
+    location: str
+    splits: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """A name that trackers accept."""
+        last = re.split("[?#]", without_credentials(self.location))[0].rstrip("/").rpartition("/")[2]
+        return re.sub(r"[^\w.-]+", "-", last, flags=re.ASCII).strip(".-")[:MAX_NAME_LENGTH] or "shards"
 
 
 class Tracker(ABC):
@@ -31,11 +54,13 @@ class Tracker(ABC):
         next_step: the first number of samples that the tracker's run lacks.
         num_sent: points sent by this process.
         url: address of the run, "" if it has none.
+        place: where a person finds what was sent, an address or a command; "" if nowhere.
     """
 
     next_step = 0
     num_sent = 0
     url = ""
+    place = ""
 
     def log(self, samples: int, values: Values, pictures: Pictures) -> None:
         """Sends a point, unless the tracker's run has it."""
@@ -52,7 +77,7 @@ class Tracker(ABC):
     @abstractmethod
     def send(self, samples: int, values: Values, pictures: Pictures) -> None: ...
 
-    def log_artifact(self, title: str, folder: Path) -> None: ...
+    def log_artifact(self, title: str, folder: Path, scores: Values, aliases: Sequence[str]) -> None: ...
 
     def alert(self, title: str, text: str, level: Level) -> None: ...
 
@@ -76,13 +101,14 @@ class TrackerThread:
         self.name, self.on_failure, self.close, self.kill = name, on_failure, close, kill
         self.pending: queue.Queue[Callable[[Tracker], None] | None] = queue.Queue(MAX_PENDING)
         self.failed = threading.Event()
+        self.tracker: Tracker | None = None  # once it is made
         self.lock = threading.Lock()
         self.thread = threading.Thread(target=self._work, args=(start,), name=f"tracker {name}", daemon=True)
         self.thread.start()
 
     def _work(self, start: Callable[[], Tracker]) -> None:
         try:
-            tracker = start()
+            tracker = self.tracker = start()
             # wandb has registered an unbounded wait at the end of the process; a later registration is called first.
             atexit.register(self.finish, 1, FINISH_SECONDS)
             while (action := self.pending.get()) is not None and not self.failed.is_set():
@@ -121,12 +147,15 @@ class TrackerThread:
 
 
 class TensorBoard(Tracker):
-    """Writes event files to `run`/srcnn; points past `logged_samples` in earlier files are hidden."""
+    """Writes event files to `run`/tensorboard; points past `logged_samples` in earlier files are hidden."""
 
     def __init__(self, run: Path, config: Mapping[str, Any], logged_samples: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        folder = run / "srcnn"
+        folder = run / "tensorboard"
+        if (run / "srcnn").is_dir() and not folder.exists():  # its former name
+            (run / "srcnn").rename(folder)
+        self.place = f"see it with tensorboard --logdir {shlex.quote(str(folder))}"
         is_new = not list(folder.glob("events.*"))
         self.writer = SummaryWriter(str(folder), purge_step=max(logged_samples, 0) + 1)
         if is_new:  # TensorBoard would show another run each time

@@ -9,9 +9,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import queue
+import shlex
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +23,16 @@ import psutil
 from srcnn.runtime.credentials import without_credentials
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.files import atomic_file
+from srcnn.runtime.settings import flat
 from srcnn.runtime.untrusted import open_regular
 from srcnn.tracking.cluster_job import JobHistory
 from srcnn.tracking.history import STEP_KEY, Values
-from srcnn.tracking.tracker import FINISH_SECONDS, Level, Pictures, Tracker, hyperparameters
+from srcnn.tracking.tracker import FINISH_SECONDS, DatasetRecord, Level, Pictures, Tracker, hyperparameters
 
 logger = logging.getLogger(__name__)
 START_SECONDS = 60.0  # instead of wandb's 90, unless WANDB_INIT_TIMEOUT is set
 CONFIRM_SECONDS = 10.0  # of FINISH_SECONDS: in which the server has to show the last point
+ARTIFACT_SECONDS = 20.0  # in which the server has to accept an artifact of a few hundred bytes
 TITLE_LENGTH = 63  # of an alert
 MAX_LAST_STEP_BYTES = 20
 LAST_STEP = "last_step.txt"  # holds the last step of an offline run, in its folder, once its file is complete
@@ -41,9 +46,10 @@ class Wandb(Tracker):
 
     def __init__(
         self, run: Path, config: Mapping[str, Any], run_id: str, points: Sequence[Values],
-        jobs: JobHistory = JobHistory(), online: bool | None = None,
+        jobs: JobHistory = JobHistory(), online: bool | None = None, dataset: DatasetRecord | None = None,
     ) -> None:
-        """`online` None: as WANDB_MODE says; where it is not set, online with an account and else offline.
+        """`online` None: as WANDB_MODE says; where it is not set, online with an account and else offline. The hashes
+        of the `dataset` are settings of the run, and it is its input, which wandb knows of online runs only.
 
         Raises:
             ValueError: there is no account, or a sweep wants another run in this folder.
@@ -57,8 +63,8 @@ class Wandb(Tracker):
             logger.info("wandb is disabled by WANDB_DISABLED or WANDB_MODE")
         self.run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "srcnn"), name=run.name, dir=str(run), id=run_id, resume="allow",
-            config=hyperparameters(config) | jobs.settings(), mode=mode, group=jobs.group or None,
-            tags=jobs.tags or None, job_type=os.environ.get("WANDB_JOB_TYPE", "train"),
+            config=hyperparameters(config) | jobs.settings() | dataset_settings(dataset), mode=mode,
+            group=jobs.group or None, tags=jobs.tags or None, job_type=os.environ.get("WANDB_JOB_TYPE", "train"),
             settings=wandb.Settings(**_settings()),
         )
         if self.run.id != run_id:
@@ -71,14 +77,28 @@ class Wandb(Tracker):
         self.url = self.run.url or ""
         if self.url:
             logger.info("wandb: %s", self.url)
+        offline = f"send it with wandb sync {shlex.quote(str(Path(self.run.dir).parent))}" if self.run.offline else ""
+        self.place = self.url or offline
         self.log_missing(points)
+        if dataset and not (self.run.offline or self.run.disabled):
+            self.use_dataset(dataset)
+
+    def use_dataset(self, dataset: DatasetRecord) -> None:
+        """Makes the shards an input of the run: an artifact of references by hash. Nothing of them is uploaded."""
+        artifact = self.wandb.Artifact(dataset.name, "dataset", metadata={
+            "location": without_credentials(dataset.location), **dataset.splits})
+        for split, facts in dataset.splits.items():
+            artifact.add_reference(f"urn:sha256:{facts['sha256']}", f"{split}/manifest.json", checksum=False)
+        send_artifact("the shards as an input of the run", lambda: self.run.use_artifact(artifact))
 
     def send(self, samples: int, values: Values, pictures: Pictures) -> None:
         images = {title: self.wandb.Image(picture) for title, picture in pictures.items()}
         self.run.log({STEP_KEY: samples, **values, **images}, step=samples, commit=True)
 
-    def log_artifact(self, title: str, folder: Path) -> None:
-        self.run.log_artifact(str(folder), name=title, type="model")
+    def log_artifact(self, title: str, folder: Path, scores: Values, aliases: Sequence[str]) -> None:
+        artifact = self.wandb.Artifact(title, "model", metadata=dict(scores))
+        artifact.add_dir(str(folder))
+        send_artifact(title, lambda: self.run.log_artifact(artifact, aliases=["latest", *aliases]))
 
     def alert(self, title: str, text: str, level: Level) -> None:
         self.run.alert(title[:TITLE_LENGTH], text, level)
@@ -102,6 +122,31 @@ class Wandb(Tracker):
             if time.monotonic() > deadline:
                 raise OSError(f"the server has the points up to {max(last, 0)} of {self.next_step - 1}")
             time.sleep(1)
+
+
+def dataset_settings(dataset: DatasetRecord | None) -> dict[str, Any]:
+    """The hashes of the shards and what else is known of them, as settings of a run."""
+    return {f"data.{key}": value for key, value in flat(dataset.splits).items()} if dataset else {}
+
+
+def send_artifact(what: str, send: Callable[[], object]) -> None:
+    """Sends an artifact; warns where that fails, or takes long: wandb waits for its server without a limit."""
+    problems: queue.Queue[str] = queue.Queue()
+
+    def work() -> None:
+        try:
+            send()
+            problems.put("")
+        except Exception as error:  # whatever wandb raises
+            problems.put(" ".join(f"{type(error).__name__}: {error}".split()))
+
+    threading.Thread(target=work, name="wandb artifact", daemon=True).start()
+    try:
+        problem = problems.get(timeout=ARTIFACT_SECONDS)
+    except queue.Empty:
+        problem = f"no answer within {ARTIFACT_SECONDS:.0f} s"
+    if problem:
+        logger.warning("wandb did not take %s: %s", what, without_credentials(problem))
 
 
 def first_missing_step(folders: Sequence[Path]) -> int:

@@ -1,39 +1,43 @@
-"""The figures of a run: loss and PSNR curves, tiles, a whole photo before and after; as PNG and as one HTML page."""
+"""The report of a run: one page with its numbers, curves and pictures, and the figures and tables beside it."""
 
 from __future__ import annotations
 
-import base64
-import html
 import json
+import math
 import re
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from srcnn.data.dataset import ShardDataset
-from srcnn.data.manifest import ShardError
-from srcnn.data.photo_list import read_photo_records
+from srcnn.data.manifest import Manifest, read_manifest
 from srcnn.models.base import Network
 from srcnn.models.weights import load_model
-from srcnn.photos.tiling import grid, join
-from srcnn.restoration.figures import COLUMNS, GAP_PIXELS, before_after, captioned, save_picture
+from srcnn.restoration.figures import COLUMNS, GAP_PIXELS, before_after, captioned, magnify, save_picture, side_by_side
 from srcnn.restoration.restore import restore
+from srcnn.runtime.credentials import without_credentials
+from srcnn.runtime.errors import UserError
 from srcnn.runtime.files import atomic_file
 from srcnn.runtime.run_folder import check_run_folder
+from srcnn.runtime.settings import flat, plain
+from srcnn.runtime.storage import open_storage
 from srcnn.runtime.strict_yaml import read_yaml
-from srcnn.tracking.history import STEP_KEY, read_metrics, results_table
+from srcnn.tracking.cluster_job import TIME_FORMAT, JobHistory, read_starts
+from srcnn.tracking.history import STEP_KEY, Values, best_validation, read_metrics, results_table
+from srcnn.training.config import TrainConfig
+from srcnn.training.report_charts import CHARTS, NOISY, draw_chart, smooth, values_of
+from srcnn.training.report_page import cards, compared, facts, html_page, section, table_of, triple
+from srcnn.training.report_scores import Pair, Scored, Scores, restored_pair, score_split, tile_of
 
-MOST_CONSIDERED = 1000  # photos of the validation split, one of which is drawn
-MAX_SIDE = 1600  # pixels of a photo drawn in the report; of larger ones the top left part
+LARGE, SMALL = 1200, 640  # pixels, widths of photos in the page
+MOST_STARTS = 20  # listed in the page
 _WORD = re.compile(r"\w{1,40}")  # what a stranger's settings may put into a model card
-FIGURES = {
-    "psnr.png": "PSNR over the training: the degraded input, training tiles, validation tiles",
-    "loss.png": "Loss over the training; of the validation tiles the mean squared error",
-    "tiles.png": "Validation tiles",
-    "photo.png": "A validation photo, reduced where it is large; below, the detail where the network gained most",
-}
+RANKS = ("largest gain", "median gain", "smallest gain")
 
 
 def write_report(run: Path, reader: ShardDataset) -> Path:
@@ -46,42 +50,140 @@ def write_report(run: Path, reader: ShardDataset) -> Path:
     check_run_folder(run)
     folder = run / "report"
     folder.mkdir(exist_ok=True)
-    points = read_metrics(run)
-    model = load_model(run)
+    points, model = read_metrics(run), _ready(load_model(run))
+    settings = read_yaml(run / "config.yaml") if (run / "config.yaml").is_file() else {}
+    scores = score_split(reader, model)
     draw_curves(points, folder)
-    tiles = pair_rows(reader, model, num_pairs=4)[:, GAP_PIXELS:]  # the captions begin where the tiles do
-    save_picture(captioned(tiles.repeat(2, 0).repeat(2, 1), COLUMNS), folder / "tiles.png")
-    if reader.manifest.photos:  # of shards made elsewhere nothing is known but the pairs
-        save_picture(photo_before_after(reader, model), folder / "photo.png")
+    curves, speed = (f'<div class="two">{"".join(draw_chart(chart, points) for chart in charts)}</div>'
+                     for charts in (CHARTS[:2], CHARTS[2:]))
+    body = [cards(headline(points, settings, run)), curves, *picture_sections(reader, model, scores, folder),
+            photo_table(scores), record_sections(run, settings, reader, points),
+            section("Learning rate and speed", speed)]
+    num_weights = sum(parameter.numel() for parameter in model.parameters())
+    subtitle = " · ".join(filter(None, (f"{model.name}, {model.summary}", f"{num_weights:,} weights",
+                                        reader.manifest.damage)))
     table = results_table(points)
     for name, content in (("table.md", table), ("card.md", training_card(run, points)),
-                          ("scores.json", json.dumps(best_scores(points))),
-                          ("index.html", html_page(run.name, table, folder))):
-        with atomic_file(folder / name) as file:
-            file.write(content.encode(errors="backslashreplace"))
+                          ("scores.json", json.dumps(best_scores(points)))):
+        _write(folder / name, content)
+    _write(folder / "index.html", html_page(run.resolve().name, table, folder, "".join(body), subtitle))
     return folder / "index.html"
 
 
+def _write(path: Path, content: str) -> None:
+    with atomic_file(path) as file:
+        file.write(content.encode(errors="backslashreplace"))
+
+
 def draw_curves(points: list[dict[str, float]], folder: Path) -> None:
-    """loss.png and psnr.png: training and validation against tiles seen."""
+    """loss.png and psnr.png: training, thin and smoothed, and validation against tiles seen."""
     from matplotlib.figure import Figure  # slow to import, and wanted only here
 
-    curves = {
-        "loss.png": ("loss", {"train/loss": "training", "val/loss": "validation, mean squared error"}),
-        "psnr.png": ("PSNR, dB", {"val/psnr_in": "degraded input", "train/psnr": "training", "val/psnr": "validation"}),
-    }
-    for name, (label, lines) in curves.items():
+    for name, chart in (("psnr.png", CHARTS[0]), ("loss.png", CHARTS[1])):
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.subplots()
-        for key, title in lines.items():
-            line = [(point[STEP_KEY], point[key]) for point in points if key in point]
-            marker = "o" if key.startswith("val") else ""
-            axes.plot(*zip(*line, strict=True), label=title, marker=marker, markersize=3, linewidth=1.3)
-        axes.set(xlabel="training tiles seen", ylabel=label, yscale="log" if name == "loss.png" else "linear")
+        for line, colour in zip(chart.lines, ("tab:gray", "tab:blue", "tab:orange"), strict=False):
+            values = values_of(points, line.key, chart.logarithmic)
+            is_noisy = line.style == "train" and len(values) >= NOISY
+            if is_noisy:
+                axes.plot(*values.T, color=colour, linewidth=0.7, alpha=0.5)
+            axes.plot(*(smooth(values) if is_noisy else values).T, label=line.label, color=colour, linewidth=1.6,
+                      marker="o" if line.style == "val" else "", linestyle="--" if line.style == "input" else "-",
+                      markersize=3)
+        axes.set(xlabel="training tiles seen", ylabel=chart.title, yscale="log" if chart.logarithmic else "linear")
         axes.grid(alpha=0.3)
         axes.legend()
         with atomic_file(folder / name) as file:
             figure.savefig(file, dpi=120, format="png")
+
+
+def headline(points: Sequence[Values], settings: Mapping[str, Any], run: Path) -> list[tuple[str, str, str]]:
+    """The numbers that matter, as (title, value, remark): PSNR and SSIM of the best validation, length, time."""
+    result = []
+    if best := best_validation(points):
+        before, after = best.get("val/psnr_in", math.nan), best["val/psnr"]
+        result.append(("Validation PSNR of the best weights", f"{before:.2f} \u2192 {after:.2f} dB",
+                       f"{after - before:+.2f} dB, after {best[STEP_KEY]:,.0f} tiles"))
+        before, after = best.get("val/ssim_in", math.nan), best.get("val/ssim", math.nan)
+        if math.isfinite(after):
+            result.append(("SSIM", f"{before:.3f} \u2192 {after:.3f}", f"{after - before:+.3f}"))
+    seen, total = max((point[STEP_KEY] for point in points), default=0), settings.get("total_samples")
+    length = f"of {total:,}" if type(total) is int and total != seen else "the whole training"
+    result.append(("Tiles seen", f"{seen:,.0f}", length))
+    rates = [rate for point in points if math.isfinite(rate := point.get("tiles_per_second", math.nan)) and rate > 0]
+    seconds, is_all = duration(read_starts(run))
+    known = "" if is_all else " and more" if seconds else "not known"
+    result.append(("Time", f"{time_text(seconds) if seconds or is_all else ''}{known}",
+                   f"{np.median(rates):,.0f} tiles/s" if rates else ""))
+    return result
+
+
+def duration(starts: JobHistory) -> tuple[float, bool]:
+    """Seconds between starts and ends of a run; and whether the end of every start is known."""
+    total, is_all = 0.0, bool(starts.lines)
+    for line in starts.lines:
+        try:
+            first, last = (datetime.strptime(str(time), TIME_FORMAT) for time in (line["time"], line["end"]["time"]))
+            total += max((last - first).total_seconds(), 0)
+        except (KeyError, TypeError, ValueError):
+            is_all = False
+    return total, is_all
+
+
+def time_text(seconds: float) -> str:
+    """A duration for people: 45 s, 12 min, 3 h 5 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def picture_sections(reader: ShardDataset, model: Network, scores: Scores, folder: Path) -> list[str]:
+    """Photos under a slider and tiles beside each other, those that gained most, half and least; also as PNG files."""
+    sections = []
+    if photos := scores.photos:
+        best, typical, worst = photos[0], photos[len(photos) // 2], photos[-1]
+        pair = restored_pair(reader, model, typical)
+        save_picture(before_after(*pair), folder / "photo.png")
+        shown = _compared(pair, typical, RANKS[1] if len(photos) > 2 else "", LARGE)
+        if len(photos) > 2:
+            others = ((best, RANKS[0]), (worst, RANKS[2]))
+            shown += '<div class="two">' + "".join(
+                _compared(restored_pair(reader, model, photo), photo, rank, SMALL) for photo, rank in others) + "</div>"
+        sections.append(section("Before and after", shown, "Validation photos, which the network was not trained on. "
+                                "Drag the line: degraded on the left, restored on the right."))
+    tiles = scores.tiles
+    rows = []
+    for rank, (photo, number) in zip(RANKS, (tiles[0], tiles[len(tiles) // 2], tiles[-1]), strict=True):
+        tile = tile_of(restored_pair(reader, model, photo), photo, number, reader.tile_shape[0])
+        rows.append((rank, tile, *photo.tiles[number]))
+    save_picture(tile_rows([(tile, before, after) for _, tile, before, after in rows]), folder / "tiles.png")
+    drawn = "".join(triple(tile, rank, before, after) for rank, tile, before, after in rows)
+    sections.append(section("Tiles", f'<div class="tiles">{drawn}</div>', f"Of {len(tiles):,} validation tiles."))
+    return sections
+
+
+def _compared(pair: Pair, photo: Scored, rank: str, width: int) -> str:
+    title = f"{photo.name} ({rank})" if rank else photo.name
+    return compared(pair, title, photo.psnr_in, photo.psnr_out, width)
+
+
+def tile_rows(rows: Sequence[tuple[Pair, float, float]]) -> np.ndarray:
+    """Tiles twice as large, with their PSNR above: a row each of degraded, restored, clean."""
+    return np.concatenate([
+        captioned(side_by_side(*(magnify(picture, 2) for picture in pair)),
+                  (f"{COLUMNS[0]}: PSNR {before:.2f} dB", f"{COLUMNS[1]}: PSNR {after:.2f} dB", COLUMNS[2]))
+        for pair, before, after in rows])
+
+
+def photo_table(scores: Scores) -> str:
+    """The photos that were measured with their PSNR, best gain first."""
+    rows = [(photo.name, len(photo.samples), f"{photo.psnr_in:.2f}", f"{photo.psnr_out:.2f}", f"{photo.gain:+.2f}")
+            for photo in scores.photos]
+    some = "" if len(rows) == scores.num_photos else f" of {scores.num_photos:,}, evenly spread over the first ones"
+    note = (f"{len(rows)} validation photos{some}. PSNR in dB of each whole photo, output rounded to 8 bits; the "
+            "validation's are means over tiles.")
+    return section("Photos", table_of(("photo", "tiles", "degraded", "restored", "gain"), rows), note) if rows else ""
 
 
 def pair_rows(reader: ShardDataset, model: Network, num_pairs: int) -> np.ndarray:
@@ -102,28 +204,10 @@ def _ready(model: Network) -> Network:
     return model.without_centering().to(next(model.parameters()).device).eval()
 
 
-def photo_before_after(reader: ShardDataset, model: Network) -> np.ndarray:
-    """The validation photo of middling input PSNR (of the first thousand), put together from its tiles, degraded,
-    restored whole, and clean; below, its busiest detail magnified.
-    """
-    first = islice(read_photo_records(reader.storage, reader.manifest), MOST_CONSIDERED)
-    records = sorted(first, key=lambda record: record.degraded_psnr)
-    record = records[len(records) // 2]
-    shards = [shard.name for shard in reader.manifest.shards]
-    before = sum(shard.num_samples for shard in reader.manifest.shards[: shards.index(record.shard)])
-    if record.first_sample + record.num_samples > reader.manifest.shards[shards.index(record.shard)].num_samples:
-        raise ShardError(f"{reader.location}: photo {record.name!r:.99} has more pairs than its shard")
-    samples = before + record.first_sample + np.arange(record.num_samples)
-    rows, columns = grid(record.height, record.width, reader.manifest.tile_shape[0])
-    if rows * columns != record.num_samples:  # an imported pair picture: one tile
-        rows = columns = 1
-    clean, degraded = (join(tiles, rows, columns)[:MAX_SIDE, :MAX_SIDE] for tiles in reader.read(samples))
-    return before_after(degraded, restore(degraded, _ready(model)), clean)
-
-
 def training_card(run: Path, points: list[dict[str, float]]) -> str:
     """The training for a model card, Markdown: its settings, and the best validation; "" where it never validated."""
-    if not (best := best_validation(points)):
+    best = best_validation(points)
+    if best is None:
         return ""
     settings = read_yaml(run / "config.yaml")
     optimizer, total = settings.get("optimizer"), settings.get("total_samples")
@@ -139,30 +223,71 @@ def training_card(run: Path, points: list[dict[str, float]]) -> str:
 {results_table([best])}"""
 
 
-def best_validation(points: list[dict[str, float]]) -> dict[str, float]:
-    """The point of the highest validation PSNR; {} where there was no validation."""
-    return max((point for point in points if "val/psnr" in point), key=lambda point: point["val/psnr"], default={})
-
-
-def best_scores(points: list[dict[str, float]]) -> dict[str, float]:
+def best_scores(points: Sequence[Values]) -> dict[str, float]:
     """The scores of the best validation for a model card: "psnr", "ssim", and those of its input."""
-    best = best_validation(points)
+    best = best_validation(points) or {}
     return {key: best[f"val/{key}"] for key in ("psnr_in", "psnr", "ssim_in", "ssim") if f"val/{key}" in best}
 
 
-def html_page(title: str, table: str, folder: Path) -> str:
-    """One self-contained page: the pictures are inside it, and what comes from files is escaped."""
-    rows = [line.strip("|").split("|") for line in table.splitlines() if not line.startswith("|---")]
-    cells = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    figures = "".join(
-        f'<h2>{caption}</h2><img alt="{caption}" src="data:image/png;base64,'
-        f'{base64.b64encode((folder / name).read_bytes()).decode()}">'
-        for name, caption in FIGURES.items()
-        if (folder / name).is_file()
-    )
-    style = "body{font:16px sans-serif;max-width:1100px;margin:2em auto;padding:0 1em}img{max-width:100%}" \
-            "td{padding:.2em 1em;border-bottom:1px solid #ddd;text-align:right}"
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{style}</style><h1>{html.escape(title)}</h1><table>{cells}</table>{figures}</html>\n"
-    )
+def record_sections(run: Path, settings: Mapping[str, Any], reader: ShardDataset, points: Sequence[Values]) -> str:
+    """Settings, data, time and machine."""
+    changed, others = split_settings(settings)
+    rest = f'<details><summary>All other settings, at their defaults</summary>{facts("", others)}</details>'
+    starts = read_starts(run)
+    machine = starts.lines[-1].get("machine") if starts.lines else None
+    known = {str(key)[:40]: value for key, value in machine.items()} if isinstance(machine, dict) else {}
+    last = points[-1] if points else {}
+    if math.isfinite(memory := last.get("memory_gib", math.nan)):
+        known["memory used"] = f"{memory:.2f} GiB"
+    if math.isfinite(wait := np.mean([point["data_wait"] for point in points if "data_wait" in point] or [math.nan])):
+        known["waiting for data"] = f"{100 * wait:.1f} % of the time"
+    columns = facts("Data", data_facts(reader)) + facts("Machine", known)
+    return (section("Settings", f'<div class="settings">{facts("", changed)}{rest}</div>',
+                    "What differs from the defaults.")
+            + section("Data and machine", f'<div class="columns">{columns}</div>')
+            + section("Starts", table_of(("start", "end", "from tiles", "to tiles", "outcome", "on"),
+                                         start_rows(starts))))
+
+
+def split_settings(settings: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    """The settings of a run as text, by name: those that differ from the defaults, and the others."""
+    defaults = flat(plain(asdict(TrainConfig())))
+    values = flat(settings)
+    differs = {key: key not in defaults or defaults[key] != value for key, value in values.items()}
+    shown = {key: without_credentials(value if isinstance(value, str) else json.dumps(value, default=str))
+             for key, value in values.items()}
+    return ({key: text for key, text in shown.items() if differs[key]},
+            {key: text for key, text in shown.items() if not differs[key]})
+
+
+def data_facts(reader: ShardDataset) -> dict[str, str]:
+    """Both splits: where they lie, how many tiles and photos, how degraded, and their hashes."""
+    root = reader.location.rpartition("/")[0]
+    try:
+        train: Manifest | None = read_manifest(open_storage(f"{root}/train"))
+        problem = ""
+    except (OSError, UserError) as error:
+        train, problem = None, str(error)
+    result = {"shards": without_credentials(root)}
+    for split, manifest in (("training", train), ("validation", reader.manifest)):
+        if manifest is None:
+            result[split] = f"cannot be read: {without_credentials(problem)}"
+            continue
+        photos = f" of {manifest.photos.num_photos:,} photos" if manifest.photos else ""
+        psnr = f", degraded {manifest.degraded_psnr:.2f} dB" if manifest.degraded_psnr else ""
+        result[split] = f"{manifest.num_samples:,} tiles{photos} in {len(manifest.shards)} shards{psnr}"
+        result[f"{split}, sha256"] = manifest.hash()
+    versions = ", ".join(f"{name} {version}" for name, version in reader.manifest.versions.items())
+    return result | {"tile": "x".join(map(str, reader.tile_shape)) + " pixels", "damage": reader.manifest.damage
+                     or "unknown", "made with": versions}
+
+
+def start_rows(starts: JobHistory) -> list[tuple[str, ...]]:
+    """The last starts of a run, a row of a table each."""
+    rows = []
+    for line in starts.lines[-MOST_STARTS:]:
+        end = line.get("end") or {}
+        rows.append(tuple(str(value) for value in (
+            line.get("time"), end.get("time", "unknown"), line.get("samples"), end.get("samples", "unknown"),
+            end.get("end", "running, or killed"), line["facts"].get("nodes", "unknown"))))
+    return rows

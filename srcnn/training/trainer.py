@@ -29,8 +29,10 @@ from srcnn.runtime.settings import plain
 from srcnn.runtime.signals import StopRequested
 from srcnn.runtime.watchdog import warn_if_slow
 from srcnn.tracking.run_log import Tracking
+from srcnn.tracking.tracker import DatasetRecord
 from srcnn.training.components import Components
 from srcnn.training.config import TrainConfig
+from srcnn.training.machine import describe_machine, device_name
 from srcnn.training.report import pair_rows, write_report
 from srcnn.training.resume import (
     LAST_SAVE_SECONDS,
@@ -254,18 +256,33 @@ class Trainer(Components):
         return {}
 
     def announce(self) -> None:
-        """Logs once what is about to happen."""
-        config, accelerator = self.config, self.accelerator
-        if accelerator.is_main_process:
-            ranks = accelerator.num_processes
-            logger.info(
-                "%s on %d x %s, precision %s, %d training and %d validation tiles, order: %s; starting at %d of %d,"
-                " global batch %d", self.network.name, ranks, accelerator.device.type, accelerator.mixed_precision,
-                self.dataset.num_samples, self.val_dataset.num_samples,
-                config.stream.make_shuffle(config.seed, self.dataset), self.state.samples, config.total_samples,
-                config.global_batch_size(ranks))
-            if self.is_done:
-                logger.info("%s is complete: nothing to train (--total_samples, or another --run)", config.run)
+        """Logs once what is about to be trained, on what and for how long."""
+        if not self.accelerator.is_main_process:
+            return
+        for title, text in self.summary().items():
+            logger.info("%-10s %s", title, text)
+        if self.is_done:
+            logger.info("%s is complete: nothing to train (--total_samples, or another --run)", self.config.run)
+
+    def summary(self) -> dict[str, str]:
+        """Network, data, machine and length, by title, as people read them."""
+        config, accelerator, network, samples = self.config, self.accelerator, self.network, self.state.samples
+        num_weights = sum(parameter.numel() for parameter in network.parameters())
+        size, ranks = config.global_batch_size(accelerator.num_processes), accelerator.num_processes
+        precision = "float32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
+        shape = "x".join(map(str, self.dataset.tile_shape))
+        epochs = config.total_samples / self.dataset.num_samples
+        damage = ", ".join(config.degradation.damages) or self.dataset.manifest.damage or "damage unknown"
+        return {
+            "network": f"{network.name}, {network.summary}, {num_weights:,} weights",
+            "shards": f"{without_credentials(config.shards)}: {self.dataset.num_samples:,} tiles of {shape}, "
+                      f"{self.val_dataset.num_samples:,} to validate; {damage}",
+            "order": str(config.stream.make_shuffle(config.seed, self.dataset)),
+            "machine": f"{ranks} x {device_name(accelerator.device)}, {precision}",
+            "length": f"{config.total_samples:,} tiles ({epochs:.3g} epochs) in batches of {size}"
+                      + (f", {samples:,} are done" if samples else ""),
+            "run": f"{config.run}, trackers: {', '.join(config.trackers) or 'none'}",
+        }
 
     def start_tracking(self) -> Tracking:
         """The record of the run, which goes on where the checkpoint knows it to be."""
@@ -274,13 +291,24 @@ class Trainer(Components):
         logged = max(state.logged_samples, state.validated_samples)
         hosts = list(dict.fromkeys(all_gather_json(socket.gethostname(), self.group)))
         return Tracking(Path(config.run), trackers, plain(asdict(saved_config(config))), config.total_samples,
-                        state.samples, logged, state.tracker_id, hosts=hosts, alerts=config.alerts)
+                        state.samples, logged, state.tracker_id, hosts=hosts, alerts=config.alerts,
+                        machine=describe_machine(accelerator, len(hosts)) if accelerator.is_main_process else None,
+                        dataset=self.dataset_record())
+
+    def dataset_record(self) -> DatasetRecord:
+        """The shards for the trackers."""
+        manifests = {"train": self.dataset.manifest, "val": self.val_dataset.manifest}
+        return DatasetRecord(self.config.shards, {
+            split: {"sha256": manifest.hash(), "tiles": manifest.num_samples,
+                    "photos": manifest.photos.num_photos if manifest.photos else None, "damage": manifest.damage}
+            for split, manifest in manifests.items()})
 
     def write_results(self, tracking: Tracking) -> None:
         """The report and the verdict, on the main process."""
         config = self.config
         if not self.accelerator.is_main_process:
             return
+        tracking.ended("complete")
         gain = self.state.values.get("val/gain", 0.0)
         if config.overfit_tiles:
             verdict = ("the loop learns" if gain > LEARNED_GAIN else
@@ -289,9 +317,14 @@ class Trainer(Components):
         try:
             with warn_if_slow(f"{config.run}: writing the report"):
                 page = write_report(Path(config.run), self.val_dataset)
-            logger.info("report: %s; use the network with: srcnn restore PHOTO --model %s", page, config.run)
         except (OSError, ValueError) as error:
             logger.warning("no report could be written (`srcnn report %s` tries again): %s", config.run, error,
                            exc_info=not isinstance(error, EXPECTED))
+        else:
+            logger.info("%-10s %s", "report", page)
+        best, psnr = Path(config.run, "best"), self.state.best_psnr
+        gain = psnr - self.state.values.get("val/psnr_in", psnr)
+        logger.info("%-10s PSNR %.2f dB (%+.2f dB over the input): %s; restore with it: srcnn restore PHOTO --model %s",
+                    "best", psnr, gain, best, config.run)
         if config.upload_best:
-            tracking.log_artifact(f"{Path(config.run).name}-best", Path(config.run, "best"))
+            tracking.log_artifact(f"{Path(config.run).name}-best", best, ("best", f"step-{self.state.best_step:08d}"))

@@ -233,7 +233,7 @@ def test_a_network_is_trained_on_them_and_reported_on(tmp_path, foreign):
     assert np.isfinite(values["val/psnr"])
     report = tmp_path / "run" / "report"
     assert {path.name for path in report.iterdir()} == {
-        "card.md", "index.html", "loss.png", "psnr.png", "table.md", "tiles.png"}
+        "card.md", "index.html", "loss.png", "psnr.png", "scores.json", "table.md", "tiles.png"}
     assert "photo.png" not in (report / "index.html").read_text()
     with pytest.raises(DistributedError, match=facts(foreign / "train", "--stream.resident no")):
         train(small_config(tmp_path / "resident", foreign, stream=LoaderConfig(resident="host")))

@@ -210,3 +210,12 @@ def test_a_manifest_that_is_no_json_object_is_refused(tmp_path: Path, content: s
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(ShardError, match="manifest.json"):
         read_manifest(Folder(tmp_path))
+
+
+@pytest.mark.parametrize(("degradation", "told"), [
+    ({"jpeg_quality": 20, "scale": 1}, "JPEG quality 20"), ({"jpeg_quality": [5, 95]}, "JPEG quality [5, 95]"),
+    ({"jpeg_quality": [], "scale": 3}, "reduced and enlarged 3x"), (None, ""), (7, ""), ({}, "")])
+def test_the_damage_is_told_where_it_is_known(degradation: Any, told: str) -> None:
+    assert manifest(config={"degradation": degradation}).damage == told
+    clean_only = manifest(config={"degradation": degradation}, members=("clean.npy",))
+    assert clean_only.damage == manifest(config={}).damage == ""

@@ -70,6 +70,8 @@ class WandbServer(http.server.ThreadingHTTPServer):
         self.sweeps: dict[str, str] = {}  # their YAML, by name
         self.trials: list[dict[str, Any]] = []  # what agents are told to run next
         self.views: dict[str, dict[str, Any]] = {}  # dashboards: their specifications, by name
+        self.artifacts: list[dict[str, Any]] = []  # as they were made
+        self.used: list[dict[str, Any]] = []  # by which run which artifact
         self.lock = threading.Lock()
         self.seen: list[str] = []  # all that was sent, as text
         self.released = threading.Event()
@@ -117,9 +119,43 @@ class WandbServer(http.server.ThreadingHTTPServer):
             alert = (variables["severity"], variables["title"], variables["text"])
             self.runs[variables["runName"]].alerts.append(alert)
             return {"notifyScriptableRunAlert": {"success": True}}
+        if "rtifact" in query:
+            return self.answer_artifacts(query, variables)
         if "stopped" in query and "sweep(" not in query:
             return {"project": {"run": {"stopped": False}}}
         return self.answer_people(query, variables)
+
+    def answer_artifacts(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
+        """An artifact is made, its manifest uploaded, it is committed, and perhaps used by a run."""
+        told = variables.get("input") or variables
+        upload = {"id": "file", "uploadHeaders": [], "uploadUrl": f"http://{HOST}:{self.server_port}/manifest",
+                  "displayName": "wandb_manifest.json", "storagePath": "wandb_manifest.json",
+                  "uploadMultipartUrls": None, "artifact": {"id": "artifact"}}
+        if "mutation CreateArtifact " in query:
+            self.artifacts.append(told)
+            made = {"id": f"artifact-{len(self.artifacts)}", "state": "PENDING"}
+            return {"createArtifact": {"artifact": made | {"artifactSequence": {"latestArtifact": None}}}}
+        if "mutation CreateArtifactManifest" in query or "mutation UpdateArtifactManifest" in query:
+            name = "createArtifactManifest" if "mutation Create" in query else "updateArtifactManifest"
+            return {name: {"artifactManifest": {"id": "manifest", "file": upload}}}
+        if "mutation CreateArtifactFiles" in query:
+            return {"createArtifactFiles": {"files": {"edges": [{"node": upload}] * len(told["artifactFiles"])}}}
+        if "mutation CommitArtifact" in query:
+            return {"commitArtifact": {"artifact": {"id": variables["artifactID"], "digest": "digest"}}}
+        if "mutation UseArtifact" in query:
+            self.used.append(told)
+            return {"useArtifact": {"artifact": {"id": told["artifactID"]}}}
+        if "query ArtifactByID" in query:
+            made = self.artifacts[int(variables["id"].rpartition("-")[2]) - 1]
+            project = {"id": "project", "internalId": "1", "name": "srcnn", "entity": {"name": "nobody"}}
+            sequence = {"__typename": "ArtifactSequence", "name": made["artifactCollectionName"], "project": project}
+            return {"artifact": {
+                "__typename": "Artifact", "id": variables["id"], "artifactSequence": sequence, "versionIndex": 0,
+                "artifactType": {"name": made["artifactTypeName"]}, "description": None, "metadata": "{}",
+                "ttlDurationSeconds": 0, "ttlIsInherited": False, "tags": [], "historyStep": None,
+                "state": "COMMITTED", "size": 0, "digest": made["digest"], "commitHash": None, "fileCount": 1,
+                "createdAt": "2026-01-01T00:00:00Z", "updatedAt": None, "aliases": []}}
+        return {"project": {"artifact": None}, "artifact": None}
 
     def answer_people(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
         """What the commands of wandb ask for: sweeps, their agents, dashboards."""

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, SMALL, PhotosFolder, make, pairs_of, photo_pixels, photos_of, quiet_env, run_shards
 from messages import numbers, says
-from PIL import Image
+from PIL import Image, ImageDraw
+from small import draw_photo
 
+from shards import contact_sheet
 from shards.__main__ import main
 from srcnn.data.manifest import read_manifest
 from srcnn.photos.degradation import jpeg
@@ -247,16 +249,40 @@ def test_the_degraded_psnr_of_real_photographs_is_scikit_images(tmp_path: Path, 
     assert manifest.degraded_psnr == pytest.approx(np.mean(scores), abs=1e-4)
 
 
-def test_the_sheet_shows_clean_beside_degraded_tiles(tmp_path: Path, photos_folder: PhotosFolder) -> None:
-    out = tmp_path / "out"
+def test_the_sheet_shows_clean_beside_degraded_tiles_with_the_psnr_of_each(tmp_path: Path, photos_folder: PhotosFolder,
+                                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = pytest.importorskip("skimage.metrics")
+    out, texts = tmp_path / "out", []
+    write = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda draw, place, text, *rest: (
+        texts.append(text), write(draw, place, text, *rest)))
     assert make("--photos", photos_folder(2), "--out", out, "--val_fraction", 0, "--num_sheet_pairs", 5) == 0
     sheet = np.asarray(Image.open(out / "train.png"))
-    assert sheet.shape == (2 * (64 + 8), 4 * (128 + 8))
-    pairs = {clean.tobytes(): degraded for clean, degraded in pairs_of(out, "train").values()}
-    shown = [sheet[row * 72 :, column * 136 :][:64, :128] for row in (0, 1) for column in range(4)]
-    for cell in shown[:5]:
-        np.testing.assert_array_equal(cell[:, 64:], pairs[np.ascontiguousarray(cell[:, :64]).tobytes()])
-    assert len({cell.tobytes() for cell in shown[:5]}) == 5 and all((cell == 255).all() for cell in shown[5:])
+    assert any("clean left, degraded right" in text for text in texts) and texts.count("clean") == 5
+    found = 0
+    for clean, degraded in pairs_of(out, "train").values():
+        large = [tile.repeat(2, 0).repeat(2, 1) for tile in (clean, degraded)]
+        for row, column in np.argwhere(sheet[:-128, :-264] == large[0][0, 0]):
+            cell = sheet[row : row + 128, column : column + 128 + 8 + 128]
+            if (cell[0, :128] == large[0][0]).all() and (cell[:, :128] == large[0]).all():
+                np.testing.assert_array_equal(cell[:, 136:], large[1])
+                assert f"degraded {metrics.peak_signal_noise_ratio(clean, degraded):.2f} dB" in texts
+                found += 1
+    assert found == 5
+
+
+@pytest.mark.parametrize("color", ["luma", "rgb"])
+def test_the_sheet_leaves_out_what_has_no_contrast(tmp_path: Path, color: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos, shown = tmp_path / "photos", []
+    photos.mkdir()
+    for number in range(12):
+        flat = np.full((64, 64, 3), (255 - 20 * number, 9, 20 * number), np.uint8)
+        Image.fromarray(draw_photo(number, 64, 64) if number < 6 else flat).save(photos / f"{number}.png")
+    draw = contact_sheet.draw_sheet
+    monkeypatch.setattr(contact_sheet, "draw_sheet", lambda pairs, *titles: shown.extend(pairs) or draw(pairs, *titles))
+    assert make("--photos", photos, "--out", tmp_path / "out", "--val_fraction", 0, "--num_sheet_pairs", 4,
+                "--tile_pixels", 64, "--color", color) == 0
+    assert len(shown) == 4 and all(clean.std((0, 1)).min() > 5 for clean, _ in shown)
 
 
 def test_preprocessing_does_not_import_torch() -> None:

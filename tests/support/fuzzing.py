@@ -184,6 +184,7 @@ def read_metrics_of_a_run(data: bytes, folder: Path) -> None:
     """As a report reads them, and as a training that goes on: then no line is left that a report cannot show."""
     from srcnn.tracking.history import History, merge_by_step, read_metrics, results_table
     from srcnn.training.report import draw_curves, html_page
+    from srcnn.training.report_charts import CHARTS, draw_chart
 
     (folder / "metrics.jsonl").write_bytes(data)
     with contextlib.suppress(ValueError):
@@ -192,16 +193,20 @@ def read_metrics_of_a_run(data: bytes, folder: Path) -> None:
     merge_by_step(points)
     page = html_page(data[:20].decode(errors="replace"), results_table(points), folder)
     assert page.count("<") < 100 + 20 * len(points)
+    assert all(draw_chart(chart, points).count("<") < 200 + 4 * len(points) for chart in CHARTS)
     if zlib.crc32(data) % 16 == 0:  # drawing takes longer than all the rest
         draw_curves(points, folder)
 
 
 def read_starts_of_a_run(data: bytes, folder: Path) -> None:
     from srcnn.tracking.cluster_job import record_start
+    from srcnn.training.report import duration, start_rows
 
     (folder / "jobs.jsonl").write_bytes(data)
     history = record_start(folder, 3)
     assert history.lines[-1]["samples"] == 3 and len(history.settings()) == len(history.lines)
+    duration(history)
+    start_rows(history)
     assert len(history.group) <= 128 and all(len(tag) <= 64 for tag in history.tags)
 
 

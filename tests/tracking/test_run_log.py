@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing import event_accumulator
 
 from srcnn.tracking import run_log as module
 from srcnn.tracking import tracker
+from srcnn.tracking.cluster_job import read_starts
 from srcnn.tracking.history import read_metrics
 from srcnn.tracking.run_log import Tracking
 
@@ -189,6 +190,51 @@ def test_a_terminal_shows_a_bar_and_keeps_the_validations(tmp_path, monkeypatch)
     assert "51/100 tiles" in text and "0.00123" in text and not any(key in text for key in POINT)
 
 
+@pytest.mark.parametrize("total", [640, 256_000, 1_280_000])
+def test_the_bar_fits_80_columns_and_tells_loss_psnr_rate_once_and_time_left(tmp_path, monkeypatch, total):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    record = Tracking(tmp_path, [], {}, total, 0, -1, "id")
+    record.bar.mininterval, record.bar.ncols = 0, 80
+    record.bar.start_t -= 3600
+    record.log(0, POINT)
+    record.advance(total // 3)
+    record.finish()
+    line = next(part for part in reversed(terminal.getvalue().split("\r")) if f"{total // 3}/" in part).rstrip()
+    assert len(line) <= 80 and "|" in line and says(line, "0.00123", "31.50 dB", f"{total // 3}/{total} tiles", "left")
+    assert line.count("/s") == 1
+
+
+def test_starts_and_ends_of_a_run_are_kept_with_what_it_ran_on(tmp_path):
+    first = Tracking(tmp_path, [], {}, 100, 0, -1, "id", machine={"device": "a GPU"})
+    first.log(10, {"val/psnr": 30.0})
+    first.preempted("SIGTERM")
+    first.finish()
+    second = Tracking(tmp_path, [], {}, 100, 10, 10, "id")
+    second.advance(100)
+    second.ended("complete")
+    second.finish()
+    Tracking(tmp_path, [], {}, 100, 100, 100, "id").bar.close()  # killed
+    lines = read_starts(tmp_path).lines
+    ends = [line.get("end", {}) for line in lines]
+    assert [line["samples"] for line in lines] == [0, 10, 100]
+    assert [(end.get("end"), end.get("samples")) for end in ends] == [("stopped", 10), ("complete", 100), (None, None)]
+    assert lines[0]["machine"] == {"device": "a GPU"} and lines[1]["machine"] == {}
+
+
+def test_event_files_where_they_lay_before_are_gone_on_with(tmp_path, caplog):
+    caplog.set_level("INFO")
+    first = tracking(tmp_path, names=["tensorboard"])
+    first.log(10, {"train/loss": 0.5})
+    first.finish()
+    assert lines_with(caplog.text, f"tensorboard --logdir {tmp_path / 'tensorboard'}")
+    (tmp_path / "tensorboard").rename(tmp_path / "srcnn")
+    second = tracking(tmp_path, 10, ["tensorboard"])
+    second.log(20, {"train/loss": 0.25})
+    second.finish()
+    assert scalars(tmp_path) == [(10, 0.5), (20, 0.25)] and not (tmp_path / "srcnn").exists()
+
+
 class Broken:
     """A tracker that does as it is told: raises, or never returns."""
 
@@ -246,7 +292,7 @@ def test_a_tracker_that_is_not_installed_is_named(tmp_path, caplog, monkeypatch)
 
 
 def scalars(run, title="train/loss"):
-    events = event_accumulator.EventAccumulator(str(run / "srcnn")).Reload()
+    events = event_accumulator.EventAccumulator(str(run / "tensorboard")).Reload()
     return [(event.step, event.value) for event in events.Scalars(title)]
 
 
@@ -261,9 +307,9 @@ def test_tensorboard_shows_each_point_once_after_a_kill(tmp_path):
         second.log(samples, {"train/loss": 0.25}, {"tiles": np.zeros((8, 8, 3), np.uint8)})
     second.finish()
     assert scalars(tmp_path) == [(10, 0.5), (20, 0.25), (30, 0.25), (40, 0.25)]
-    events = event_accumulator.EventAccumulator(str(tmp_path / "srcnn")).Reload()
+    events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in events.Images("tiles")] == [10, 20, 30, 40]
-    assert len(list((tmp_path / "srcnn").glob("*/events.*"))) == 1  # the hyperparameters, once
+    assert len(list((tmp_path / "tensorboard").glob("*/events.*"))) == 1  # the hyperparameters, once
 
 
 def test_hyperparameters_have_no_credentials_and_no_depth():

@@ -1,9 +1,11 @@
 """wandb with real processes and a stand-in for its server: every point once and in order, whatever happens."""
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,7 +15,9 @@ from messages import lines_with
 from wandb_files import rows, wandb_files
 from wandb_server import closed_port, wandb_server
 
+from srcnn.tracking import wandb_tracker
 from srcnn.tracking.history import read_metrics
+from srcnn.tracking.tracker import DatasetRecord
 from srcnn.tracking.wandb_tracker import LAST_STEP, first_missing_step
 
 slow = pytest.mark.slow
@@ -29,7 +33,13 @@ from srcnn.tracking import run_log
 from srcnn.tracking.run_log import Tracking
 run_log.FINISH_SECONDS = float(os.environ.get("FINISH", run_log.FINISH_SECONDS))
 run, logged, first, last, how = Path(sys.argv[1]), *map(int, sys.argv[2:5]), sys.argv[5]
-record = Tracking(run, ["wandb"], {"shards": "https://ann:hunter2@host/x", "lr": 0.5}, 1000, 0, logged, "theid")
+dataset = None
+if how in ("dataset", "model"):
+    from srcnn.tracking.tracker import DatasetRecord
+    splits = {split: {"sha256": letter * 64, "tiles": 7} for split, letter in (("train", "a"), ("val", "b"))}
+    dataset = DatasetRecord("https://ann:hunter2@host/my shards?sig=hunter2", splits)
+record = Tracking(run, ["wandb"], {"shards": "https://ann:hunter2@host/x", "lr": 0.5}, 1000, 0, logged, "theid",
+                  dataset=dataset)
 for samples in range(first, last + 1, 10):
     picture = {"tiles": np.full((8, 8, 3), samples % 256, np.uint8)} if samples % 50 == 0 else {}
     record.log(samples, {"train/loss": 1 / samples, "val/psnr": samples / 7}, picture)
@@ -48,6 +58,10 @@ if how == "raise":
         raise FloatingPointError("the loss")
     finally:
         record.finish()
+if how == "model":
+    (run / "best").mkdir()
+    (run / "best" / "model.safetensors").write_bytes(b"the weights")
+    record.log_artifact("run-best", run / "best", ("best", "step-00000040"))
 if how == "wait":
     time.sleep(600)
 if how == "leave":
@@ -276,3 +290,50 @@ def test_the_last_step_of_an_offline_run_that_is_no_number_counts_as_none(tmp_pa
     (folder / LAST_STEP).write_bytes(content) if content is not None else os.mkfifo(folder / LAST_STEP)
     assert first_missing_step([folder]) == 0
     assert [path.name for path in tmp_path.iterdir()] == [f"incomplete-{folder.name}"]
+
+
+@slow
+def test_the_shards_are_an_input_by_hash_and_the_best_weights_a_model_with_its_scores(tmp_path, server):
+    said = train(tmp_path / "run", -1, 10, 50, "model", server.environment)
+    dataset, model = server.artifacts
+    assert "did not take" not in said and server.steps("theid") == TENS[:5]
+    assert (dataset["artifactTypeName"], dataset["artifactCollectionName"]) == ("dataset", "my-shards")
+    assert [(use["artifactID"], use["runName"]) for use in server.used] == [("artifact-1", "theid")]
+    assert json.loads(dataset["metadata"])["train"] == {"sha256": "a" * 64, "tiles": 7}
+    assert (model["artifactTypeName"], model["artifactCollectionName"]) == ("model", "run-best")
+    assert {alias["alias"] for alias in model["aliases"]} == {"latest", "best", "step-00000040"}
+    assert json.loads(model["metadata"])["val/psnr"] == 50 / 7
+    assert server.runs["theid"].config["data.val.sha256"] == "b" * 64
+    uploads = [text for text in server.seen if "urn:sha256:" in text]
+    assert uploads and not any("hunter2" in text for text in server.seen)
+
+
+@slow
+def test_an_artifact_that_the_server_refuses_stops_nothing(tmp_path, server):
+    server.answer_artifacts = lambda *_: {}
+    said = train(tmp_path / "run", -1, 10, 50, "model", server.environment)
+    assert said.count("did not take") == 2 and "srcnn sync" not in said
+    assert server.steps("theid") == TENS[:5] and server.runs["theid"].notices[-1]["exitcode"] == 0
+
+
+def test_offline_the_hashes_of_the_shards_are_settings_and_where_the_files_lie_is_said(tmp_path):
+    run = tmp_path / "run"
+    said = train(run, -1, 10, 20, "dataset", OFFLINE)
+    (folder,) = run.glob("wandb/offline-run-*-theid")
+    assert lines_with(said, "wandb sync", folder) and steps_in_files(run) == [10, 20]
+    assert b"a" * 64 in wandb_files(run)[0].read_bytes()
+
+
+@pytest.mark.parametrize(("location", "name"), [
+    ("data/shards", "shards"), ("https://a:b@h/my shards/?sig=x", "my-shards"), ("..", "shards"), ("/", "shards"),
+    ("s3://bucket/é", "shards")])
+def test_shards_have_a_name_that_wandb_takes(location, name):
+    assert DatasetRecord(location, {}).name == name
+
+
+def test_an_artifact_that_hangs_is_given_up(monkeypatch, caplog):
+    monkeypatch.setattr(wandb_tracker, "ARTIFACT_SECONDS", 0.05)
+    release = threading.Event()
+    wandb_tracker.send_artifact("the shards", release.wait)
+    release.set()
+    assert lines_with(caplog.text, "the shards", "no answer")

@@ -26,7 +26,9 @@ from srcnn.training.resume import is_same_job
 from srcnn.training.trainer import Trainer, train
 
 LINKS = (".job", ".lock", "jobs.jsonl", "metrics.jsonl", "skipped.jsonl", "config.yaml", "checkpoint.pth", "report",
-         "report/loss.png", "report/card.md", "checkpoints", "checkpoints/step-00000099", "best", "wandb", "srcnn")
+         "report/loss.png", "report/card.md", "checkpoints", "checkpoints/step-00000099", "best", "wandb", "srcnn",
+         "tensorboard")
+FOLDERS = ("report", "checkpoints", "wandb", "srcnn", "tensorboard", "best")
 DEEP = b"[" * 5000
 
 
@@ -95,7 +97,7 @@ def test_a_link_out_of_a_run_is_named_by_every_command_and_what_it_leads_to_stay
         before = content(mine)
         with pytest.raises(UserError, match=name):
             check_run_folder(run)
-        if target.name == ("folder" if name in ("report", "checkpoints", "wandb", "srcnn", "best") else "file"):
+        if target.name == ("folder" if name in FOLDERS else "file"):
             told = [*attempts(run, shards), *commands(run, shards, capsys)]
             assert all(name in text for text in told), told
         assert content(mine) == before
@@ -168,7 +170,8 @@ def test_links_within_a_run_such_as_those_of_wandb_are_its_own(run, shards):
 
 def test_a_training_makes_no_names_that_are_not_checked(trained):
     assert {path.name for path in trained.iterdir()} <= set(NAMES)
-    assert {path.name for path in trained.iterdir()} >= {"best", "checkpoints", "metrics.jsonl", "report", "srcnn"}
+    made = {"best", "checkpoints", "metrics.jsonl", "report", "tensorboard"}
+    assert {path.name for path in trained.iterdir()} >= made
 
 
 @pytest.mark.parametrize("line", [b'{"samples": 3, "x": ' + DEEP, b'{"samples": 1' + b"0" * 400 + b"}",

@@ -57,6 +57,18 @@ def test_a_run_leaves_what_the_design_promises(tmp_path, shards):
         assert np.isfinite(points[0][key])
 
 
+def test_people_are_told_what_is_trained_on_what_and_where_the_results_are(tmp_path, shards, caplog):
+    caplog.set_level("INFO")
+    config = small_config(tmp_path / "run", shards)
+    values = train(config)  # the last validation is the best
+    weights = sum(tensor.numel() for tensor in load_model(tmp_path / "run").state_dict().values())
+    for told in ((f"{weights:,} weights", "SRCNN 9-1-5"), (shards, "75 tiles", "32x32", "45", "JPEG quality 20"),
+                 ("1 x", "float32"), ("64 tiles", "batches of 8"), (tmp_path / "run/report/index.html",),
+                 ("best", f"{values['val/psnr']:.2f} dB", f"{values['val/gain']:+.2f} dB",
+                  f"srcnn restore PHOTO --model {config.run}")):
+        assert lines_with(caplog.text, *told), told
+
+
 def test_training_learns(tmp_path, shards):
     config = small_config(tmp_path / "run", shards, total_samples=2000, validate_every_samples=2000,
                           log_every_samples=400, optimizer=OptimizerConfig(lr=3e-3, schedule="cosine"))

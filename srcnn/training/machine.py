@@ -1,0 +1,75 @@
+"""What a training runs on, for its record: hardware, processes, precision, versions and commit."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+GIT_SECONDS = 5.0
+LIBRARIES = ("torch", "accelerate", "numpy", "pillow")
+
+
+def describe_machine(accelerator: Accelerator, num_machines: int = 1) -> dict[str, str]:
+    """Hardware, processes, precision, versions and commit of this training, by title, as people read them."""
+    ranks, precision = accelerator.num_processes, accelerator.mixed_precision
+    machines = f" on {num_machines} machines" if num_machines > 1 else ""
+    facts = {
+        "device": device_name(accelerator.device),
+        "processes": f"{ranks}{machines}",
+        "precision": "float32" if precision == "no" else precision,
+        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "Python": platform.python_version(),
+        "srcnn": version_of("srcnn"),
+        **{name: version_of(name) for name in LIBRARIES},
+        "commit": commit(),
+    }
+    return {title: fact for title, fact in facts.items() if fact}
+
+
+def device_name(device: torch.device) -> str:
+    """The model of the GPU with its memory, or of the processor with the threads that PyTorch uses."""
+    if device.type == "cuda":
+        gpu = torch.cuda.get_device_properties(device)
+        return f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB"
+    threads = torch.get_num_threads()
+    return f"{processor_name()}, {threads} thread{'s' * (threads > 1)}"
+
+
+def processor_name() -> str:
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return " ".join(line.partition(":")[2].split())
+    return platform.processor() or platform.machine()
+
+
+def version_of(package: str) -> str:
+    """"" where the package is not installed."""
+    with suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return ""
+
+
+def commit(folder: Path = Path(__file__).parent) -> str:
+    """The git commit of the source in `folder`, with "-dirty" where it has changed since; "" where git has none of it.
+
+    An installed package may lie in the checkout of another project, which does not keep its files.
+    """
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=GIT_SECONDS, env=environment,
+                              stdin=subprocess.DEVNULL)
+        return done.stdout.strip()
+
+    with suppress(OSError, subprocess.SubprocessError):
+        if git("ls-files", "--", "."):
+            return git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+    return ""
