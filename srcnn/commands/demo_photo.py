@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from srcnn.models import DEFAULT_MODEL
 from srcnn.models.device import restoring_device
-from srcnn.models.pretrained import FAMILY, WeightSelector
+from srcnn.models.pretrained import DEFAULT_MODEL, FAMILY, WeightSelector
 from srcnn.models.weight_files import WEIGHTS
 from srcnn.photos.degradation import Degradation
 from srcnn.photos.photo_file import PhotoFile, Region, read_photo_file, write_photo_file

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from srcnn.commands.parser import CommandParser, add_command
-from srcnn.models import DEFAULT_MODEL
 from srcnn.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 STANDARD_INPUT = "-"
 CHUNK_BYTES = 1 << 20
 PICTURE_WIDTH, MIN_PICTURE_WIDTH = 1920, 300  # pixels of a comparison, three pictures side by side: it fits on a screen
+DEFAULT_MODEL = "unet-jpeg"
 MODEL_HELP = "a name from `srcnn models`, a run folder or a file, also of networks that spandrel knows (srcnn[models])"
 COMPARED_QUALITY = 20
 RESTORE_NOTES = """\

@@ -15,7 +15,7 @@ from small import draw_photo, small_config, small_shards
 
 from srcnn.__main__ import command_line, main
 from srcnn.commands import weights
-from srcnn.models import DEFAULT_MODEL
+from srcnn.models.pretrained import DEFAULT_MODEL
 from srcnn.models.weight_files import DEFAULT_WEIGHTS, WEIGHTS
 from srcnn.models.weights import load_model
 from srcnn.restoration.restore import restore
