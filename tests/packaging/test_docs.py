@@ -38,8 +38,8 @@ SETTINGS = {"launch/train.py": TrainConfig, "my_train.py": TrainConfig, "-m srcn
 SHARDS = ("srcnn shards", "-m shards", "launch/slurm/shards.sbatch")
 # Commands of srcnn that are parsed only, and why.
 PARSED = {"demo": "serves until it is stopped", "dashboard": "needs an account of wandb", "sync": "needs a server",
-          "push-shards": "needs an account",
-          "datasets": "needs a download; tests/commands/test_datasets.py", "verify": "needs the test sets, and twenty minutes", "fbcnn_color.pth": "weights that are not ours"}
+          "push-shards": "needs an account", "datasets": "needs a download; tests/commands/test_datasets.py",
+          "verify": "needs the test sets, and twenty minutes", "fbcnn_color.pth": "weights that are not ours"}
 # Programs of which only the files that they are given are looked for, and why.
 ELSEWHERE = {"git": "the address", "pip": "the network; test_extras.py knows the extras", "source": "the shell",
              "docker": "a daemon", "kubectl": "a cluster; tests/cluster", "wandb": "an account", "export": "the shell",
