@@ -33,15 +33,7 @@ def add_training_commands(commands: Any) -> None:
         passed_on.add_argument("settings", nargs="*")
         passed_on.set_defaults(action=action)
 
-    configs = add_command(
-        commands, "configs", configs_command, "list or copy the shipped configs of shards and trainings",
-        "srcnn configs                          list them",
-        "srcnn configs train.yaml -o configs    copy one, to change it",
-        "srcnn configs --schema train           the JSON schema of their keys, for editors",
-        more="`srcnn train --config NAME` and `srcnn shards --config NAME` find them by name.")
-    configs.add_argument("names", nargs="*", metavar="NAME", help="a config to copy, such as train.yaml")
-    configs.add_argument("-o", "--out", type=Path, default=Path(), metavar="DIR", help="folder to copy to (default: .)")
-    configs.add_argument("--schema", choices=tuple(CONFIG_CLASSES), help="print the JSON schema of such configs")
+    _add_configs(commands)
 
     verify = add_command(
         commands, "verify-shards", verify_command, "check every byte of shards against their manifest",
@@ -84,6 +76,18 @@ def add_training_commands(commands: Any) -> None:
     board.add_argument("--entity", default="", metavar="NAME", help="default: WANDB_ENTITY, else the account's default")
     board.add_argument("--project", default="", metavar="NAME", help="default: WANDB_PROJECT, else srcnn")
     board.add_argument("--name", default="SRCNN training", metavar="TEXT", help="of the view (default: %(default)s)")
+
+
+def _add_configs(commands: Any) -> None:
+    configs = add_command(
+        commands, "configs", configs_command, "list or copy the shipped configs of shards and trainings",
+        "srcnn configs                          list them",
+        "srcnn configs train.yaml -o configs    copy one, to change it",
+        "srcnn configs --schema train           the JSON schema of their keys, for editors",
+        more="`srcnn train --config NAME` and `srcnn shards --config NAME` find them by name.")
+    configs.add_argument("names", nargs="*", metavar="NAME", help="a config to copy, such as train.yaml")
+    configs.add_argument("-o", "--out", type=Path, default=Path(), metavar="DIR", help="folder to copy to (default: .)")
+    configs.add_argument("--schema", choices=tuple(CONFIG_CLASSES), help="print the JSON schema of such configs")
 
 
 @extra("train")
