@@ -11,7 +11,7 @@ RUN ?= runs/srcnn
 CONFIG ?= configs/train.yaml
 TEST_WORKERS ?= 2
 
-.PHONY: help setup lint types test test-slow test-all shards train demo try fuzz test-slurm bench bench-gpu bench-loading chaos clean
+.PHONY: help setup lint types test test-slow test-all shards train demo try docs fuzz test-slurm bench bench-gpu bench-loading chaos clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -70,6 +70,9 @@ docs/try/network.onnx: srcnn/weights/unet-jpeg.safetensors srcnn/models/onnx_gra
 try: docs/try/network.onnx  ## the page that restores photos in a browser, docs/try, at http://localhost:8000
 	$(BIN)/python -m http.server --bind localhost --directory docs/try 8000
 
+docs: $(CHECKS)  ## the site of the documentation, into site/; strict: a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 fuzz: $(CHECKS)  ## the readers of foreign files, fuzzed for a minute each: make fuzz [ARGS='--seconds N --target NAME']
 	$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable '.[fuzz]' || true
 	$(BIN)/python tests/support/fuzzing.py $(ARGS)
@@ -92,5 +95,5 @@ chaos: $(CHECKS)  ## a hundred random faults against real trainings, half an hou
 	PYTHONPATH=tests:tests/support $(BIN)/python -m chaos $(ARGS)
 
 clean:  ## remove what tests and the demo with drawn photos made; .venv, data, runs and what was trained on own photos stay
-	rm -rf demo/skylines build dist *.egg-info .pytest_cache .mypy_cache .hypothesis
+	rm -rf demo/skylines build dist site *.egg-info .pytest_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -82,10 +82,14 @@ def as_file_and_png(name: str, content: bytes, clean: Image.Image, *expected: An
     yield Case(f"{name}, as PNG", encoded(decoded(content), "PNG"), clean, *expected)
 
 
-def jpegs(clean: Image.Image) -> Iterator[Case]:
-    width, height = clean.size
+def saved_once(clean: Image.Image) -> Iterator[Case]:
     for quality in QUALITIES:
         yield from as_file_and_png(f"q{quality}", encoded(clean, "JPEG", quality=quality), clean, quality)
+
+
+def jpegs(clean: Image.Image) -> Iterator[Case]:
+    width, height = clean.size
+    yield from saved_once(clean)
     yield Case("q20, 4:4:4", encoded(clean, "JPEG", quality=20, subsampling=0), clean, 20, suffix=".jpg")
     for first, last in product((20, 30), (75, 85, 90, 95)):
         once = decoded(encoded(clean, "JPEG", quality=first))
@@ -148,7 +152,7 @@ def drawn() -> Iterator[Case]:
             yield Case(name, encoded(picture, "PNG"), picture)
 
 
-def restored(case: Case, restorer: JpegRestorer, folder: Path) -> Result:
+def restored(case: Case, restorer: JpegRestorer, folder: Path, quality: int | None) -> Result:
     path, target = folder / f"photo{case.suffix}", folder / f"result{case.suffix}"
     path.write_bytes(case.content)
     photo, clean = read_photo_file(path), np.asarray(case.clean)
@@ -158,7 +162,7 @@ def restored(case: Case, restorer: JpegRestorer, folder: Path) -> Result:
     seconds = time.process_time() - begun
     if not treatment.was_restored:
         return Result(case, treatment, 0.0, 0.0, 1.0, seconds)
-    RestoreFile(restorer)(path, target)
+    RestoreFile(restorer, quality)(path, target)
     before_dB = psnr(clean, before)
     gains = [psnr(clean, after) - before_dB for after in (np.asarray(photo.eight_bit_image()), read_photo(target))]
     return Result(case, treatment, *gains, target.stat().st_size / len(case.content), seconds)
@@ -186,6 +190,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measures what restore does to photos as they are found.")
     parser.add_argument("--photos", type=Path, nargs="+", required=True, help="clean photos, or folders of them")
     parser.add_argument("--model", default=DEFAULT_MODEL, help=f"weights (default: {DEFAULT_MODEL})")
+    parser.add_argument("--quality", type=int, help="of the JPEGs written, 1..100, as for `restore`; then only JPEGs "
+                        "saved once are looked at (default: all, with the qualities that `restore` chooses)")
     options = parser.parse_args()
     try:
         paths = [path for each in options.photos for path in ([each] if each.is_file() else photos_below(each))]
@@ -193,11 +199,14 @@ def main() -> None:
         parser.error(str(error))
     restorer = JpegRestorer(WeightSelector(options.model, device_here()))
     photos = [Image.fromarray(read_photo(path)).convert("RGB") for path in paths]
-    cases = chain(chain.from_iterable(chain(jpegs(photo), others(photo)) for photo in photos), drawn())
+    if options.quality:
+        cases = chain.from_iterable(map(saved_once, photos))
+    else:
+        cases = chain(chain.from_iterable(chain(jpegs(photo), others(photo)) for photo in photos), drawn())
     results: dict[str, list[Result]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for case in tqdm(cases, "photos", disable=None):
-            results.setdefault(case.name, []).append(restored(case, restorer, Path(folder)))
+            results.setdefault(case.name, []).append(restored(case, restorer, Path(folder), options.quality))
     print(table(["photos", "number", "found", "false alarms", "restored", "gain", "smallest", "gain as saved",
                  "smallest", "size x", "CPU seconds"], map(row, results.keys(), results.values())))
 

@@ -22,18 +22,24 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, get_args
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from benchmarks.dataset import photos_below, photos_or_drawn
 from benchmarks.measure import WORK, alternate, call_json, log, machine, medians, table
 from shards import write
+from shards.decode import Decode, read_clean
 from shards.plan import ShardsConfig
 from shards.workers import WorkerPool
+from srcnn.photos.metrics import psnr
+from srcnn.photos.reading import MAX_MEGAPIXELS, Resize, luma_l
 
 SIDE, TILE, QUALITY = 1024, 128, 20
 BOXES = [(x, y, x + TILE, y + TILE) for y in range(0, SIDE, TILE) for x in range(0, SIDE, TILE)]
+DECODINGS: tuple[Decode, ...] = get_args(Decode)
 SUB_IMAGE_COMPRESSION = 3  # BasicSR's default for its sub-images
 WARM_SECONDS = 0.5
 # Name -> size, suffix, options of saving
@@ -177,6 +183,18 @@ def compare(kind: str, photos: Path, out: Path, cores: int, rounds: int) -> list
             for name, middle in zip(runs, map(medians, runs.values()), strict=True)]
 
 
+def compare_decoding(photos: Path) -> str:
+    """How far the clean pictures of `--decode reduced` are from the exact ones, as a table."""
+    rule, rows = Resize.parse(ShardsConfig.resize), []
+    for path in photos_below(photos):
+        exact, reduced = (luma_l(read_clean(path, rule, scale, MAX_MEGAPIXELS)) for scale in DECODINGS)
+        if not np.array_equal(exact, reduced):
+            rows.append((path.name, psnr(exact, reduced)))
+    numbers = [number for _, number in rows]
+    total = [("mean", fmean(numbers)), ("lowest", min(numbers))] if rows else []
+    return table(["photo", "PSNR of the luma, dB"], [(name, f"{number:.1f}") for name, number in [*rows, *total]])
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measures the making of training pairs, side by side.")
     parser.add_argument("--photos", type=Path, help="real photographs; else drawn ones")
@@ -185,6 +203,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--num_photos", type=int, default=32)
     parser.add_argument("--quick", action="store_true", help="2 photos, one round: does it work?")
+    parser.add_argument("--decoding", action="store_true", help="only how far reduced decoding is from exact")
     parser.add_argument("--recipe", choices=RECIPES, help=argparse.SUPPRESS)
     if parser.parse_args(arguments).quick:
         parser.set_defaults(rounds=1, num_photos=2)
@@ -195,6 +214,9 @@ def main() -> int:
     options = parse()
     if options.recipe:
         print(json.dumps(run_recipe(options.recipe, options.photos, options.work, options.cores[0])))
+        return 0
+    if options.decoding:
+        print(compare_decoding(photos_or_drawn(options.photos, options.work, options.num_photos)))
         return 0
     work = options.work.resolve() / "making"
     results: list[dict[str, Any]] = []

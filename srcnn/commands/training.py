@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from srcnn.runtime.errors import UserError
 from srcnn.runtime.extras import extra
 
 TRAIN_OPTIONS = {"--processes N": "ranks on this machine, each on its own GPU or its share of the cores (default: 1)"}
+CONFIG_CLASSES = {"train": "srcnn.training.config.TrainConfig", "shards": "shards.plan.ShardsConfig"}
 
 
 def add_training_commands(commands: Any) -> None:
@@ -31,13 +33,7 @@ def add_training_commands(commands: Any) -> None:
         passed_on.add_argument("settings", nargs="*")
         passed_on.set_defaults(action=action)
 
-    configs = add_command(
-        commands, "configs", configs_command, "list or copy the shipped configs of shards and trainings",
-        "srcnn configs                          list them",
-        "srcnn configs train.yaml -o configs    copy one, to change it",
-        more="`srcnn train --config NAME` and `srcnn shards --config NAME` find them by name.")
-    configs.add_argument("names", nargs="*", metavar="NAME", help="a config to copy, such as train.yaml")
-    configs.add_argument("-o", "--out", type=Path, default=Path(), metavar="DIR", help="folder to copy to (default: .)")
+    _add_configs(commands)
 
     verify = add_command(
         commands, "verify-shards", verify_command, "check every byte of shards against their manifest",
@@ -80,6 +76,18 @@ def add_training_commands(commands: Any) -> None:
     board.add_argument("--entity", default="", metavar="NAME", help="default: WANDB_ENTITY, else the account's default")
     board.add_argument("--project", default="", metavar="NAME", help="default: WANDB_PROJECT, else srcnn")
     board.add_argument("--name", default="SRCNN training", metavar="TEXT", help="of the view (default: %(default)s)")
+
+
+def _add_configs(commands: Any) -> None:
+    configs = add_command(
+        commands, "configs", configs_command, "list or copy the shipped configs of shards and trainings",
+        "srcnn configs                          list them",
+        "srcnn configs train.yaml -o configs    copy one, to change it",
+        "srcnn configs --schema train           the JSON schema of their keys, for editors",
+        more="`srcnn train --config NAME` and `srcnn shards --config NAME` find them by name.")
+    configs.add_argument("names", nargs="*", metavar="NAME", help="a config to copy, such as train.yaml")
+    configs.add_argument("-o", "--out", type=Path, default=Path(), metavar="DIR", help="folder to copy to (default: .)")
+    configs.add_argument("--schema", choices=tuple(CONFIG_CLASSES), help="print the JSON schema of such configs")
 
 
 @extra("train")
@@ -147,14 +155,25 @@ def _train_in_processes(settings: list[str], num_processes: int, program: str) -
 
 
 def configs_command(options: argparse.Namespace) -> int:
-    """Lists the configs, or copies those named."""
-    if not options.names:
+    """Lists the configs, copies those named, or prints a JSON schema."""
+    if options.schema:
+        print(json.dumps(schema_of(options.schema), indent=1))
+    elif not options.names:
         texts = shipped_configs()
         width = max(map(len, texts))
         print("\n".join(f"{name:{width}}  {text}" for name, text in texts.items()))
     for name in options.names:
         print(copy_config(name, options.out))
     return 0
+
+
+@extra("train")
+def schema_of(kind: str) -> dict[str, Any]:
+    """The JSON schema of the configs of a kind of CONFIG_CLASSES."""
+    from srcnn.runtime.config_schema import json_schema
+
+    module, _, name = CONFIG_CLASSES[kind].rpartition(".")
+    return json_schema(getattr(importlib.import_module(module), name))
 
 
 @extra("train")

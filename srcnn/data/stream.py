@@ -54,7 +54,8 @@ class PairStream(IterableDataset[StreamBatch]):
     Args:
         shards: folder or URL of a split, such as data/shards/train.
         batch_size: pairs in a batch, over all ranks.
-        rank, world_size: default: those of torch.distributed or, before its start, of the launcher's environment.
+        rank: of this process. Default: that of torch.distributed or, before its start, of the launcher's environment.
+        world_size: number of ranks; the default is found in the same way.
         config: the order of the samples, and how they are read.
         degradation: makes pairs of shards of clean tiles, augmented; `to_float_batch` augments other pairs.
 

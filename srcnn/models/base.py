@@ -256,7 +256,7 @@ class Network(nn.Module):
             PermissionError: no write access.
             ConnectionError: the hub cannot be reached, or fails.
             ValueError: no licence, neither here nor in the card's header.
-            Else as `save_pretrained`.
+            UserError, OSError: as `save_pretrained`.
         """
         with extra("hub"):
             from srcnn.models import hub

@@ -40,7 +40,7 @@ Work = Callable[[Path, Path, Progress | None], tuple[str, ...]]
 
 
 # (upper bound of the quality before restoring, quality of the JPEG written): the lowest of 95, 97 and 98 that loses at
-# most 0.05 dB more than 100 does (docs/restoring.md).
+# most 0.05 dB more than 100 does (python -m benchmarks.damages --quality N).
 JPEG_QUALITIES = ((15, 95), (25, 97), (100, 98))
 
 

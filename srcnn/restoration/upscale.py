@@ -81,8 +81,8 @@ def upscale(
         photo: as for `restore`: a path, a Pillow image, pixels or a tensor; any size from 1x1.
         model: a network for this scale, or a name or file of weights; None: the shipped weights for the scale. With
             one channel it restores the luma, and chroma is bicubic, as transparency always is.
+        tile_pixels: as in `restore`, as are `exact` and `on_progress`.
         restore_first: undo JPEG damage first, as `restore` does with shipped weights; enlarged, it would only grow.
-        tile_pixels, exact, on_progress: as in `restore`.
 
     Raises:
         ValueError: another scale; another type of photo or model; pixels of another shape or dtype; not weights; a file

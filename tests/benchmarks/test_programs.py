@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from small import write_photos
+from PIL import Image
+from small import draw_photo, write_photos
 
+from benchmarks import making, scaling
 from benchmarks.measure import Failed, alternate
 
 ROOT = Path(__file__).parents[2]
@@ -38,3 +41,20 @@ def test_variants_alternate_and_one_that_fails_is_left_out():
     assert runs == ["a", "b", "c", "c", "a"] and failed == {"b": "no compiler"}
     with pytest.raises(Failed):
         alternate(variants, 1)
+
+
+def test_the_tables_of_the_page_on_scaling_are_those_of_the_model(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["scaling"])
+    scaling.main()
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    page = (ROOT / "docs/scaling.md").read_text().splitlines()
+    assert len(rows) == 26 and not set(rows) - set(page)
+    assert scaling.step(scaling.Inputs(), 1, 300, "resident").seconds == pytest.approx(300 / 30_000 + 0.003)
+
+
+def test_the_difference_of_reduced_decoding_is_that_of_large_jpegs(tmp_path):
+    for name, side in (("large.jpg", 3000), ("large.png", 3000), ("small.jpg", 400)):
+        Image.fromarray(np.tile(draw_photo(3, 200, 200), (side // 200, side // 200, 1))).save(tmp_path / name)
+    rows = [row.split("|")[1:3] for row in making.compare_decoding(tmp_path).splitlines()[2:]]
+    assert [name.strip() for name, _ in rows] == ["large.jpg", "mean", "lowest"]
+    assert 20 < float(rows[0][1]) < 60

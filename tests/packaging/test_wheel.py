@@ -18,7 +18,7 @@ from small import draw_photo, write_photos
 ROOT = Path(__file__).parents[2]
 SOURCES = ("srcnn", "shards", "launch", "configs", "docs", "tests", "benchmarks", ".ci")
 FILES = ("setup.cfg", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "Makefile",
-         "Dockerfile", ".dockerignore")
+         "mkdocs.yml", "Dockerfile", ".dockerignore")
 NOT_SOURCES = shutil.ignore_patterns("__pycache__", "built", "*.egg-info")
 EVERY_MODULE = """
 import importlib, pkgutil, shards, srcnn
