@@ -6,6 +6,7 @@ import argparse
 import importlib.metadata
 import io
 import sys
+from pathlib import Path
 
 from srcnn.commands.datasets import add_dataset_commands
 from srcnn.commands.parser import CommandParser
@@ -14,6 +15,7 @@ from srcnn.commands.training import add_training_commands
 from srcnn.commands.weights import add_weight_commands
 from srcnn.runtime.credentials import without_credentials
 from srcnn.runtime.errors import UserError, is_out_of_memory
+from srcnn.runtime.plugins import load_plugins
 from srcnn.runtime.streams import open_standard_streams
 
 EXAMPLES = """\
@@ -23,6 +25,7 @@ examples:
   srcnn train --config train.yaml --shards data/shards --run runs/mine
 
 srcnn COMMAND --help explains a command."""
+WITH_PLUGINS = ("restore", "upscale", "compare", "score", "export", "report")  # `train` and `doctor`: see settings.py
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return 2
     try:
+        load_plugins(getattr(options, "plugins", ()))
         return int(options.action(options))
     except (UserError, OSError) as error:
         message, status = str(error), 1
@@ -58,6 +62,10 @@ def command_line() -> argparse.ArgumentParser:
     add_weight_commands(commands)
     add_dataset_commands(commands)
     add_training_commands(commands)
+    for name in WITH_PLUGINS:
+        commands.choices[name].add_argument(
+            "--plugins", action="append", default=[], type=Path, metavar="FILE",
+            help="a Python file with the network of the weights (docs/extending.md); again for others")
     return parser
 
 

@@ -28,7 +28,7 @@ from srcnn.data.device_loader import LARGEST_SHARE, check_fits
 from srcnn.data.loader import BATCHES_IN_USE
 from srcnn.data.manifest import SPLITS
 from srcnn.data.shuffle import UniformShuffle
-from srcnn.models.weights import make_network
+from srcnn.models.base import make_network
 from srcnn.runtime.credentials import without_credentials
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.files import LOCK, FolderLock
@@ -227,7 +227,7 @@ def check_run_dir(planned: PlannedTraining) -> Iterator[Finding]:
 
 def checkpoint_bytes(config: TrainConfig) -> int:
     """An upper estimate of the size of a checkpoint on the disk, with the weights beside it."""
-    model = make_network(config.network)
+    model = make_network(config.architecture)
     moments = 1 if config.optimizer.name == "sgd" else 2
     num_copies = 3 + moments + bool(config.optimizer.average_halflife_samples)
     return num_copies * 4 * sum(parameter.numel() for parameter in model.parameters()) + (1 << 16)
@@ -292,7 +292,7 @@ CHECKS: dict[str, tuple[Callable[[PlannedTraining], Iterator[Finding]], ...]] = 
     "device": (lambda planned: machine.check_device(
         planned.device, planned.ranks_here, planned.config.compile_mode is not None),),
     "precision": (lambda planned: machine.check_precision(
-        planned.config.mixed_precision, planned.config.network, planned.device),),
+        planned.config.mixed_precision, planned.config.architecture, planned.device),),
     "rendezvous": (lambda planned: machine.check_rendezvous(planned.ranks, planned.machines, planned.port),),
     "trackers": (lambda planned: machine.check_trackers(planned.config.trackers, planned.config.run),),
 }

@@ -32,6 +32,8 @@ def add_weight_commands(commands: Any) -> None:
                        " range, BT.601, as the papers) (default: l)")
     score.add_argument("--model", metavar="WEIGHTS", help="a name from `srcnn models`, a run folder or a file"
                        f" (default: {DEFAULT_WEIGHTS}, or those for the scale)")
+    score.add_argument("--metric", action="append", choices=("lpips", "dists"), default=[], help="also this distance, "
+                       "of the luma; again for both (needs srcnn[metrics], and downloads weights when first used)")
     score.add_argument("--json", type=Path, metavar="FILE", help="write the table as JSON too")
     score.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as Markdown too")
 
@@ -96,6 +98,7 @@ def shipped_degradation(name: str) -> Degradation | None:
 
 def score_command(options: argparse.Namespace) -> int:
     from srcnn.models.device import restoring_device, to_device
+    from srcnn.models.perceptual import perceptual_distances
     from srcnn.models.weights import load_model
     from srcnn.photos.degradation import Degradation
     from srcnn.restoration.score import LUMA_NAMES, score_folder, to_json, to_markdown
@@ -108,8 +111,9 @@ def score_command(options: argparse.Namespace) -> int:
     degradation = Degradation(jpeg_quality=quality) if scale == 1 else Degradation(jpeg_quality=[], scale=scale)
     name = options.model or (weights_for_scale(scale) if scale > 1 else DEFAULT_WEIGHTS)
     network = to_device(load_model(name), restoring_device())
+    distances = perceptual_distances(options.metric, network.device)
     try:
-        scores, refused = score_folder(options.source, network, options.luma, degradation, show_progress=True)
+        scores, refused = score_folder(options.source, network, options.luma, degradation, True, distances)
     except FileNotFoundError as error:
         raise UserError(f"{error}; `srcnn datasets` says where the usual test sets come from") from error
     for reason in refused:

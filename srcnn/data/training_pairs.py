@@ -19,6 +19,7 @@ from srcnn.photos.jpeg_quality import CONDITION_SIZE
 from srcnn.photos.reading import luma_l
 from srcnn.photos.tiling import JPEG_BLOCK_PIXELS
 from srcnn.runtime.errors import UserError
+from srcnn.runtime.plugins import load_plugins, loaded_plugins
 
 WEIGHT = "weight"  # of a damage, beside its settings
 
@@ -85,7 +86,8 @@ class DegradationConfig:
         names = sorted(self.damages)
         weights = np.array([self.damages[name].get(WEIGHT, 1) for name in names], np.float64)
         bounds = [*(weights.cumsum() / weights.sum())[:-1].tolist(), 1.0]
-        return tuple((name, _without_weight(self.damages[name]), bound) for name, bound in zip(names, bounds))
+        settings = (DAMAGES.settings(name, _without_weight(self.damages[name])) for name in names)
+        return tuple(zip(names, settings, bounds))
 
 
 def _without_weight(settings: dict[str, Any]) -> dict[str, Any]:
@@ -143,6 +145,13 @@ class PairMaker:
     def __init__(self, config: DegradationConfig, seed: int, augment: bool, tile_shape: tuple[int, ...]) -> None:
         self.config, self.seed, self.augment = config, seed, augment
         self.pair_shape = config.pair_shape(tile_shape)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"plugins": loaded_plugins()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        load_plugins(state.pop("plugins"))  # in a spawned process, such as a worker of a DataLoader
+        self.__dict__ |= state
 
     def fill(self, tiles: np.ndarray, positions: np.ndarray, symmetries: np.ndarray, buffer: PairBuffer) -> np.ndarray:
         """Makes pairs of clean tiles (N, H, W[, 3]) at positions (N,) of the stream and writes them to `buffer`.

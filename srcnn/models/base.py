@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from srcnn.models.weight_files import config_differs, find_weights, read_weights
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.extras import extra
 from srcnn.runtime.files import atomic_file, write_json
+from srcnn.runtime.plugins import NotRegistered, Registry
 from srcnn.runtime.run_folder import check_run_folder
 from srcnn.runtime.settings import plain
 from srcnn.runtime.untrusted import open_regular, read_json
@@ -28,21 +30,13 @@ NetworkT = TypeVar("NetworkT", bound="Network")
 
 
 class NetworkConfig(Protocol):
-    """The settings that every network has; each network's own config is a frozen dataclass with these and others."""
+    """The settings of a network: a frozen dataclass with this one and others."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def channels(self) -> int:
         """Channels of a photo: 1 luma, 3 RGB."""
-
-    @property
-    def residual(self) -> bool:
-        """Whether the network adds its input to the output of its last layer."""
-
-    @property
-    def receptive_radius(self) -> int:
-        """Pixels to each side that an output pixel may depend on; also how far padding reaches in from an edge."""
 
 
 class Network(nn.Module):
@@ -55,12 +49,19 @@ class Network(nn.Module):
     weights. `without_centering` folds this into the first layer's bias; that is exact, because padding repeats the
     edge pixels. Files never hold centred weights.
 
+    A subclass with `@register_network` is found by its name. It needs a `config_class`, a `receptive_radius` (also as
+    a property, or one of the config), and `__init__(self, config)`, or `__init__(self, config, centred)` if it names a
+    `first` layer.
+
     Attributes:
+        config_class: the frozen dataclass of its settings, no two networks' the same.
         config: the architecture.
-        name: such as "SRCNN 9-1-5", for messages and model cards.
-        summary: the rest of the architecture, such as "filters 64-32", for model cards.
+        residual: whether the input is added to the output of the last layer.
+        name: such as "SRCNN 9-1-5", for messages and model cards; by default that of the class.
+        summary: the rest of the architecture, such as "filters 64-32", for model cards; by default its settings.
         description, source: the kind of network and where it was published, for model cards.
-        first, last: names of the first and the last layer, both nn.Conv2d.
+        first: name of the first layer, an nn.Conv2d; "": the network cannot be centred.
+        last: name of the last layer, which may learn at a rate of its own; "": it does not.
         marks: settings of the config, true or false, that the shapes of the weights do not show; see `saved_state`.
         min_pixels: the shortest side of a photo.
         multiple: pixels; a photo shifted by a multiple of these gives the shifted result. Tiles start at multiples.
@@ -68,24 +69,33 @@ class Network(nn.Module):
         takes_channels_last: whether it computes in that memory layout, too.
     """
 
+    config_class: ClassVar[Any]
     config: NetworkConfig
-    name: str
-    summary: str
-    description: ClassVar[str]
-    source: ClassVar[str]
-    first: ClassVar[str]
-    last: ClassVar[str]
+    description: ClassVar[str] = "Layers"
+    source: ClassVar[str] = ""
+    first: ClassVar[str] = ""
+    last: ClassVar[str] = ""
     marks: ClassVar[tuple[str, ...]] = ()
-    centred: bool
     min_pixels = 1
     multiple = 1
     conditioned = False
     takes_channels_last = True
 
+    def __init__(self, config: NetworkConfig, centred: bool = False) -> None:
+        super().__init__()
+        self.config, self.centred = config, centred
+        self.name = type(self).__name__
+        self.summary = ", ".join(f"{key} {value}" for key, value in asdict(config).items())
+
+    @property
+    def residual(self) -> bool:
+        return bool(getattr(self.config, "residual", False))
+
     @property
     def receptive_radius(self) -> int:
-        """Pixels to each side that an output pixel may depend on."""
-        return self.config.receptive_radius
+        """Pixels to each side that an output pixel may depend on; also how far padding reaches in from an edge."""
+        radius: int = getattr(self.config, "receptive_radius")  # noqa: B009  # no config has to have it
+        return radius
 
     @property
     def halo(self) -> int:
@@ -102,8 +112,17 @@ class Network(nn.Module):
         return self.get_submodule(self.last)
 
     def init_gain(self, layer: str) -> float:
-        """The factor on He's standard deviation for the initial weights of the layer of this name."""
+        """The factor on He's standard deviation for the initial weights of the layer of this name. A network that does
+        not say so keeps the weights that it is made with.
+        """
         raise NotImplementedError
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a file says of the network: its name, its config, and which plugin registered it, if one did."""
+        name = type(self).__name__
+        origin = NETWORKS.origins.get(name)
+        return {"network": name, **({"plugins": origin} if origin else {}), **asdict(self.config)}
 
     def with_condition(self, condition: np.ndarray | torch.Tensor | None) -> Network:
         """A network without a condition that restores as this one does with `condition`, (CONDITION_SIZE,), and is as
@@ -113,10 +132,11 @@ class Network(nn.Module):
 
     def without_centering(self: NetworkT) -> NetworkT:
         """A copy on the CPU that is not centred, with the same output."""
+        if not self.centred:  # without drawing weights: threads that save would take random numbers from the training
+            return copy.deepcopy(self).cpu().to(memory_format=torch.contiguous_format)
         model = type(self)(self.config)
         model.load_state_dict(self.state_dict())
-        if self.centred:
-            model._shift_bias(-CENTRE)
+        model._shift_bias(-CENTRE)
         return model
 
     def saved_state(self) -> dict[str, torch.Tensor]:
@@ -147,12 +167,16 @@ class Network(nn.Module):
 
     @classmethod
     def config_of(cls, state: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> NetworkConfig:
-        """The config from the names and shapes of the weights, and from `metadata` what these do not show.
+        """The config from `metadata`; of a network that can tell, from the names and shapes of the weights, and from
+        `metadata` only what these do not show.
 
         Raises:
             ValueError: they are not the weights of such a network. (`from_state` checks all names and shapes.)
         """
-        raise NotImplementedError
+        if metadata.get("network") != cls.__name__:
+            raise UserError(f"not the weights of a {cls.__name__}")
+        config: NetworkConfig = cls.config_class(**NETWORKS.settings(cls.__name__, settings_in(metadata)))
+        return config
 
     @classmethod
     def from_state(
@@ -163,6 +187,8 @@ class Network(nn.Module):
         Raises:
             ValueError: a tensor is missing, unexpected or of a wrong shape, or the metadata contradicts the tensors.
         """
+        if cls is Network:
+            cls = cast(type[NetworkT], registered(metadata, path))
         marks = {mark: bool(state[mark].any()) for mark in cls.marks if mark in state}
         state = {name: tensor for name, tensor in state.items() if name not in marks}
         try:
@@ -239,8 +265,8 @@ class Network(nn.Module):
         folder = Path(folder)
         text = self._whole_card(card, run, license)
         folder.mkdir(parents=True, exist_ok=True)
-        write_weights(folder / hub_files.MODEL, self.saved_state(), self.config)
-        write_json(folder / hub_files.CONFIG, {"model_type": hub_files.MODEL_TYPE, **asdict(self.config)})
+        write_weights(folder / hub_files.MODEL, self.saved_state(), self.about)
+        write_json(folder / hub_files.CONFIG, {"model_type": hub_files.MODEL_TYPE, **self.about})
         with atomic_file(folder / hub_files.CARD) as file:
             file.write(text.encode())
 
@@ -319,18 +345,74 @@ class Network(nn.Module):
         """
         channel = {1: "luma", 3: "RGB"}.get(self.config.channels, f"{self.config.channels} channels")
         num_parameters, kind = sum(parameter.numel() for parameter in self.parameters()), type(self).__name__
+        kinds = {True: "with a residual connection, ", False: "without a residual connection, "}
+        residual = kinds[self.residual] if hasattr(self.config, "residual") else ""
+        imports, plugins = kind, ""
+        for file, sha256 in NETWORKS.origins.get(kind, {}).items():
+            imports, kind = "Network, load_plugins", "Network"
+            plugins = f'load_plugins(["{file}"])  # has the class {type(self).__name__}; SHA-256 {sha256[:16]}\n'
         return f"""# {title or self.name}
 
 {self.name}, {self.summary}. {self.description} that restore {subject},
-{"with" if self.config.residual else "without"} a residual connection, {num_parameters:,} parameters, for the {channel}
+{residual}{num_parameters:,} parameters, for the {channel}
 of a photo in [0, 1]. An output pixel depends on {self.receptive_radius} pixels to each side.
 {self.source}
 
 ```python
-from srcnn import {kind}
+from srcnn import {imports}
 
-model = {kind}.from_pretrained("{title or "owner/name"}")  # this name, repository or folder
+{plugins}model = {kind}.from_pretrained("{title or "owner/name"}")  # this name, repository or folder
 ```
 
 {training or "How it was trained, and how well it restores, was not recorded."}
 """
+
+
+NETWORKS = Registry[type[Network]]("network", settings_of=lambda kind: kind.config_class)
+RESERVED = ("name", "network", "plugins", "model_type")  # keys beside the settings, in configs and files of weights
+
+
+def register_network(kind: type[NetworkT]) -> type[NetworkT]:
+    """Decorator: configs, `network: {name: NAME, ...}`, and files of weights find the network by the name of its class.
+
+    Raises:
+        UserError: it is no `Network`, or its `config_class` is not as `Network` says.
+    """
+    name, config = kind.__name__, getattr(kind, "config_class", None)
+    if not issubclass(kind, Network):
+        raise UserError(f"{name}: a network must be a subclass of srcnn.Network")
+    if not (isinstance(config, type) and is_dataclass(config)) or "channels" not in (names := {
+            field.name for field in fields(config)}):
+        raise UserError(f"{name}: config_class must be a dataclass of its settings, with channels among them")
+    if clash := names.intersection(RESERVED):
+        raise UserError(f"{name}: {config.__name__} cannot have a setting called {', '.join(clash)}")
+    for other in NETWORKS.values():
+        if other.config_class is config and other.__name__ != name:
+            raise UserError(f"{name}: {other.__name__} has the same config_class; derive another one from it")
+    NETWORKS(kind)
+    return kind
+
+
+def make_network(config: NetworkConfig, centred: bool = False) -> Network:
+    """The network of a config, its weights not yet initialized or loaded; centred if it can be."""
+    kind = next(kind for kind in NETWORKS.values() if kind.config_class is type(config))
+    return kind(config, centred) if kind.first else kind(config)
+
+
+def registered(metadata: Mapping[str, Any], path: Path) -> type[Network]:
+    """The network that the metadata of the weights in `path` names.
+
+    Raises:
+        NotRegistered: there is none, and the message says which plugin registers it, by what the file says.
+    """
+    try:
+        return NETWORKS[str(metadata.get("network", ""))]
+    except NotRegistered as error:
+        plugins = metadata.get("plugins")
+        named = ", ".join(map(str, plugins))[:300] if isinstance(plugins, dict) else ""
+        raise NotRegistered(f"{path}: {error}{f'; these weights say that it was {named}' if named else ''}") from error
+
+
+def settings_in(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The network's own settings in the metadata of a file of weights, or in the value of a config's `network`."""
+    return {key: value for key, value in metadata.items() if key not in RESERVED}

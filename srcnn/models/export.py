@@ -5,6 +5,7 @@ Every file is compared with the PyTorch network before it is written, and says i
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 from collections.abc import Callable, Mapping
@@ -51,14 +52,15 @@ class PhotoNetwork(nn.Module):
         self.network, self.scale = network, scale
 
     def forward(self, image: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        conditions = () if condition is None else (condition,)
         if self.scale > 1:  # with antialias as Pillow does, also at the edges; float32 positions are off at scale 3
             enlarged = functional.interpolate(image.double(), scale_factor=self.scale, mode="bicubic", antialias=True)
             image = enlarged.float()
         if self.network.config.channels == 3:
-            restored: torch.Tensor = self.network(image, condition)
+            restored: torch.Tensor = self.network(image, *conditions)
         else:
             luma = to_luma(image)
-            restored = image + (self.network(luma, condition) - luma)
+            restored = image + (self.network(luma, *conditions) - luma)
         return restored.clamp(0, 1)
 
 
@@ -85,20 +87,28 @@ def export_onnx(
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: the package onnx is missing; `luma` with another scale or a network for RGB; `half` and `compact`;
-            weights too large for float16; or the result differs. No file is written.
+        ValueError: a package is missing; PyTorch cannot export an operation; `luma` with another scale or a network for
+            RGB; `half` and `compact`; weights too large for float16; or the result differs. No file is written.
     """
-    try:
-        import onnx.checker
-
-        from srcnn.models.onnx_graph import onnx_model
-    except ImportError as error:
-        raise UserError(f"{path}: an ONNX file needs the package onnx: pip install 'srcnn[export]'") from error
     if half and compact:
         raise UserError("half and compact cannot be combined: one computes in float16, the other in float32")
     plain, whole = _for_export(model, path, luma, scale)
-    about = metadata(plain, extra, luma=luma, scale=scale)
-    content = onnx_model(plain, about, luma, scale, half, compact).SerializeToString()
+    about, shape = metadata(plain, extra, luma=luma, scale=scale), _example_shape(plain, luma, scale)
+    try:
+        import onnx.checker
+
+        from srcnn.models.onnx_graph import GRAPHS, onnx_model, traced_onnx_model
+
+        if type(plain) not in GRAPHS and (compact or scale != 1):  # ONNX Runtime lacks the exporter's kind of Resize
+            raise UserError(f"{path}: {plain.name} can be exported at scale 1 alone, and not compact")
+        if type(plain) in GRAPHS:
+            content = onnx_model(plain, about, luma, scale, half, compact).SerializeToString()
+        else:
+            traced = copy.deepcopy(whole).half() if half else whole
+            program = _trace(traced, shape, plain.conditioned, torch.float16 if half else torch.float32)
+            content = traced_onnx_model(program, plain, about, luma, scale, half).SerializeToString()
+    except ImportError as error:
+        raise UserError(f"{path}: an ONNX file needs the package {error.name}: pip install 'srcnn[export]'") from error
     try:
         onnx.checker.check_model(content, full_check=True)
     except onnx.checker.ValidationError as error:
@@ -106,7 +116,7 @@ def export_onnx(
     tolerance = HALF_TOLERANCE if half else COMPACT_TOLERANCE if compact else TOLERANCE
     function = _in_onnxruntime(content)
     difference = None if function is None else _largest_difference(
-        whole, function, _example_shape(plain, luma, scale), path, plain.conditioned, tolerance)
+        whole, function, shape, path, plain.conditioned, tolerance)
     with atomic_file(path) as file:
         file.write(content)
     return difference
@@ -201,15 +211,18 @@ def _in_onnxruntime(content: bytes) -> Function | None:
     return network
 
 
-def _trace(model: nn.Module, shape: tuple[int, int], conditioned: bool) -> torch.export.ExportedProgram:
+def _trace(
+    model: nn.Module, shape: tuple[int, int], conditioned: bool, dtype: torch.dtype = torch.float32
+) -> torch.export.ExportedProgram:
     """The network traced for photos of `shape`'s channels and any size from its side."""
     channels, side = shape
     batch = torch.export.Dim("batch", min=1)
     sizes = {0: batch, 2: torch.export.Dim("height", min=side), 3: torch.export.Dim("width", min=side)}
-    example = _inputs(torch.zeros(2, channels, side + 12, side + 14), conditioned)
+    example = tuple(it.to(dtype) for it in _inputs(torch.zeros(2, channels, side + 12, side + 14), conditioned))
     dynamic = (sizes, {0: batch})[: len(example)]
     with sizes_of_one_are_dynamic():
-        program = torch.export.export(model, example, dynamic_shapes=dynamic)
+        program = torch.export.export(model, example, dynamic_shapes=dynamic,
+                                      prefer_deferred_runtime_asserts_over_guards=True)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it holds paths of this machine
     return program

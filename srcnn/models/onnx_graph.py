@@ -1,8 +1,11 @@
-"""Builds the ONNX graph of a network node by node: the same bytes for the same weights, for nearly every runtime."""
+"""Builds the ONNX graph of a network node by node: the same bytes for the same weights, for nearly every runtime.
+
+That is for the networks of GRAPHS; others are left to PyTorch's exporter.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -91,21 +94,55 @@ def onnx_model(
     """
     graph = Graph(model, half, compact)
     if luma:
-        _network(graph, model, INPUT, OUTPUT)
+        GRAPHS[type(model)](graph, model, INPUT, OUTPUT)
     else:
         _photo_network(graph, model, scale)
-    channels, kind = model.config.channels if luma else 3, helper.np_dtype_to_tensor_dtype(graph.dtype)
-    inputs = [helper.make_tensor_value_info(INPUT, kind, ["batch", channels, "height", "width"])]
-    if model.conditioned:
-        inputs.append(helper.make_tensor_value_info(CONDITION, kind, ["batch", CONDITION_SIZE]))
-    sides = [side if scale == 1 else f"{side}_x{scale}" for side in ("height", "width")]
-    output = helper.make_tensor_value_info(OUTPUT, kind, ["batch", channels, *sides])
     opsets = [helper.make_opsetid("", OPSET)]
     version = helper.find_min_ir_version_for(opsets)
+    inputs, output = _ends(model, luma, scale, graph.dtype)
     whole = helper.make_graph(graph.nodes, type(model).__name__, inputs, [output], initializer=graph.values)
     built = helper.make_model(whole, producer_name="srcnn", opset_imports=opsets, ir_version=version)
     helper.set_model_props(built, metadata)
     return built
+
+
+def traced_onnx_model(
+    program: torch.export.ExportedProgram, model: Network, metadata: dict[str, str], luma: bool = False, scale: int = 1,
+    half: bool = False,
+) -> onnx.ModelProto:
+    """The same of a network traced by torch.export, by PyTorch's exporter, in the version of ONNX that this chooses.
+
+    Raises:
+        ImportError: the package onnxscript is missing.
+        UserError: the exporter does not know an operation of the network.
+    """
+    names = [INPUT, CONDITION] if model.conditioned else [INPUT]
+    try:
+        traced = torch.onnx.export(program, (), input_names=names, output_names=[OUTPUT], dynamo=True, verbose=False)
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        raise UserError(f"{model.name}: PyTorch cannot export it to ONNX: {reason[:300]}") from error
+    assert traced is not None
+    built: onnx.ModelProto = traced.model_proto
+    inputs, output = _ends(model, luma, scale, np.dtype(np.float16 if half else np.float32))
+    for values, ends in ((built.graph.input, inputs), (built.graph.output, [output]), (built.graph.value_info, [])):
+        del values[:]
+        values.extend(ends)
+    built.producer_name = "srcnn"
+    helper.set_model_props(built, metadata)
+    return built
+
+
+def _ends(
+    model: Network, luma: bool, scale: int, dtype: np.dtype[Any]
+) -> tuple[list[onnx.ValueInfoProto], onnx.ValueInfoProto]:
+    """The inputs and the output of the graph."""
+    channels, kind = model.config.channels if luma else 3, helper.np_dtype_to_tensor_dtype(dtype)
+    inputs = [helper.make_tensor_value_info(INPUT, kind, ["batch", channels, "height", "width"])]
+    if model.conditioned:
+        inputs.append(helper.make_tensor_value_info(CONDITION, kind, ["batch", CONDITION_SIZE]))
+    sides = [side if scale == 1 else f"{side}_x{scale}" for side in ("height", "width")]
+    return inputs, helper.make_tensor_value_info(OUTPUT, kind, ["batch", channels, *sides])
 
 
 def _photo_network(graph: Graph, model: Network, scale: int) -> None:
@@ -117,20 +154,12 @@ def _photo_network(graph: Graph, model: Network, scale: int) -> None:
                           exclude_outside=1, coordinate_transformation_mode="half_pixel")
     if model.config.channels == 1:
         luma = graph.add("Conv", image, graph.constant("luma weights", torch.tensor(LUMA_WEIGHTS).view(1, 3, 1, 1)))
-        change = graph.add("Sub", _network(graph, model, luma, "luma restored"), luma)
+        change = graph.add("Sub", GRAPHS[type(model)](graph, model, luma, "luma restored"), luma)
         restored = graph.add("Add", image, change)
     else:
-        restored = _network(graph, model, image, "restored")
+        restored = GRAPHS[type(model)](graph, model, image, "restored")
     black, white = (graph.constant(name, torch.tensor(value)) for name, value in (("black", 0.0), ("white", 1.0)))
     graph.add("Clip", restored, black, white, to=OUTPUT)
-
-
-def _network(graph: Graph, model: Network, source: str, to: str) -> str:
-    """Adds the layers of the network from the value `source` to the value `to`."""
-    if isinstance(model, UNet):
-        return _unet(graph, model, source, to)
-    assert isinstance(model, SRCNN)
-    return _srcnn(graph, model, source, to)
 
 
 def _srcnn(graph: Graph, model: SRCNN, source: str, to: str) -> str:
@@ -214,3 +243,7 @@ def _pixels(graph: Graph, model: UNet, planes: str) -> str:
     side = model.config.unshuffle
     kernels = model.to_pixels(torch.eye(model.config.channels * side**2)[..., None, None])
     return graph.add("ConvTranspose", planes, graph.constant("to pixels", kernels), strides=[side, side])
+
+
+# Each adds the layers of a network from one value to another: (graph, model, source, to).
+GRAPHS: dict[type[Network], Callable[[Graph, Any, str, str], str]] = {SRCNN: _srcnn, UNet: _unet}

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from srcnn.models.base import CENTRE, Network
+from srcnn.models.base import CENTRE, Network, register_network
 from srcnn.models.layers import Conv, im2col, pad, relu, shift_and_add
 from srcnn.runtime.errors import UserError
 
@@ -49,6 +49,7 @@ class ModelConfig:
         return sum(kernel // 2 for kernel in self.kernels)
 
 
+@register_network
 class SRCNN(Network):
     """Three convolutions: patches -> features -> non-linear mapping -> pixels. See `Network` for input and output.
 
@@ -62,15 +63,15 @@ class SRCNN(Network):
         pads: pixels of replicate padding before each layer.
     """
 
+    config_class = ModelConfig
+    config: ModelConfig
     description = "Three convolutions"
     source = 'Dong et al., "Image Super-Resolution Using Deep Convolutional Networks", IEEE TPAMI 38(2), 2016.'
     first, last = "conv1", "conv3"
     marks = ("residual",)
 
     def __init__(self, config: ModelConfig | None = None, centred: bool = False) -> None:
-        super().__init__()
-        self.config: ModelConfig = config or ModelConfig()
-        self.centred = centred
+        super().__init__(config or ModelConfig(), centred)
         first, second, third = self.config.kernels
         features, mapped = self.config.filters
         self.name = f"SRCNN {first}-{second}-{third}"

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from srcnn.models.base import CENTRE, Network
+from srcnn.models.base import CENTRE, Network, register_network
 from srcnn.photos.jpeg_quality import CONDITION_SIZE
 from srcnn.runtime.errors import UserError
 
@@ -133,6 +133,7 @@ class Blocks(nn.Sequential):
             block.conv1.bias += shift
 
 
+@register_network
 class UNet(Network):
     """A U-Net, see the top of the file; see `Network` for input and output.
 
@@ -140,17 +141,17 @@ class UNet(Network):
     layer.
     """
 
+    config_class = UNetConfig
+    config: UNetConfig
     description = "Residual blocks of convolutions at several scales"
     source = 'Zhang et al., "Plug-and-Play Image Restoration with Deep Denoiser Prior", IEEE TPAMI 44(10), 2022.'
     first, last = "head", "tail"
     marks = ("ycbcr",)
 
     def __init__(self, config: UNetConfig, centred: bool = False) -> None:
-        super().__init__()
         if not config.widths:
             raise UserError("unet.widths: expected at least one")
-        self.config: UNetConfig = config
-        self.centred = centred
+        super().__init__(config, centred)
         self.multiple = config.multiple
         self.conditioned = config.condition
         self.name = f"U-Net {'-'.join(map(str, config.widths))}"

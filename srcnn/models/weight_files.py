@@ -12,9 +12,8 @@ import mmap
 import pickle
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import safetensors
 import torch
@@ -26,9 +25,6 @@ from srcnn.runtime.files import atomic_file
 from srcnn.runtime.run_folder import is_inside
 from srcnn.runtime.torch_internals import state_note
 from srcnn.runtime.untrusted import InvalidInput, open_regular, parse_json
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 DEFAULT_WEIGHTS = "srcnn-915-q20"
@@ -58,10 +54,10 @@ def find_weights(source: str | Path) -> Path:
 
 
 def write_weights(
-    path: str | Path, state: Mapping[str, torch.Tensor], config: DataclassInstance,
+    path: str | Path, state: Mapping[str, torch.Tensor], about: Mapping[str, Any],
     metadata: Mapping[str, str] | None = None, half: bool = False,
 ) -> None:
-    """Writes safetensors, float32 or (`half`) float16, with the network's config and `metadata` in the file's header.
+    """Writes safetensors, float32 or (`half`) float16, with `Network.about` and `metadata` in the file's header.
 
     Raises:
         ValueError: values that float16 cannot hold.
@@ -71,7 +67,7 @@ def write_weights(
     for name, tensor in tensors.items():
         if half and not torch.isfinite(tensor).all():
             raise UserError(f"{path}: {name} has values too large for float16; write float32")
-    header = {"format": "pt", "srcnn": json.dumps(asdict(config)), **(metadata or {})}
+    header = {"format": "pt", "srcnn": json.dumps(about), **(metadata or {})}
     with atomic_file(path) as file:
         file.write(safetensors_bytes(tensors, header))
 

@@ -1,11 +1,10 @@
-"""Makes a network from its config, initializes its weights, saves and loads them."""
+"""Initializes the weights of networks, saves and loads them."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -13,8 +12,8 @@ import torch
 from torch import nn
 
 from srcnn.models.base import CENTRE, Network
-from srcnn.models.srcnn import SRCNN, ModelConfig
-from srcnn.models.unet import UNet, UNetConfig
+from srcnn.models.srcnn import SRCNN
+from srcnn.models.unet import UNet
 from srcnn.models.weight_files import DEFAULT_WEIGHTS, find_weights, read_weights, save_tensors, write_weights
 from srcnn.models.wrapped import EXTRA, from_spandrel
 from srcnn.runtime.errors import UserError
@@ -23,36 +22,33 @@ from srcnn.runtime.torch_internals import set_state_note
 Initialization = Literal["kaiming", "pytorch", "paper"]
 
 
-def make_network(config: ModelConfig | UNetConfig, centred: bool = False) -> Network:
-    """The network of a config, its weights not yet initialized or loaded."""
-    return UNet(config, centred) if isinstance(config, UNetConfig) else SRCNN(config, centred)
-
-
 def initialize(model: Network, how: Initialization, seed: int) -> None:
     """Sets all weights and biases from `seed`.
 
     "kaiming": He et al., ICCV 2015: normal by fan-in, times the layer's `Network.init_gain`, which is a hundredth for
     the last layer: a residual network starts as nearly the identity and gains from the first step. "pytorch": the
     default of PyTorch and of the source project. "paper": normal with standard deviation 0.001, biases zero. A layer
-    with an `init_gain` of 0 starts with zeros.
+    with an `init_gain` of 0 starts with zeros. A network without `init_gain` is left as it is.
     """
+    if type(model).init_gain is Network.init_gain:
+        return
     generator = torch.Generator().manual_seed(seed)
     for name, layer in model.named_modules():
         if not isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             continue
-        assert layer.bias is not None
         # Weights that one output value sums over; the strides of transposed layers are as large as their kernels.
         fan_in = layer.in_channels if isinstance(layer, nn.ConvTranspose2d) else layer.weight[0].numel()
         gain = model.init_gain(name)
         with torch.no_grad():
             if how == "pytorch" and gain:
-                for parameter in (layer.weight, layer.bias):
+                for parameter in layer.parameters(recurse=False):
                     parameter.uniform_(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), generator=generator)
                 continue
             deviation = 0.001 if how == "paper" else math.sqrt(2 / fan_in) * gain
             layer.weight.normal_(0, deviation, generator=generator)
-            layer.bias.zero_()
-    if how == "kaiming" and model.centred and not model.config.residual:
+            if layer.bias is not None:
+                layer.bias.zero_()
+    if how == "kaiming" and model.centred and not model.residual:
         nn.init.constant_(model.last_layer.get_parameter("bias"), CENTRE)
 
 
@@ -66,7 +62,7 @@ def save_model(
     Raises:
         ValueError: values that float16 cannot hold.
     """
-    write_weights(path, model.saved_state(), model.config, metadata, half)
+    write_weights(path, model.saved_state(), model.about, metadata, half)
 
 
 def save_state_dict(model: Network, path: str | Path) -> None:
@@ -76,7 +72,7 @@ def save_state_dict(model: Network, path: str | Path) -> None:
     The config is beside the weights, where `load_state_dict` of other programs ignores it.
     """
     state = model.saved_state()
-    set_state_note(state, json.dumps(asdict(model.config)))
+    set_state_note(state, json.dumps(model.about))
     save_tensors(state, path)
 
 
@@ -88,12 +84,14 @@ def load_model(source: str | Path = DEFAULT_WEIGHTS, halo: int | None = None) ->
 
     Raises:
         FileNotFoundError: no such file, run or shipped name.
-        ValueError: not the weights of a known network, or values that are not finite; a halo for a network of this
-            package.
+        ValueError: not the weights of a known network (one of a plugin has to be registered before), or values that
+            are not finite; a halo for a network that knows its own.
     """
     path = find_weights(source)
     state, metadata = read_weights(path)
-    kind = UNet if "head.weight" in state else SRCNN
+    kind: type[Network] = UNet if "head.weight" in state else SRCNN  # in files that do not say it
+    if metadata.get("network"):
+        kind = Network
     try:
         model = kind.from_state(state, metadata, path)
     except UserError as error:

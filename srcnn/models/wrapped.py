@@ -24,6 +24,7 @@ MAX_MULTIPLE = 64  # pixels, tried for where tiles may begin; more only where th
 MARGIN = 100  # pixels of the test picture around its middle, at least
 MIDDLE = 16  # pixels, the side of the tile that is compared
 MAX_LEVELS = 0.25  # of 255, that a tile may differ; half of what `Network.halo` promises, as other photos differ more
+VISIBLE, MAX_PROBED_SIDE = 1e-4, 640  # change of a pixel in [0, 1]; pixels of the picture on which a network is tried
 EXTRA = "a network of another program needs the package spandrel: pip install 'srcnn[models]'"
 
 
@@ -32,7 +33,6 @@ class WrappedConfig:
     """What is known of a network of another program: how many channels of a photo it takes, 1 luma or 3 RGB."""
 
     channels: int
-    residual: bool = False  # if so, nothing is gained by knowing it
     receptive_radius: int = 0
 
 
@@ -53,10 +53,9 @@ class WrappedNetwork(Network):
         self, module: nn.Module, halo: int | None, channels: int, multiple: int = 1, min_pixels: int = 1,
         name: str = "", function: Callable[[torch.Tensor], torch.Tensor] | None = None, measures: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(WrappedConfig(channels))
         self.module = module.eval()
-        self.config = WrappedConfig(channels)
-        self.min_pixels, self.name, self.centred = min_pixels, name, False
+        self.min_pixels, self.name = min_pixels, name
         self._function, self._multiple, self._halo = function or module, multiple, halo
         self._measures, self._difference = measures, 0.0
 
@@ -228,3 +227,54 @@ def _test_picture(side: int) -> torch.Tensor:
             levels[..., channel] += np.asarray(plane.resize((side, side), Image.Resampling.BICUBIC))
     pixels = degrade(levels.clip(0, 255).astype(np.uint8), Degradation(jpeg_quality=20), 20)
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
+
+
+def check_network(network: Network) -> None:
+    """Tries a network of a plugin before it is trained, and warns where tiles cannot be as in the whole photo.
+
+    Raises:
+        UserError: another shape comes out than goes in, or its tensors are shared or not of floats.
+    """
+    state = network.state_dict()
+    if whole := [name for name, tensor in state.items() if not tensor.is_floating_point()]:
+        raise UserError(f"{network.name}: {whole[0]} is not of floats, which files of weights hold alone (BatchNorm "
+                        "counts batches: take another normalisation)")
+    if len({tensor.data_ptr() for tensor in state.values()}) < len(state):
+        raise UserError(f"{network.name}: two of its tensors are the same memory, which files of weights cannot hold")
+    network.eval()
+    side = network.min_pixels
+    for height, width in ((side, side), (side + 4, side + 13)):
+        pixels = torch.rand(2, network.config.channels, height, width, device=network.device)
+        with torch.inference_mode():
+            restored = network(pixels)
+        if restored.shape != pixels.shape:
+            raise UserError(f"{network.name} gives {tuple(restored.shape)} for {tuple(pixels.shape)}, not the same")
+    with full_precision():
+        problem = _tiling_problem(network)
+    if problem:
+        warnings.warn(f"{network.name}: {problem}; tiles will differ from the whole photo", stacklevel=2)
+    network.train()
+
+
+@torch.inference_mode()
+def _tiling_problem(network: Network) -> str:
+    """What `receptive_radius` and `multiple` promise and the network does not keep; "" where nothing is found."""
+    radius, multiple = network.receptive_radius, network.multiple
+    before = -(-(radius + 1) // multiple) * multiple  # pixels on each side of those that are changed
+    side = max(2 * before + multiple, -(-network.min_pixels // multiple) * multiple)
+    if side > MAX_PROBED_SIDE:
+        return ""
+    pixels = torch.rand(1, network.config.channels, side + multiple, side + multiple, device=network.device)
+    changed = pixels[..., :side, :side].repeat(multiple, 1, 1, 1)
+    numbers = torch.arange(multiple, device=network.device)
+    places = numbers + before
+    changed[numbers, :, places, places] += 100
+    whole, part = network(pixels), network(pixels[..., :side, :side])
+    picture, row, column = ((network(changed) - part).abs().amax(1) > VISIBLE).nonzero().unbind(1)
+    seen = torch.stack([row, column]) - places[picture]
+    if seen.numel() and (reach := int(seen.abs().max())) > radius:
+        return f"a pixel depends on others {reach} pixels away or further, its receptive_radius is {radius}"
+    shifted = network(pixels[..., multiple:, multiple:])
+    inner = slice(radius, side - radius)
+    moved = whole[..., multiple:, multiple:][..., inner, inner] - shifted[..., inner, inner]
+    return "" if moved.abs().max() < VISIBLE else f"it depends on where a tile begins, also at multiples of {multiple}"

@@ -1,11 +1,10 @@
 """The registry of damages, random augmentations that a network is trained to undo. Does not import torch.
 
-docs/degradations.md explains how to add one. JPEG and bicubic themselves are in `srcnn.photos.degradation`.
+docs/extending.md explains how to add one. JPEG and bicubic themselves are in `srcnn.photos.degradation`.
 """
 
 from __future__ import annotations
 
-import inspect
 import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from PIL import Image, ImageFilter
 from srcnn.photos import degradation
 from srcnn.photos.jpeg_quality import conditions_of_qualities
 from srcnn.runtime.errors import UserError
+from srcnn.runtime.plugins import Registry
 
 MCU_PIXELS = 16  # the minimum coded unit of a 4:2:0 JPEG: four blocks of luma, one of each chroma
 
@@ -33,21 +33,8 @@ class Damaged(NamedTuple):
 
 
 Damage = Callable[..., Damaged]  # (pixels, generator, **settings)
-DAMAGES: dict[str, Damage] = {}
-
-
-def damage(function: Damage) -> Damage:
-    """Decorator that registers `function(pixels, generator, **settings)` under its name. The function must draw all its
-    random numbers from the generator, so that samples are reproducible.
-
-    Raises:
-        ValueError: another module has registered the name.
-    """
-    known = DAMAGES.get(function.__name__)
-    if known and known.__module__ != function.__module__:
-        raise UserError(f"{function.__module__}: {known.__module__} has a damage named {function.__name__} already")
-    DAMAGES[function.__name__] = function
-    return function
+# Decorator of a damage. It must draw all its random numbers from the generator, so that samples are reproducible.
+damage = DAMAGES = Registry[Damage]("damage", num_inputs=2)
 
 
 @damage
@@ -153,15 +140,8 @@ def check_damage(name: str, settings: Mapping[str, Any], shape: tuple[int, ...])
     Raises:
         ValueError: the name, a setting or its value is invalid, or the result has another shape or dtype.
     """
-    if name not in DAMAGES:
-        raise UserError(f"no such damage; known: {', '.join(sorted(DAMAGES))}. Your own must be registered by "
-                         "the program that uses it (docs/degradations.md)")
-    pixels = np.indices(shape).sum(0).astype(np.uint8)
-    try:
-        damaged = DAMAGES[name](pixels, np.random.default_rng(0), **settings)
-    except TypeError as error:
-        known = list(inspect.signature(DAMAGES[name]).parameters)[2:]
-        raise UserError(f"{error}; its settings: {', '.join(known) or 'none'}") from error
+    settings = DAMAGES.settings(name, settings)
+    damaged = DAMAGES[name](np.indices(shape).sum(0).astype(np.uint8), np.random.default_rng(0), **settings)
     if not isinstance(damaged, Damaged):
         raise UserError(f"returned {type(damaged).__name__}, expected Damaged(pixels)")
     if damaged.pixels.shape != shape or damaged.pixels.dtype != np.uint8:

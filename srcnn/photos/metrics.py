@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 IDENTICAL_PSNR = 100.0  # dB of identical tiles or photos, instead of infinity: the source project's convention
 BLOCK_PIXELS = 8
 SSIM_WINDOW = 11
+_GAUSSIAN = np.exp(-((np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2) ** 2) / (2 * 1.5**2))
+SSIM_WEIGHTS: list[float] = (_GAUSSIAN / _GAUSSIAN.sum()).tolist()
 
 
 def psnr(clean: np.ndarray, other: np.ndarray) -> float:
@@ -97,8 +99,7 @@ def ssim(clean: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 def _gaussian_blur(values: torch.Tensor) -> torch.Tensor:
     """(..., H, W) -> (..., H - 10, W - 10). As sums of shifted pixels: in float64 on a CPU twice as fast as conv2d."""
-    window = np.exp(-((np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2) ** 2) / (2 * 1.5**2))
-    first, *weights = (window / window.sum()).tolist()
+    first, *weights = SSIM_WEIGHTS
     for dimension in (-2, -1):
         size = values.shape[dimension] - SSIM_WINDOW + 1
         blurred = values.narrow(dimension, 0, size) * first

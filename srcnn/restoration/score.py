@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from srcnn.models.base import Network
+from srcnn.models.perceptual import Distance
 from srcnn.photos.degradation import Degradation, bicubic_levels, crop_to_multiple, degrade, to_uint8
 from srcnn.photos.jpeg_quality import jpeg_save
 from srcnn.photos.metrics import psnr, psnr_b, ssim
@@ -28,7 +30,8 @@ SSIM_PIXELS = 11  # side of SSIM's window; a photo may not be smaller
 class Score:
     """PSNR and PSNR-B (dB) and SSIM of one degraded photo (`_in`) and the restored one, against the clean one.
 
-    PSNR-B is None where the photo was scaled: it measures the edges of JPEG blocks.
+    PSNR-B is None where the photo was scaled: it measures the edges of JPEG blocks. `distances`: lpips_in, lpips,
+    dists_in, dists where they were asked for; the less the better.
     """
 
     photo: str
@@ -38,6 +41,7 @@ class Score:
     ssim: float
     psnr_b_in: float | None
     psnr_b: float | None
+    distances: dict[str, float] = field(default_factory=dict)
 
     @property
     def gain(self) -> float:
@@ -71,7 +75,10 @@ def degraded_pair(pixels: np.ndarray, luma: LumaKind, degradation: Degradation) 
     return photo, degrade(photo, degradation, quality)
 
 
-def score_photo(name: str, pixels: np.ndarray, model: Network, luma: LumaKind, degradation: Degradation) -> Score:
+def score_photo(
+    name: str, pixels: np.ndarray, model: Network, luma: LumaKind, degradation: Degradation,
+    distances: Mapping[str, Distance] = MappingProxyType({}),
+) -> Score:
     """Degrades, restores and measures one clean photo, uint8 (H, W) or (H, W, 3).
 
     A network for luma gets the luma, one for RGB the colours; a conditioned one also the JPEG's quality. Degraded and
@@ -92,12 +99,17 @@ def score_photo(name: str, pixels: np.ndarray, model: Network, luma: LumaKind, d
         restored = LUMA[luma](255 * restore_array(source / 255, model, options))
     border = degradation.scale if degradation.scale > 1 else 0
     inner = tuple(slice(border, side - border) for side in clean.shape)
-    before, after = (_measures(clean[inner], to_uint8(other)[inner], not border) for other in (degraded, restored))
-    return Score(name, before[0], after[0], before[1], after[1], before[2], after[2])
+    others = {"_in": to_uint8(degraded)[inner], "": to_uint8(restored)[inner]}
+    before, after = (_measures(clean[inner], other, not border) for other in others.values())
+    tensors = {ending: _tensor(other).to(model.device) for ending, other in others.items()}
+    perceived = {f"{kind}{ending}": float(distance(_tensor(clean[inner]).to(model.device), other))
+                 for kind, distance in distances.items() for ending, other in tensors.items()}
+    return Score(name, before[0], after[0], before[1], after[1], before[2], after[2], perceived)
 
 
 def score_folder(
-    folder: Path, model: Network, luma: LumaKind, degradation: Degradation, show_progress: bool = False
+    folder: Path, model: Network, luma: LumaKind, degradation: Degradation, show_progress: bool = False,
+    distances: Mapping[str, Distance] = MappingProxyType({}),
 ) -> tuple[list[Score], list[str]]:
     """Scores every photo in a folder and its subfolders: (scores, an error for each photo that cannot be scored).
 
@@ -111,7 +123,7 @@ def score_folder(
     for path in tqdm(photos, "photos scored", disable=not show_progress or None):
         name = path.relative_to(folder).as_posix()
         try:
-            scores.append(score_photo(name, read_photo(path), model, luma, degradation))
+            scores.append(score_photo(name, read_photo(path), model, luma, degradation, distances))
         except ValueError as error:
             refused.append(f"{name}: {str(error).removeprefix(f'{path}: ')}")
     if not scores:
@@ -121,17 +133,22 @@ def score_folder(
 
 def _measures(clean: np.ndarray, other: np.ndarray, in_blocks: bool) -> tuple[float, float, float | None]:
     """(PSNR, SSIM, PSNR-B); PSNR-B needs JPEG blocks that start in the upper left corner."""
-    tensors = [torch.from_numpy(photo.astype(np.float64) / 255)[None, None] for photo in (clean, other)]
-    return psnr(clean, other), float(ssim(*tensors)), psnr_b(clean, other) if in_blocks else None
+    return psnr(clean, other), float(ssim(_tensor(clean), _tensor(other))), psnr_b(clean, other) if in_blocks else None
+
+
+def _tensor(photo: np.ndarray) -> torch.Tensor:
+    """Levels (H, W) -> float64 (1, 1, H, W) in [0, 1]."""
+    return torch.from_numpy(photo.astype(np.float64) / 255)[None, None]
 
 
 def mean_score(scores: Iterable[Score]) -> Score:
     """The mean of each score over the photos."""
     scores = list(scores)
-    columns = {field.name: [getattr(score, field.name) for score in scores] for field in fields(Score)}
-    del columns["photo"]
+    names = [each.name for each in fields(Score) if each.name not in ("photo", "distances")]
+    columns = {name: [getattr(score, name) for score in scores] for name in names}
     means = {name: None if None in values else float(np.mean(values)) for name, values in columns.items()}
-    return Score(photo=f"mean of {len(scores)}", **means)  # type: ignore[arg-type]  # the optional ones by name
+    distances = {name: float(np.mean([score.distances[name] for score in scores])) for name in scores[0].distances}
+    return Score(f"mean of {len(scores)}", distances=distances, **means)  # type: ignore[arg-type]  # the optional ones
 
 
 def to_markdown(scores: list[Score]) -> str:
@@ -139,18 +156,29 @@ def to_markdown(scores: list[Score]) -> str:
     in_blocks = scores[0].psnr_b is not None
     lines = [
         "| photo | input dB | output dB | gain dB | gain % | SSIM in | SSIM out |"
-        + " PSNR-B in | PSNR-B out |" * in_blocks,
-        "|---" + "|---:" * (8 if in_blocks else 6) + "|",
+        + " PSNR-B in | PSNR-B out |" * in_blocks + "".join(f" {_title(name)} |" for name in scores[0].distances),
+        "|---" + "|---:" * (6 + 2 * in_blocks + len(scores[0].distances)) + "|",
     ]
     for score in [*scores, mean_score(scores)]:
         name = score.photo.replace("|", "\\|")
         decibels = f"{score.psnr_in:.2f} | {score.psnr:.2f} | {score.gain:.2f} | {score.gain_percent:.1f}"
         blocks = f" {score.psnr_b_in:.2f} | {score.psnr_b:.2f} |" if in_blocks else ""
+        blocks += "".join(f" {value:.4f} |" for value in score.distances.values())
         lines.append(f"| {name} | {decibels} | {score.ssim_in:.4f} | {score.ssim:.4f} |{blocks}")
     return "\n".join(lines) + "\n"
+
+
+def _title(name: str) -> str:
+    """ "lpips_in" -> "LPIPS in"."""
+    kind, _, is_input = name.partition("_")
+    return f"{kind.upper()} {'in' if is_input else 'out'}"
 
 
 def to_json(scores: list[Score]) -> list[dict[str, Any]]:
     """A dict for each photo, then the mean."""
     rows = [*scores, mean_score(scores)]
-    return [asdict(score) | {"gain": score.gain, "gain_percent": score.gain_percent} for score in rows]
+    result = []
+    for score in rows:
+        values = asdict(score) | {"gain": score.gain, "gain_percent": score.gain_percent}
+        result.append(values | values.pop("distances"))
+    return result

@@ -136,7 +136,7 @@ class TileRestorer:
             raise UserError(f"the network restores {channels} channels; expected one for luma (1) or RGB (3)")
         condition = None if options.damage is None else options.damage.condition
         self.model, self.options, self.dtype = model.with_condition(condition), options, dtype
-        self.bf16 = (not options.exact and model.config.residual and dtype == np.uint8
+        self.bf16 = (not options.exact and model.residual and dtype == np.uint8
                      and prefers_bf16(model.config, self.device))
         self.chroma_quality = options.damage.quality if options.damage and options.smooth_chroma else None
         smooths = self.chroma_quality is not None and channels == 1

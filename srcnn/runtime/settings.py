@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import re
@@ -16,6 +17,7 @@ import yaml
 from srcnn.runtime.config_files import find_config
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.extras import extra
+from srcnn.runtime.plugins import load_plugins
 from srcnn.runtime.strict_yaml import read_yaml
 
 ConfigT = TypeVar("ConfigT")
@@ -46,6 +48,12 @@ def parse(
     parser.add_class_arguments(config_class, None)
     fields = dataclasses.fields(config_class)  # type: ignore[arg-type]  # no type says "any dataclass"
     booleans = {f"--{field.name}" for field in fields if field.type in ("bool", bool)}
+    if "plugins" in {field.name for field in fields}:
+        arguments, plugins = _without_plugins(program, arguments)
+        try:
+            load_plugins(plugins)
+        except UserError as error:
+            parser.error(str(error))
     arguments = _with_values(arguments, booleans)
     arguments = _with_shipped_configs(arguments)
     try:
@@ -59,6 +67,16 @@ def parse(
         parser.error(str(error))
     except TypeError as error:
         parser.error(f"a key has no value, or a value of the wrong type: {error}")
+
+
+def _without_plugins(program: str, arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments without each `--plugins FILE`, and the files. They are loaded before the settings that need them
+    are read, and by the command line alone: a config, which may be a stranger's, makes nothing run.
+    """
+    parser = argparse.ArgumentParser(program, add_help=False, allow_abbrev=False)
+    parser.add_argument("--plugins", action="append", default=[])
+    found, others = parser.parse_known_args(arguments)
+    return others, found.plugins
 
 
 def _config_files(arguments: list[str]) -> Iterator[Path]:

@@ -19,9 +19,7 @@ from torch.profiler import profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
 from srcnn.data.loader import Batch
-from srcnn.models.srcnn import ModelConfig
-from srcnn.models.unet import UNetConfig
-from srcnn.models.weights import make_network
+from srcnn.models.base import NetworkConfig, make_network
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.files import write_json
 from srcnn.runtime.settings import plain
@@ -85,7 +83,7 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
         trainer.close()
     results = describe(trainer) | measured
     results |= {"seconds_per_step": phases, "memory_gib": memory_gib(accelerator.device)}
-    flop = training_flop(config.network, config.pair_shape(trainer.dataset.tile_shape)[0])
+    flop = training_flop(config.architecture, config.pair_shape(trainer.dataset.tile_shape)[0])
     results["gflop_per_tile"] = flop / 1e9
     results["share_of_peak"] = flop * results["tiles_per_second_synthetic"] / 1e9 / results["peak_gflop_per_second"]
     if accelerator.is_main_process:
@@ -111,7 +109,7 @@ def describe(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def training_flop(config: ModelConfig | UNetConfig, tile_pixels: int) -> int:
+def training_flop(config: NetworkConfig, tile_pixels: int) -> int:
     """Floating-point operations that a tile costs in training, as PyTorch counts them for the plain convolutions:
     forward, and backward without the gradient of the pixels. A multiplication with its addition is two.
     """

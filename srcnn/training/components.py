@@ -15,9 +15,11 @@ import torch
 
 from srcnn.data.dataset import ShardDataset
 from srcnn.data.transforms import to_float_batch
-from srcnn.models.base import Network
+from srcnn.models.base import NETWORKS, Network, make_network
 from srcnn.models.device import to_device
-from srcnn.models.weights import initialize, load_model, make_network
+from srcnn.models.perceptual import perceptual_distances
+from srcnn.models.weights import initialize, load_model
+from srcnn.models.wrapped import check_network
 from srcnn.runtime.distributed import new_cpu_group, rendezvous
 from srcnn.runtime.errors import UserError
 from srcnn.tracking.run_log import Tracking
@@ -25,7 +27,7 @@ from srcnn.training.checkpoint import AsyncCheckpointWriter
 from srcnn.training.config import TrainConfig
 from srcnn.training.loss import LossAndScores, compile_static_shape
 from srcnn.training.meter import Meter
-from srcnn.training.optimizer import build_optimizer
+from srcnn.training.optimizer import build_optimizer, copy_own_average, group_settings, has_own_average
 from srcnn.training.setup import open_shards, start_accelerator
 from srcnn.training.state import TrainState
 
@@ -61,6 +63,8 @@ class Components:
         network: what is trained; `average`, its exponential average, or None.
         model: what a step calls: the network with its loss and scores, wrapped for all ranks.
         dataset, val_dataset: the training and the validation split.
+        optimizer_settings: what was in the optimizer's groups at its start; all else that comes is state.
+        distances: what the validation measures beside PSNR and SSIM.
         state: the counters; `meter`: what steps cost and give since the last log line.
         group: of all ranks, for messages between CPUs; None for a single one.
         stop_flag: a parameter that no optimizer changes; its gradient is above 0 after a step if a rank has an error.
@@ -83,14 +87,18 @@ class Components:
         if self.network.conditioned:
             for dataset in (self.dataset, self.val_dataset):
                 dataset.read_qualities()
-        self.average = copy.deepcopy(self.network) if config.optimizer.average_halflife_samples else None
+        optimizer = build_optimizer(self.network, config.optimizer)
+        self.optimizer_settings = group_settings(optimizer)
+        self.average: Network | None = None
+        if config.optimizer.average_halflife_samples or has_own_average(optimizer):
+            self.average = copy.deepcopy(self.network)
         mode, self.to_float_batch = config.compile_mode, to_float_batch
         if mode:  # without CUDA graphs: each micro-batch takes a part of the result
             self.to_float_batch = compile_static_shape(to_float_batch, lambda batch, _: len(batch.clean), "default")
         border = self.network.receptive_radius if config.loss_crop else 0
         scored = LossAndScores(self.network, border, config.loss, mode, config.luma_weight)
         self.stop_flag = scored.stop_flag
-        self.model, self.optimizer = self.accelerator.prepare(scored, build_optimizer(self.network, config.optimizer))
+        self.model, self.optimizer = self.accelerator.prepare(scored, optimizer)
         for parameter in self.model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         timeout = timedelta(minutes=config.timeout_minutes)
@@ -99,6 +107,7 @@ class Components:
         # wandb sweeps set WANDB_RUN_ID.
         self.state = TrainState(tracker_id=os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8])
         self.meter = Meter(self.accelerator)
+        self.distances = perceptual_distances(config.metrics, self.accelerator.device)
         self.async_steps = self.accelerator.device.type in ASYNC_DEVICES
         self.pending: PendingStep | None = None
         self.error: Exception | None = None
@@ -108,7 +117,11 @@ class Components:
     @property
     def result(self) -> Network:
         """The weights that are validated and saved."""
-        return self.network if self.average is None else self.average
+        if self.average is None:
+            return self.network
+        if has_own_average(self.optimizer.optimizer):
+            copy_own_average(self.optimizer.optimizer, self.network, self.average)
+        return self.average
 
     @property
     def is_done(self) -> bool:
@@ -117,11 +130,16 @@ class Components:
 
 def starting_network(config: TrainConfig, device: torch.device) -> Network:
     """The network with its first weights: drawn from the seed, or those of `config.weights`."""
-    network = make_network(config.network, config.centred)
+    with torch.random.fork_rng(devices=[]):  # a network of one's own may draw its weights when it is made
+        torch.manual_seed(config.seed)
+        network = make_network(config.architecture, config.centred)
     initialize(network, config.initialization, config.seed)
     if config.weights:
         try:
             network.load_without_centering(load_model(config.weights))
         except ValueError as error:
             raise UserError(f"weights {config.weights}: {error}") from error
-    return to_device(network, device)
+    network = to_device(network, device)
+    if NETWORKS.is_own(type(network).__name__):
+        check_network(network)
+    return network

@@ -1,8 +1,9 @@
-"""The loss of a batch with the scores of what the network restores, in one module that can be compiled."""
+"""The losses, and that of a batch with the scores of what the network restores, in one module that can be compiled."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -10,11 +11,77 @@ from torch import nn
 
 from srcnn.data.loader import Batch
 from srcnn.models.base import Network
-from srcnn.photos.metrics import luma, tile_psnr
+from srcnn.photos import metrics
+from srcnn.runtime.errors import UserError
+from srcnn.runtime.plugins import Registry
 
-CHARBONNIER = 1e-3  # of pixels in [0, 1]: smaller differences count as squares
-LossName = Literal["mse", "l1", "charbonnier"]
+WEIGHT = "weight"  # of a loss, beside its settings
+Loss = Callable[..., torch.Tensor]  # (restored, clean, **settings)
+LossConfig = str | dict[str, dict[str, Any]]  # a name, or settings by name
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
+
+
+# Decorator of a loss: (N, C, H, W) twice, restored (not clipped) and clean, to the mean over the tiles, a scalar.
+register_loss = LOSSES = Registry[Loss]("loss", num_inputs=2)
+
+
+@register_loss
+def mse(restored: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+    """The mean squared difference."""
+    return (restored - clean).square().mean()
+
+
+@register_loss
+def l1(restored: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+    """The mean absolute difference."""
+    return (restored - clean).abs().mean()
+
+
+@register_loss
+def charbonnier(restored: torch.Tensor, clean: torch.Tensor, epsilon: float = 1e-3) -> torch.Tensor:
+    """The mean of sqrt(difference^2 + epsilon^2), epsilon of pixels in [0, 1]: smaller differences count as squares.
+
+    Lai et al., "Deep Laplacian Pyramid Networks for Fast and Accurate Super-Resolution", CVPR 2017, section 3.3.
+    """
+    return ((restored - clean).square() + epsilon**2).sqrt().mean()
+
+
+@register_loss
+def ssim(restored: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+    """1 - SSIM, see `srcnn.photos.metrics.ssim`. Zhao et al., "Loss Functions for Image Restoration with Neural
+    Networks", IEEE TCI 3(1), 2017, where it is one of two: {l1: {weight: 0.16}, ssim: {weight: 0.84}} is like theirs.
+    """
+    return (1 - metrics.ssim(restored, clean).mean()).float()
+
+
+@register_loss
+def fft(restored: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+    """The mean absolute difference of the real and imaginary parts of all frequencies.
+
+    Cho et al., "Rethinking Coarse-to-Fine Approach in Single Image Deblurring" (MIMO-UNet), ICCV 2021, section 3.4, at
+    one scale; there it has the weight 0.1 beside l1.
+    """
+    return torch.view_as_real(torch.fft.fft2(restored - clean)).abs().mean()
+
+
+def make_loss(config: LossConfig) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The loss of a name, or the weighted sum of several, (restored, clean) -> a scalar.
+
+    Raises:
+        UserError: an unknown name or setting, or a weight that is not above 0.
+    """
+    parts = []
+    for name, settings in ({config: {}} if isinstance(config, str) else config).items():
+        settings = dict(settings or {})
+        weight = settings.pop(WEIGHT, 1.0)
+        if not isinstance(weight, (int, float)) or not weight > 0:
+            raise UserError(f"loss {name}: {WEIGHT} {weight}: expected a number above 0")
+        parts.append((weight, partial(LOSSES[name], **LOSSES.settings(name, settings))))
+    if not parts:
+        raise UserError("loss: expected at least one")
+    if len(parts) == 1 and parts[0][0] == 1:
+        return parts[0][1]
+    return lambda restored, clean: torch.stack([weight * loss(restored, clean) for weight, loss in parts]).sum()
 
 
 class LossAndScores(nn.Module):
@@ -30,11 +97,11 @@ class LossAndScores(nn.Module):
     """
 
     def __init__(
-        self, network: nn.Module, border: int, loss: LossName = "mse", mode: CompileMode | None = None,
+        self, network: nn.Module, border: int, loss: LossConfig = "mse", mode: CompileMode | None = None,
         luma_weight: float = 0.0,
     ) -> None:
         super().__init__()
-        self.network, self.border, self.loss, self.luma_weight = network, border, loss, luma_weight
+        self.network, self.border, self.loss, self.luma_weight = network, border, make_loss(loss), luma_weight
         # On the network's device: its gradient travels with the network's, see step.py.
         self.stop_flag = nn.Parameter(torch.zeros((), device=next(network.parameters()).device))
         self.score = compile_static_shape(self._score, lambda clean, *_: len(clean), mode) if mode else self._score
@@ -48,12 +115,12 @@ class LossAndScores(nn.Module):
         torch.Tensor, torch.Tensor
     ]:
         restored = self.network(degraded, *conditions).float()
-        difference = crop(restored - clean, self.border)
-        loss = pixel_loss(difference, self.loss) * len(clean)
+        inner = crop(restored, self.border), crop(clean, self.border)
+        loss = self.loss(*inner) * len(clean)
         if self.luma_weight:
-            loss = loss + self.luma_weight * pixel_loss(luma(difference), self.loss) * len(clean)
+            loss = loss + self.luma_weight * self.loss(*map(metrics.luma, inner)) * len(clean)
         with torch.no_grad():
-            psnr_in, psnr_out = (tile_psnr(clean, other).sum() for other in (degraded, restored.clamp(0, 1)))
+            psnr_in, psnr_out = (metrics.tile_psnr(clean, other).sum() for other in (degraded, restored.clamp(0, 1)))
             return loss, torch.stack([psnr_in, psnr_out, loss.double(), torch.full_like(psnr_in, len(clean))])
 
 
@@ -75,17 +142,6 @@ def compile_static_shape(
         return compiled(*arguments)
 
     return call
-
-
-def pixel_loss(difference: torch.Tensor, name: LossName) -> torch.Tensor:
-    """The mean over pixels in [0, 1] of what their difference costs.
-
-    "charbonnier" is sqrt(difference^2 + 0.001^2): Lai et al., "Deep Laplacian Pyramid Networks for Fast and Accurate
-    Super-Resolution", CVPR 2017, section 3.3.
-    """
-    if name == "charbonnier":
-        return (difference.square() + CHARBONNIER**2).sqrt().mean()
-    return difference.abs().mean() if name == "l1" else difference.square().mean()
 
 
 def crop(pixels: torch.Tensor, border: int) -> torch.Tensor:

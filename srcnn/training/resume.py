@@ -27,11 +27,11 @@ from srcnn.runtime.untrusted import read_json
 from srcnn.training import checkpoint
 from srcnn.training.components import Components
 from srcnn.training.config import TrainConfig
-from srcnn.training.optimizer import complete_state
+from srcnn.training.optimizer import OPTIMIZERS, complete_state, group_settings
 
 FORMAT = 2  # of the training state
-IMMUTABLE_KEYS = ("model", "unet", "initialization", "centred", "weights", "seed", "overfit_tiles", "degradation",
-                  "optimizer.name")
+IMMUTABLE_KEYS = ("model", "unet", "network", "initialization", "centred", "weights", "seed", "overfit_tiles",
+                  "degradation", "optimizer.name")
 DATA_KEYS = ("stream.", "shards", "run", "fresh")  # where the order and the data matter, the stream's state has them
 JOB, MAX_JOB_BYTES = ".job", 1 << 20
 LOCK_SECONDS = 60.0  # a killed training needs some to end
@@ -139,7 +139,7 @@ def load_latest(trainer: Components) -> dict[str, Any] | None:
     except (KeyError, TypeError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
         raise UserError(f"{folder}: not the state of such a training: {type(error).__name__} {error}") from error
     for note in notes:
-        logger.info("continuing with %s", note)
+        logger.log(logging.WARNING if note.startswith("plugins.") else logging.INFO, "continuing with %s", note)
     if trainer.state.values:
         repair_best_link(trainer)
     return state
@@ -169,8 +169,8 @@ def check_resumable(config: TrainConfig, state: dict[str, Any], stream: LoaderSt
     saved = flat(plain(asdict(TrainConfig()))) | saved  # settings that are newer than the run
     saved |= {f"data.{key}": value for key, value in state["stream"].items()}
     wanted |= {f"data.{key}": value for key, value in asdict(stream).items()}
-    # Settings of damages have names of their own: those that are gone count too.
-    gone = [key for key in saved if key.startswith("degradation.") and key not in wanted]
+    # Settings of damages and networks have names of their own: those that are gone count too.
+    gone = [key for key in saved if key.startswith(("degradation.", "network.", "loss.")) and key not in wanted]
     notes = []
     for key, value in (wanted | dict.fromkeys(gone)).items():
         if saved.get(key) == value or key in ("data.epoch", "data.consumed_samples"):
@@ -197,12 +197,15 @@ def load_state(trainer: Components, state: dict[str, Any]) -> None:
     if trainer.average is not None:
         load_weights(trainer.average, network if average is None else average)
     groups = trainer.optimizer.state_dict()["param_groups"]
-    check_optimizer(trainer.optimizer, state["optimizer"]["state"], groups)
+    for group, changed in zip(groups, state["optimizer"].get("changed", ()), strict=False):
+        group.update(check_numbers({key: group[key] for key in changed}, changed))
+    any_shape = OPTIMIZERS.is_own(trainer.config.optimizer.name)
+    check_optimizer(trainer.optimizer, state["optimizer"]["state"], groups, any_shape)
     trainer.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
     complete_state(trainer.optimizer)
     scaler = trainer.accelerator.scaler
     if scaler and state["scaler"]:
-        scaler.load_state_dict(check_scaler(scaler.state_dict(), state["scaler"]))
+        scaler.load_state_dict(check_numbers(scaler.state_dict(), state["scaler"]))
     trainer.meter.load(state["meter"])
     for key, value in counters.items():
         setattr(trainer.state, key, value)
@@ -221,23 +224,30 @@ def load_weights(model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> No
     model.load_state_dict(tensors)
 
 
-def check_optimizer(optimizer: Any, state: dict[int, dict[str, Any]], groups: list[dict[str, Any]]) -> None:
-    """Raises UserError unless `state` holds finite numbers, or tensors like the parameters, for these groups."""
+def check_optimizer(
+    optimizer: Any, state: dict[int, dict[str, Any]], groups: list[dict[str, Any]], any_shape: bool = False
+) -> None:
+    """Raises UserError unless `state` holds finite numbers, or tensors like the parameters (or of `any_shape`, which an
+    optimizer of a plugin may have), for these groups.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     numbers = [number for group in groups for number in group["params"]]
     for number, values in state.items():
         shape = dict(zip(numbers, (parameter.shape for parameter in parameters), strict=True))[number]
         for name, value in values.items():
             if value is not None:
-                scalar = not isinstance(value, torch.Tensor) or value.ndim == 0
-                _check_tensor(f"optimizer.{number}.{name}", torch.as_tensor(value), torch.Size() if scalar else shape)
+                tensor = torch.as_tensor(value)
+                expected = tensor.shape if any_shape or tensor.ndim == 0 else shape
+                _check_tensor(f"optimizer.{number}.{name}", tensor, expected)
 
 
-def check_scaler(ours: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
-    """`saved`. Raises UserError unless it holds finite numbers of the kinds that `ours` does, under the same names."""
+def check_numbers(ours: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
+    """`saved`, of a scaler or an optimizer's groups. Raises UserError unless it holds finite numbers of the kinds that
+    `ours` does, under the same names.
+    """
     kinds = {key: type(value) for key, value in ours.items()}
     if {key: type(value) for key, value in saved.items()} != kinds or not all(map(math.isfinite, saved.values())):
-        raise UserError(f"scaler {saved}: expected numbers like {ours}")
+        raise UserError(f"{saved}: expected numbers like {ours}")
     return saved
 
 
@@ -305,8 +315,15 @@ def save_checkpoint(trainer: Components) -> None:
         trainer.writer.submit(snapshot(trainer, sums))
 
 
+def changed_settings(trainer: Components) -> list[dict[str, Any]]:
+    """What the optimizer's groups hold that is state, as those of schedulefree: what has changed since the start."""
+    return [{key: value for key, value in group.items() if key in before and value != before[key]}
+            for group, before in zip(group_settings(trainer.optimizer), trainer.optimizer_settings, strict=True)]
+
+
 def snapshot(trainer: Components, sums: list[dict[str, Any]]) -> checkpoint.Snapshot:
     """All that continuing needs, copied; randomness comes from (seed, position) and needs nothing."""
+    result = trainer.result  # brings the average up to date
     state, scaler, average = trainer.state, trainer.accelerator.scaler, trainer.average
     training = {
         "format": FORMAT,
@@ -319,9 +336,9 @@ def snapshot(trainer: Components, sums: list[dict[str, Any]]) -> checkpoint.Snap
         "config": plain(asdict(saved_config(trainer.config))),
         "network": checkpoint.detach_to_cpu(trainer.network.state_dict()),
         "average": checkpoint.detach_to_cpu(average.state_dict()) if average is not None else None,
-        "optimizer": checkpoint.detach_to_cpu(trainer.optimizer.state_dict()),
+        "optimizer": checkpoint.detach_to_cpu(trainer.optimizer.state_dict() | {"changed": changed_settings(trainer)}),
         "scaler": checkpoint.detach_to_cpu(scaler.state_dict()) if scaler else None,
     }
     about = {key: f"{value:.4f}" for key, value in state.values.items()} | {"samples": str(state.samples)}
     is_best = bool(state.values) and state.validated_samples == state.samples and state.best_step == state.step
-    return checkpoint.Snapshot(state.step, trainer.result.without_centering().cpu(), training, about, is_best)
+    return checkpoint.Snapshot(state.step, result.without_centering().cpu(), training, about, is_best)

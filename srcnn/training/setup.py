@@ -13,6 +13,7 @@ from accelerate.utils import DistributedType, GradientAccumulationPlugin
 
 from srcnn.data.dataset import ShardDataset
 from srcnn.data.manifest import Manifest
+from srcnn.models.base import make_network
 from srcnn.models.device import device_here, prefers_bf16, raise_malloc_threshold
 from srcnn.runtime.distributed import rejoin_after_restart, rendezvous
 from srcnn.runtime.errors import UserError
@@ -70,7 +71,7 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
         raise_malloc_threshold()
     precision = config.mixed_precision
     if precision == "auto":
-        precision = "bf16" if prefers_bf16(config.network, device) else "no"
+        precision = "bf16" if prefers_bf16(config.architecture, device) else "no"
     launched = int(os.environ.get("WORLD_SIZE", 1))
     share = math.ceil(config.global_batch_size(launched) / launched)
     # With gradients accumulated a static graph crashes or, worse, goes without the all-reduce (PyTorch #187732).
@@ -124,10 +125,13 @@ def check_samples(config: TrainConfig, split: str, manifest: Manifest, location:
 def check_tiles(config: TrainConfig, tile_shape: tuple[int, ...], location: str) -> None:
     """Raises UserError where tiles of this shape, (H, W) or (H, W, 3), do not fit the network and its scores."""
     channels = 3 if len(tile_shape) == 3 else 1
-    if channels != config.network.channels:
-        key = f"{'unet' if config.unet.widths else 'model'}.channels"
-        raise UserError(f"{location}: tiles have {channels} channels, {key} is {config.network.channels}")
-    border = config.network.receptive_radius if config.loss_crop else 0
+    if channels != config.architecture.channels:
+        key = f"{'network' if config.network else 'unet' if config.unet.widths else 'model'}.channels"
+        raise UserError(f"{location}: tiles have {channels} channels, {key} is {config.architecture.channels}")
+    border = 0
+    if config.loss_crop:
+        with torch.device("meta"):
+            border = make_network(config.architecture).receptive_radius
     side, shortest = tile_shape[0], max(11, 2 * border + 1)
     if side < shortest:
         hint = f" ({border} on each side for loss_crop: turn it off, or make larger tiles)" if border else ""

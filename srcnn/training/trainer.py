@@ -242,7 +242,7 @@ class Trainer(Components):
     def validate(self) -> dict[str, float]:
         """The scores of the weights that are saved; where these are averaged, the PSNR of the last ones too."""
         stream = self.config.stream
-        values = validate(self.result, self.val_dataset, self.accelerator, stream, self.group)
+        values = validate(self.result, self.val_dataset, self.accelerator, stream, self.group, self.distances)
         if self.average is not None:
             last = validate(self.network, self.val_dataset, self.accelerator, stream, self.group)
             values["val/psnr_last_weights"] = last["val/psnr"]

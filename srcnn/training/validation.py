@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from srcnn.data.loader import LoaderConfig, val_batches
 from srcnn.data.transforms import to_float_batch
 from srcnn.models.base import Network
 from srcnn.models.device import full_precision, to_device
+from srcnn.models.perceptual import Distance
 from srcnn.photos.metrics import luma, ssim, tile_psnr
 from srcnn.runtime import signals
 from srcnn.runtime.distributed import run_on_all_ranks
@@ -28,14 +31,14 @@ LUMA_SCORES = ("psnr_luma_in", "psnr_luma")
 @torch.inference_mode()
 def validate(
     model: Network, reader: ShardDataset, accelerator: Accelerator, stream: LoaderConfig | None = None,
-    group: Any = None,
+    group: Any = None, distances: Mapping[str, Distance] = MappingProxyType({}),
 ) -> dict[str, float]:
     """Scores the network in float32 on every pair of the split; exact means over the tiles of all ranks.
 
     Returns:
         val/psnr_in, val/psnr (dB; output clipped to [0, 1], not rounded), val/gain (dB), val/gain_percent, val/ssim_in,
         val/ssim, val/loss (mean squared error); of three channels also val/psnr_luma_in, val/psnr_luma (of
-        `metrics.luma`).
+        `metrics.luma`); val/lpips_in and the like for each of `distances`.
 
     Raises:
         DivergedError: the network's output is not finite; on all ranks alike.
@@ -53,10 +56,11 @@ def validate(
         for batch in copy_to_device(batches, accelerator.device):
             if request := signals.stop_requested():
                 raise request
-            sums += score_sums(model, *to_float_batch(batch), *conditions_for(model, batch))
+            sums += score_sums(model, *to_float_batch(batch), *conditions_for(model, batch), distances=distances)
         return sums
 
-    names = SCORES + LUMA_SCORES if len(reader.tile_shape) == 3 else SCORES
+    names: tuple[str, ...] = SCORES + LUMA_SCORES if len(reader.tile_shape) == 3 else SCORES
+    names += tuple(f"{name}{ending}" for name in distances for ending in ("_in", ""))
     *totals, num_tiles = accelerator.reduce(run_on_all_ranks(score, group)).tolist()
     if num_tiles != reader.num_samples:
         raise RuntimeError(f"validation counted {num_tiles:g} tiles of {reader.num_samples}")
@@ -69,9 +73,12 @@ def validate(
 
 
 def score_sums(
-    model: Network, clean: torch.Tensor, degraded: torch.Tensor, *conditions: torch.Tensor
+    model: Network, clean: torch.Tensor, degraded: torch.Tensor, *conditions: torch.Tensor,
+    distances: Mapping[str, Distance] = MappingProxyType({}),
 ) -> torch.Tensor:
-    """SCORES, of three channels LUMA_SCORES too, and 1, each summed over the tiles, in float64: (6,) or (8,)."""
+    """SCORES, of three channels LUMA_SCORES too, two of each of `distances`, and 1, each summed over the tiles, in
+    float64: (6,) or (8,) and more.
+    """
     with full_precision():
         restored = model(degraded, *conditions)
     shown = restored.clamp(0, 1)
@@ -84,4 +91,6 @@ def score_sums(
     ]
     if clean.shape[1] == 3:
         scores += [tile_psnr(luma(clean), luma(other)) for other in (degraded, shown)]
-    return torch.stack([score.double().sum().to(clean.device) for score in (*scores, torch.ones(len(clean)))])
+    ones = torch.ones(len(clean), device=clean.device)
+    scores += [distance(clean, other) * ones for distance in distances.values() for other in (degraded, shown)]
+    return torch.stack([score.double().sum().to(clean.device) for score in (*scores, ones)])

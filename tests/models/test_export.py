@@ -3,20 +3,25 @@
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
 from messages import facts, says
 from torch import nn
+from torch.nn import functional
 
 from srcnn.__main__ import main
-from srcnn.models import export
+from srcnn.models import base, export
+from srcnn.models.base import Network, register_network
 from srcnn.models.export import PhotoNetwork, export_onnx, export_torch
 from srcnn.models.srcnn import SRCNN, ModelConfig
 from srcnn.models.unet import UNet, UNetConfig
 from srcnn.models.weight_files import WEIGHTS
 from srcnn.models.weights import initialize, load_model, save_model
+from srcnn.models.wrapped import check_network
 from srcnn.photos.jpeg_quality import CONDITION_SIZE, condition_of_quality
 from srcnn.restoration.restore import restore_array
 from srcnn.restoration.tiled_inference import RestoreOptions
@@ -222,7 +227,7 @@ def test_a_file_that_computes_something_else_is_not_left_behind(tmp_path, monkey
     if write is export_torch:
         monkeypatch.setattr(export, "_trace", lambda model, *settings: program(PhotoNetwork(other), *settings))
     else:
-        monkeypatch.setattr(SRCNN, "forward", lambda model, degraded, condition: 0.5 * degraded)  # of the same size
+        monkeypatch.setattr(SRCNN, "forward", lambda model, degraded, *_: 0.5 * degraded)  # of the same size
     with pytest.raises(ValueError, match=facts(tmp_path / "model.out", "5x5")):
         write(some_model(), tmp_path / "model.out")
     assert not list(tmp_path.iterdir())
@@ -309,3 +314,45 @@ def test_the_command_writes_it_for_one_quality(tmp_path, conditioned):
     for model, quality in ((tmp_path / "model.safetensors", "0"), ("srcnn-915-q20", "35")):
         assert main(["export", str(model), "--onnx", str(tmp_path / "other.onnx"), "--quality", quality]) != 0
     assert not (tmp_path / "other.onnx").exists()
+
+
+@dataclass(frozen=True)
+class OwnConfig:
+    channels: int = 3
+
+
+class Own(Network):
+    """Of two scales, for RGB, conditioned, padded to a multiple and cropped: without a graph in onnx_graph.py."""
+
+    config_class, conditioned, multiple, receptive_radius = OwnConfig, True, 2, 5
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.down, self.up = nn.Conv2d(3, 8, 4, 2, 1), nn.ConvTranspose2d(8, 3, 4, 2, 1)
+        self.told = nn.Linear(CONDITION_SIZE, 8)
+
+    def forward(self, degraded, condition=None):
+        height, width = degraded.shape[-2:]
+        maps = self.down(functional.pad(degraded, (0, width % 2, 0, height % 2), mode="replicate"))
+        if condition is not None:
+            maps = maps * (1 + self.told(condition)[..., None, None])
+        return degraded + self.up(functional.silu(maps))[..., :height, :width]
+
+
+@pytest.fixture
+def own():
+    torch.manual_seed(0)
+    yield register_network(Own)(OwnConfig())
+    del base.NETWORKS["Own"]
+
+
+def test_a_network_without_a_graph_goes_through_pytorchs_exporter(own, tmp_path):
+    check_network(own)
+    assert export_onnx(own, tmp_path / "own.onnx") < 1e-5
+    assert export_torch(own, tmp_path / "own.pt2") < 1e-5
+    session = onnxruntime.InferenceSession(tmp_path / "own.onnx", providers=["CPUExecutionProvider"])
+    assert [end.name for end in session.get_inputs()] == ["input", "condition"]
+    assert str(REPOSITORY) not in (tmp_path / "own.onnx").read_bytes().decode("latin1")
+    with pytest.raises(ValueError, match="scale 1"):
+        export_onnx(own, tmp_path / "twice.onnx", scale=2)
+    assert not (tmp_path / "twice.onnx").exists()

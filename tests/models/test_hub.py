@@ -219,7 +219,8 @@ def test_what_is_on_the_disk_goes_before_the_hub(tmp_path, monkeypatch, server):
 def test_a_saved_folder_has_weights_config_and_a_card_that_claims_nothing(tmp_path):
     folder = saved(tmp_path, some_model(channels=3, residual=True))
     assert json.loads((folder / "config.json").read_text()) == {
-        "model_type": "srcnn", "kernels": [9, 1, 5], "filters": [8, 4], "channels": 3, "residual": True,
+        "model_type": "srcnn", "network": "SRCNN",
+        "kernels": [9, 1, 5], "filters": [8, 4], "channels": 3, "residual": True,
     }
     header, text = header_and_text(folder)
     assert header["library_name"] == "srcnn" and not {"license", "metrics", "model-index"} & header.keys()

@@ -15,9 +15,10 @@ from small import random_photo
 from test_networks import check_saved_folded
 from torch import nn
 
+from srcnn.models.base import make_network
 from srcnn.models.srcnn import SRCNN
 from srcnn.models.unet import UNet, UNetConfig, to_rgb, to_ycbcr
-from srcnn.models.weights import initialize, load_model, make_network, save_model
+from srcnn.models.weights import initialize, load_model, save_model
 from srcnn.photos.jpeg_quality import CONDITION_SIZE, condition_of_quality
 from srcnn.restoration.restore import restore
 from srcnn.training.benchmark import training_flop

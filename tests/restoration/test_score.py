@@ -1,16 +1,19 @@
 """Scores: the JPEG rows everybody publishes, and the two kinds of luma."""
 
 import json
+from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from messages import facts
 from PIL import Image
 from skimage.color import rgb2ycbcr
 from small import draw_photo, identity_network
 
 from srcnn.__main__ import main
+from srcnn.models.perceptual import perceptual_distances
 from srcnn.models.srcnn import SRCNN, ModelConfig
 from srcnn.models.weight_files import DEFAULT_WEIGHTS, WEIGHTS
 from srcnn.models.weights import load_model, save_model
@@ -133,3 +136,60 @@ def test_the_command_writes_the_table_as_json_and_markdown(tmp_path, identity, c
     (tmp_path / "photos" / "small.png").write_bytes(b"no picture")
     assert main(arguments) == 1
     assert "small.png" in capsys.readouterr().err
+
+
+@pytest.fixture
+def mean_difference(monkeypatch):
+    """In place of LPIPS and DISTS, whose weights are large: the mean absolute difference."""
+    class MeanDifference(torch.nn.Module):
+        def forward(self, photo, other):
+            assert photo.shape == other.shape and photo.shape[1] == 3 and photo.dtype == torch.float32
+            return (photo - other).abs().mean()
+
+    monkeypatch.setattr("srcnn.models.perceptual._make", lambda name: MeanDifference())
+
+
+def test_perceptual_distances_are_measured_where_they_are_asked_for(mean_difference, identity, tmp_path, capsys):
+    for number in range(2):
+        Image.fromarray(draw_photo(number, 61, 83)).save(tmp_path / f"{number}.png")
+    save_model(identity, tmp_path / "model.safetensors")
+    settings = ["--model", str(tmp_path / "model.safetensors"), "--json", str(tmp_path / "a.json")]
+    assert main(["score", str(tmp_path), "--metric", "lpips", "--metric", "dists", *settings]) == 0
+    header, _, *rows = capsys.readouterr().out.splitlines()[2:]
+    titles = [cell.strip() for cell in header.split("|")[1:-1]]
+    assert titles[-4:] == ["LPIPS in", "LPIPS out", "DISTS in", "DISTS out"]
+    assert all(row.count("|") == header.count("|") for row in rows) and len(rows) == 3
+    table = json.loads((tmp_path / "a.json").read_text())
+    expected = []
+    for number in range(2):
+        clean, degraded = degraded_pair(draw_photo(number, 61, 83), "l", Degradation(jpeg_quality=20))
+        levels = [np.asarray(Image.fromarray(each).convert("L"), float) for each in (clean, degraded)]
+        expected.append(np.abs(levels[0] - levels[1]).mean() / 255)
+    assert [photo["lpips_in"] for photo in table["photos"]] == pytest.approx(expected, rel=1e-5)
+    assert table["mean"]["dists"] == pytest.approx(np.mean(expected), rel=1e-5) and "distances" not in table["mean"]
+
+
+def test_weights_that_cannot_be_downloaded_are_named(monkeypatch, tmp_path):
+    def refuse(*_, **__):
+        raise URLError("no network")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
+    with pytest.raises(ConnectionError, match=facts("lpips", "no network", "checkpoints")):
+        perceptual_distances(["lpips"], torch.device("cpu"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name,weights", [("lpips", "AlexNet_Weights"), ("dists", "VGG16_Weights")])
+def test_a_distance_is_zero_for_the_same_and_grows_with_the_damage(monkeypatch, name, weights):
+    """With random weights of the network that torchvision would download."""
+    build = {"AlexNet_Weights": torchvision.models.alexnet, "VGG16_Weights": torchvision.models.vgg16}[weights]
+    torch.manual_seed(0)
+    state = build(weights=None).state_dict()
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: state)
+    distance = perceptual_distances([name], torch.device("cpu"))[name]
+    clean = torch.from_numpy(draw_photo(0, 67, 83)[..., 0].copy())[None, None].double() / 255
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).double()
+    none, little, much = (float(distance(clean, clean + noise * share)) for share in (0, 0.02, 0.2))
+    assert none == pytest.approx(0, abs=1e-5) and 0 <= none < little < much
+    grey = clean.expand(-1, 3, -1, -1)
+    assert float(distance(grey, (grey + noise * 0.2))) == pytest.approx(much, rel=1e-5)

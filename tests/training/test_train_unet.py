@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from conftest import REPOSITORY, quiet_env
 from messages import facts, says
+from skimage.metrics import structural_similarity
 from small import draw_photo, small_config, small_shards
 
 from srcnn.commands.doctor import DoctorConfig, doctor
@@ -25,7 +26,7 @@ from srcnn.runtime.distributed import DistributedError
 from srcnn.runtime.settings import parse, plain, to_yaml
 from srcnn.training import checkpoint
 from srcnn.training.config import TrainConfig
-from srcnn.training.loss import pixel_loss
+from srcnn.training.loss import LOSSES, make_loss
 from srcnn.training.resume import check_resumable, stream_state
 from srcnn.training.setup import open_split
 from srcnn.training.trainer import train
@@ -114,9 +115,9 @@ def test_the_resolved_config_reads_back_the_same(tmp_path):
     for config in (TrainConfig(), TrainConfig(unet=UNetConfig((4, 6), 1, 3), loss="charbonnier")):
         (tmp_path / "config.yaml").write_text(to_yaml(config))
         assert parse(TrainConfig, "test", "", ["--config", str(tmp_path / "config.yaml")]) == config
-    assert parse(TrainConfig, "test", "", ["--unet.widths", "[4,6]"]).network == UNetConfig((4, 6))
+    assert parse(TrainConfig, "test", "", ["--unet.widths", "[4,6]"]).architecture == UNetConfig((4, 6))
     colour = ["--unet.channels", "3", "--unet.unshuffle", "2", "--unet.ycbcr", "true", "--unet.condition", "true"]
-    assert parse(TrainConfig, "test", "", ["--unet.widths", "[4,6]", *colour]).network == UNetConfig(
+    assert parse(TrainConfig, "test", "", ["--unet.widths", "[4,6]", *colour]).architecture == UNetConfig(
         (4, 6), channels=3, unshuffle=2, ycbcr=True, condition=True)
 
 
@@ -160,14 +161,45 @@ def test_the_losses_by_numpy(name):
     difference = np.random.default_rng(0).normal(0, 0.01, (3, 1, 7, 9))
     expected = {"mse": np.mean(difference**2), "l1": np.mean(np.abs(difference)),
                 "charbonnier": np.mean(np.hypot(difference, 1e-3))}[name]
-    assert float(pixel_loss(torch.from_numpy(difference), name)) == pytest.approx(expected, rel=1e-12)
+    clean = np.random.default_rng(1).random(difference.shape)
+    restored, clean = torch.from_numpy(clean + difference), torch.from_numpy(clean)
+    assert float(make_loss(name)(restored, clean)) == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_gradient_of_no_difference_is_zero():
-    for name in ("mse", "l1", "charbonnier"):
-        difference = torch.zeros(2, 1, 3, 3, requires_grad=True)
-        pixel_loss(difference, name).backward()
-        assert torch.equal(difference.grad, torch.zeros_like(difference))
+    for name in LOSSES:
+        clean = torch.rand(2, 1, 13, 12)
+        restored = clean.clone().requires_grad_()
+        make_loss(name)(restored, clean).backward()
+        torch.testing.assert_close(restored.grad, torch.zeros_like(clean), atol=1e-6, rtol=0)
+
+
+def test_the_other_losses_by_their_definitions():
+    random = np.random.default_rng(2)
+    clean, restored = random.random((2, 2, 1, 24, 17))
+    tensors = torch.from_numpy(restored), torch.from_numpy(clean)
+    spectrum = np.fft.fft2(restored - clean)
+    expected = np.mean([np.abs(spectrum.real), np.abs(spectrum.imag)])
+    assert float(make_loss("fft")(*tensors)) == pytest.approx(expected, rel=1e-9)
+    similarity = [structural_similarity(*pair, gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+                                        data_range=1, full=True)[1][5:-5, 5:-5].mean()
+                  for pair in zip(clean[:, 0], restored[:, 0], strict=True)]
+    assert float(make_loss("ssim")(*tensors)) == pytest.approx(1 - np.mean(similarity), rel=1e-6)
+    both = make_loss({"l1": {}, "fft": {"weight": 0.1}, "charbonnier": {"weight": 2, "epsilon": 0.1}})
+    difference = restored - clean
+    expected = np.abs(difference).mean() + 0.1 * expected + 2 * np.hypot(difference, 0.1).mean()
+    assert float(both(*tensors)) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("loss,told", [
+    ("mes", ["mes", "mse", "--plugins"]), ({}, ["loss"]), ({"l1": {"weight": 0}}, ["l1", "weight 0"]),
+    ({"charbonnier": {"epsilon": "small"}}, ["charbonnier", "epsilon", "small", "float"]),
+    ({"charbonnier": {"epsilom": 1}}, ["charbonnier", "epsilom", "epsilon"]),
+])
+def test_what_is_wrong_with_a_loss_is_said_before_anything_starts(loss, told):
+    with pytest.raises(ValueError) as caught:
+        TrainConfig(loss=loss)
+    assert says(str(caught.value), *told)
 
 
 @pytest.mark.slow

@@ -66,3 +66,13 @@ def test_ssim_is_computed_in_float64(flat_photos, dtype):
     score = ssim(clean, degraded)
     assert score.dtype == torch.float64 and torch.equal(score, ssim(clean.double(), degraded.double()))
     assert (ssim(clean, clean) <= 1).all()
+
+
+def test_perceptual_distances_are_summed_over_the_tiles(flat_photos):
+    def distance(clean, other):
+        return (clean - other).abs().mean()
+
+    clean, degraded = batch = batch_of(flat_photos, "cpu")
+    sums = score_sums(identity_network(), *batch, distances={"lpips": distance})
+    assert len(sums) == len(SCORES) + 3
+    assert sums[-3:].tolist() == pytest.approx([4 * float(distance(clean, degraded))] * 2 + [4])
