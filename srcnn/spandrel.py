@@ -15,6 +15,7 @@ from srcnn.models.base import Network
 from srcnn.models.export import PhotoNetwork
 from srcnn.models.srcnn import SRCNN
 from srcnn.models.unet import UNet
+from srcnn.models.wrapped import OUR_IDS
 from srcnn.runtime.extras import extra
 
 KEYS = {  # of the tensors that tell which network a file is of
@@ -43,7 +44,7 @@ def install() -> None:
 
         def __init__(self, kind: type[Network]) -> None:
             keys, name = set(KEYS[kind]), kind.__name__
-            super().__init__(id=f"srcnn.{name}", name=name, detect=lambda state: keys <= state.keys())
+            super().__init__(id=f"{OUR_IDS}{name}", name=name, detect=lambda state: keys <= state.keys())
             self.kind = kind
 
         def load(self, state_dict: dict[str, torch.Tensor]) -> spandrel.ImageModelDescriptor[PhotoNetwork]:

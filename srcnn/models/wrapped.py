@@ -26,6 +26,7 @@ MIDDLE = 16  # pixels, the side of the tile that is compared
 MAX_LEVELS = 0.25  # of 255, that a tile may differ; half of what `Network.halo` promises, as other photos differ more
 VISIBLE, MAX_PROBED_SIDE = 1e-4, 640  # change of a pixel in [0, 1]; pixels of the picture on which a network is tried
 EXTRA = "a network of another program needs the package spandrel: pip install 'srcnn[models]'"
+OUR_IDS = "srcnn."  # with which the ids begin that `srcnn.spandrel` gives our networks in spandrel
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def as_network(model: nn.Module) -> Network:
 
 def from_spandrel(state: Mapping[str, torch.Tensor], path: Path, halo: int | None) -> Network | None:
     """The network of weights whose architecture spandrel recognizes by the names and shapes of its tensors; None where
-    it does not. `halo` None: it is measured when first used.
+    it does not, or where it is one of ours (`srcnn.spandrel.install`). `halo` None: it is measured when first used.
 
     Raises:
         ImportError: spandrel is missing.
@@ -158,6 +159,8 @@ def from_spandrel(state: Mapping[str, torch.Tensor], path: Path, halo: int | Non
         return None
     except Exception as error:  # whatever an architecture raises at tensors that it does not expect
         raise UserError(f"{path}: weights that spandrel cannot load: {str(error)[:300]}") from error
+    if str(descriptor.architecture.id).startswith(OUR_IDS):
+        return None
     name = descriptor.architecture.name
     channels = descriptor.input_channels, descriptor.output_channels
     if not isinstance(descriptor, spandrel.ImageModelDescriptor) or descriptor.scale != 1 \

@@ -94,3 +94,10 @@ def test_a_network_that_needs_no_mark_has_the_source_projects_tensors(tmp_path):
     state = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
     assert list(state) == [f"conv{n}.{kind}" for n in (1, 2, 3) for kind in ("weight", "bias")]
     assert np.isfinite(state["conv1.bias"].numpy()).all()
+
+
+def test_what_is_refused_as_ours_is_not_taken_from_spandrel(loader, tmp_path):
+    state = some_network(CONFIGS[0]).saved_state()
+    torch.save(state | {"conv1.bias": state["conv1.bias"].to(torch.int64)}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=facts("weights.pth", "conv1.bias", "floats")):
+        load_model(tmp_path / "weights.pth")

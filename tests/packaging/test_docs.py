@@ -251,14 +251,15 @@ def test_the_python_of_a_page_runs(scratch, page):
 
 
 @pytest.mark.slow
-def test_the_program_with_a_damage_of_its_own_trains(tmp_path):
-    (tmp_path / "my_train.py").write_text(*python_of("degradations.md"))
+def test_training_with_a_damage_of_ones_own(tmp_path):
+    (tmp_path / "my_damages.py").write_text(*python_of("degradations.md"))
     settings = {"run": "run", "shards": str(small_shards(tmp_path, contents="clean")), "total_samples": 16,
                 "trackers": [], "model": {"filters": [4, 2]}, "batch_size": 8,
                 "degradation": {"crop_pixels": 16, "damages": {"salt": {"share": 0.02}, "noisy_jpeg": {}}}}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(settings))
-    done = subprocess.run([sys.executable, "my_train.py", "--config", "mine.yaml"], cwd=tmp_path, capture_output=True,
-                          text=True, timeout=120, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    command = [sys.executable, "-m", "srcnn", "train", "--plugins", "my_damages.py", "--config", "mine.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run/best/model.safetensors").is_file()
 
@@ -272,7 +273,7 @@ def test_shipped_configs_fit_the_schema(config):  # sweep.yaml is wandb's
 
 @pytest.mark.parametrize(("text", "path"), [
     ("totl_samples: 3", []), ("model: {residul: true}", ["model"]), ("total_samples: many", ["total_samples"]),
-    ("loss: mae", ["loss"]), ("stream: {access: {cache: 3}}", ["stream", "access", "cache"]),
+    ("stream: {access: {cache: 3}}", ["stream", "access", "cache"]),
     ("model: {kernels: [9, 1]}", ["model", "kernels"]), ("trackers: [wanbd]", ["trackers", 0])])
 def test_the_schema_finds_mistakes(text, path):
     validator = jsonschema.Draft202012Validator(schema_of("train"))
@@ -315,7 +316,8 @@ def test_no_number_is_without_a_way_to_make_it_again(page):
 
 def test_links_lead_to_files_that_exist():
     for page in [*PAGES, ROOT / "CHANGELOG.md", ROOT / "SECURITY.md"]:
-        for target in re.findall(r"\]\((?!\w+:|#)([^)\s#]+)", page.read_text(encoding="utf-8")):
+        text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+        for target in re.findall(r"\]\((?!\w+:|#)([^)\s#]+)", text):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from conftest import SMALL, PhotosFolder, contents, make, run_shards
-from messages import lines_with, numbers, says
+from messages import lines_with, says
 from servers import s3
 
 from shards.write import list_photos, list_sources, open_source
@@ -48,7 +48,7 @@ def test_a_bucket_gets_the_bytes_that_a_folder_gets(bucket: Bucket, tmp_path: Pa
     expected = capsys.readouterr().out
     remote = ("--photos", f"{bucket.url}/photos", "--out", f"{bucket.url}/out")
     assert make(*remote) == 0
-    assert capsys.readouterr().out == expected and numbers(expected.splitlines()[-1]) == [1]
+    assert capsys.readouterr().out == expected.replace(str(tmp_path / "out"), f"{bucket.url}/out")
     assert below(bucket.store, "out").keys() == contents(tmp_path / "out").keys()
     for name, content in below(bucket.store, "out").items():
         assert content == (tmp_path / "out" / name).read_bytes(), name
