@@ -1,4 +1,4 @@
-# docker build -t srcnn:0.1.0 .     What `make setup` does, as an image: the same editable install, with the extras for clusters.
+# docker build -t srcnn:0.2.0 .     What `make setup` does, as an image: the same editable install, with the extras for clusters.
 # It runs as user 1000 and needs no writable root: see launch/k8s. torch.compile needs a compiler, which is not in it.
 FROM python:3.11-slim-bookworm
 
