@@ -12,7 +12,7 @@ ln -s python3 "$folder/root/usr/bin/python"
 scratch=$(buildah from --isolation chroot scratch)
 buildah add --quiet "$scratch" "$folder/root" /
 buildah commit --quiet --rm "$scratch" "docker.io/library/$base"
-buildah bud --isolation chroot --pull-never --volume /etc/ssl/certs:/etc/ssl/certs:ro --tag srcnn:0.1.0 .
-container=$(buildah from --isolation chroot --pull-never srcnn:0.1.0)
+buildah bud --isolation chroot --pull-never --volume /etc/ssl/certs:/etc/ssl/certs:ro --tag srcnn:0.2.0 .
+container=$(buildah from --isolation chroot --pull-never srcnn:0.2.0)
 trap 'buildah rm "$container" >/dev/null; rm -rf "$folder"' EXIT
 SRCNN_IMAGE=$(buildah mount "$container") .venv/bin/python -m pytest tests/cluster/test_pods.py
