@@ -28,12 +28,12 @@ def add_weight_commands(commands: Any) -> None:
     score.add_argument("source", type=Path, metavar="FOLDER", help="folder of clean photos")
     score.add_argument("--quality", type=int, metavar="N", help="JPEG quality to degrade with (default: 20)")
     score.add_argument("--scale", type=int, choices=(2, 3, 4), help="super-resolution by the papers' protocol instead")
-    score.add_argument("--luma", choices=("l", "y"), default="l", help="l = L (full range, Pillow); y = Y (limited"
-                       " range, BT.601, as the papers) (default: l)")
+    score.add_argument("--luma", choices=("l", "y", "rgb"), default="l", help="what is compared: l = luma L (full"
+                       " range, Pillow); y = luma Y (limited range, BT.601, as the papers); rgb (default: l)")
     score.add_argument("--model", metavar="WEIGHTS", help="a name from `srcnn models`, a run folder or a file"
                        f" (default: {DEFAULT_WEIGHTS}, or those for the scale)")
-    score.add_argument("--metric", action="append", choices=("lpips", "dists"), default=[], help="also this distance, "
-                       "of the luma; again for both (needs srcnn[metrics], and downloads weights when first used)")
+    score.add_argument("--metric", action="append", choices=("lpips", "dists"), default=[], help="also this distance; "
+                       "again for both (needs srcnn[metrics], and downloads weights when first used)")
     score.add_argument("--json", type=Path, metavar="FILE", help="write the table as JSON too")
     score.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as Markdown too")
 
@@ -101,7 +101,7 @@ def score_command(options: argparse.Namespace) -> int:
     from srcnn.models.perceptual import perceptual_distances
     from srcnn.models.weights import load_model
     from srcnn.photos.degradation import Degradation
-    from srcnn.restoration.score import LUMA_NAMES, score_folder, to_json, to_markdown
+    from srcnn.restoration.score import NAMES, score_folder, to_json, to_markdown
     from srcnn.restoration.upscale import weights_for_scale
     from srcnn.runtime.files import write_json
 
@@ -120,7 +120,7 @@ def score_command(options: argparse.Namespace) -> int:
         print(f"refused: {reason}", file=sys.stderr)
     table = to_markdown(scores)
     degraded = f"scale {scale}" if scale > 1 else f"JPEG quality {quality}"
-    print(f"{degraded}, luma {LUMA_NAMES[options.luma]}, {name}\n\n{table}", end="")
+    print(f"{degraded}, {NAMES[options.luma]}, {name}\n\n{table}", end="")
     if options.json:
         settings = {"quality": None if scale > 1 else quality, "scale": scale, "luma": options.luma, "model": name}
         *photos, mean = to_json(scores)

@@ -14,19 +14,19 @@ from srcnn.models.base import Network
 from srcnn.models.weight_files import WEIGHTS
 from srcnn.models.weights import load_model
 from srcnn.photos.degradation import Degradation
-from srcnn.photos.reading import LumaKind
-from srcnn.restoration.score import LUMA_NAMES, score_folder, to_json
+from srcnn.restoration.score import NAMES, Compared, score_folder, to_json
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.storage import open_storage
 from srcnn.runtime.untrusted import read_json
 
-Set = tuple[str, LumaKind]
+Set = tuple[str, Compared]
 JPEG_SETS: tuple[Set, ...] = (("live1_y", "y"), ("classic5", "y"), ("live1_color", "l"), ("city20", "l"),
                               ("bsd100", "l"), ("set14", "l"))
-BLIND_SETS = JPEG_SETS[:2]  # for weights trained on a range of qualities, at each of BLIND_QUALITIES
+# For weights trained on a range of qualities, at each of BLIND_QUALITIES.
+BLIND_SETS: tuple[Set, ...] = (*JPEG_SETS[:2], ("live1_color", "rgb"), ("city20", "l"))
 BLIND_QUALITIES = (10, 20, 30, 40, 60, 80, 90)
 SCALE_SETS: tuple[Set, ...] = (("set5", "y"), ("set14", "y"), ("bsd100", "y"))
-TITLE = re.compile(r"([\w.-]+), ([LY])(?:, scale (\d+))?(?:, quality (\d+))?")
+TITLE = re.compile(r"([\w.-]+), (L|Y|RGB)(?:, scale (\d+))?(?:, quality (\d+))?")
 TOLERANCES = {"psnr_in": 0.01, "psnr": 0.01, "psnr_b_in": 0.01, "psnr_b": 0.01,  # dB
               "ssim_in": 0.0005, "ssim": 0.0005}
 HEADLINE_QUALITY = "quality 20"  # of weights for a range of qualities
@@ -36,17 +36,17 @@ Scores = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class ScoredSet:
-    """A folder of clean photos, the kind of luma that is compared, and how they are degraded."""
+    """A folder of clean photos, the kind of luma that is compared or RGB, and how they are degraded."""
 
     folder: str
-    luma: LumaKind
+    compared: Compared
     degradation: Degradation
 
     @property
     def title(self) -> str:
         """Its name in a card, such as "live1_y, Y, quality 20" or "set5, Y, scale 3"."""
         scale, quality = self.degradation.scale, self.degradation.quality("0" * 64)
-        parts = [self.folder, self.luma.upper()] + [f"scale {scale}"] * (scale > 1)
+        parts = [self.folder, self.compared.upper()] + [f"scale {scale}"] * (scale > 1)
         return ", ".join(parts + ([] if quality is None else [f"quality {quality}"]))
 
     @staticmethod
@@ -56,8 +56,8 @@ class ScoredSet:
         if match is None or match[1].startswith("."):
             raise UserError(f'"{title[:99]}": expected a title such as "live1_y, Y, quality 20" or "set5, Y, scale 3"')
         quality: int | list[int] = int(match[4]) if match[4] else []
-        luma: LumaKind = "y" if match[2] == "Y" else "l"
-        return ScoredSet(match[1], luma, Degradation(jpeg_quality=quality, scale=int(match[3] or 1)))
+        compared: Compared = {"L": "l", "Y": "y", "RGB": "rgb"}[match[2]]  # type: ignore[assignment]
+        return ScoredSet(match[1], compared, Degradation(jpeg_quality=quality, scale=int(match[3] or 1)))
 
     def score(self, model: Network, photos: Path) -> dict[str, Any]:
         """The mean scores over the photos in `photos`/folder, and their number.
@@ -65,7 +65,7 @@ class ScoredSet:
         Raises:
             ValueError: one of the photos cannot be scored.
         """
-        scores, refused = score_folder(photos / self.folder, model, self.luma, self.degradation)
+        scores, refused = score_folder(photos / self.folder, model, self.compared, self.degradation)
         if refused:
             raise UserError(f"{photos / self.folder}: {'; '.join(refused[:5])}")
         return to_json(scores)[-1] | {"num_photos": len(scores)}
@@ -79,8 +79,8 @@ def sets_for(trained_on: Degradation) -> list[ScoredSet]:
     if bounds and bounds[0] < bounds[1]:
         qualities = [quality for quality in BLIND_QUALITIES if bounds[0] <= quality <= bounds[1]] or bounds
         sets = SCALE_SETS if scale > 1 else BLIND_SETS
-    return [ScoredSet(folder, luma, Degradation(jpeg_quality=quality, scale=scale))
-            for folder, luma in sets for quality in qualities]
+    return [ScoredSet(folder, compared, Degradation(jpeg_quality=quality, scale=scale))
+            for folder, compared in sets for quality in qualities]
 
 
 def score_sets(model: Network, photos: Path, trained_on: Degradation) -> Scores:
@@ -145,7 +145,7 @@ Best checkpoint by validation PSNR on the folder given as `val` when the shards 
 Released at commit {card["commit"]}, data {data["manifest_hash"][:12]}, Pillow {data["versions"]["pillow"]},
 libjpeg {data["versions"]["libjpeg"]}. Config and shard settings: {name}.json. Licence: Apache-2.0, as the code.
 
-**Scores** (Y and L: the two kinds of greyscale, {LUMA_NAMES["y"]} and {LUMA_NAMES["l"]};
+**Scores** ({NAMES["y"]}; {NAMES["l"]};
 {protocol}, output clipped and rounded to uint8, mean over the photos):
 
 | photos | input dB | output dB | gain dB | gain % | SSIM | PSNR-B |

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,12 +17,14 @@ from srcnn.models.perceptual import Distance
 from srcnn.photos.degradation import Degradation, bicubic_levels, crop_to_multiple, degrade, to_uint8
 from srcnn.photos.jpeg_quality import jpeg_save
 from srcnn.photos.metrics import psnr, psnr_b, ssim
-from srcnn.photos.reading import LUMA, LumaKind, photos_below, read_photo
+from srcnn.photos.reading import LUMA, photos_below, read_photo
 from srcnn.restoration.restore import restore_array
 from srcnn.restoration.tiled_inference import RestoreOptions
 from srcnn.runtime.errors import UserError
 
-LUMA_NAMES = {"l": "L (full range, Pillow)", "y": "Y (limited range, BT.601, as the papers)"}
+Compared = Literal["l", "y", "rgb"]
+NAMES: dict[Compared, str] = {"l": "luma L (full range, Pillow)", "y": "luma Y (limited range, BT.601, as the papers)",
+                              "rgb": "RGB"}
 SSIM_PIXELS = 11  # side of SSIM's window; a photo may not be smaller
 
 
@@ -30,8 +32,8 @@ SSIM_PIXELS = 11  # side of SSIM's window; a photo may not be smaller
 class Score:
     """PSNR and PSNR-B (dB) and SSIM of one degraded photo (`_in`) and the restored one, against the clean one.
 
-    PSNR-B is None where the photo was scaled: it measures the edges of JPEG blocks. `distances`: lpips_in, lpips,
-    dists_in, dists where they were asked for; the less the better.
+    PSNR-B is None where the photo was scaled, as it measures the edges of JPEG blocks, and where RGB is compared.
+    `distances`: lpips_in, lpips, dists_in, dists where they were asked for; the less the better.
     """
 
     photo: str
@@ -53,62 +55,70 @@ class Score:
         return 100 * self.gain / self.psnr_in
 
 
-def degraded_pair(pixels: np.ndarray, luma: LumaKind, degradation: Degradation) -> tuple[np.ndarray, np.ndarray]:
+def compared(pixels: np.ndarray, kind: Compared) -> np.ndarray:
+    """What is compared of a photo, (H, W) or (H, W, 3); greyscale is taken as the luma."""
+    return pixels if kind == "rgb" else LUMA[kind](pixels)
+
+
+def degraded_pair(pixels: np.ndarray, kind: Compared, degradation: Degradation) -> tuple[np.ndarray, np.ndarray]:
     """(clean uint8, degraded) of a clean photo, uint8 (H, W) or (H, W, 3); greyscale is taken as the luma.
 
-    With JPEG, "l" degrades the colour photo (its L is compared later), as the source project does; "y" converts to
-    limited-range Y, (H, W), and degrades that, as the papers do. Without JPEG the luma, (H, W), is scaled and stays
-    float32, neither rounded nor clipped, as in the code of the SRCNN paper.
+    With JPEG, "rgb" and "l" degrade the colour photo (its L is compared later), as the source project does; "y"
+    converts to limited-range Y, (H, W), and degrades that, as the papers do. Without JPEG the luma, (H, W), is scaled
+    and stays float32, neither rounded nor clipped, as in the code of the SRCNN paper.
 
     Raises:
-        ValueError: too small to be measured at that scale.
+        ValueError: too small to be measured at that scale, or RGB at a scale.
     """
+    if kind == "rgb" and degradation.scale > 1:
+        raise UserError("RGB is not compared at a scale; compare the luma")
     clean = crop_to_multiple(pixels, degradation.scale)
     if degradation.scale > 1 and min(clean.shape[:2]) < 2 * degradation.scale + SSIM_PIXELS:
         height, width = pixels.shape[:2]
         raise UserError(f"{width}x{height} pixels: too small to be measured at scale {degradation.scale}")
     quality = degradation.quality("0" * 64)
     if quality is None:
-        grey = LUMA[luma](clean)
+        grey = compared(clean, kind)
         return grey, bicubic_levels(grey, degradation.scale)
-    photo = LUMA["y"](clean) if luma == "y" else clean
+    photo = compared(clean, "y") if kind == "y" else clean
     return photo, degrade(photo, degradation, quality)
 
 
 def score_photo(
-    name: str, pixels: np.ndarray, model: Network, luma: LumaKind, degradation: Degradation,
+    name: str, pixels: np.ndarray, model: Network, kind: Compared, degradation: Degradation,
     distances: Mapping[str, Distance] = MappingProxyType({}),
 ) -> Score:
     """Degrades, restores and measures one clean photo, uint8 (H, W) or (H, W, 3).
 
-    A network for luma gets the luma, one for RGB the colours; a conditioned one also the JPEG's quality. Degraded and
-    restored photos are clipped and rounded to uint8 for measuring, as if saved. Where the photo was scaled, a border of
-    `scale` pixels is cut off, as in the SRCNN paper; else none. Restored in float32, so that published scores do not
-    depend on the processor.
+    A network for RGB gets the colours, and where RGB is compared one for luma does too: their luma is restored, their
+    chroma smoothed. Otherwise it gets the luma. A conditioned network is told the JPEG's quality. Degraded and restored
+    photos are clipped and rounded to uint8 for measuring, as if saved. Where the photo was scaled, a border of `scale`
+    pixels is cut off, as in the SRCNN paper; else none. Restored in float32, so that published scores do not depend on
+    the processor.
     """
-    photo, spoilt = degraded_pair(pixels, luma, degradation)
-    clean, degraded = (LUMA[luma](each) for each in (photo, spoilt))
+    photo, spoilt = degraded_pair(pixels, kind, degradation)
+    clean, degraded = (compared(each, kind) for each in (photo, spoilt))
     source = spoilt if model.config.channels == 3 else degraded
     quality = degradation.quality("0" * 64)
     is_subsampled = degradation.jpeg_subsampling != "4:4:4"
     damage = None if quality is None else jpeg_save(quality, is_subsampled, grey=spoilt.ndim == 2)
     options = RestoreOptions(exact=True, damage=damage)
     if source.dtype == np.uint8:
-        restored = LUMA[luma](restore_array(source, model, options))
+        restored = compared(restore_array(source, model, options), kind)
     else:  # scaled, float32: goes into the network without rounding
-        restored = LUMA[luma](255 * restore_array(source / 255, model, options))
+        restored = compared(255 * restore_array(source / 255, model, options), kind)
     border = degradation.scale if degradation.scale > 1 else 0
-    inner = tuple(slice(border, side - border) for side in clean.shape)
+    inner = tuple(slice(border, side - border) for side in clean.shape[:2])
     others = {"_in": to_uint8(degraded)[inner], "": to_uint8(restored)[inner]}
     before, after = (_measures(clean[inner], other, not border) for other in others.values())
     tensors = {ending: _tensor(other).to(model.device) for ending, other in others.items()}
-    perceived = {f"{kind}{ending}": float(distance(_tensor(clean[inner]).to(model.device), other))
-                 for kind, distance in distances.items() for ending, other in tensors.items()}
+    perceived = {f"{name}{ending}": float(distance(_tensor(clean[inner]).to(model.device), other))
+                 for name, distance in distances.items() for ending, other in tensors.items()}
     return Score(name, before[0], after[0], before[1], after[1], before[2], after[2], perceived)
 
 
 def score_folder(
-    folder: Path, model: Network, luma: LumaKind, degradation: Degradation, show_progress: bool = False,
+    folder: Path, model: Network, kind: Compared, degradation: Degradation, show_progress: bool = False,
     distances: Mapping[str, Distance] = MappingProxyType({}),
 ) -> tuple[list[Score], list[str]]:
     """Scores every photo in a folder and its subfolders: (scores, an error for each photo that cannot be scored).
@@ -123,7 +133,7 @@ def score_folder(
     for path in tqdm(photos, "photos scored", disable=not show_progress or None):
         name = path.relative_to(folder).as_posix()
         try:
-            scores.append(score_photo(name, read_photo(path), model, luma, degradation, distances))
+            scores.append(score_photo(name, read_photo(path), model, kind, degradation, distances))
         except ValueError as error:
             refused.append(f"{name}: {str(error).removeprefix(f'{path}: ')}")
     if not scores:
@@ -132,13 +142,14 @@ def score_folder(
 
 
 def _measures(clean: np.ndarray, other: np.ndarray, in_blocks: bool) -> tuple[float, float, float | None]:
-    """(PSNR, SSIM, PSNR-B); PSNR-B needs JPEG blocks that start in the upper left corner."""
-    return psnr(clean, other), float(ssim(_tensor(clean), _tensor(other))), psnr_b(clean, other) if in_blocks else None
+    """(PSNR, SSIM, PSNR-B); PSNR-B needs greyscale, and JPEG blocks that start in the upper left corner."""
+    blocks = psnr_b(clean, other) if in_blocks and clean.ndim == 2 else None
+    return psnr(clean, other), float(ssim(_tensor(clean), _tensor(other))), blocks
 
 
 def _tensor(photo: np.ndarray) -> torch.Tensor:
-    """Levels (H, W) -> float64 (1, 1, H, W) in [0, 1]."""
-    return torch.from_numpy(photo.astype(np.float64) / 255)[None, None]
+    """Levels (H, W) or (H, W, 3) -> float64 (1, 1, H, W) or (1, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(np.atleast_3d(photo).astype(np.float64) / 255).permute(2, 0, 1)[None]
 
 
 def mean_score(scores: Iterable[Score]) -> Score:

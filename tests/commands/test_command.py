@@ -19,7 +19,7 @@ from srcnn.models.pretrained import DEFAULT_MODEL
 from srcnn.models.weight_files import DEFAULT_WEIGHTS, WEIGHTS
 from srcnn.models.weights import load_model
 from srcnn.restoration.restore import restore
-from srcnn.restoration.score import LUMA_NAMES
+from srcnn.restoration.score import NAMES
 from srcnn.restoration.upscale import SCALES
 from srcnn.training.trainer import train
 
@@ -43,7 +43,7 @@ def test_help_needs_neither_pytorch_nor_seconds_of_the_processor():
 def test_what_the_help_says_is_what_the_library_takes():
     options = command_line()
     assert options.parse_args(["restore", "x"]).model == DEFAULT_MODEL and DEFAULT_WEIGHTS == weights.DEFAULT_WEIGHTS
-    for luma, scale in zip(LUMA_NAMES, SCALES, strict=False):
+    for luma, scale in zip(NAMES, SCALES, strict=True):
         options.parse_args(["score", "x", "--luma", luma, "--scale", str(scale)])
         options.parse_args(["upscale", "x", "--scale", str(scale)])
 

@@ -80,7 +80,8 @@ def test_weights_are_scored_on_what_they_are_for():
     titles = [[each.title for each in sets_for(trained_on)] for trained_on in (
         Degradation(jpeg_quality=10), Degradation(jpeg_quality=[5, 95]), Degradation(jpeg_quality=[], scale=3))]
     assert "live1_y, Y, quality 10" in titles[0] and "bsd100, L, quality 10" in titles[0] and len(titles[0]) == 6
-    assert titles[1] == [f"{folder}, Y, quality {quality}" for folder in ("live1_y", "classic5")
+    assert titles[1] == [f"{compared}, quality {quality}"
+                         for compared in ("live1_y, Y", "classic5, Y", "live1_color, RGB", "city20, L")
                          for quality in (10, 20, 30, 40, 60, 80, 90)]
     assert titles[2] == ["set5, Y, scale 3", "set14, Y, scale 3", "bsd100, Y, scale 3"]
     assert [each.title for each in sets_for(Degradation(jpeg_quality=[91, 93]))][:2] == [

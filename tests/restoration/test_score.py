@@ -1,5 +1,6 @@
 """Scores: the JPEG rows everybody publishes, and the two kinds of luma."""
 
+import io
 import json
 from urllib.error import URLError
 
@@ -18,6 +19,8 @@ from srcnn.models.srcnn import SRCNN, ModelConfig
 from srcnn.models.weight_files import DEFAULT_WEIGHTS, WEIGHTS
 from srcnn.models.weights import load_model, save_model
 from srcnn.photos.degradation import Degradation, bicubic_levels
+from srcnn.photos.metrics import psnr
+from srcnn.restoration.restore import restore
 from srcnn.restoration.score import degraded_pair, mean_score, score_folder, score_photo, to_json, to_markdown
 from srcnn.restoration.tiled_inference import run_network
 
@@ -31,6 +34,19 @@ def test_a_network_that_does_nothing_gains_nothing(identity):
     score = score_photo("photo", draw_photo(0, 61, 83), identity, "l", Degradation())
     assert score.gain == score.gain_percent == 0.0
     assert (score.ssim, score.psnr_b) == (score.ssim_in, score.psnr_b_in)
+
+
+@pytest.mark.parametrize("name", ["srcnn-915-q20", "unet-jpeg"])
+def test_colours_are_restored_as_photos_are(name):
+    clean, buffer = draw_photo(2, 61, 83), io.BytesIO()
+    score = score_photo("photo", clean, load_model(name), "rgb", Degradation(jpeg_quality=20))
+    Image.fromarray(clean).save(buffer, "JPEG", quality=20, subsampling="4:2:0")
+    with Image.open(buffer) as damaged:
+        assert score.psnr_in == psnr(clean, np.asarray(damaged))
+        assert score.psnr == psnr(clean, np.asarray(restore(damaged, load_model(name), exact=True)))
+    assert score.psnr_b is None and score.ssim > score.ssim_in
+    with pytest.raises(ValueError, match="RGB"):
+        score_photo("photo", clean, load_model(name), "rgb", Degradation(jpeg_quality=[], scale=2))
 
 
 def test_limited_range_y_is_matlabs():
