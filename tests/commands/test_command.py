@@ -81,7 +81,7 @@ def test_the_shipped_weights_are_listed_with_their_purpose_and_size(capsys):
         (line,) = [line for line in listed.splitlines() if line.startswith(path.stem + " ")]
         number = re.fullmatch(r"[qx](\d+)", path.stem.rpartition("-")[2])
         assert says(line, "photographs", "kB", *([int(number[1])] if number else [5, 95]))
-    assert says(lines_with(listed, "srcnn-915-x3")[0], 8129) and says(lines_with(listed, "srcnn-955-q20")[0], 57281)
+    assert says(lines_with(listed, "srcnn-915-x3")[0], 8129) and says(lines_with(listed, "unet-jpeg")[0], 2399884)
 
 
 def test_a_photo_is_degraded_and_restored_by_a_users_own_run(tmp_path, run, capsys):

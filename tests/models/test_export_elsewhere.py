@@ -9,7 +9,7 @@ from srcnn.models.weights import load_model
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnx.tools.update_model_dims")
-NETWORKS = [("srcnn-915-q20", 1), ("srcnn-955-q20", 1), ("srcnn-915-x2", 2), ("srcnn-915-x3", 3), ("srcnn-915-x4", 4),
+NETWORKS = [("srcnn-915-q20", 1), ("srcnn-915-x2", 2), ("srcnn-915-x3", 3), ("srcnn-915-x4", 4),
             ("unet-jpeg", 1)]
 EDGE = 8  # pixels of the input
 

@@ -41,7 +41,7 @@ def test_photos_that_are_good_or_no_jpeg_want_none_and_a_name_means_itself():
     assert selector.weights_for_quality(GOOD_QUALITY) is None and selector.weights_for_quality(None) is None
     assert selector.weights_for_quality(GOOD_QUALITY - 1) == selector.weights_for_quality(99, force=True)
     for quality in (5, 20, 99, None):
-        assert WeightSelector("srcnn-955-q20", CPU).weights_for_quality(quality) == "srcnn-955-q20"
+        assert WeightSelector("srcnn-915-q40", CPU).weights_for_quality(quality) == "srcnn-915-q40"
     with pytest.raises(FileNotFoundError, match=facts("srcnn-91", "srcnn-915-q20")):
         WeightSelector("srcnn-91", CPU)
 

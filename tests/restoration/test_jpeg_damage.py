@@ -111,8 +111,8 @@ def test_screens_and_other_formats_are_left_alone(clean):
 
 
 def test_a_network_of_ones_own_restores_always_and_a_conditioned_one_what_has_damage(clean):
-    own = WeightSelector("srcnn-955-q20", torch.device("cpu"))
-    assert own.weights_for_quality(None) == own.weights_for_quality(100) == "srcnn-955-q20"
+    own = WeightSelector("srcnn-915-q40", torch.device("cpu"))
+    assert own.weights_for_quality(None) == own.weights_for_quality(100) == "srcnn-915-q40"
     conditioned = WeightSelector("unet-jpeg", torch.device("cpu"))
     assert conditioned.weights_for_quality(None) is None
     assert conditioned.weights_for_quality(GOOD_QUALITY_CONDITIONED) is None

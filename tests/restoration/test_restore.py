@@ -163,7 +163,7 @@ def test_progress_counts_every_tile(model, num_threads):
     assert calls == [(number, 6) for number in range(1, 7)]
 
 
-@pytest.mark.parametrize("weights", ["srcnn-915-q20", pytest.param("srcnn-955-q20", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("weights", ["srcnn-915-q20", "srcnn-915-q80"])
 def test_the_fast_path_is_within_a_hundredth_of_a_decibel(weights):
     if not computes_bf16(torch.device("cpu")):
         pytest.skip("this processor computes no bfloat16: one path only")

@@ -23,9 +23,10 @@ import resource, sys
 import numpy, torch
 torch.set_num_threads(1)
 from srcnn.restoration.tiled_inference import RestoreOptions
-from srcnn.models.weights import load_model
+from srcnn.models.srcnn import SRCNN, ModelConfig
 from srcnn.restoration.restore import restore
-model = load_model("srcnn-955-q20")
+torch.manual_seed(0)
+model = SRCNN(ModelConfig((9, 5, 5), residual=True)).eval()
 photo = numpy.load(sys.argv[1])
 restore(photo[:40, :40], model, exact=True)
 expected = restore(photo, model, 64, exact=True)
