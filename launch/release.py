@@ -2,8 +2,8 @@
 
 Copies a run's best weights to the folder that the package ships, with a model card: data, config, commit, and scores on
 the folders of clean photos in DIR. The degradation of the run's shards decides which: JPEG of one quality: live1_y,
-classic5 (greyscale, taken as limited-range Y), live1_color, city20, bsd100 and set14; a range of qualities: live1_y and
-classic5; a scale: set5, set14 and bsd100 by the SRCNN paper's protocol.
+classic5 (greyscale, taken as limited-range Y), live1_color, city20, bsd100 and set14; a range of qualities: live1_y,
+classic5, live1_color in RGB and city20; a scale: set5, set14 and bsd100 by the SRCNN paper's protocol.
 """
 
 from __future__ import annotations
