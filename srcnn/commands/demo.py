@@ -54,6 +54,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store",
 }
 GONE = ConnectionError, TimeoutError  # the client went away
+IS_GONE = "This photo is no longer here; add it again."
 
 
 class Refused(UserError):
@@ -73,7 +74,8 @@ class PageServer(ThreadingHTTPServer):
         """Raises OSError if the port is in use."""
         self.folder, self.max_upload_bytes = folder, max_upload_bytes
         self.photos: dict[str, DemoPhoto] = {}
-        self.decoding, self.restoring = threading.BoundedSemaphore(MAX_DECODERS), threading.Lock()
+        self.decoding = threading.BoundedSemaphore(MAX_DECODERS)
+        self.restoring, self.writing = threading.Lock(), threading.Lock()
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), PageHandler)
         self.is_local = is_loopback(self.server_name)
@@ -87,7 +89,7 @@ class PageServer(ThreadingHTTPServer):
         try:
             photo = self.photos[photo_id]
         except KeyError:
-            raise Refused(HTTPStatus.NOT_FOUND, "This photo is no longer here; add it again.") from None
+            raise Refused(HTTPStatus.NOT_FOUND, IS_GONE) from None
         photo.last_used = time.monotonic()
         return photo
 
@@ -128,6 +130,8 @@ class PageServer(ThreadingHTTPServer):
                 if photo := self.photos.get(photo_id):
                     text = text.replace(str(photo.path), photo.name)
             return re.sub(re.escape(str(self.folder)) + r"\S*?: ", "", text)
+        if isinstance(error, FileNotFoundError):  # of a photo that its visitor removed meanwhile
+            return IS_GONE
         if is_out_of_memory(error):
             return "This photo needs more memory than this computer has free."
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -164,7 +168,7 @@ class PageHandler(BaseHTTPRequestHandler):
             self.close_connection = True
         except Exception as error:
             status = getattr(error, "status", HTTPStatus.BAD_REQUEST)
-            known = isinstance(error, UserError) or is_out_of_memory(error)
+            known = isinstance(error, (UserError, FileNotFoundError)) or is_out_of_memory(error)
             with suppress(*GONE):
                 self.send_json({"error": self.server.message(error)},
                                status if known else HTTPStatus.INTERNAL_SERVER_ERROR)
@@ -262,7 +266,7 @@ class PageHandler(BaseHTTPRequestHandler):
         """Restores a photo; answers with a JSON object a line: {"done": fraction}, ..., {"result": ...} or an error."""
         photo, asked = self.server.photo(photo_id), self.read_json()
         network, scale, quality = asked.get("network"), asked.get("scale"), asked.get("degrade")
-        if not isinstance(network, str) or not isinstance(scale, int) or not isinstance(quality, (int, type(None))):
+        if type(network) is not str or type(scale) is not int or type(quality) not in (int, type(None)):
             raise UserError("expected a network, a scale and a quality")
         self.server.check_room()
         self.start("application/x-ndjson")
@@ -292,18 +296,19 @@ class PageHandler(BaseHTTPRequestHandler):
             raise UserError("expected photos, a strength and a format")
         photos = [self.server.photo(photo_id) for photo_id in dict.fromkeys(ids)]
         first = photos[0]
-        first.num_results += 1
-        target = first.path.with_name(f"result-{first.num_results}")
-        for earlier in first.path.parent.glob("result-*"):
-            earlier.unlink()
-        with self.server.decoding:
+        with self.server.writing:
+            first.num_results += 1
+            number, target = first.num_results, first.path.with_name(f"result-{first.num_results}")
+            for earlier in first.path.parent.glob("result-*"):
+                earlier.unlink()
             if len(photos) == 1:
                 name = first.result_name(format_name)
                 notes = write_as(first, target, first.result_suffix(format_name), strength)
             else:
                 name, notes = "restored photos.zip", write_zip(photos, target, format_name, strength)
-        self.send_json({"url": f"/api/photos/{ids[0]}/results/{first.num_results}/{quote(name, safe='')}", "name": name,
-                        "bytes": target.stat().st_size, "notes": [note for note in notes if note != COPIED]})
+            size = target.stat().st_size
+        self.send_json({"url": f"/api/photos/{ids[0]}/results/{number}/{quote(name, safe='')}", "name": name,
+                        "bytes": size, "notes": [note for note in notes if note != COPIED]})
 
     def send_result(self, photo_id: str, number: str) -> None:
         path = self.server.photo(photo_id).path.with_name(f"result-{number}")
@@ -339,7 +344,7 @@ def is_loopback(host: str) -> bool:
 
 def number_of(text: str | None) -> int:
     """Raises UserError unless it is a whole number from 0 on."""
-    if text is None or not re.fullmatch(r"[0-9]{1,12}", text):
+    if text is None or not re.fullmatch(r"[0-9]{1,18}", text):
         raise UserError("expected a whole number")
     return int(text)
 
@@ -347,7 +352,7 @@ def number_of(text: str | None) -> int:
 def clean_name(name: str) -> str:
     """The last part of a visitor's file name without control characters, at most MAX_NAME_LENGTH long."""
     last = re.split(r"[/\\]", name)[-1]
-    kept = "".join(letter for letter in last if unicodedata.category(letter)[0] != "C").strip()
+    kept = "".join(letter for letter in last if unicodedata.category(letter)[0] != "C").strip().strip(".")
     path = Path(kept or "photo")
     suffix = path.suffix[:10]
     return path.stem[: MAX_NAME_LENGTH - len(suffix)] + suffix

@@ -7,6 +7,7 @@ import re
 import socket
 import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from uploads import BAD, MODEL, wait_until, write_jpeg
 
 from srcnn.commands import demo
 from srcnn.commands.demo import PAGE, PageServer, clean_name, serve
+from srcnn.commands.demo_photo import DemoPhoto
 from srcnn.runtime.errors import UserError
 
 MAX_BYTES = 1 << 20
@@ -87,6 +89,22 @@ def test_a_photo_is_uploaded_restored_seen_and_downloaded(client, tmp_path):
     made, content = client.download([photo], format_name="png")
     assert made["name"] == "photo_restored.png" and made["bytes"] == len(content)
     assert Image.open(io.BytesIO(content)).getexif()[MODEL] == "Model 7"
+
+
+def test_downloads_at_the_same_time_do_not_mix(client, tmp_path):
+    photo = client.upload(write_jpeg(tmp_path / "photo.jpg", quality=10))
+    client.restore(photo)
+    asked = [{"ids": [photo["id"]], "strength": strength, "format": "png"} for strength in np.linspace(0, 1, 6)]
+    with ThreadPoolExecutor(6) as threads:
+        answers = list(threads.map(lambda content: client.json("/api/download", content), asked))
+    assert {status for status, _ in answers} == {200} and len({made["url"] for _, made in answers}) == 6
+
+
+def test_a_photo_that_is_removed_while_it_is_restored_is_no_failure(client, tmp_path, monkeypatch, capsys):
+    photo = client.upload(write_jpeg(tmp_path / "photo.jpg", quality=10))
+    keep = DemoPhoto._keep
+    monkeypatch.setattr(DemoPhoto, "_keep", lambda *arguments: client.server.forget(photo["id"]) or keep(*arguments))
+    assert says(client.restore(photo)[-1]["error"], "no longer here") and not capsys.readouterr().err
 
 
 def test_several_results_come_as_one_zip_under_the_names_of_their_originals(client, tmp_path):
