@@ -54,7 +54,8 @@ def train_in_processes(arguments: list[str], num_processes: int, program: str) -
     logging.disable(logging.ERROR)  # the launcher's own: the ranks say what happened
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // num_processes)))
     config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=num_processes, run_id=uuid.uuid4().hex,
-                          rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", local_addr="127.0.0.1", max_restarts=0)
+                          rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", local_addr="127.0.0.1", max_restarts=0,
+                          signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
     launch = elastic_launch(config, sys.executable)
     stop, statuses = ranks_ended(lambda: launch("-m", "srcnn", "train", *arguments))
     if stop:

@@ -107,7 +107,7 @@ def test_two_processes_train_as_one(tmp_path, shards):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number,status", [(signal.SIGTERM, 75), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize("number,status", [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGKILL, -9)])
 def test_the_ranks_leave_a_checkpoint_when_the_command_is_stopped_or_killed(tmp_path, shards, number, status):
     run = tmp_path / "run"
     process = more_than_one(tmp_path, shards=str(shards), run=str(run), **LONG)
