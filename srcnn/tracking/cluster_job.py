@@ -138,7 +138,7 @@ def read_starts(run: Path) -> JobHistory:
                 if not isinstance(line, dict):
                     continue
                 if (type(line.get("facts")), type(line.get("tags"))) == (dict, list):
-                    lines.append(line)
+                    lines.append({key: value for key, value in line.items() if key != "end"})
                 elif lines and isinstance(line.get("end"), str):
                     lines[-1] = {**lines[-1], "end": {key: line.get(key) for key in ("time", "samples", "end")}}
     return JobHistory(tuple(lines))

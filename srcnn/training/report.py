@@ -63,7 +63,7 @@ def write_report(run: Path, reader: ShardDataset) -> Path:
     subtitle = " · ".join(filter(None, (f"{model.name}, {model.summary}", f"{num_weights:,} weights",
                                         reader.manifest.damage)))
     table = results_table(points)
-    for name, content in (("table.md", table), ("card.md", training_card(run, points)),
+    for name, content in (("table.md", table), ("card.md", training_card(settings, points)),
                           ("scores.json", json.dumps(best_scores(points)))):
         _write(folder / name, content)
     _write(folder / "index.html", html_page(run.resolve().name, table, folder, "".join(body), subtitle))
@@ -204,19 +204,18 @@ def _ready(model: Network) -> Network:
     return model.without_centering().to(next(model.parameters()).device).eval()
 
 
-def training_card(run: Path, points: list[dict[str, float]]) -> str:
+def training_card(settings: Mapping[str, Any], points: Sequence[Values]) -> str:
     """The training for a model card, Markdown: its settings, and the best validation; "" where it never validated."""
     best = best_validation(points)
     if best is None:
         return ""
-    settings = read_yaml(run / "config.yaml")
     optimizer, total = settings.get("optimizer"), settings.get("total_samples")
     shown = {"batch size of a process": settings.get("batch_size_per_process"), "seed": settings.get("seed"),
              "optimizer": optimizer.get("name") if isinstance(optimizer, dict) else None}
     words = [f"{key} {value}" for key, value in shown.items() if value is not None and _WORD.fullmatch(str(value))]
+    listed = f"\n({', '.join(words)})" if words else ""
     return f"""**Training**: best validation PSNR after {best[STEP_KEY]:,.0f} of \
-{f"{total:,}" if type(total) is int else "an unknown number of"} tiles
-({", ".join(words)}).
+{f"{total:,}" if type(total) is int else "an unknown number of"} tiles{listed}.
 
 **Validation**, mean over the tiles held back, PSNR in dB and SSIM, before (in) and after (out):
 

@@ -21,6 +21,7 @@ from srcnn.models.srcnn import SRCNN, ModelConfig
 from srcnn.models.weight_files import DEFAULT_WEIGHTS, WEIGHTS
 from srcnn.models.weights import initialize, load_model, save_model
 from srcnn.runtime.settings import to_yaml
+from srcnn.runtime.strict_yaml import read_yaml
 from srcnn.tracking.history import STEP_KEY, read_metrics
 from srcnn.training.report import best_scores, training_card
 
@@ -311,7 +312,7 @@ def write_training_card(run):
     """What the report of a run says of the training."""
     (run / "report").mkdir(exist_ok=True)
     points = read_metrics(run)
-    (run / "report" / "card.md").write_text(training_card(run, points))
+    (run / "report" / "card.md").write_text(training_card(read_yaml(run / "config.yaml"), points))
     (run / "report" / "scores.json").write_text(json.dumps(best_scores(points)))
 
 

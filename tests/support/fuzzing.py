@@ -225,8 +225,9 @@ def read_settings_of_a_run(data: bytes, folder: Path) -> None:
     from srcnn.training.report import training_card
 
     (folder / "config.yaml").write_bytes(data)
-    hyperparameters(read_yaml(folder / "config.yaml"))
-    card = training_card(folder, [{"samples": 9, "val/psnr": 30.0}])
+    settings = read_yaml(folder / "config.yaml")
+    hyperparameters(settings)
+    card = training_card(settings, [{"samples": 9, "val/psnr": 30.0}])
     assert "<" not in card and "](" not in card
 
 

@@ -142,13 +142,14 @@ def test_what_a_stranger_wrote_is_shown_and_not_run(run, shards, place):
 
 @pytest.mark.parametrize("machine", [None, 7, [], {"device": 7}, {"a": "x" * 9999}])
 def test_strange_or_no_starts_are_no_obstacle(run, shards, machine):
-    line = {"time": 7, "samples": None, "tags": [], "facts": {}, "machine": machine}
+    line = {"time": 7, "samples": None, "tags": [], "facts": {}, "machine": machine, "end": machine}
     (run / "jobs.jsonl").write_text(json.dumps(line) + "\n")
     write_report(run, ShardDataset(shards / "val"))
     assert len(page_of(run)) < 4_000_000 and "x" * 999 not in page_of(run)
     (run / "jobs.jsonl").unlink()
+    (run / "config.yaml").unlink()
     write_report(run, ShardDataset(shards / "val"))
-    assert "not known" in page_of(run)
+    assert "not known" in page_of(run) and "unknown number" in (run / "report/card.md").read_text()
 
 
 def test_training_shards_that_are_gone_are_named(run, tmp_path, shards):
