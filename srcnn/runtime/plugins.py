@@ -56,7 +56,7 @@ class Registry(dict[str, MemberT], Generic[MemberT]):
         name, module = member.__name__, member.__module__
         known = self.get(name)
         if known and known.__module__ != module:
-            raise UserError(f"{module}: {known.__module__} has a {self.kind} named {name} already")
+            raise UserError(f"{module}: {known.__module__} has a {self.kind} named {name} already; rename yours")
         self[name] = member
         file = getattr(sys.modules.get(module), "__file__", None) if self.is_own(name) else None
         self.origins[name] = {Path(file).name: sha256_of(Path(file))} if file else {}
@@ -78,8 +78,12 @@ class Registry(dict[str, MemberT], Generic[MemberT]):
         """
         function = self._settings_of(self[name])
         is_class = inspect.isclass(function)  # a dataclass, whose inherited fields have hints of other modules
-        parameters = list(inspect.signature(function, eval_str=not is_class).parameters.values())[self.num_inputs :]
-        kinds = get_type_hints(function) if is_class else {it.name: it.annotation for it in parameters}
+        try:
+            parameters = list(inspect.signature(function, eval_str=not is_class).parameters.values())[self.num_inputs :]
+            kinds = get_type_hints(function) if is_class else {it.name: it.annotation for it in parameters}
+        except NameError as error:  # imported where TYPE_CHECKING alone
+            raise UserError(f"{self.kind} {name}: its type hints: {error}; import it at run time too") from error
+        parameters = [it for it in parameters if it.kind not in (it.VAR_POSITIONAL, it.VAR_KEYWORD)]
         known = [parameter.name for parameter in parameters]
         for key in values:
             if key not in known:
@@ -102,7 +106,7 @@ def as_kind(value: Any, kind: Any, name: str) -> Any:
     """A plain value, as YAML and JSON have it, as the type `kind`: a list becomes a tuple, a whole number a float.
 
     Raises:
-        UserError: it is of another type; `name` says which.
+        UserError: it is of another type, or a float that is not finite; `name` says which.
     """
     origin, parts = get_origin(kind) or kind, get_args(kind)
     if origin in (Union, types.UnionType):
@@ -121,11 +125,12 @@ def as_kind(value: Any, kind: Any, name: str) -> Any:
         else:
             items = [as_kind(item, parts[0] if parts else Any, name) for item in value]
             return tuple(items) if origin is tuple else items
-    elif origin is float and type(value) is int:
+    elif origin is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
         return float(value)
-    elif origin in (Any, inspect.Parameter.empty) or value is None and origin is type(None) or type(value) is origin:
+    elif origin in (Any, inspect.Parameter.empty) or value is None and origin is type(None):
         return value
-    elif inspect.isclass(origin) and origin not in (int, float) and isinstance(value, origin):
+    elif type(value) is origin is not float or (
+            inspect.isclass(origin) and origin not in (int, float) and isinstance(value, origin)):
         return value
     raise UserError(f"{name} {value!r:.99}: expected {getattr(kind, '__name__', kind) if not parts else kind}")
 
@@ -134,8 +139,8 @@ def load_plugins(files: Iterable[str | Path]) -> None:
     """Runs Python files, each once, that register networks, losses, damages or optimizers.
 
     Raises:
-        UserError: no such file, or two of the same name.
-        Exception: whatever the file raises.
+        UserError: no such file, two of the same name, or one that cannot import something.
+        Exception: whatever else the file raises.
     """
     for file in files:
         path = Path(os.path.expanduser(file)).resolve()
@@ -151,8 +156,10 @@ def load_plugins(files: Iterable[str | Path]) -> None:
         sys.modules[name] = module = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(module)
-        except BaseException:
+        except BaseException as error:
             del sys.modules[name]
+            if isinstance(error, ImportError):  # which `extra` would take for a package of ours
+                raise UserError(f"--plugins {file}: {error}") from error
             raise
         _loaded[name] = path
 

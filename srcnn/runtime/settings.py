@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 import re
 import sys
@@ -62,7 +63,11 @@ def parse(
         values = vars(parser.instantiate(parser.parse_args(arguments)))
         if empty := [field.name for field in fields if values[field.name] is None and "None" not in str(field.type)]:
             parser.error(f"{empty[0]} has no value")
-        return config_class(**{field.name: with_home(values[field.name]) for field in fields})
+        config = config_class(**{field.name: with_home(values[field.name]) for field in fields})
+        for key, value in flat(dataclasses.asdict(config)).items():  # type: ignore[call-overload]
+            if isinstance(value, float) and not math.isfinite(value):
+                parser.error(f"{key}: expected a finite number, got {value}")
+        return config
     except (ValueError, RecursionError) as error:
         parser.error(str(error))
     except TypeError as error:

@@ -13,11 +13,11 @@ from srcnn.data.loader import Batch
 from srcnn.models.base import Network
 from srcnn.photos import metrics
 from srcnn.runtime.errors import UserError
-from srcnn.runtime.plugins import Registry
+from srcnn.runtime.plugins import Registry, as_kind
 
 WEIGHT = "weight"  # of a loss, beside its settings
 Loss = Callable[..., torch.Tensor]  # (restored, clean, **settings)
-LossConfig = str | dict[str, dict[str, Any]]  # a name, or settings by name
+LossConfig = str | dict[str, Any]  # a name, or settings by name
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 
 
@@ -72,9 +72,11 @@ def make_loss(config: LossConfig) -> Callable[[torch.Tensor, torch.Tensor], torc
     """
     parts = []
     for name, settings in ({config: {}} if isinstance(config, str) else config).items():
+        if not isinstance(settings, dict | None):
+            raise UserError(f"loss {name}: {settings!r:.99}: expected its settings, such as {{{WEIGHT}: 0.1}}")
         settings = dict(settings or {})
-        weight = settings.pop(WEIGHT, 1.0)
-        if not isinstance(weight, (int, float)) or not weight > 0:
+        weight = as_kind(settings.pop(WEIGHT, 1.0), float, f"loss {name}: {WEIGHT}")
+        if weight <= 0:
             raise UserError(f"loss {name}: {WEIGHT} {weight}: expected a number above 0")
         parts.append((weight, partial(LOSSES[name], **LOSSES.settings(name, settings))))
     if not parts:

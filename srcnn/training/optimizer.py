@@ -90,8 +90,7 @@ def adamw_schedulefree(
     with extra("schedulefree"):
         from schedulefree import AdamWScheduleFree
     if config.schedule != "constant" or config.average_halflife_samples:
-        raise UserError("optimizer.name adamw_schedulefree: takes schedule constant, and has an average of its own: "
-                        "leave average_halflife_samples 0")
+        raise UserError("takes schedule constant, and has an average of its own: leave average_halflife_samples 0")
     optimizer: torch.optim.Optimizer = AdamWScheduleFree(groups, betas=betas, weight_decay=config.weight_decay)
     optimizer.train()  # type: ignore[attr-defined]
     return optimizer
@@ -109,7 +108,11 @@ def build_optimizer(model: Network, config: OptimizerConfig) -> torch.optim.Opti
     first = [parameter for parameter in model.parameters() if all(parameter is not other for other in last)]
     rates = config.lr, config.lr * config.last_layer_lr_factor
     groups = [{"params": group, "lr": lr, "peak_lr": lr} for group, lr in zip((first, last), rates) if group]
-    optimizer = OPTIMIZERS[config.name](groups, config, **OPTIMIZERS.settings(config.name, config.settings))
+    settings = OPTIMIZERS.settings(config.name, config.settings)
+    try:
+        optimizer = OPTIMIZERS[config.name](groups, config, **settings)
+    except ValueError as error:
+        raise UserError(f"optimizer {config.name}: {error}") from error
     complete_state(optimizer)
     return optimizer
 

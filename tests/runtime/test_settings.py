@@ -125,6 +125,8 @@ def test_a_wrong_value_is_one_line_that_names_its_key(
 
 @pytest.mark.parametrize("arguments,told", [
     (("--learning_rate", "fast"), "learning_rate: expected a number, got fast"),
+    (("--learning_rate", ".nan"), "learning_rate: expected a finite number, got nan"),
+    (("--learning_rate", "1e999"), "learning_rate: expected a finite number, got inf"),
     (("--mode", "secnd"), "mode: expected first or second, got secnd; did you mean second?"),
     (("--inner.strength", "x"), "inner.strength: expected a whole number, got x"),
     (("--inner.strength", "1e3"), "inner.strength: expected a whole number, got 1000.0; write 1000"),

@@ -7,6 +7,7 @@ import torch
 
 from srcnn.models.srcnn import SRCNN, ModelConfig
 from srcnn.models.weights import initialize
+from srcnn.runtime.errors import UserError
 from srcnn.training.optimizer import OptimizerConfig, build_optimizer, lr_factor, set_lr, update_average
 
 
@@ -50,3 +51,11 @@ def test_settings_out_of_range_are_named():
         OptimizerConfig(lr=0)
     with pytest.raises(ValueError, match="average_halflife_samples"):
         OptimizerConfig(average_halflife_samples=-1)
+
+
+@pytest.mark.parametrize("name,settings", [
+    ("adam", {"betas": [2, 0.9]}), ("adamw", {"eps": -1}), ("sgd", {"nesterov": True}),
+])
+def test_a_value_that_pytorch_refuses_is_a_mistake_of_the_user(name, settings):
+    with pytest.raises(UserError, match=name):
+        build_optimizer(SRCNN(), OptimizerConfig(name=name, settings=settings, momentum=0))

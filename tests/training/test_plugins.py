@@ -1,6 +1,7 @@
 """Networks, losses, damages and optimizers of one's own, from a file outside the package: that of docs/extending.md."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from srcnn.runtime.plugins import NotRegistered, as_kind, load_plugins
 from srcnn.runtime.settings import parse, to_yaml
 from srcnn.training.components import starting_network
 from srcnn.training.config import TrainConfig
+from srcnn.training.loss import LOSSES
 from srcnn.training.optimizer import OPTIMIZERS, OptimizerConfig
 from srcnn.training.trainer import train
 
@@ -287,6 +289,10 @@ def test_the_same_network_by_either_key():
     ({"network": {"name": "UNet", "widths": [4]}, "unet": srcnn.UNetConfig((4,))}, ["network", "unet"]),
     ({"optimizer": OptimizerConfig(name="adam ")}, ["adam", "adamw"]),
     ({"optimizer": OptimizerConfig(settings={"betas": [0.9]})}, ["betas", "0.9"]),
+    ({"loss": {"charbonnier": {"epsilon": math.nan}}}, ["charbonnier", "epsilon", "nan"]),
+    ({"loss": {"charbonnier": {"epsilon": 10**400}}}, ["charbonnier", "epsilon", "1000"]),
+    ({"loss": {"l1": {"weight": math.inf}}}, ["l1", "weight", "inf"]),
+    ({"loss": {"l1": 0.5}}, ["l1", "0.5", "weight"]),
     ({"plugins": {"theirs.py": "00"}, "network": {"name": "Theirs"}}, ["Theirs", "theirs.py", "--plugins"]),
 ])
 def test_what_is_wrong_with_a_name_or_a_setting_is_said(changes, told):
@@ -320,6 +326,33 @@ def test_a_class_that_is_no_network_is_not_registered(bases, config, told):
 def test_what_is_no_plugin_is_named(folder, name, told):
     with pytest.raises(ValueError, match=re.escape(told)):
         load_plugins([folder / name])
+
+
+def test_what_a_plugin_cannot_import_is_no_package_of_ours(tmp_path, capsys):
+    (tmp_path / "importing.py").write_text("import a_package_of_mine")
+    with pytest.raises(SystemExit):
+        main(["doctor", "--plugins", str(tmp_path / "importing.py")])
+    error = capsys.readouterr().err
+    assert says(error, "importing.py", "a_package_of_mine") and "srcnn[train]" not in error
+    assert "plugin_importing" not in sys.modules
+
+
+def test_further_arguments_are_no_settings_and_hints_have_to_be_there(monkeypatch):
+    monkeypatch.setattr(LOSSES, "origins", dict(LOSSES.origins))
+
+    def lenient(restored, clean, *more, share: float = 1.0, **others):
+        return (restored - clean).abs().mean()
+
+    def hinted(restored: "Missing", clean: "Missing"):  # noqa: F821
+        return (restored - clean).abs().mean()
+
+    for loss in (lenient, hinted):
+        monkeypatch.setitem(LOSSES, loss.__name__, loss)
+    assert LOSSES.settings("lenient", {"share": 2}) == {"share": 2.0}
+    with pytest.raises(ValueError, match="others"):
+        LOSSES.settings("lenient", {"others": 1})
+    with pytest.raises(ValueError, match="hinted.*Missing"):
+        LOSSES.settings("hinted", {})
 
 
 def test_a_second_file_of_the_same_name_is_refused_and_the_first_loaded_once(folder, tmp_path):
