@@ -103,7 +103,9 @@ def photos_of(source: Path) -> Iterator[tuple[str, Path | bytes]]:
                 raise UserError(f"{source}: {len(members)} photos, at most {MAX_FILES} are read; unpack it first")
             for member in members:
                 yield member.filename, archive.read(member)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:  # damaged, compressed, encrypted
+    except UserError:
+        raise
+    except Exception as error:  # zipfile's and those of its decompressors, which have no class in common
         raise UserError(f"{source}: cannot be read as a ZIP archive: {error}; unpack it first") from error
 
 

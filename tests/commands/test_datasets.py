@@ -110,6 +110,19 @@ def test_an_archive_that_is_damaged_or_encrypted_is_refused(tmp_path):
             list(photos_of(tmp_path / "x.zip"))
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_whatever_a_decompressor_finds_is_a_damaged_archive(tmp_path, method):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", method) as archive:
+        archive.writestr("a.png", np.random.default_rng(0).integers(0, 9, 1000, np.uint8).tobytes())
+    for at in range(40, 200, 7):
+        damaged = bytearray(content.getvalue())
+        damaged[at : at + 9] = b"\xff" * 9
+        (tmp_path / "x.zip").write_bytes(damaged)
+        with pytest.raises(UserError, match=facts(tmp_path / "x.zip")):
+            list(photos_of(tmp_path / "x.zip"))
+
+
 def test_a_large_member_of_an_archive_is_not_read_and_a_false_size_is_none(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark_sets, "MAX_FILE_BYTES", 1000)
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
