@@ -272,7 +272,7 @@ class Network(nn.Module):
 
     def push_to_hub(
         self, repo_id: str, *, private: bool = False, token: str | bool | None = None,
-        commit_message: str = "Upload SRCNN", revision: str | None = None, card: str | Path | None = None,
+        commit_message: str = "Upload weights", revision: str | None = None, card: str | Path | None = None,
         run: str | Path | None = None, license: str | None = None,
     ) -> str:
         """Uploads the files of `save_pretrained` to the repository "owner/name" in one commit; returns the commit's

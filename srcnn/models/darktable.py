@@ -52,7 +52,7 @@ def export_darktable(
     }
     with TemporaryDirectory() as folder:
         network = Path(folder) / "model.onnx"
-        difference = export_onnx(model, network, about, scale=scale)
+        difference = export_onnx(model.with_condition(None), network, about, scale=scale)
         parts = {"config.json": json.dumps(config, indent=2).encode(),
                  "model.onnx" if scale == 1 else f"model_x{scale}.onnx": network.read_bytes()}
     with atomic_file(path) as file, zipfile.ZipFile(file, "w") as package:

@@ -9,6 +9,7 @@ import torch
 from messages import says
 
 from srcnn.__main__ import main
+from srcnn.models.darktable import export_darktable
 from srcnn.models.export import PhotoNetwork
 from srcnn.models.weights import load_model
 
@@ -54,6 +55,13 @@ def test_the_overlap_of_darktables_tiles_is_enough(tmp_path):
     whole, = session.run(None, {"input": photo})
     tile, = session.run(None, {"input": photo[..., 64:320, 64:320]})
     assert 255 * np.abs(tile[..., 64:-64, 64:-64] - whole[..., 128:256, 128:256]).max() < 1
+
+
+def test_the_network_has_one_input_from_python_too(tmp_path):
+    export_darktable(load_model("unet-jpeg"), tmp_path / "mine.dtmodel")
+    with zipfile.ZipFile(tmp_path / "mine.dtmodel") as package:
+        session = onnxruntime.InferenceSession(package.read(package.namelist()[1]))
+    assert [one.name for one in session.get_inputs()] == ["input"]
 
 
 def test_the_same_weights_give_the_same_package(tmp_path):
