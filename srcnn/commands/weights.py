@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srcnn.commands.parser import add_command
+from srcnn.commands.photos import DEFAULT_MODEL
 from srcnn.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from srcnn.photos.degradation import Degradation
-
-DEFAULT_WEIGHTS = "srcnn-915-q20"
 
 
 def add_weight_commands(commands: Any) -> None:
@@ -31,7 +30,7 @@ def add_weight_commands(commands: Any) -> None:
     score.add_argument("--luma", choices=("l", "y", "rgb"), default="l", help="what is compared: l = luma L (full"
                        " range, Pillow); y = luma Y (limited range, BT.601, as the papers); rgb (default: l)")
     score.add_argument("--model", metavar="WEIGHTS", help="a name from `srcnn models`, a run folder or a file"
-                       f" (default: {DEFAULT_WEIGHTS}, or those for the scale)")
+                       f" (default: {DEFAULT_MODEL}, or those for the scale)")
     score.add_argument("--metric", action="append", choices=("lpips", "dists"), default=[], help="also this distance; "
                        "again for both (needs srcnn[metrics], and downloads weights when first used)")
     score.add_argument("--json", type=Path, metavar="FILE", help="write the table as JSON too")
@@ -109,7 +108,7 @@ def score_command(options: argparse.Namespace) -> int:
         raise UserError("--scale and --quality cannot be given together")
     scale, quality = options.scale or 1, options.quality if options.quality is not None else 20
     degradation = Degradation(jpeg_quality=quality) if scale == 1 else Degradation(jpeg_quality=[], scale=scale)
-    name = options.model or (weights_for_scale(scale) if scale > 1 else DEFAULT_WEIGHTS)
+    name = options.model or (weights_for_scale(scale) if scale > 1 else DEFAULT_MODEL)
     network = to_device(load_model(name), restoring_device())
     distances = perceptual_distances(options.metric, network.device)
     try:

@@ -14,9 +14,8 @@ from PIL import Image
 from small import draw_photo, small_config, small_shards
 
 from srcnn.__main__ import command_line, main
-from srcnn.commands import weights
 from srcnn.models.pretrained import DEFAULT_MODEL
-from srcnn.models.weight_files import DEFAULT_WEIGHTS, WEIGHTS
+from srcnn.models.weight_files import WEIGHTS
 from srcnn.models.weights import load_model
 from srcnn.restoration.restore import restore
 from srcnn.restoration.score import NAMES
@@ -42,7 +41,7 @@ def test_help_needs_neither_pytorch_nor_seconds_of_the_processor():
 
 def test_what_the_help_says_is_what_the_library_takes():
     options = command_line()
-    assert options.parse_args(["restore", "x"]).model == DEFAULT_MODEL and DEFAULT_WEIGHTS == weights.DEFAULT_WEIGHTS
+    assert options.parse_args(["restore", "x"]).model == DEFAULT_MODEL
     for luma, scale in zip(NAMES, SCALES, strict=True):
         options.parse_args(["score", "x", "--luma", luma, "--scale", str(scale)])
         options.parse_args(["upscale", "x", "--scale", str(scale)])

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from messages import facts
+from messages import facts, says
 from PIL import Image
 from skimage.color import rgb2ycbcr
 from small import draw_photo, identity_network
 
 from srcnn.__main__ import main
 from srcnn.models.perceptual import perceptual_distances
+from srcnn.models.pretrained import DEFAULT_MODEL
 from srcnn.models.srcnn import SRCNN, ModelConfig
 from srcnn.models.weight_files import DEFAULT_WEIGHTS, WEIGHTS
 from srcnn.models.weights import load_model, save_model
@@ -209,3 +210,9 @@ def test_a_distance_is_zero_for_the_same_and_grows_with_the_damage(monkeypatch, 
     assert none == pytest.approx(0, abs=1e-5) and 0 <= none < little < much
     grey = clean.expand(-1, 3, -1, -1)
     assert float(distance(grey, (grey + noise * 0.2))) == pytest.approx(much, rel=1e-5)
+
+
+def test_without_a_name_the_weights_that_restore_by_default_are_measured(tmp_path, capsys):
+    Image.fromarray(draw_photo(1, 45, 61)).save(tmp_path / "photo.png")
+    assert main(["score", str(tmp_path), "--quality", "10"]) == 0
+    assert says(capsys.readouterr().out, "quality 10", DEFAULT_MODEL)
