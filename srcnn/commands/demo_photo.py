@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from srcnn.models.device import restoring_device
-from srcnn.models.pretrained import DEFAULT_MODEL, FAMILY, WeightSelector
+from srcnn.models.pretrained import DEFAULT_MODEL, FAMILY, GOOD_QUALITY_CONDITIONED, WeightSelector
 from srcnn.models.weight_files import WEIGHTS
 from srcnn.photos.degradation import Degradation
 from srcnn.photos.photo_file import PhotoFile, Region, read_photo_file, write_photo_file
@@ -33,7 +33,8 @@ MAX_MEGAPIXELS = 50.0  # of a photo and of its result
 MAX_SIDE = 4096  # of a picture that the browser gets, pixels
 PLACE_PIXELS = 128  # side of the places of which the one that changed most is shown first
 WRITING_SIDE = 1024  # of the parts that a result is written in
-DEGREES = ((25, "heavily compressed"), (60, "clearly compressed"), (88, "lightly compressed"), (100, "good quality"))
+DEGREES = ((25, "heavily compressed"), (60, "clearly compressed"), (GOOD_QUALITY_CONDITIONED - 1, "lightly compressed"),
+           (100, "good quality"))
 FORMATS = ("jpg", "png", "webp", "tiff")
 
 

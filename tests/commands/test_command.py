@@ -14,7 +14,8 @@ from PIL import Image
 from small import draw_photo, small_config, small_shards
 
 from srcnn.__main__ import command_line, main
-from srcnn.models.pretrained import DEFAULT_MODEL
+from srcnn.commands.photos import RESTORE_NOTES
+from srcnn.models.pretrained import DEFAULT_MODEL, FAMILY, GOOD_QUALITY_CONDITIONED
 from srcnn.models.weight_files import WEIGHTS
 from srcnn.models.weights import load_model
 from srcnn.restoration.restore import restore
@@ -42,6 +43,7 @@ def test_help_needs_neither_pytorch_nor_seconds_of_the_processor():
 def test_what_the_help_says_is_what_the_library_takes():
     options = command_line()
     assert options.parse_args(["restore", "x"]).model == DEFAULT_MODEL
+    assert says(RESTORE_NOTES, DEFAULT_MODEL, GOOD_QUALITY_CONDITIONED, FAMILY)
     for luma, scale in zip(NAMES, SCALES, strict=True):
         options.parse_args(["score", "x", "--luma", luma, "--scale", str(scale)])
         options.parse_args(["upscale", "x", "--scale", str(scale)])
