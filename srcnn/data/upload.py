@@ -27,8 +27,8 @@ def push_shards(
     card are uploaded.
 
     Raises:
-        FileNotFoundError: no such folder, no shards or no card in it, or a shard of a manifest is missing.
-        ValueError: the card has no licence, or a shard has another size than its manifest says.
+        FileNotFoundError: no such folder, or no shards or no card in it.
+        ValueError: the card has no licence, or a shard is missing or has another size than its manifest says.
         PermissionError: no write access.
         ConnectionError: the hub cannot be reached, or fails.
     """
@@ -58,15 +58,16 @@ def read_card(folder: Path) -> str:
 
 def shard_files(folder: Path) -> list[str]:
     """The files of all splits in a folder, as paths relative to it; every shard is there in its full size."""
-    splits = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
+    splits = sorted({path.parent for name in (MANIFEST, "*.tar") for path in folder.glob(f"*/{name}")})
     if not splits:
         raise FileNotFoundError(f"{folder}: no folder with a {MANIFEST} in it, such as train/, is here")
     files = []
     for split in splits:
         for shard in read_manifest(Folder(split)).shards:
-            if (size := (split / shard.name).stat().st_size) != shard.bytes:
-                raise UserError(f"{split / shard.name}: has {size} bytes, its manifest says {shard.bytes}; "
-                                f"make it again, and check it with `srcnn verify-shards {split}`")
+            path = split / shard.name
+            if not path.is_file() or path.stat().st_size != shard.bytes:
+                raise UserError(f"{path}: missing, or not of the {shard.bytes} bytes that its manifest says; make it "
+                                f"again, and check it with `srcnn verify-shards {split}`")
             files.append(f"{split.name}/{shard.name}")
         beside = (MANIFEST, INDEX, PHOTOS)
         files += [f"{split.name}/{name}" for name in beside if (split / name).is_file()]

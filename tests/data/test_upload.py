@@ -61,7 +61,8 @@ def test_nothing_is_uploaded_without_a_licence(server, folder, capsys):
 
 
 @pytest.mark.parametrize("damage,told", [
-    (lambda folder: next((folder / "train").glob("*.tar")).unlink(), ".tar"),
+    (lambda folder: next((folder / "train").glob("*.tar")).unlink(), "verify-shards"),
+    (lambda folder: (folder / "train/manifest.json").unlink(), "train/manifest.json"),
     (lambda folder: next((folder / "train").glob("*.tar")).write_bytes(b"cut"), "verify-shards"),
     (lambda folder: (folder / "README.md").unlink(), "README.md"),
     (lambda folder: (folder / "README.md").write_text("# Mine"), "header"),
