@@ -11,8 +11,17 @@ _OUT_OF_MEMORY = re.compile(r"DefaultCPUAllocator|could not (create|execute) a (
                             r"|_STATUS_ALLOC_FAILED|CUDA error: out of memory|MPS backend out of memory")
 
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # but for tab and newline
+
+
 class UserError(ValueError):
-    """Invalid settings, files or data; the message names the key or file, what was found, and what to do."""
+    """Invalid settings, files or data; the message names the key or file, what was found, and what to do.
+
+    Control characters in what a stranger's file holds, which a terminal obeys, are escaped.
+    """
+
+    def __str__(self) -> str:
+        return _CONTROL.sub(lambda found: repr(found[0])[1:-1], super().__str__())
 
 
 class DivergedError(UserError, FloatingPointError):

@@ -373,6 +373,16 @@ def test_a_weights_file_cannot_name_anything_but_a_registered_network(tmp_path, 
             srcnn.load_model(tmp_path / "a.safetensors")
 
 
+def test_a_terminal_obeys_no_names_in_a_strangers_files(tmp_path, run, capsys):
+    with safe_open(run / "best" / "model.safetensors", "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    header = {"network": "Theirs\x1b[2J", "plugins": {"\x1b[31mtheirs.py\x9b": "00"}}
+    save_file(tensors, tmp_path / "a.safetensors", {"srcnn": json.dumps(header)})
+    assert main(["export", str(tmp_path / "a.safetensors"), "--onnx", str(tmp_path / "a.onnx")]) == 1
+    error = capsys.readouterr().err
+    assert says(error, "Theirs", r"\x1b[31mtheirs.py\x9b") and "\x1b" not in error and "\x9b" not in error
+
+
 def test_plain_values_become_what_type_hints_ask_for():
     assert as_kind([1, 2], tuple[float, ...], "") == (1.0, 2.0) and as_kind(None, int | None, "") is None
     assert type(as_kind(3, float | None, "")) is float and as_kind([[1], [2]], list[tuple[int]], "") == [(1,), (2,)]
