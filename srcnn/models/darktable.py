@@ -52,7 +52,10 @@ def export_darktable(
     }
     with TemporaryDirectory() as folder:
         network = Path(folder) / "model.onnx"
-        difference = export_onnx(model.with_condition(None), network, about, scale=scale)
+        try:
+            difference = export_onnx(model.with_condition(None), network, about, scale=scale)
+        except UserError as error:
+            raise UserError(str(error).replace(str(network), str(path))) from error
         parts = {"config.json": json.dumps(config, indent=2).encode(),
                  "model.onnx" if scale == 1 else f"model_x{scale}.onnx": network.read_bytes()}
     with atomic_file(path) as file, zipfile.ZipFile(file, "w") as package:

@@ -1,6 +1,8 @@
 """Packages for darktable, checked by the rules of its importer: src/common/ai/restore.c, darktable-ai's validate.py."""
 
 import json
+import re
+import sys
 import zipfile
 
 import numpy as np
@@ -62,6 +64,12 @@ def test_the_network_has_one_input_from_python_too(tmp_path):
     with zipfile.ZipFile(tmp_path / "mine.dtmodel") as package:
         session = onnxruntime.InferenceSession(package.read(package.namelist()[1]))
     assert [one.name for one in session.get_inputs()] == ["input"]
+
+
+def test_a_missing_package_is_told_of_the_file_that_was_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx.checker", None)
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(tmp_path / 'mine.dtmodel'))}: .*srcnn\[export\]"):
+        export_darktable(load_model(), tmp_path / "mine.dtmodel")
 
 
 def test_the_same_weights_give_the_same_package(tmp_path):
