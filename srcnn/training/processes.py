@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from srcnn.models.perceptual import perceptual_distances
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.parallel import num_cores
 from srcnn.runtime.run_folder import check_run_folder
@@ -40,6 +41,7 @@ def check_training(config: TrainConfig, num_processes: int) -> None:
     config.global_batch_size(num_processes)
     check_run_folder(Path(config.run))
     starting_network(config, torch.device("cpu"))
+    perceptual_distances(config.metrics, torch.device("cpu"))  # their weights are downloaded here, not by every rank
     uncached = replace(config.stream, access=replace(config.stream.access, cache=""))
     open_shards(replace(config, stream=uncached))
 

@@ -77,6 +77,16 @@ def test_a_mistake_is_told_once_before_anything_starts(tmp_path, monkeypatch, ca
     assert says(lines[0], "srcnn train", *told) and len(lines) <= 2
 
 
+def test_weights_of_metrics_are_downloaded_before_ranks_start(tmp_path, monkeypatch, capsys, shards, started):
+    def perceptual_distances(names, device):
+        raise ConnectionError(f"{', '.join(names)} cannot be downloaded")
+
+    monkeypatch.setattr(processes, "perceptual_distances", perceptual_distances)
+    config = written(tmp_path, {"shards": str(shards), "metrics": ["lpips", "dists"]})
+    assert main(["train", "--config", config, "--processes", "2"]) == 1
+    assert says(capsys.readouterr().err, "lpips, dists cannot be downloaded") and not started
+
+
 @pytest.mark.parametrize("number", ["0", "-1"])
 def test_a_number_of_processes_that_is_none_is_refused(capsys, started, number):
     assert main(["train", "--processes", number]) == 1
