@@ -321,6 +321,16 @@ def test_links_lead_to_files_that_exist():
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_links_of_the_site_are_mended_and_code_is_left_alone():
+    pytest.importorskip("mkdocs")
+    mend, docs = runpy.run_path(str(ROOT / "docs/site_hooks.py"))["mend_links"], ROOT / "docs"
+    for page in docs.glob("*.md"):
+        mend(page.read_text(encoding="utf-8"), docs, "")
+    assert mend("`a`, [b](../setup.cfg), `c`", docs, "https://h") == "`a`, [b](https://h/blob/main/setup.cfg), `c`"
+    for code in ("`row[0](x)`", "`two\nrow[0](x)` lines", "```python\nlayers[-1](x)\n```", "  ~~~\n  f[0](x)\n  ~~~"):
+        assert mend(code, docs, "") == code
+
+
 @pytest.mark.slow
 def test_the_site_is_built_without_a_warning(tmp_path):
     pytest.importorskip("mkdocs")
