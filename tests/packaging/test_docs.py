@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import jsonschema
@@ -238,11 +239,14 @@ def test_commands_within_a_sentence_exist(page):
 
 
 def python_of(page):
-    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.S)
+    """Its fenced blocks of Python, and the indented ones that import srcnn."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    indented = [textwrap.dedent(block) for block in re.findall(r"(?:^    .*\n|\n(?=    ))+", text, re.M)]
+    return re.findall(r"```python\n(.*?)```", text, re.S) + [code for code in indented if "\nimport srcnn\n" in code]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["library.md", "other-programs.md", "shards.md"])
+@pytest.mark.parametrize("page", ["../README.md", "../README.ru.md", "library.md", "other-programs.md", "shards.md"])
 def test_the_python_of_a_page_runs(scratch, page):
     codes = python_of(page)
     assert codes
