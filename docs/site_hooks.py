@@ -17,7 +17,8 @@ from srcnn.runtime.config_schema import keys
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}  # files of the root that are pages
-LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
+CODE = r"^ *(?P<fence>`{3,}|~{3,}).*?^ *(?P=fence)|`(?:[^`\n]|\n(?!\n))+`"  # a fenced block, or code within a line
+LINK = re.compile(CODE + r"|(?P<picture>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)", re.DOTALL | re.MULTILINE)
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -34,7 +35,16 @@ def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> st
     markdown = re.sub(r"<!-- keys: (\w+) -->.*", lambda found: _table(found[1]), markdown)
     sources = {name: source for source, name in PAGES.items()}
     folder = (ROOT / sources.get(page.file.src_uri, f"docs/{page.file.src_uri}")).parent
-    return LINK.sub(lambda found: _link(*found.groups(), folder, str(config.repo_url or "")), markdown)
+    return mend_links(markdown, folder, str(config.repo_url or ""))
+
+
+def mend_links(markdown: str, folder: Path, repository: str) -> str:
+    """The text of a file in `folder` with its links as _link has them; what looks like a link in code is left alone."""
+    def mended(found: re.Match[str]) -> str:
+        link = found.group("picture", "text", "target")
+        return found[0] if found["target"] is None else _link(*link, folder, repository)
+
+    return LINK.sub(mended, markdown)
 
 
 def _table(kind: str) -> str:

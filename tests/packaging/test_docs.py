@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import jsonschema
@@ -238,11 +239,14 @@ def test_commands_within_a_sentence_exist(page):
 
 
 def python_of(page):
-    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.S)
+    """Its fenced blocks of Python, and the indented ones that import srcnn."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    indented = [textwrap.dedent(block) for block in re.findall(r"(?:^    .*\n|\n(?=    ))+", text, re.M)]
+    return re.findall(r"```python\n(.*?)```", text, re.S) + [code for code in indented if "\nimport srcnn\n" in code]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["library.md", "other-programs.md", "shards.md"])
+@pytest.mark.parametrize("page", ["../README.md", "../README.ru.md", "library.md", "other-programs.md", "shards.md"])
 def test_the_python_of_a_page_runs(scratch, page):
     codes = python_of(page)
     assert codes
@@ -319,6 +323,16 @@ def test_links_lead_to_files_that_exist():
         text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
         for target in re.findall(r"\]\((?!\w+:|#)([^)\s#]+)", text):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_links_of_the_site_are_mended_and_code_is_left_alone():
+    pytest.importorskip("mkdocs")
+    mend, docs = runpy.run_path(str(ROOT / "docs/site_hooks.py"))["mend_links"], ROOT / "docs"
+    for page in docs.glob("*.md"):
+        mend(page.read_text(encoding="utf-8"), docs, "")
+    assert mend("`a`, [b](../setup.cfg), `c`", docs, "https://h") == "`a`, [b](https://h/blob/main/setup.cfg), `c`"
+    for code in ("`row[0](x)`", "`two\nrow[0](x)` lines", "```python\nlayers[-1](x)\n```", "  ~~~\n  f[0](x)\n  ~~~"):
+        assert mend(code, docs, "") == code
 
 
 @pytest.mark.slow

@@ -88,6 +88,17 @@ def modules(root):
     return {path.relative_to(root).as_posix() for top in ("srcnn", "shards") for path in (root / top).rglob("*.py")}
 
 
+def test_an_editable_installation_is_found_beside_a_checkout_called_srcnn(unpacked, tmp_path):
+    checkout = shutil.copytree(unpacked, tmp_path / "beside/srcnn")
+    with zipfile.ZipFile(build("editable", checkout, tmp_path)) as file:
+        file.extractall(tmp_path / "packages")
+    code = f"import site; site.addsitedir({str(tmp_path / 'packages')!r}); import srcnn, shards; print(srcnn.__file__)"
+    without = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=checkout.parent, env=without, capture_output=True,
+                          text=True, timeout=60)
+    assert done.stdout.strip() == str(checkout / "srcnn/__init__.py"), done.stderr
+
+
 def test_the_wheel_holds_every_module_config_and_weight_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     configs = {f"srcnn/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
