@@ -5,7 +5,7 @@ import { Problem, ready, restore } from "./restorer.js";
 import { Viewer } from "./viewer.js";
 
 const MAX_PIXELS = 50e6; // more than most browsers can hold, and minutes of work
-const GOOD_QUALITY = 93; // from which there is hardly anything to restore
+const GOOD_QUALITY = 91; // from which there is hardly anything to restore
 const JPEG_QUALITY = 0.95; // of the result
 const UNKNOWN = { quality: null, condition: new Float32Array(CONDITION_SIZE), orientation: 1 };
 

@@ -18,7 +18,7 @@ FAMILY = "srcnn-915"  # the fast ones, by JPEG quality
 BLIND = "blind"  # weights trained over qualities 5 to 95, for photos of unknown quality
 # JPEGs of at least this quality are not changed: written as JPEG again some would lose (docs/results.md).
 GOOD_QUALITY = 89
-GOOD_QUALITY_CONDITIONED = 93  # the same for a network that is told the quantization tables
+GOOD_QUALITY_CONDITIONED = 91  # the same for a network that is told the quantization tables
 MAX_CACHED = 16  # networks; the largest family has eight
 
 

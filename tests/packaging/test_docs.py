@@ -101,7 +101,7 @@ def prepared(tmp_path_factory):
     train(small_config(folder / "runs/mine", folder / "data/shards"))
     for name in ("runs/unet-q20", "runs/NAME", "R"):
         shutil.copytree(folder / "runs/mine", folder / name)
-    for name in ("C", "MINE", "mine.yaml"):
+    for name in ("C", "MINE", "mine.yaml", "my.yaml"):
         shutil.copy(ROOT / "configs/demo.yaml", folder / name)
     (folder / "bin").mkdir()
     script = f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" -m srcnn "$@"\n'
@@ -174,6 +174,10 @@ def run_srcnn(words):
 def run(line, monkeypatch):
     """A command of a page, as far as it can be run here."""
     words = words_of(line)
+    if "--plugins" in words:  # that it is loaded is for tests/training/test_plugins.py to see
+        at = words.index("--plugins")
+        assert any(f"# {words[at + 1]}\n" in code for page in PAGES for code in python_of(page)), words[at + 1]
+        del words[at : at + 2]
     program, start = words[0], " ".join(words[:2])
     for word in words[1:]:
         if re.match(r"(launch|configs|docs|tests|benchmarks)/", word) and not re.search(r"k8s/mine|\*", word):
