@@ -86,7 +86,7 @@ def prepared(tmp_path_factory):
         (folder / top).symlink_to(ROOT / top)
     photo = Image.fromarray(draw_photo(7, 61, 83))
     photo.save(folder / "clean.png")
-    for name in ("old.jpg", "small.jpg"):
+    for name in ("old.jpg", "small.jpg", "PHOTO.jpg"):
         photo.save(folder / name, quality=20)
     photo.save(folder / "small.png")
     (folder / "scans").mkdir()
