@@ -27,6 +27,7 @@ from srcnn.runtime.errors import UserError
 from srcnn.runtime.settings import parse
 from srcnn.runtime.storage import join, open_storage, open_writable
 
+RECIPE = "srcnn-915-q20-stage1.yaml"  # for a training on these shards, the best of half an hour
 MAX_NAMED = 100  # poor originals of a split
 
 
@@ -100,7 +101,8 @@ def next_steps(config: ShardsConfig) -> str:
     if config.contents == "clean":
         return f"{done}\nnext: srcnn train with a config that sets degradation, as unet-jpeg.yaml does for RGB tiles"
     channels = " --model.channels 3" if config.color == "rgb" else ""
-    return f"{done}\nnext: srcnn train --config train.yaml --shards {shlex.quote(config.out)} --run runs/mine{channels}"
+    command = f"srcnn train --config {RECIPE} --shards {shlex.quote(config.out)} --run runs/mine{channels}"
+    return f"{done}\nnext: {command}"
 
 
 def report_resized(config: ShardsConfig, resized: ResizedPhotos) -> None:

@@ -22,7 +22,7 @@ EXAMPLES = """\
 examples:
   srcnn restore old.jpg                                 writes old_restored.jpg beside it
   srcnn shards --photos photos --out data/shards        tiles of your own photos
-  srcnn train --config train.yaml --shards data/shards --run runs/mine
+  srcnn train --config srcnn-915-q20-stage1.yaml --shards data/shards --run runs/mine
 
 srcnn COMMAND --help explains a command."""
 WITH_PLUGINS = ("restore", "upscale", "compare", "score", "export", "report")  # `train` and `doctor`: see settings.py

@@ -5,7 +5,7 @@ a checkpoint and exit status 75 (130 after Ctrl-C). Several machines: `accelerat
 torchrun, which takes --run for an option of its own, write --run_dir.
 
 examples:
-  srcnn train --config train.yaml --shards data/shards --run runs/mine
+  srcnn train --config srcnn-915-q20-stage1.yaml --shards data/shards --run runs/mine
   srcnn train --config train.yaml --shards data/shards --run runs/mine --processes 2 --optimizer.lr 5e-4
   srcnn train --config debug.yaml --shards data/shards --run runs/debug   does the loop learn? A minute
 """
