@@ -297,7 +297,8 @@ def test_preprocessing_does_not_import_torch() -> None:
     assert result.stdout == "[]\n"
 
 
-@pytest.mark.parametrize("arguments,told", [([], ["--config srcnn-915-q20-stage1.yaml"]), (["--color", "rgb"], ["--model.channels 3"]),
+@pytest.mark.parametrize("arguments,told", [
+    ([], ["srcnn-915-q20-stage1.yaml"]), (["--color", "rgb"], ["--model.channels 3"]),
                                             (["--contents", "clean"], ["degradation"])])
 def test_at_the_end_it_is_said_where_the_shards_are_and_what_to_do_with_them(
     tmp_path: Path, photos_folder: PhotosFolder, capsys: pytest.CaptureFixture[str], arguments: list[str],
