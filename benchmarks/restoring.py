@@ -61,7 +61,8 @@ class PlainNetwork(nn.Module):
         self.conv1 = nn.Conv2d(1, 64, 9)
         self.conv2 = nn.Conv2d(64, 32, 1)
         self.conv3 = nn.Conv2d(32, 1, 5)
-        self.load_state_dict(torch.load(weights, weights_only=True))
+        state = torch.load(weights, weights_only=True)
+        self.load_state_dict({name: tensor for name, tensor in state.items() if name != "residual"})
         self.eval()
 
     def forward(self, photo: torch.Tensor) -> torch.Tensor:

@@ -281,8 +281,8 @@ class Trainer(Components):
                       f"{self.val_dataset.num_samples:,} to validate; {damage}",
             "order": str(config.stream.make_shuffle(config.seed, self.dataset)),
             "machine": f"{ranks} x {device_name(accelerator.device)}, {precision}",
-            "length": f"{config.total_samples:,} tiles ({epochs:.3g} epochs) in batches of {size}"
-                      + (f", {samples:,} are done" if samples else ""),
+            "length": f"{config.total_samples:,} tiles ({epochs:.3g} epochs) in batches of {size}; "
+                      f"starting at {samples} of {config.total_samples}",  # launch/slurm/train.sbatch reads this
             "run": f"{config.run}, trackers: {', '.join(config.trackers) or 'none'}",
         }
 

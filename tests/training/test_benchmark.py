@@ -1,5 +1,7 @@
 """What launch/benchmark.py counts with."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 from small import small_config, small_shards
@@ -29,7 +31,8 @@ def test_too_few_steps_are_refused():
 @pytest.mark.parametrize("lagging", [(), ("cpu",)])
 def test_it_tells_the_phases_of_a_step(tmp_path, monkeypatch, lagging):
     monkeypatch.setattr("srcnn.training.components.ASYNC_DEVICES", lagging)
-    settings = vars(small_config(tmp_path / "run", small_shards(tmp_path)))
+    config = small_config(tmp_path / "run", small_shards(tmp_path))
+    settings = {field.name: getattr(config, field.name) for field in fields(config)}
     results = benchmark(BenchmarkConfig(**settings, num_steps=2, num_rounds=1))
     assert {"forward", "backward", "optimizer", "meter", "the rest"} <= set(results["seconds_per_step"])
     assert results["tiles_per_second_synthetic"] > 0 and not (tmp_path / "run").exists()
