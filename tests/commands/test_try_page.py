@@ -202,7 +202,7 @@ def test_a_photo_is_restored_as_by_the_package(page, tmp_path, settings):
     expected = np.asarray(restore(path, NETWORK).convert("RGB"), int)
     assert restored.shape == expected.shape
     difference = np.abs(restored - expected)
-    assert difference.max() <= 2 and difference.mean() < 0.5
+    assert difference.max() <= 3 and difference.mean() < 0.5
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ def failed(*statuses):
 @pytest.mark.parametrize("error,status", [
     (None, 0), (failed(1, 1), 1), (failed(2), 2), (failed(75, 75), 75), (failed(75, 1), 1), (failed(-9), 1),
     (SignalException("stopped", signal.SIGTERM), 75), (SignalException("stopped", signal.SIGINT), 130),
-], ids=str)
+], ids=lambda it: type(it).__name__ if isinstance(it, Exception) else str(it))
 def test_the_status_is_that_of_the_ranks(monkeypatch, capsys, error, status):
     called = []
 
