@@ -28,6 +28,7 @@ NOISE = bytes(byte for byte in np.random.default_rng(0).integers(0x80, 0xFF, 409
 MIN_PADDING = 16  # zero bytes at the end of a file that are taken for the padding of a recovered one
 PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_FRAMES = (b"IDAT", b"fdAT", b"acTL", b"fcTL")  # pixels, and animation
+PNG_DEPTHS = (1, 2, 4, 8, 16)  # bits
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
@@ -114,6 +115,8 @@ def png_bytes(header: bytes, max_pixels: float) -> int:
     """
     width, height, depth, colour, _, _, is_interlaced = struct.unpack(">IIBBBBB", header)
     check_size((width, height), max_pixels)
+    if depth not in PNG_DEPTHS:
+        raise KeyError(depth)
     bits = depth * PNG_CHANNELS[colour]
     passes = ADAM7 if is_interlaced else ((0, 0, 1, 1),)  # first column and row, and the steps to the next ones
     sizes = [(-(-(width - x) // across), -(-(height - y) // down)) for x, y, across, down in passes]

@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import tracemalloc
 import zlib
 from dataclasses import replace
 
@@ -43,6 +44,15 @@ NUM_PIXELS = {"png": 50_000**2, "thin png": 2**31 - 1, "long png": 2**25, "large
 def test_a_tile_of_another_size_is_refused_before_it_is_decoded(kind):
     with pytest.raises(ValueError, match=facts(NUM_PIXELS[kind])):
         decode_tile(BOMBS[kind], "png", (32, 32))
+
+
+def test_a_cut_png_of_255_bits_a_channel_takes_no_memory():
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 6144, 4104, 255, 0, 0, 0, 0))
+    tracemalloc.start()
+    with pytest.raises(ValueError):
+        decode_picture(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")), 1)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("kind", ["png", "thin png", "long png"])
