@@ -92,7 +92,7 @@ def prepared(tmp_path_factory):
     (folder / "scans").mkdir()
     photo.save(folder / "scans/page.tif")
     write_photos(folder / "photos", 2, 61, 83)
-    for name in ("PHOTOS", "OTHER_PHOTOS", "dir", "DIR/train", "DIR/both", "DIR/set5", "DIR/live1_y",
+    for name in ("PHOTOS", "OTHER_PHOTOS", "dir", "DIR/train", "DIR/both", "DIR/set5", "DIR/live1_y", "DIR/live1_color",
                  "DIR/val/city20", "DIR/val/live1_y", "data/val/live1_y"):
         write_photos(folder / name, 1, 62, 84)
     shards = small_shards(folder / "made")
