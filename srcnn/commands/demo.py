@@ -166,7 +166,7 @@ class PageHandler(BaseHTTPRequestHandler):
             raise Refused(HTTPStatus.NOT_FOUND, "There is no such page.")
         except GONE:
             self.close_connection = True
-        except Exception as error:
+        except Exception as error:  # of any kind: the visitor is told, and the server goes on
             status = getattr(error, "status", HTTPStatus.BAD_REQUEST)
             known = isinstance(error, (UserError, FileNotFoundError)) or is_out_of_memory(error)
             with suppress(*GONE):
@@ -284,7 +284,7 @@ class PageHandler(BaseHTTPRequestHandler):
             tell(result=result)
         except GONE:
             raise
-        except Exception as error:
+        except Exception as error:  # of any kind: the visitor is told, and the server goes on
             tell(error=self.server.message(error))
 
     def prepare_download(self) -> None:

@@ -5,7 +5,6 @@ mistyped one.
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import sys
 import textwrap
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from srcnn.runtime.credentials import without_credentials
+from srcnn.runtime.errors import did_you_mean
 
 WIDTH = 78  # characters of a description
 
@@ -64,12 +64,6 @@ class CommandParser(argparse.ArgumentParser):
     def _refuse(self, unknown: list[str]) -> None:
         if unknown:
             self.error(f"unknown: {' '.join(unknown)}{did_you_mean(unknown[0].partition('=')[0], self._names)}")
-
-
-def did_you_mean(word: str, known: list[str]) -> str:
-    """The end of a message that names the known word most like the given one; "" where none is."""
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def add_command(

@@ -56,8 +56,8 @@ class ScoredSet:
         if match is None or match[1].startswith("."):
             raise UserError(f'"{title[:99]}": expected a title such as "live1_y, Y, quality 20" or "set5, Y, scale 3"')
         quality: int | list[int] = int(match[4]) if match[4] else []
-        compared: Compared = {"L": "l", "Y": "y", "RGB": "rgb"}[match[2]]  # type: ignore[assignment]
-        return ScoredSet(match[1], compared, Degradation(jpeg_quality=quality, scale=int(match[3] or 1)))
+        by_title = {kind.upper(): kind for kind in NAMES}
+        return ScoredSet(match[1], by_title[match[2]], Degradation(jpeg_quality=quality, scale=int(match[3] or 1)))
 
     def score(self, model: Network, photos: Path) -> dict[str, Any]:
         """The mean scores over the photos in `photos`/folder, and their number.

@@ -12,6 +12,7 @@ import jsonargparse
 
 from srcnn.runtime.config_help import Setting
 from srcnn.runtime.credentials import without_credentials
+from srcnn.runtime.errors import did_you_mean
 from srcnn.runtime.strict_yaml import load_yaml
 from srcnn.runtime.untrusted import InvalidInput
 
@@ -51,9 +52,8 @@ class ConfigParser(jsonargparse.ArgumentParser):
         """The message, without Python's types where it is about the value of a setting."""
         if (wrong := _WRONG_VALUE.search(message)) and wrong[1] in self._settings:
             setting = self._settings[wrong[1]]
-            near = difflib.get_close_matches(wrong[2], setting.kinds, n=1)
             return (f"{message[:wrong.start()]}{setting.key}: expected {setting.expected}, got {wrong[2]}"
-                    f"{f'; did you mean {near[0]}?' if near else ''}")
+                    f"{did_you_mean(wrong[2], setting.kinds)}")
         return message
 
 

@@ -7,7 +7,6 @@ weights names one, it is mentioned in an error, and never run. Does not import t
 from __future__ import annotations
 
 import collections.abc
-import difflib
 import importlib.util
 import inspect
 import os
@@ -17,10 +16,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Generic, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from srcnn.runtime.errors import UserError
+from srcnn.runtime.errors import UserError, did_you_mean
 from srcnn.runtime.files import sha256_of
 
 MemberT = TypeVar("MemberT", bound=Callable[..., Any])
+NEARLY = 0.5  # how similar a name is to one that is suggested for it, 0..1
 HINT = "one of your own is registered by a Python file given with --plugins (docs/extending.md)"
 _loaded: dict[str, Path] = {}  # plugins by the names of their modules
 
@@ -67,7 +67,7 @@ class Registry(dict[str, MemberT], Generic[MemberT]):
         return not self[name].__module__.startswith("srcnn.")
 
     def __missing__(self, name: str) -> NoReturn:
-        raise NotRegistered(f"no {self.kind} is called {name!r:.99}{_did_you_mean(name, self)}; known: "
+        raise NotRegistered(f"no {self.kind} is called {name!r:.99}{did_you_mean(name, self, NEARLY)}; known: "
                             f"{', '.join(sorted(self))}; {HINT}")
 
     def settings(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,19 +87,14 @@ class Registry(dict[str, MemberT], Generic[MemberT]):
         known = [parameter.name for parameter in parameters]
         for key in values:
             if key not in known:
-                raise UserError(f"{self.kind} {name}: no setting {key!r:.99}{_did_you_mean(key, known)}; its settings: "
-                                f"{', '.join(known) or 'none'}")
+                raise UserError(f"{self.kind} {name}: no setting {key!r:.99}{did_you_mean(key, known, NEARLY)}; "
+                                f"its settings: {', '.join(known) or 'none'}")
         if missing := [it.name for it in parameters if it.default is it.empty and it.name not in values]:
             raise UserError(f"{self.kind} {name}: needs a value for {', '.join(missing)}")
         try:
             return {key: as_kind(value, kinds[key], key) for key, value in values.items()}
         except UserError as error:
             raise UserError(f"{self.kind} {name}: {error}") from error
-
-
-def _did_you_mean(name: object, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def as_kind(value: Any, kind: Any, name: str) -> Any:
