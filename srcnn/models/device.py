@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -133,3 +135,15 @@ def raise_malloc_threshold() -> None:
     this one, of which no page is touched.
     """
     torch.empty(MALLOC_THRESHOLD_BYTES, dtype=torch.uint8)
+
+
+def release_cached_memory(device: torch.device) -> None:
+    """Gives memory that is freed but kept for reuse back to the device, or to the system, where the C library can.
+
+    What `raise_malloc_threshold` keeps cannot become what oneDNN maps itself: the code of its kernels.
+    """
+    if device.type != "cpu":
+        torch.accelerator.empty_cache()
+    elif sys.platform == "linux":
+        with suppress(AttributeError):  # a C library other than glibc
+            ctypes.CDLL(None).malloc_trim(0)

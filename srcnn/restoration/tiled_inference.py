@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from srcnn.models.base import Network
-from srcnn.models.device import full_precision, prefers_bf16, raise_malloc_threshold
+from srcnn.models.device import full_precision, prefers_bf16, raise_malloc_threshold, release_cached_memory
 from srcnn.models.srcnn import SRCNN, fused_bf16, supports_fused_bf16
 from srcnn.models.unet import LUMA_WEIGHTS, to_luma
 from srcnn.photos.jpeg_quality import JpegSave
@@ -161,8 +161,7 @@ class TileRestorer:
                     raise
                 self.tile_pixels = min(self.tile_pixels, self._round_up(-(-longest // 2)))
         # Outside the except clause: only now is the memory of the failed attempt free.
-        if self.device.type != "cpu":
-            torch.accelerator.empty_cache()
+        release_cached_memory(self.device)
         rows, columns = window.inner
         restored = np.empty((rows.stop - rows.start, columns.stop - columns.start, *source.shape[2:]), self.dtype)
         side = self.tile_pixels  # another thread may halve it meanwhile
