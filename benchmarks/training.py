@@ -40,6 +40,7 @@ from srcnn.data.transforms import to_float_batch
 from srcnn.models.srcnn import SRCNN, ModelConfig
 from srcnn.models.weights import initialize
 from srcnn.photos.metrics import tile_psnr
+from srcnn.runtime.torch_internals import cpu_has_bf16
 from srcnn.training import trainer as trainer_module
 from srcnn.training.benchmark import DTYPES, PEAK_SIDES, matrix_peak, now, training_flop
 from srcnn.training.config import TrainConfig
@@ -322,7 +323,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     options = parse()
     with ExitStack() as stack:
-        trainers = start_trainers(options, VARIANTS | (COMPILED if options.compiled else {}), stack)
+        variants = VARIANTS | (COMPILED if options.compiled else {})
+        if options.device == "cpu" and not cpu_has_bf16():
+            print("bf16 is left out: this processor has no unit for it, and emulates it for minutes.\n")
+            variants = {name: variant for name, variant in variants.items() if variant is None or variant[0] != "bf16"}
+        trainers = start_trainers(options, variants, stack)
         if "step" in options.only:
             print(f"{measure_steps(options, trainers)}\n", flush=True)
         if "curves" in options.only:

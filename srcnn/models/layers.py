@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from srcnn.runtime.torch_internals import zero_where_not_positive
 
+STRIP_ROWS = 8  # of the float32 matrix of a tile of 128 pixels at a time: 0.3 MB, which stay in the cache
 MAX_PLANES = 256  # rows of the im2col matrix: with more, memory and time exceed those of a direct convolution
 
 
@@ -45,12 +46,17 @@ def shift_and_add(planes: torch.Tensor) -> torch.Tensor:
 
 
 class Im2colConv(torch.autograd.Function):
-    """A convolution without padding by `im2col`, for few input channels, and for 1x1 (the maps are the matrix)."""
+    """A convolution without padding by `im2col`, for few input channels, and for 1x1 (the maps are the matrix).
+
+    In float32 the output of a larger kernel is PyTorch's own, which is as fast; only the gradient is by `im2col`.
+    """
 
     @staticmethod
     def forward(ctx: Any, maps: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(maps, weight)
         kernel = weight.shape[-1]
+        if kernel > 1 and maps.dtype == torch.float32:
+            return functional.conv2d(maps, weight, bias)
         flat, shift = weight.to(maps.dtype).flatten(1), bias.to(maps.dtype)[:, None]
         results = maps.new_empty(len(maps), len(weight), maps.shape[2] - kernel + 1, maps.shape[3] - kernel + 1)
         for tile, result in zip(maps, results):
@@ -64,8 +70,11 @@ class Im2colConv(torch.autograd.Function):
         kernel, flat = weight.shape[-1], weight.to(maps.dtype).flatten(1)
         grads = grads.contiguous()
         grad_weight = torch.zeros_like(weight).flatten(1)
+        rows = STRIP_ROWS if kernel > 1 and maps.dtype == torch.float32 else grads.shape[2]
         for tile, grad in zip(maps, grads):
-            grad_weight += grad.flatten(1) @ im2col(tile, kernel).t()
+            for top in range(0, grads.shape[2], rows):
+                columns = im2col(tile[:, top : top + rows + kernel - 1], kernel)
+                grad_weight += grad[:, top : top + rows].flatten(1) @ columns.t()
         grad_maps = None
         if ctx.needs_input_grad[0] and kernel == 1:
             grad_maps = torch.empty_like(maps)
@@ -158,7 +167,9 @@ class Conv(nn.Conv2d):
         maps = maps.to(dtype).contiguous().flatten(2).view(maps.shape)
         if kernel > 1 and num_out * kernel**2 <= MAX_PLANES:
             return Col2imConv.apply(maps, self.weight, self.bias)
-        if kernel == 1 or dtype == torch.bfloat16 and num_in * kernel**2 <= MAX_PLANES:
+        # With AVX2, PyTorch's gradient of the weights of a layer of one channel takes five times as long.
+        is_faster = dtype == torch.bfloat16 or torch.backends.cpu.get_cpu_capability() == "AVX2"
+        if kernel == 1 or is_faster and num_in * kernel**2 <= MAX_PLANES:
             return Im2colConv.apply(maps, self.weight, self.bias)
         return super().forward(maps)
 

@@ -27,12 +27,23 @@ def weights(num_out, num_in, kernel, dtype=torch.float64):
     return torch.randn(num_out, num_in, kernel, kernel, dtype=dtype), torch.randn(num_out, dtype=dtype)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 1, 35, 20)])
 @pytest.mark.parametrize("kernel", [1, 3, 9])
-def test_im2col_conv_is_a_convolution_with_its_gradients(shape, kernel):
-    tensors = torch.randn(shape, dtype=torch.float64), *weights(5, shape[1], kernel)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_im2col_conv_is_a_convolution_with_its_gradients(shape, kernel, dtype):
+    tensors = torch.randn(shape, dtype=dtype), *weights(5, shape[1], kernel, dtype)
     for ours, theirs in zip(gradients(Im2colConv.apply, *tensors), gradients(functional.conv2d, *tensors), strict=True):
-        torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
+def test_the_first_layer_has_the_same_gradient_on_every_processor(monkeypatch, capability):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    layer, maps = Conv(1, 64, 9), torch.randn(2, 1, 40, 40)
+    layer(maps).square().mean().backward()
+    ours, layer.weight.grad = layer.weight.grad, None
+    functional.conv2d(maps, layer.weight, layer.bias).square().mean().backward()
+    torch.testing.assert_close(ours, layer.weight.grad)
 
 
 @pytest.mark.parametrize("num_out", [1, 3])
