@@ -114,7 +114,7 @@ def headline(points: Sequence[Values], settings: Mapping[str, Any], run: Path) -
     seconds, is_all = duration(read_starts(run))
     known = "" if is_all else " and more" if seconds else "not known"
     result.append(("Time", f"{time_text(seconds) if seconds or is_all else ''}{known}",
-                   f"{np.median(rates):,.0f} tiles/s" if rates else ""))
+                   f"{np.median(rates):,.0f} tiles/s in the median" if rates else ""))
     return result
 
 
