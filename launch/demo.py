@@ -120,7 +120,6 @@ def train_on(shards: Path, run: Path) -> None:
     from srcnn.runtime.distributed import DistributedError
     from srcnn.runtime.errors import DivergedError
     from srcnn.training.config import TrainConfig
-    from srcnn.training.machine import leave_busy_cores
     from srcnn.training.trainer import train
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -130,8 +129,6 @@ def train_on(shards: Path, run: Path) -> None:
     if Path(run, "report/index.html").is_file():
         print(f"trained already; to train anew remove {run}")
         return
-    if done := leave_busy_cores():
-        print(done, flush=True)
     signals.install_signal_handlers()
     try:
         train(config)

@@ -48,33 +48,13 @@ def busy_cores(device: torch.device) -> str:
     """What to do where other programs take cores from PyTorch's threads: each operation waits for the last of these.
     "" where they do not.
     """
-    others = _num_others() if device.type == "cpu" else 0
-    if not others:
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1:
+        return ""
+    others = sorted(_num_runnable() - 1 for _ in range(LOOKS))[LOOKS // 2]
+    if others + threads <= (os.cpu_count() or threads):
         return ""
     return f"{others} other programs use the cores; if they go on, OMP_NUM_THREADS=1 is many times faster"
-
-
-def leave_busy_cores() -> str:
-    """Takes PyTorch's threads from cores that other programs use, unless OMP_NUM_THREADS says how many there are to be.
-
-    Returns:
-        what was done, or "" where nothing was.
-    """
-    threads, others = torch.get_num_threads(), 0 if "OMP_NUM_THREADS" in os.environ else _num_others()
-    if not others:
-        return ""
-    left = max(1, min(threads, (os.cpu_count() or threads) - others))
-    torch.set_num_threads(left)
-    return f"{others} other programs use the cores: training with {left} of {threads} threads, which is faster then"
-
-
-def _num_others() -> int:
-    """How many threads of other programs run or wait for a core; 0 where the cores are enough for PyTorch's too."""
-    threads = torch.get_num_threads()
-    if threads == 1:
-        return 0
-    others = sorted(_num_runnable() - 1 for _ in range(LOOKS))[LOOKS // 2]
-    return others if others + threads > (os.cpu_count() or threads) else 0
 
 
 def _num_runnable() -> int:

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from srcnn.training.machine import busy_cores, leave_busy_cores
+from srcnn.training.machine import busy_cores
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells what runs")
@@ -29,22 +29,3 @@ def test_idle_cores_are_not(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr("srcnn.training.machine._num_runnable", lambda: 1)
     assert not busy_cores(torch.device("cpu"))
-
-
-@pytest.mark.parametrize(("cores", "others", "left"), [(2, 8, 1), (16, 8, 8), (16, 40, 1), (8, 0, 8)])
-def test_threads_leave_the_cores_that_others_use(monkeypatch, cores, others, left):
-    threads = [cores]
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("os.cpu_count", lambda: cores)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
-    monkeypatch.setattr(torch, "set_num_threads", threads.append)
-    monkeypatch.setattr("srcnn.training.machine._num_runnable", lambda: others + 1)
-    assert bool(leave_busy_cores()) == (left < cores)
-    assert threads[-1] == left
-
-
-def test_a_number_of_threads_that_was_asked_for_stays(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr("srcnn.training.machine._num_runnable", lambda: 99)
-    assert not leave_busy_cores()
