@@ -10,8 +10,10 @@ import sys
 
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.extras import extra
+from srcnn.runtime.parallel import let_waiting_threads_sleep
 
 if __name__ == "__main__":
+    let_waiting_threads_sleep()
     try:
         with extra("train"):
             from srcnn.training.benchmark import BenchmarkConfig, benchmark

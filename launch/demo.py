@@ -16,6 +16,7 @@ from shards.plan import ShardsConfig
 from shards.skylines import write_skylines
 from shards.workers import ShardsFailed
 from srcnn.runtime import signals
+from srcnn.runtime.parallel import let_waiting_threads_sleep
 from srcnn.runtime.settings import parse
 
 # What needs torch is imported where it is wanted: the processes that draw import this file too.
@@ -39,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR",
                         help="folder for all that is made (default: demo/skylines, or demo/own-NAME of --photos)")
     options = parser.parse_args(arguments)
+    let_waiting_threads_sleep()
     own: Path | None = options.photos
     try:
         demonstrate(own, options.out or Path("demo", f"own-{own.resolve().name}" if own else "skylines"))

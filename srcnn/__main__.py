@@ -15,6 +15,7 @@ from srcnn.commands.training import add_training_commands
 from srcnn.commands.weights import add_weight_commands
 from srcnn.runtime.credentials import without_credentials
 from srcnn.runtime.errors import UserError, is_out_of_memory
+from srcnn.runtime.parallel import let_waiting_threads_sleep
 from srcnn.runtime.plugins import load_plugins
 from srcnn.runtime.streams import open_standard_streams
 
@@ -31,6 +32,7 @@ WITH_PLUGINS = ("restore", "upscale", "compare", "score", "export", "report")  #
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0 success, 1 something failed, 2 wrong usage, 130 interrupted."""
     open_standard_streams()
+    let_waiting_threads_sleep()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks is printed escaped
             stream.reconfigure(errors="backslashreplace")

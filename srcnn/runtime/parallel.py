@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from srcnn.runtime import signals
 
+SPIN_COUNT = "1000"  # of GNU's OpenMP, some microseconds
 POLL_SECONDS = 0.2  # how often a waiting thread checks for a stop request
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -20,6 +21,17 @@ ResultT = TypeVar("ResultT")
 def num_cores() -> int:
     """Cores this process may use; all cores on systems without CPU affinity."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def let_waiting_threads_sleep() -> None:
+    """Makes OpenMP's threads, which PyTorch computes with, sleep soon when they wait for each other; to be called
+    before torch is imported. OMP_WAIT_POLICY or GOMP_SPINCOUNT in the environment wins.
+
+    By default they wait in a loop for milliseconds. Beside another program two threads on two cores then train a tenth
+    as fast: the one that has a core waits in it for the other, which has none.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
 
 def in_order(

@@ -17,6 +17,7 @@ from types import MappingProxyType
 from srcnn.runtime import signals
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.extras import extra
+from srcnn.runtime.parallel import let_waiting_threads_sleep
 
 
 def main(
@@ -25,6 +26,7 @@ def main(
 ) -> None:
     """Trains as this rank. Ends the process as `launch` does, and with status 1 where the extra `train` is missing."""
     signals.install_signal_handlers()  # before imports that take seconds
+    let_waiting_threads_sleep()
     try:
         with extra("train"):
             from srcnn.training.config import TrainConfig

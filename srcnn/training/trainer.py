@@ -32,7 +32,7 @@ from srcnn.tracking.run_log import Tracking
 from srcnn.tracking.tracker import DatasetRecord
 from srcnn.training.components import Components
 from srcnn.training.config import TrainConfig
-from srcnn.training.machine import busy_cores, describe_machine, device_name
+from srcnn.training.machine import describe_machine, device_name
 from srcnn.training.report import pair_rows, write_report
 from srcnn.training.resume import (
     LAST_SAVE_SECONDS,
@@ -261,8 +261,6 @@ class Trainer(Components):
             return
         for title, text in self.summary().items():
             logger.info("%-10s %s", title, text)
-        if hint := busy_cores(self.accelerator.device):
-            logger.warning(hint)
         if self.is_done:
             logger.info("%s is complete: nothing to train (--total_samples, or another --run)", self.config.run)
 
@@ -326,7 +324,9 @@ class Trainer(Components):
             logger.info("%-10s %s", "report", page)
         best, psnr = Path(config.run, "best"), self.state.best_psnr
         gain = psnr - self.state.values.get("val/psnr_in", psnr)
-        logger.info("%-10s PSNR %.2f dB (%+.2f dB over the input): %s; restore with it: srcnn restore PHOTO --model %s",
-                    "best", psnr, gain, best, config.run)
+        plugins = "".join(f" --plugins {file}" for file in config.plugins)
+        logger.info("%-10s PSNR %.2f dB (%+.2f dB over the input): %s; restore with it: "
+                    "srcnn restore PHOTO --model %s%s",
+                    "best", psnr, gain, best, config.run, plugins)
         if config.upload_best:
             tracking.log_artifact(f"{Path(config.run).name}-best", best, ("best", f"step-{self.state.best_step:08d}"))
