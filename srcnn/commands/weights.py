@@ -22,10 +22,14 @@ def add_weight_commands(commands: Any) -> None:
     score = add_command(
         commands, "score", score_command, "measure how well weights restore clean photos that are degraded first",
         "srcnn score data/val/live1_y --luma y --model srcnn-915-q20", "srcnn score data/val/set5 --luma y --scale 3",
+        "srcnn score data/val/live1_y --luma y --quality 10,30 --shift 4",
         more="Prints PSNR, SSIM and PSNR-B of each photo before and after.",
         after="`srcnn datasets` says where the usual test sets come from.")
     score.add_argument("source", type=Path, metavar="FOLDER", help="folder of clean photos")
-    score.add_argument("--quality", type=int, metavar="N", help="JPEG quality to degrade with (default: 20)")
+    score.add_argument("--quality", type=save_qualities, metavar="N", help="JPEG quality to degrade with (default: 20);"
+                       " M,N: saved at M, then at N")
+    score.add_argument("--shift", type=int, metavar="N", help="with two qualities: cut off N rows and columns before "
+                       "the second save, so that its blocks lie elsewhere (default: 0; the papers' is 4)")
     score.add_argument("--scale", type=int, choices=(2, 3, 4), help="super-resolution by the papers' protocol instead")
     score.add_argument("--luma", choices=("l", "y", "rgb"), default="l", help="what is compared: l = luma L (full"
                        " range, Pillow); y = luma Y (limited range, BT.601, as the papers); rgb (default: l)")
@@ -66,6 +70,14 @@ def add_weight_commands(commands: Any) -> None:
                         "quantization, which few programs can give it")
 
 
+def save_qualities(text: str) -> tuple[int, ...]:
+    """The qualities of one JPEG save or of two: "20" -> (20,), "10,30" -> (10, 30)."""
+    qualities = text.split(",")
+    if len(qualities) > 2 or not all(quality.strip().lstrip("-").isdecimal() for quality in qualities):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a JPEG quality such as 20, or two such as 10,30")
+    return tuple(map(int, qualities))
+
+
 def models_command(options: argparse.Namespace) -> int:
     from srcnn.models.weight_files import WEIGHTS
     from srcnn.models.weights import load_model
@@ -100,28 +112,34 @@ def score_command(options: argparse.Namespace) -> int:
     from srcnn.models.perceptual import perceptual_distances
     from srcnn.models.weights import load_model
     from srcnn.photos.degradation import Degradation
-    from srcnn.restoration.score import NAMES, score_folder, to_json, to_markdown
+    from srcnn.restoration.score import NAMES, EarlierSave, score_folder, to_json, to_markdown
     from srcnn.restoration.upscale import weights_for_scale
     from srcnn.runtime.files import write_json
 
     if options.scale and options.quality is not None:
         raise UserError("--scale and --quality cannot be given together")
-    scale, quality = options.scale or 1, options.quality if options.quality is not None else 20
+    scale, (*first, quality) = options.scale or 1, options.quality or (20,)
+    if options.shift is not None and not first:
+        raise UserError("--shift needs two qualities, such as --quality 10,30")
+    earlier = EarlierSave(first[0], options.shift or 0) if first else None
     degradation = Degradation(jpeg_quality=quality) if scale == 1 else Degradation(jpeg_quality=[], scale=scale)
     name = options.model or (weights_for_scale(scale) if scale > 1 else DEFAULT_MODEL)
     network = to_device(load_model(name), restoring_device())
     distances = perceptual_distances(options.metric, network.device)
     try:
-        scores, refused = score_folder(options.source, network, options.luma, degradation, True, distances)
+        scores, refused = score_folder(options.source, network, options.luma, degradation, True, distances, earlier)
     except FileNotFoundError as error:
         raise UserError(f"{error}; `srcnn datasets` says where the usual test sets come from") from error
     for reason in refused:
         print(f"refused: {reason}", file=sys.stderr)
     table = to_markdown(scores)
     degraded = f"scale {scale}" if scale > 1 else f"JPEG quality {quality}"
+    if earlier is not None:
+        degraded = f"JPEG quality {earlier.quality}, shifted by {earlier.shift}, then {quality}"
     print(f"{degraded}, {NAMES[options.luma]}, {name}\n\n{table}", end="")
     if options.json:
         settings = {"quality": None if scale > 1 else quality, "scale": scale, "luma": options.luma, "model": name}
+        settings |= {} if earlier is None else {"first_quality": earlier.quality, "shift": earlier.shift}
         *photos, mean = to_json(scores)
         write_json(options.json, settings | {"photos": photos, "mean": mean})
     if options.markdown:

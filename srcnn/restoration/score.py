@@ -14,11 +14,12 @@ from tqdm import tqdm
 
 from srcnn.models.base import Network
 from srcnn.models.perceptual import Distance
-from srcnn.photos.degradation import Degradation, bicubic_levels, crop_to_multiple, degrade, to_uint8
-from srcnn.photos.jpeg_quality import jpeg_save
+from srcnn.photos.degradation import Degradation, bicubic_levels, crop_to_multiple, degrade, jpeg, to_uint8
+from srcnn.photos.jpeg_quality import JpegSave, jpeg_save
 from srcnn.photos.metrics import psnr, psnr_b, ssim
 from srcnn.photos.reading import LUMA, photos_below, read_photo
-from srcnn.restoration.restore import restore_array
+from srcnn.restoration.jpeg_damage import find_damage
+from srcnn.restoration.restore import access_to_array, restore_array
 from srcnn.restoration.tiled_inference import RestoreOptions
 from srcnn.runtime.errors import UserError
 
@@ -26,6 +27,24 @@ Compared = Literal["l", "y", "rgb"]
 NAMES: dict[Compared, str] = {"l": "luma L (full range, Pillow)", "y": "luma Y (limited range, BT.601, as the papers)",
                               "rgb": "RGB"}
 SSIM_PIXELS = 11  # side of SSIM's window; a photo may not be smaller
+
+
+@dataclass(frozen=True)
+class EarlierSave:
+    """A JPEG save before that of the degradation, for double JPEG as in the FBCNN paper (Jiang et al., ICCV 2021, 4.3).
+
+    Args:
+        quality: of the JPEG, 1..100.
+        shift: rows at the top and columns at the left that are cut off before the photo is saved again.
+    """
+
+    quality: int
+    shift: int = 0
+
+    def __post_init__(self) -> None:
+        Degradation(jpeg_quality=self.quality)
+        if self.shift < 0:
+            raise UserError(f"shift {self.shift}: expected a number of pixels from 0")
 
 
 @dataclass(frozen=True)
@@ -60,7 +79,9 @@ def compared(pixels: np.ndarray, kind: Compared) -> np.ndarray:
     return pixels if kind == "rgb" else LUMA[kind](pixels)
 
 
-def degraded_pair(pixels: np.ndarray, kind: Compared, degradation: Degradation) -> tuple[np.ndarray, np.ndarray]:
+def degraded_pair(
+    pixels: np.ndarray, kind: Compared, degradation: Degradation, earlier: EarlierSave | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """(clean uint8, degraded) of a clean photo, uint8 (H, W) or (H, W, 3); greyscale is taken as the luma.
 
     With JPEG, "rgb" and "l" degrade the colour photo (its L is compared later), as the source project does; "y"
@@ -81,27 +102,34 @@ def degraded_pair(pixels: np.ndarray, kind: Compared, degradation: Degradation) 
         grey = compared(clean, kind)
         return grey, bicubic_levels(grey, degradation.scale)
     photo = compared(clean, "y") if kind == "y" else clean
-    return photo, degrade(photo, degradation, quality)
+    if earlier is None:
+        return photo, degrade(photo, degradation, quality)
+    if min(photo.shape[:2]) < earlier.shift + SSIM_PIXELS:
+        raise UserError(f"{photo.shape[1]}x{photo.shape[0]} pixels: too small to be measured after a shift of "
+                        f"{earlier.shift}")
+    inner = (slice(earlier.shift, None), slice(earlier.shift, None))
+    once = jpeg(photo, earlier.quality, degradation.jpeg_subsampling)[inner]
+    return photo[inner], degrade(once, degradation, quality)
 
 
 def score_photo(
     name: str, pixels: np.ndarray, model: Network, kind: Compared, degradation: Degradation,
-    distances: Mapping[str, Distance] = MappingProxyType({}),
+    distances: Mapping[str, Distance] = MappingProxyType({}), earlier: EarlierSave | None = None,
 ) -> Score:
     """Degrades, restores and measures one clean photo, uint8 (H, W) or (H, W, 3).
 
     A network for RGB gets the colours, and where RGB is compared one for luma does too: their luma is restored, their
-    chroma smoothed. Otherwise it gets the luma. A conditioned network is told the JPEG's quality. Degraded and restored
-    photos are clipped and rounded to uint8 for measuring, as if saved. Where the photo was scaled, a border of `scale`
-    pixels is cut off, as in the SRCNN paper; else none. Restored in float32, so that published scores do not depend on
-    the processor.
+    chroma smoothed. Otherwise it gets the luma. A conditioned network is told the JPEG's quality; after two saves the
+    damage is found in the pixels, as when a file is restored. Degraded and restored photos are clipped and rounded to
+    uint8 for measuring, as if saved. Where the photo was scaled, a border of `scale` pixels is cut off, as in the SRCNN
+    paper; else none. Restored in float32, so that published scores do not depend on the processor.
     """
-    photo, spoilt = degraded_pair(pixels, kind, degradation)
+    photo, spoilt = degraded_pair(pixels, kind, degradation, earlier)
     clean, degraded = (compared(each, kind) for each in (photo, spoilt))
     source = spoilt if model.config.channels == 3 else degraded
-    quality = degradation.quality("0" * 64)
-    is_subsampled = degradation.jpeg_subsampling != "4:4:4"
-    damage = None if quality is None else jpeg_save(quality, is_subsampled, grey=spoilt.ndim == 2)
+    damage = _last_save(spoilt, degradation)
+    if earlier is not None:
+        damage = find_damage(access_to_array(spoilt), damage)
     options = RestoreOptions(exact=True, damage=damage)
     if source.dtype == np.uint8:
         restored = compared(restore_array(source, model, options), kind)
@@ -117,9 +145,16 @@ def score_photo(
     return Score(name, before[0], after[0], before[1], after[1], before[2], after[2], perceived)
 
 
+def _last_save(spoilt: np.ndarray, degradation: Degradation) -> JpegSave | None:
+    """The JPEG compression of a degraded photo, (H, W) or (H, W, 3); None without one."""
+    quality = degradation.quality("0" * 64)
+    is_subsampled = degradation.jpeg_subsampling != "4:4:4"
+    return None if quality is None else jpeg_save(quality, is_subsampled, grey=spoilt.ndim == 2)
+
+
 def score_folder(
     folder: Path, model: Network, kind: Compared, degradation: Degradation, show_progress: bool = False,
-    distances: Mapping[str, Distance] = MappingProxyType({}),
+    distances: Mapping[str, Distance] = MappingProxyType({}), earlier: EarlierSave | None = None,
 ) -> tuple[list[Score], list[str]]:
     """Scores every photo in a folder and its subfolders: (scores, an error for each photo that cannot be scored).
 
@@ -133,7 +168,7 @@ def score_folder(
     for path in tqdm(photos, "photos scored", disable=not show_progress or None):
         name = path.relative_to(folder).as_posix()
         try:
-            scores.append(score_photo(name, read_photo(path), model, kind, degradation, distances))
+            scores.append(score_photo(name, read_photo(path), model, kind, degradation, distances, earlier))
         except ValueError as error:
             refused.append(f"{name}: {str(error).removeprefix(f'{path}: ')}")
     if not scores:

@@ -20,9 +20,18 @@ from srcnn.models.srcnn import SRCNN, ModelConfig
 from srcnn.models.weight_files import DEFAULT_WEIGHTS, WEIGHTS
 from srcnn.models.weights import load_model, save_model
 from srcnn.photos.degradation import Degradation, bicubic_levels
-from srcnn.photos.metrics import psnr
+from srcnn.photos.metrics import psnr, ssim
+from srcnn.photos.reading import photos_below, read_photo
 from srcnn.restoration.restore import restore
-from srcnn.restoration.score import degraded_pair, mean_score, score_folder, score_photo, to_json, to_markdown
+from srcnn.restoration.score import (
+    EarlierSave,
+    degraded_pair,
+    mean_score,
+    score_folder,
+    score_photo,
+    to_json,
+    to_markdown,
+)
 from srcnn.restoration.tiled_inference import run_network
 
 
@@ -71,6 +80,53 @@ def test_the_published_jpeg_rows_come_out_to_the_last_digit(shared_data, identit
     assert not refused
     score = mean_score(scores)
     assert (round(score.psnr_in, 2), round(score.ssim_in, 3), round(score.psnr_b_in, 2)) == published
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("qualities,published", [
+    ((30, 10), (27.49, 0.762)), ((30, 30), (29.98, 0.847)), ((10, 30), (27.55, 0.760)),
+])
+def test_the_published_rows_of_double_jpeg_come_out_to_the_last_digit(shared_data, qualities, published):
+    """FBCNN (ICCV 2021), the column JPEG of its table of non-aligned double JPEG."""
+    first, last = qualities
+    pairs = [degraded_pair(read_photo(path), "y", Degradation(jpeg_quality=last), EarlierSave(first, 4))
+             for path in photos_below(shared_data / "val" / "live1_y")]
+    assert len(pairs) == 29
+    similar = [float(ssim(*(torch.from_numpy(each / 255)[None, None] for each in pair))) for pair in pairs]
+    assert (round(np.mean([psnr(*pair) for pair in pairs]), 2), round(np.mean(similar), 3)) == published
+
+
+@pytest.mark.parametrize("shift", [0, 4])
+def test_photos_saved_twice_are_restored_as_their_files_are(shift, tmp_path, capsys):
+    clean, buffer = draw_photo(2, 125, 131), io.BytesIO()
+    Image.fromarray(clean).save(tmp_path / "photo.png")
+    Image.fromarray(clean).save(buffer, "JPEG", quality=20, subsampling="4:2:0")
+    with Image.open(buffer) as once:
+        again = once.crop((shift, shift, *once.size))
+    again.save(buffer := io.BytesIO(), "JPEG", quality=60, subsampling="4:2:0")
+    arguments = ["score", str(tmp_path), "--luma", "rgb", "--quality", "20,60", "--json", str(tmp_path / "a.json")]
+    assert main([*arguments, "--shift", str(shift)] if shift else arguments) == 0
+    written = json.loads((tmp_path / "a.json").read_text())
+    assert [written[key] for key in ("first_quality", "shift", "quality")] == [20, shift, 60]
+    assert says(capsys.readouterr().out, "20", f"shifted by {shift}", "60")
+    with Image.open(buffer) as damaged:
+        assert written["mean"]["psnr_in"] == psnr(clean[shift:, shift:], np.asarray(damaged))
+        restored = np.asarray(restore(damaged, exact=True))
+    assert written["mean"]["psnr"] == pytest.approx(psnr(clean[shift:, shift:], restored), abs=1e-9)
+
+
+@pytest.mark.parametrize("arguments,named", [
+    (["--quality", "10,20,30"], "10,20,30"), (["--quality", "ten"], "ten"), (["--quality", "0,30"], "0"),
+    (["--quality", "30", "--shift", "4"], "--quality 10,30"), (["--quality", "10,30", "--shift", "-1"], "-1"),
+    (["--quality", "10,30", "--shift", "40"], "56x45"),
+])
+def test_saves_that_cannot_be_are_refused(arguments, named, tmp_path, capsys):
+    Image.fromarray(draw_photo(0, 45, 56)).save(tmp_path / "photo.png")
+    try:
+        assert main(["score", str(tmp_path), *arguments]) != 0
+    except SystemExit as stop:
+        assert stop.code != 0
+    assert named in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
