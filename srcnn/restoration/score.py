@@ -86,7 +86,7 @@ def degraded_pair(pixels: np.ndarray, kind: Compared, degradation: Degradation) 
 
 def score_photo(
     name: str, pixels: np.ndarray, model: Network, kind: Compared, degradation: Degradation,
-    distances: Mapping[str, Distance] = MappingProxyType({}),
+    distances: Mapping[str, Distance] = MappingProxyType({}), consistent: bool = False,
 ) -> Score:
     """Degrades, restores and measures one clean photo, uint8 (H, W) or (H, W, 3).
 
@@ -95,6 +95,9 @@ def score_photo(
     photos are clipped and rounded to uint8 for measuring, as if saved. Where the photo was scaled, a border of `scale`
     pixels is cut off, as in the SRCNN paper; else none. Restored in float32, so that published scores do not depend on
     the processor.
+
+    Args:
+        consistent: as in RestoreOptions; without it the network alone is measured, as in the papers and model cards.
     """
     photo, spoilt = degraded_pair(pixels, kind, degradation)
     clean, degraded = (compared(each, kind) for each in (photo, spoilt))
@@ -102,7 +105,7 @@ def score_photo(
     quality = degradation.quality("0" * 64)
     is_subsampled = degradation.jpeg_subsampling != "4:4:4"
     damage = None if quality is None else jpeg_save(quality, is_subsampled, grey=spoilt.ndim == 2)
-    options = RestoreOptions(exact=True, damage=damage)
+    options = RestoreOptions(exact=True, damage=damage, consistent=consistent)
     if source.dtype == np.uint8:
         restored = compared(restore_array(source, model, options), kind)
     else:  # scaled, float32: goes into the network without rounding
@@ -119,7 +122,7 @@ def score_photo(
 
 def score_folder(
     folder: Path, model: Network, kind: Compared, degradation: Degradation, show_progress: bool = False,
-    distances: Mapping[str, Distance] = MappingProxyType({}),
+    distances: Mapping[str, Distance] = MappingProxyType({}), consistent: bool = False,
 ) -> tuple[list[Score], list[str]]:
     """Scores every photo in a folder and its subfolders: (scores, an error for each photo that cannot be scored).
 
@@ -133,7 +136,7 @@ def score_folder(
     for path in tqdm(photos, "photos scored", disable=not show_progress or None):
         name = path.relative_to(folder).as_posix()
         try:
-            scores.append(score_photo(name, read_photo(path), model, kind, degradation, distances))
+            scores.append(score_photo(name, read_photo(path), model, kind, degradation, distances, consistent))
         except ValueError as error:
             refused.append(f"{name}: {str(error).removeprefix(f'{path}: ')}")
     if not scores:
