@@ -206,7 +206,7 @@ class TileRestorer:
         if self.steps is not None:
             change = restored - planes[inner]
             change = to_luma(change) if len(change) == 3 else change
-            restored = restored + (bound_change(change, self.steps * (levels / 255)) - change)
+            restored += bound_change(change, self.steps * (levels / 255)).sub_(change)
         if self.options.strength < 1:
             restored = planes[inner].lerp(restored, self.options.strength)
         restored.clamp_(0, levels)
