@@ -76,8 +76,7 @@ def restore(
         force: restore all photos. Without it, photos without JPEG damage and JPEGs of high quality are returned
             unchanged, if `model` is a family, or the name or file of a conditioned network.
         exact: compute in float32; else in bfloat16 where the device is faster with it, within 0.01 dB.
-        consistent: keep the luma within what the JPEG's quantization allows, if `model` is a family or a conditioned
-            network: 0.02 to 0.04 dB.
+        consistent: keep the luma within what the JPEG allows, if `model` is a family or a conditioned network.
         in_place: change the photo itself and return it, without a second copy of its pixels.
         on_progress: called with the number of tiles done and of all tiles.
 
