@@ -72,6 +72,8 @@ def add_photo_commands(commands: Any) -> None:
                          help="share of the network's change that is applied, 0..1 (default: 1)")
     restore.add_argument("--keep-chroma", action="store_true", help="leave the chroma of JPEGs as it is (default: "
                          "smooth it along the edges of the restored luma)")
+    restore.add_argument("--no-consistency", action="store_true", help="let the restored luma leave what a JPEG's "
+                         "quantization allows (default: keep it there, with unet-jpeg and srcnn-915)")
     restore.add_argument("--model", default=DEFAULT_MODEL, metavar="WEIGHTS",
                          help=f"{MODEL_HELP}; or a family, from which each photo's JPEG quality selects"
                          f" (default: {DEFAULT_MODEL})")
@@ -130,7 +132,8 @@ def restore_command(options: argparse.Namespace) -> int:
     from srcnn.restoration.tiled_inference import RestoreOptions
 
     check_quality(options.quality)
-    treatment = RestoreOptions(options.tile, options.exact, options.strength, smooth_chroma=not options.keep_chroma)
+    treatment = RestoreOptions(options.tile, options.exact, options.strength, smooth_chroma=not options.keep_chroma,
+                               consistent=not options.no_consistency)
 
     def prepare() -> Work:
         weights = WeightSelector(options.model, restoring_device(), options.halo)

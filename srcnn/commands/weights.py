@@ -35,6 +35,8 @@ def add_weight_commands(commands: Any) -> None:
                        " range, Pillow); y = luma Y (limited range, BT.601, as the papers); rgb (default: l)")
     score.add_argument("--model", metavar="WEIGHTS", help="a name from `srcnn models`, a run folder or a file"
                        f" (default: {DEFAULT_MODEL}, or those for the scale)")
+    score.add_argument("--consistent", action="store_true", help="keep the luma within what the JPEG allows, as "
+                       "restore does (default: measure the network alone, as the model cards do)")
     score.add_argument("--metric", action="append", choices=("lpips", "dists"), default=[], help="also this distance; "
                        "again for both (needs srcnn[metrics], and downloads weights when first used)")
     score.add_argument("--json", type=Path, metavar="FILE", help="write the table as JSON too")
@@ -127,7 +129,8 @@ def score_command(options: argparse.Namespace) -> int:
     network = to_device(load_model(name), restoring_device())
     distances = perceptual_distances(options.metric, network.device)
     try:
-        scores, refused = score_folder(options.source, network, options.luma, degradation, True, distances, earlier)
+        scores, refused = score_folder(options.source, network, options.luma, degradation, True, distances, earlier,
+                                       options.consistent)
     except FileNotFoundError as error:
         raise UserError(f"{error}; `srcnn datasets` says where the usual test sets come from") from error
     for reason in refused:

@@ -97,8 +97,9 @@ def worst_save(pixels: np.ndarray, file: JpegSave | None) -> JpegSave | None:
         return file
     quality, is_grey = int(found.quality), pixels.ndim == 2
     luma, chroma = (quality_tables(table)[quality - 1] for table in (ANNEX_K_LUMA, ANNEX_K_CHROMA))
-    luma = np.where(found.steps > 0, found.steps, luma.reshape(8, 8)).reshape(-1)
-    return JpegSave(quality, condition_of(luma, None if is_grey else chroma, not is_grey), found.offset)
+    steps = np.where(found.steps > 0, found.steps, luma.reshape(8, 8))
+    condition = condition_of(steps.reshape(-1), None if is_grey else chroma, not is_grey)
+    return JpegSave(quality, condition, found.offset, steps)
 
 
 def original_quality(pixels: np.ndarray, file: JpegSave | None, thorough: bool) -> int | None:

@@ -44,34 +44,41 @@ class JpegSave(NamedTuple):
         quality: 1..100 on libjpeg's scale, as `quality_of` computes it.
         condition: float32 (CONDITION_SIZE,), as `condition_of` computes it.
         offset: (row, column), each 0..7, of the first whole 8x8 block in the photo.
+        luma_steps: (8, 8) quantization steps by vertical and horizontal frequency; None: unknown.
     """
 
     quality: int
     condition: np.ndarray
     offset: tuple[int, int] = (0, 0)
+    luma_steps: np.ndarray | None = None
 
     def upright(self, orientation: int, height: int, width: int) -> JpegSave:
         """For the photo turned by an orientation 1..8 (EXIF 2.32, tag 0x0112), whose size is then height x width."""
-        condition = self.condition
+        condition, steps = self.condition, self.luma_steps
         if orientation >= 5:  # rows become columns
             luma, chroma = condition[2:].reshape(2, -1)[:, TRANSPOSED]
             condition = np.concatenate([condition[:2], luma, chroma])
+            steps = None if steps is None else steps.T
         rows = height % 8 if orientation in (3, 4, 7, 8) else 0  # the incomplete blocks come first
         columns = width % 8 if orientation in (2, 3, 6, 7) else 0
-        return JpegSave(self.quality, condition, (rows, columns))
+        return JpegSave(self.quality, condition, (rows, columns), steps)
 
 
 def jpeg_save(quality: int, subsampled: bool = True, grey: bool = False) -> JpegSave:
     """The compression by libjpeg's tables of a quality. Raises UserError unless it is in 1..100."""
     if not 1 <= quality <= 100:
         raise UserError(f"quality {quality:g}: expected a JPEG quality, 1..100")
-    return JpegSave(quality, condition_of_quality(round(quality), subsampled, grey))
+    quality = round(quality)
+    steps = _TABLES[quality - 1].reshape(8, 8)
+    return JpegSave(quality, condition_of_quality(quality, subsampled, grey), luma_steps=steps)
 
 
 def jpeg_save_of(image: Image.Image) -> JpegSave | None:
     """The compression of an opened JPEG, by its quantization tables (see `quality_of`); None without valid tables."""
-    quality, condition = quality_of(image), condition_of_image(image)
-    return None if quality is None or condition is None else JpegSave(quality, condition)
+    quality, condition, tables = quality_of(image), condition_of_image(image), _tables_of(image)
+    if quality is None or condition is None or tables is None:
+        return None
+    return JpegSave(quality, condition, luma_steps=tables[0].reshape(8, 8))
 
 
 def quality_of(image: Image.Image) -> int | None:

@@ -82,18 +82,23 @@ class JpegRestorer:
             if weights is None:
                 return Treatment(damage, file, was_restored=False)
             network, name = self.networks.load(weights), weights if self.networks.family else ""
-        restore_tiles(photo, network, replace(self.options, damage=damage), on_progress)
+        consistent = self.options.consistent and self._is_for_jpeg
+        restore_tiles(photo, network, replace(self.options, damage=damage, consistent=consistent), on_progress)
         return Treatment(damage, file, True, name)
 
+    @property
+    def _is_for_jpeg(self) -> bool:
+        """Whether the networks undo JPEG damage and nothing else: noise and blur lie outside of what a JPEG allows."""
+        if isinstance(self.networks, Network):
+            return self.networks.conditioned
+        return self.networks.good_quality is not None
+
     def _depends_on_damage(self, photo: PixelAccess) -> bool:
-        if isinstance(self.networks, WeightSelector):
-            if self.networks.good_quality is not None:
-                return True
-            network = self.networks.load(self.networks.source)
-        else:
-            network = self.networks
-        smooths = self.options.smooth_chroma and network.config.channels == 1 and not is_grey(photo)
-        return network.conditioned or smooths
+        if self._is_for_jpeg:
+            return True
+        selector = self.networks
+        network = selector if isinstance(selector, Network) else selector.load(selector.source)
+        return self.options.smooth_chroma and network.config.channels == 1 and not is_grey(photo)
 
 
 def find_damage(photo: PixelAccess, file: JpegSave | None) -> JpegSave | None:

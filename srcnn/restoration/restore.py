@@ -32,7 +32,7 @@ MODEL_TYPES = "srcnn.SRCNN, srcnn.UNet, another nn.Module (srcnn.wrap), or the n
 @overload
 def restore(
     photo: str | Path, model: ModelSource | None = None, tile_pixels: int = 0, *, quality: int | None = None,
-    strength: float = 1.0, force: bool = False, exact: bool = False, in_place: bool = False,
+    strength: float = 1.0, force: bool = False, exact: bool = False, consistent: bool = True, in_place: bool = False,
     on_progress: Progress | None = None,
 ) -> Image.Image: ...
 
@@ -40,7 +40,7 @@ def restore(
 @overload
 def restore(
     photo: PhotoT, model: ModelSource | None = None, tile_pixels: int = 0, *, quality: int | None = None,
-    strength: float = 1.0, force: bool = False, exact: bool = False, in_place: bool = False,
+    strength: float = 1.0, force: bool = False, exact: bool = False, consistent: bool = True, in_place: bool = False,
     on_progress: Progress | None = None,
 ) -> PhotoT: ...
 
@@ -54,6 +54,7 @@ def restore(
     strength: float = 1.0,
     force: bool = False,
     exact: bool = False,
+    consistent: bool = True,
     in_place: bool = False,
     on_progress: Progress | None = None,
 ) -> np.ndarray | torch.Tensor | Image.Image:
@@ -75,6 +76,7 @@ def restore(
         force: restore all photos. Without it, photos without JPEG damage and JPEGs of high quality are returned
             unchanged, if `model` is a family, or the name or file of a conditioned network.
         exact: compute in float32; else in bfloat16 where the device is faster with it, within 0.01 dB.
+        consistent: keep the luma within what the JPEG allows, if `model` is a family or a conditioned network.
         in_place: change the photo itself and return it, without a second copy of its pixels.
         on_progress: called with the number of tiles done and of all tiles.
 
@@ -86,7 +88,7 @@ def restore(
     check_types(photo, model)
     networks = (as_network(model) if isinstance(model, nn.Module)
                 else WeightSelector(str(model or DEFAULT_MODEL), restoring_device()))
-    restorer = JpegRestorer(networks, RestoreOptions(tile_pixels, exact, strength), force=force)
+    restorer = JpegRestorer(networks, RestoreOptions(tile_pixels, exact, strength, consistent=consistent), force=force)
     source = read_photo_file(Path(photo)) if isinstance(photo, (str, Path)) else photo
     known = None if quality is None else jpeg_save(quality, grey=_is_grey(source))
     if isinstance(source, PhotoFile):

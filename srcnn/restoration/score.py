@@ -115,6 +115,7 @@ def degraded_pair(
 def score_photo(
     name: str, pixels: np.ndarray, model: Network, kind: Compared, degradation: Degradation,
     distances: Mapping[str, Distance] = MappingProxyType({}), earlier: EarlierSave | None = None,
+    consistent: bool = False,
 ) -> Score:
     """Degrades, restores and measures one clean photo, uint8 (H, W) or (H, W, 3).
 
@@ -123,6 +124,9 @@ def score_photo(
     damage is found in the pixels, as when a file is restored. Degraded and restored photos are clipped and rounded to
     uint8 for measuring, as if saved. Where the photo was scaled, a border of `scale` pixels is cut off, as in the SRCNN
     paper; else none. Restored in float32, so that published scores do not depend on the processor.
+
+    Args:
+        consistent: as in RestoreOptions; without it the network alone is measured, as in the papers and model cards.
     """
     photo, spoilt = degraded_pair(pixels, kind, degradation, earlier)
     clean, degraded = (compared(each, kind) for each in (photo, spoilt))
@@ -130,7 +134,7 @@ def score_photo(
     damage = _last_save(spoilt, degradation)
     if earlier is not None:
         damage = find_damage(access_to_array(spoilt), damage)
-    options = RestoreOptions(exact=True, damage=damage)
+    options = RestoreOptions(exact=True, damage=damage, consistent=consistent)
     if source.dtype == np.uint8:
         restored = compared(restore_array(source, model, options), kind)
     else:  # scaled, float32: goes into the network without rounding
@@ -155,6 +159,7 @@ def _last_save(spoilt: np.ndarray, degradation: Degradation) -> JpegSave | None:
 def score_folder(
     folder: Path, model: Network, kind: Compared, degradation: Degradation, show_progress: bool = False,
     distances: Mapping[str, Distance] = MappingProxyType({}), earlier: EarlierSave | None = None,
+    consistent: bool = False,
 ) -> tuple[list[Score], list[str]]:
     """Scores every photo in a folder and its subfolders: (scores, an error for each photo that cannot be scored).
 
@@ -168,7 +173,7 @@ def score_folder(
     for path in tqdm(photos, "photos scored", disable=not show_progress or None):
         name = path.relative_to(folder).as_posix()
         try:
-            scores.append(score_photo(name, read_photo(path), model, kind, degradation, distances, earlier))
+            scores.append(score_photo(name, read_photo(path), model, kind, degradation, distances, earlier, consistent))
         except ValueError as error:
             refused.append(f"{name}: {str(error).removeprefix(f'{path}: ')}")
     if not scores:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from srcnn.models.unet import LUMA_WEIGHTS, to_luma
 from srcnn.photos.jpeg_quality import JpegSave
 from srcnn.photos.tiling import JPEG_BLOCK_PIXELS, Window, spans, windows
 from srcnn.restoration.chroma import REACH, smooth_chroma
+from srcnn.restoration.quantization import bound_change
 from srcnn.runtime.errors import UserError, is_out_of_memory
 from srcnn.runtime.parallel import in_order, single_threaded_pool
 
@@ -55,9 +57,11 @@ class RestoreOptions:
             photo has 8 bits: then only the correction is rounded to bfloat16, not the photo.
         strength: fraction of the network's change that is applied, 0..1.
         damage: the JPEG compression of the photo, None: unknown. Its condition is an input of a conditioned network,
-            and its grid is where the tiles of a network begin that is made for blocks.
+            and its grid is where the tiles begin of a network that is made for blocks, or of a consistent result.
         smooth_chroma: smooth the chroma of a colour photo with known damage beside a network for luma
             (srcnn/restoration/chroma.py).
+        consistent: keep the luma within what the quantization of known damage allows
+            (srcnn/restoration/quantization.py).
     """
 
     tile_pixels: int = 0
@@ -65,6 +69,7 @@ class RestoreOptions:
     strength: float = 1.0
     damage: JpegSave | None = None
     smooth_chroma: bool = True
+    consistent: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 1:
@@ -88,7 +93,7 @@ def restore_tiles(
         ValueError: the network has neither 1 nor 3 channels.
     """
     restorer = TileRestorer(pixels.dtype, model, options)
-    if model.multiple > 1 and options.damage is not None and any(options.damage.offset):
+    if restorer.multiple > 1 and options.damage is not None and any(options.damage.offset):
         pixels = _on_grid(pixels, options.damage.offset)
     parts = list(windows(pixels.height, pixels.width, restorer.tile_pixels, restorer.halo))
     # A tile may be overwritten only when the last tile whose halo overlaps it has been read: the lower right neighbour.
@@ -140,14 +145,17 @@ class TileRestorer:
                      and prefers_bf16(model.config, self.device))
         self.chroma_quality = options.damage.quality if options.damage and options.smooth_chroma else None
         smooths = self.chroma_quality is not None and channels == 1
-        self.halo = self._round_up(model.halo + (REACH if smooths else 0))
+        self.halo = model.multiple * -(-(model.halo + (REACH if smooths else 0)) // model.multiple)
+        steps = options.damage.luma_steps if options.damage and options.consistent else None
+        self.steps = None if steps is None else torch.tensor(steps, dtype=torch.float32, device=self.device)
+        self.multiple = model.multiple if steps is None else math.lcm(model.multiple, JPEG_BLOCK_PIXELS)
         default = max(TILE_PIXELS.get(self.device.type, 512), TILE_HALOS * self.halo)
-        least = JPEG_BLOCK_PIXELS if model.multiple > 1 else 1  # or a tile could lie before the photo: `_on_grid`
+        least = JPEG_BLOCK_PIXELS if self.multiple > 1 else 1  # or a tile could lie before the photo: `_on_grid`
         self.tile_pixels = self._round_up(max(least, options.tile_pixels or default))
 
     def _round_up(self, pixels: int) -> int:
-        """Rounded up to the network's `multiple`, so that tiles and halos start at multiples of it."""
-        return self.model.multiple * -(-pixels // self.model.multiple)
+        """Rounded up, so that tiles start at multiples of the network's `multiple`, and of a block where it matters."""
+        return self.multiple * -(-pixels // self.multiple)
 
     def restore(self, tile: tuple[Window, np.ndarray]) -> np.ndarray:
         """A tile with its halo -> the tile without the halo, restored, clipped and rounded to the photo's dtype."""
@@ -157,7 +165,7 @@ class TileRestorer:
             try:
                 return self._restore_at_once(window, source)
             except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error) or longest <= max(MIN_TILE_PIXELS, self.model.multiple):
+                if not is_out_of_memory(error) or longest <= max(MIN_TILE_PIXELS, self.multiple):
                     raise
                 self.tile_pixels = min(self.tile_pixels, self._round_up(-(-longest // 2)))
         # Outside the except clause: only now is the memory of the failed attempt free.
@@ -195,6 +203,10 @@ class TileRestorer:
             restored = to_luma(run_network(planes.expand(3, -1, -1) / levels, self.model, self.bf16)[inner]) * levels
         else:
             restored = planes[inner] + self._change_of_luma(planes / levels, inner).mul_(levels)
+        if self.steps is not None:
+            change = restored - planes[inner]
+            change = to_luma(change) if len(change) == 3 else change
+            restored += bound_change(change, self.steps * (levels / 255)).sub_(change)
         if self.options.strength < 1:
             restored = planes[inner].lerp(restored, self.options.strength)
         restored.clamp_(0, levels)

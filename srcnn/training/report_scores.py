@@ -123,9 +123,9 @@ def spread(items: list[Scored], count: int) -> list[Scored]:
 
 
 def restored_pair(reader: ShardDataset, model: Network, photo: Scored) -> Pair:
-    """The photo put together from its tiles, and restored as a whole."""
+    """The photo put together from its tiles, and restored as a whole by the network alone, as it was validated."""
     clean, degraded = (join(tiles, photo.rows, photo.columns) for tiles in reader.read(photo.samples))
-    return Pair(degraded, restore(degraded, model, quality=photo.quality), clean)
+    return Pair(degraded, restore(degraded, model, quality=photo.quality, consistent=False), clean)
 
 
 def tile_of(pair: Pair, photo: Scored, number: int, tile_pixels: int) -> Pair:

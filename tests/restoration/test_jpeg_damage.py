@@ -69,6 +69,7 @@ def test_the_grid_and_tables_of_a_turned_photo_are_turned(tmp_path, clean, orien
     table = np.reshape(tables[0], (8, 8))
     turned = table.T if orientation >= 5 else table
     assert np.array_equal(photo.jpeg.condition, condition_of(turned.ravel(), turned.ravel(), True))
+    assert np.array_equal(photo.jpeg.luma_steps, turned)
     assert (TURNS.get(orientation) is None) == (orientation == 1)
 
 
