@@ -16,7 +16,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from srcnn.runtime.torch_internals import zero_where_not_positive
+from srcnn.runtime.torch_internals import FUSED_CONV, FUSED_CONV_ADD, zero_where_not_positive
 
 STRIP_ROWS = 8  # of the float32 matrix of a tile of 128 pixels at a time: 0.3 MB, which stay in the cache
 MAX_PLANES = 256  # rows of the im2col matrix: with more, memory and time exceed those of a direct convolution
@@ -198,3 +198,24 @@ def pad(maps: torch.Tensor, width: int) -> torch.Tensor:
 def use_cpu_kernels(maps: torch.Tensor) -> bool:
     """Whether maps are on a CPU and not compiled: torch.compile has faster kernels of its own."""
     return maps.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def can_fuse(layer: nn.Conv2d, maps: torch.Tensor) -> bool:
+    """Whether `conv_relu` and `conv_add_` can compute this layer: on a CPU without gradients."""
+    return (FUSED_CONV is not None and use_cpu_kernels(maps) and layer.weight.dtype == maps.dtype
+            and maps.dtype in (torch.float32, torch.bfloat16) and not torch.is_grad_enabled()
+            and not torch.is_autocast_enabled("cpu") and torch.backends.mkldnn.enabled)
+
+
+def conv_relu(layer: nn.Conv2d, maps: torch.Tensor) -> torch.Tensor:
+    """relu(layer(maps)) in one pass over the maps."""
+    return FUSED_CONV(maps, *_settings(layer), "relu", [], "")
+
+
+def conv_add_(layer: nn.Conv2d, maps: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+    """total += layer(maps) in one pass over both."""
+    return FUSED_CONV_ADD(total, maps, *_settings(layer), "add", 1.0, None, [], None)
+
+
+def _settings(layer: nn.Conv2d) -> tuple[Any, ...]:
+    return layer.weight, layer.bias, layer.padding, layer.stride, layer.dilation, layer.groups

@@ -14,6 +14,9 @@ from typing import Any
 import torch
 
 X86 = ("x86_64", "AMD64")  # values of platform.machine()
+# oneDNN's convolution with what follows it in one pass, as torch.compile calls it; None in a build without oneDNN.
+FUSED_CONV: Any = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
+FUSED_CONV_ADD: Any = getattr(getattr(torch.ops.mkldnn, "_convolution_pointwise_", None), "binary", None)
 
 
 def cpu_has(feature: str) -> bool:
