@@ -212,10 +212,10 @@ class UNet(Network):
         step, edge = self.multiple, self.config.unshuffle
         right, bottom = (step * ((side + step - 1) // step) - side for side in (width, height))
         pixels = functional.pad(pixels, (edge, edge + right, edge, edge + bottom), mode="replicate")
-        margins, around = (0, right, 0, bottom), [0] * 4  # pixels around `inner`: left, right, top, bottom; and steps
+        margins, around = [0, right, 0, bottom], [0] * 4  # pixels around `inner`: left, right, top, bottom; and steps
         if inner is not None:
             rows, columns = inner
-            margins = (columns.start, width + right - columns.stop, rows.start, height + bottom - rows.stop)
+            margins = [columns.start, width + right - columns.stop, rows.start, height + bottom - rows.stop]
             around = [margin // step for margin in margins]
         maps = self.head(self.to_planes(pixels).to(self.head.weight.dtype))
         maps, kept = self._down_and_up(maps, self._modulations(condition, degraded.shape[0]), around)
@@ -283,9 +283,7 @@ class UNet(Network):
 
     @torch.no_grad()
     def for_inference(self, dtype: torch.dtype) -> UNet:
-        """A copy with weights of `dtype`, and with the conversions to YCbCr and back in the first and the last layer; its
-        input and output stay float32. Photos of 8 bits lose nothing in a bfloat16 first layer that chroma would keep.
-        """
+        """A copy with weights of `dtype`, and the conversions to YCbCr and back in those of the first and last layer."""
         with torch.device("meta"):
             model = UNet(replace(self.config, ycbcr=False), self.centred)
         weights = {name: tensor.clone() for name, tensor in self.state_dict().items()}
@@ -294,7 +292,7 @@ class UNet(Network):
             into, back = to_ycbcr(colours)[..., 0, 0], to_rgb(colours)[..., 0, 0]  # rows: a colour converted
 
             def mix(tensor: torch.Tensor, colours: torch.Tensor, axis: int) -> torch.Tensor:
-                planes = tensor.unflatten(axis, (3, -1))
+                planes = tensor.reshape(*tensor.shape[:axis], 3, -1, *tensor.shape[axis + 1 :])
                 return torch.tensordot(colours, planes, ([1], [axis])).movedim(0, axis).flatten(axis, axis + 1)
 
             weights["head.weight"] = mix(weights["head.weight"], into, 1)
@@ -302,7 +300,7 @@ class UNet(Network):
                 weights[name] = mix(weights[name], back.T, 0)
         model.load_state_dict(weights, assign=True)
         is_last = self.head.weight.is_contiguous(memory_format=torch.channels_last)
-        return model.to(dtype, memory_format=torch.channels_last if is_last else torch.contiguous_format).eval()
+        return model.to(dtype).to(memory_format=torch.channels_last if is_last else torch.contiguous_format).eval()
 
     @torch.no_grad()
     def _shift_bias(self, shift: float) -> None:

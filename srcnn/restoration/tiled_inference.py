@@ -11,8 +11,7 @@ import torch
 from torch.nn import functional
 
 from srcnn.models.base import Network
-from srcnn.models.device import full_precision, prefers_bf16, raise_malloc_threshold, release_cached_memory
-from srcnn.models.srcnn import SRCNN, fused_bf16, supports_fused_bf16
+from srcnn.models.device import full_precision, raise_malloc_threshold, release_cached_memory, restores_in_bf16
 from srcnn.models.unet import LUMA_WEIGHTS, UNet, to_luma
 from srcnn.photos.jpeg_quality import JpegSave
 from srcnn.photos.tiling import JPEG_BLOCK_PIXELS, Window, spans, windows
@@ -136,11 +135,9 @@ class TileRestorer:
             raise UserError(f"the network restores {channels} channels; expected one for luma (1) or RGB (3)")
         condition = None if options.damage is None else options.damage.condition
         self.model, self.options, self.dtype = model.with_condition(condition), options, dtype
-        self.bf16 = (not options.exact and model.residual and dtype == np.uint8
-                     and prefers_bf16(model.config, self.device))
-        if isinstance(self.model, UNet) and self.device.type == "cpu":
+        self.bf16 = not options.exact and model.residual and dtype == np.uint8 and restores_in_bf16(self.device)
+        if self.device.type == "cpu":
             self.model = self.model.for_inference(torch.bfloat16 if self.bf16 else torch.float32)
-            self.bf16 = False  # its weights are, already
         self.chroma_quality = options.damage.quality if options.damage and options.smooth_chroma else None
         smooths = self.chroma_quality is not None and channels == 1
         self.halo = self._round_up(model.halo + (REACH if smooths else 0))
@@ -153,8 +150,7 @@ class TileRestorer:
         return self.model.multiple * -(-pixels // self.model.multiple)
 
     def even_side(self, length: int) -> int:
-        """The side of the fewest tiles that cover `length` pixels, about as large as each other: threads finish together.
-        """
+        """The side of the fewest tiles that cover `length` pixels, of about one size: threads finish together."""
         side = -(-length // -(-length // self.tile_pixels))
         return min(self.tile_pixels, self._round_up(max(self.least, side)))
 
@@ -237,7 +233,7 @@ def run_network(
     """float32 (C, H, W) in [0, 1], of any size -> the network's output, same shape, float32, not clipped.
 
     Args:
-        bf16: compute in bfloat16 with weights of float32.
+        bf16: compute in bfloat16.
         inner: the rows and columns to return.
     """
     height, width = pixels.shape[-2:]
@@ -245,10 +241,7 @@ def run_network(
     missing = max(0, model.min_pixels - width), max(0, model.min_pixels - height)
     if any(missing):
         pixels = functional.pad(pixels, (0, missing[0], 0, missing[1]), mode="replicate")
-    is_on_cpu = pixels.device.type == "cpu"
-    if bf16 and is_on_cpu and isinstance(model, SRCNN) and supports_fused_bf16(model):
-        return fused_bf16(pixels, model)[:, rows, columns]
-    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bf16):
+    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bf16 and not model.is_bf16):
         if isinstance(model, UNet):
             return model.forward_inner(pixels[None], inner=(rows, columns))[0].float()
         return model(pixels[None])[0, :, rows, columns].float()

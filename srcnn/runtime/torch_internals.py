@@ -33,6 +33,11 @@ def cpu_has_bf16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def cpu_convolves_bf16() -> bool:
+    """Whether this CPU has AMX, and oneDNN may use it (it heeds ONEDNN_MAX_CPU_ISA)."""
+    return platform.machine() in X86 and cpu_has("amx_tile") and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def skip_update_if(optimizer: torch.optim.Optimizer, condition: torch.Tensor) -> None:
     """Makes a fused optimizer's next step change nothing if a float32 tensor () on its device is 1.
 
