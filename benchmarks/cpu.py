@@ -16,7 +16,7 @@ PARTS = {"training": [], "making": [], "restoring": ["--large"], "startup": []}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Measures training, shard making, restoring and start-up on this processor.")
+    parser = argparse.ArgumentParser(description="Measures what runs on this processor.")
     parser.add_argument("--photos", type=Path, help="real photographs; else drawn ones")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--quick", action="store_true", help="does it work?")

@@ -136,7 +136,7 @@ class Network(nn.Module):
         return self
 
     def for_inference(self: NetworkT, dtype: torch.dtype) -> NetworkT:
-        """A copy with weights of `dtype`, whose input and output stay float32; or the network itself, where it has none."""
+        """A copy with weights of `dtype`, input and output stay float32; or the network itself, where it has none."""
         return self
 
     def without_centering(self: NetworkT) -> NetworkT:

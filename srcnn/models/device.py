@@ -88,8 +88,8 @@ def prefers_bf16(config: NetworkConfig, device: torch.device) -> bool:
 def restores_in_bf16(device: torch.device) -> bool:
     """Whether networks restore faster on the device in bfloat16 than in float32.
 
-    A CPU needs AMX for it: with AVX512_BF16 alone the convolutions of SRCNN took 1.2 times as long as in float32 (PyTorch
-    2.14, AMX hidden from its oneDNN).
+    A CPU needs AMX for it: with AVX512_BF16 alone the convolutions of SRCNN took 1.2 times as long as in float32
+    (PyTorch 2.14, AMX hidden from its oneDNN).
     """
     return cpu_convolves_bf16() if device.type == "cpu" else computes_bf16(device)
 

@@ -283,7 +283,7 @@ class UNet(Network):
 
     @torch.no_grad()
     def for_inference(self, dtype: torch.dtype) -> UNet:
-        """A copy with weights of `dtype`, and the conversions to YCbCr and back in those of the first and last layer."""
+        """A copy with weights of `dtype`, with the conversions to YCbCr and back in the first and last layer's."""
         with torch.device("meta"):
             model = UNet(replace(self.config, ycbcr=False), self.centred)
         weights = {name: tensor.clone() for name, tensor in self.state_dict().items()}
