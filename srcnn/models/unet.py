@@ -299,8 +299,7 @@ class UNet(Network):
             for name in ("tail.weight", "tail.bias"):
                 weights[name] = mix(weights[name], back.T, 0)
         model.load_state_dict(weights, assign=True)
-        is_last = self.head.weight.is_contiguous(memory_format=torch.channels_last)
-        return model.to(dtype).to(memory_format=torch.channels_last if is_last else torch.contiguous_format).eval()
+        return model.to(dtype).to(memory_format=torch.channels_last).eval()
 
     @torch.no_grad()
     def _shift_bias(self, shift: float) -> None:
