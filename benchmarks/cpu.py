@@ -12,11 +12,11 @@ from pathlib import Path
 
 from benchmarks.measure import ROOT
 
-PARTS = {"training": [], "making": [], "restoring": ["--large"]}
+PARTS = {"training": [], "making": [], "restoring": ["--large"], "startup": []}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Measures training, shard making and restoring on this processor.")
+    parser = argparse.ArgumentParser(description="Measures what runs on this processor.")
     parser.add_argument("--photos", type=Path, help="real photographs; else drawn ones")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--quick", action="store_true", help="does it work?")

@@ -82,7 +82,8 @@ def measure_restoring(options: argparse.Namespace) -> str:
         ["ONNX Runtime", "--rounds", "3", "--cores", str(len(os.sched_getaffinity(0)))]
     settings = restoring.parse(arguments)
     settings.photos = options.photos
-    return restoring.measure(settings)
+    restoring.make_photos(settings)
+    return "\n\n".join(restoring.measure(settings, network)[0] for network in settings.networks)
 
 
 PARTS = {"step": measure_steps, "stream": measure_streams, "restoring": measure_restoring}

@@ -108,6 +108,11 @@ class Network(nn.Module):
         return next(chain(self.parameters(), self.buffers()), torch.empty(0)).device
 
     @property
+    def is_bf16(self) -> bool:
+        """Whether its weights are bfloat16, see `for_inference`."""
+        return any(parameter.dtype == torch.bfloat16 for parameter in self.parameters())
+
+    @property
     def last_layer(self) -> nn.Module:
         return self.get_submodule(self.last)
 
@@ -128,6 +133,10 @@ class Network(nn.Module):
         """A network without a condition that restores as this one does with `condition`, (CONDITION_SIZE,), and is as
         fast as one that never had any. The network itself where it is not conditioned.
         """
+        return self
+
+    def for_inference(self: NetworkT, dtype: torch.dtype) -> NetworkT:
+        """A copy with weights of `dtype`, input and output stay float32; or the network itself, where it has none."""
         return self
 
     def without_centering(self: NetworkT) -> NetworkT:

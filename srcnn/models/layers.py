@@ -16,7 +16,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from srcnn.runtime.torch_internals import zero_where_not_positive
+from srcnn.runtime.torch_internals import FUSED_CONV, FUSED_CONV_ADD, zero_where_not_positive
 
 STRIP_ROWS = 8  # of the float32 matrix of a tile of 128 pixels at a time: 0.3 MB, which stay in the cache
 MAX_PLANES = 256  # rows of the im2col matrix: with more, memory and time exceed those of a direct convolution
@@ -198,3 +198,46 @@ def pad(maps: torch.Tensor, width: int) -> torch.Tensor:
 def use_cpu_kernels(maps: torch.Tensor) -> bool:
     """Whether maps are on a CPU and not compiled: torch.compile has faster kernels of its own."""
     return maps.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def can_fuse(layer: nn.Conv2d, maps: torch.Tensor) -> bool:
+    """Whether oneDNN can compute this layer together with what follows it: on a CPU without gradients."""
+    return (FUSED_CONV is not None and use_cpu_kernels(maps) and layer.weight.dtype == maps.dtype
+            and maps.dtype in (torch.float32, torch.bfloat16) and not torch.is_grad_enabled()
+            and not torch.is_autocast_enabled("cpu") and bool(torch.backends.mkldnn.enabled))
+
+
+def conv_relu(layer: nn.Conv2d, maps: torch.Tensor) -> torch.Tensor:
+    """relu(layer(maps)), where possible in one pass and channels_last."""
+    if not can_fuse(layer, maps):
+        return relu(layer(maps))
+    if maps.shape[1] == 1:  # or PyTorch takes it for contiguous: several times as slow
+        maps = maps.contiguous()
+        maps = maps.as_strided(maps.shape, (maps[0].numel(), 1, maps.shape[3], 1))
+    result: torch.Tensor = FUSED_CONV(maps, *_settings(layer), "relu", [], "")
+    return result
+
+
+def conv_of_padded(layer: nn.Conv2d, maps: torch.Tensor, width: int) -> torch.Tensor:
+    """layer(pad(maps, width)) for a layer without padding of its own."""
+    if not can_fuse(layer, maps):
+        return layer(pad(maps, width))
+    num_out, _, kernel, _ = layer.weight.shape
+    if maps.dtype == torch.bfloat16 or num_out * kernel**2 > MAX_PLANES:
+        return functional.conv2d(pad(maps, width), layer.weight, layer.bias)
+    # A product with the weights of one position commutes with padding, and there are fewer of them than maps.
+    flat = layer.weight.permute(0, 2, 3, 1).flatten(0, 2)
+    planes = pad(torch.stack([(flat @ tile.flatten(1)).view(-1, *tile.shape[1:]) for tile in maps]), width)
+    results = [shift_and_add(tile.unflatten(0, (num_out, kernel, kernel))) for tile in planes]
+    assert layer.bias is not None
+    return torch.stack(results) + layer.bias[:, None, None]
+
+
+def conv_add_(layer: nn.Conv2d, maps: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+    """total += layer(maps) in one pass over both, where `can_fuse`."""
+    result: torch.Tensor = FUSED_CONV_ADD(total, maps, *_settings(layer), "add", 1.0, None, [], None)
+    return result
+
+
+def _settings(layer: nn.Conv2d) -> tuple[Any, ...]:
+    return layer.weight, layer.bias, layer.padding, layer.stride, layer.dilation, layer.groups

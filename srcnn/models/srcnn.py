@@ -5,20 +5,18 @@ Dong et al., "Image Super-Resolution Using Deep Convolutional Networks", IEEE TP
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn import functional
 
 from srcnn.models.base import CENTRE, Network, register_network
-from srcnn.models.layers import Conv, im2col, pad, relu, shift_and_add
+from srcnn.models.layers import Conv, conv_of_padded, conv_relu, pad
 from srcnn.runtime.errors import UserError
 
 MAX_KERNEL_LOADED = 63  # pixels; larger kernels in a file would make restoring endless
-STRIP_PIXELS = 8000  # 64 maps of so many pixels are 1 MB in bfloat16
 
 
 @dataclass(frozen=True)
@@ -89,10 +87,13 @@ class SRCNN(Network):
     def forward(self, degraded: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         first, second, third = self.pads
         pixels = degraded - CENTRE if self.centred else degraded
-        features = relu(self.conv1(pad(pixels, first)))
-        mapped = relu(self.conv2(pad(features, second) if second else features))
-        restored = self.conv3(pad(mapped, third))
+        features = conv_relu(self.conv1, pad(pixels.to(self.conv1.weight.dtype), first))
+        mapped = conv_relu(self.conv2, pad(features, second) if second else features)
+        restored = conv_of_padded(self.conv3, mapped, third)
         return degraded + restored if self.config.residual else restored
+
+    def for_inference(self, dtype: torch.dtype) -> SRCNN:
+        return copy.deepcopy(self).to(dtype).to(memory_format=torch.channels_last)
 
     @classmethod
     def config_of(cls, state: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> ModelConfig:
@@ -109,40 +110,3 @@ class SRCNN(Network):
             return ModelConfig((first, second, third), (features, mapped), channels, metadata.get("residual") is True)
         except ValueError as error:
             raise UserError(f"its config is damaged: {error}") from error
-
-
-def supports_fused_bf16(model: SRCNN) -> bool:
-    """Whether `fused_bf16` can compute this network."""
-    return model.config.kernels[1] == 1 and model.config.residual and not model.centred
-
-
-def fused_bf16(pixels: torch.Tensor, model: SRCNN) -> torch.Tensor:
-    """float32 (C, H, W) -> the output of `model` under bfloat16 autocast, up to the order of sums in float32.
-
-    For inference on a CPU: without gradients. All layers process a strip of rows before the next strip, so that each
-    layer's input is still in the core's cache: 80 ns a pixel and core instead of 140.
-    """
-    first, _, third = model.pads
-    kernel, last = model.config.kernels[0], model.config.kernels[2]
-    weights, bias = _flat(model.conv1)
-    mapping, mapping_bias = _flat(model.conv2)
-    spread = model.conv3.weight.bfloat16().permute(0, 2, 3, 1).flatten(0, 2)
-    padded = functional.pad(pixels[None].bfloat16(), (first,) * 4, mode="replicate")[0]
-    height, width = padded.shape[1] - kernel + 1, padded.shape[2] - kernel + 1
-    planes = padded.new_empty(len(spread), height, width)
-    rows = max(1, STRIP_PIXELS // width)
-    for top in range(0, height, rows):
-        features = relu(torch.addmm(bias, weights, im2col(padded[:, top : top + rows + kernel - 1], kernel)))
-        mapped = relu(torch.addmm(mapping_bias, mapping, features))
-        planes[:, top : top + rows] = (spread @ mapped).view(len(planes), -1, width)
-    # This product is pointwise like the 1x1 layer, so it commutes with the padding as well.
-    planes = functional.pad(planes[None], (third,) * 4, mode="replicate")[0]
-    assert model.conv3.bias is not None
-    change = shift_and_add(planes.view(len(pixels), last, last, *planes.shape[1:]))
-    return pixels + change + model.conv3.bias[:, None, None]
-
-
-def _flat(layer: nn.Conv2d) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights as a matrix and bias as a column, in bfloat16."""
-    assert layer.bias is not None
-    return layer.weight.bfloat16().flatten(1), layer.bias.bfloat16()[:, None]

@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn import functional
 
 from srcnn.models.base import CENTRE, Network, register_network
+from srcnn.models.layers import can_fuse, conv_add_, conv_relu
 from srcnn.photos.jpeg_quality import CONDITION_SIZE
 from srcnn.runtime.errors import UserError
 
@@ -89,7 +90,10 @@ class UNetConfig:
 
 
 class Block(nn.Module):
-    """A residual block of two convolutions; `scale` and `shift`, (N, C, 1, 1), modulate the maps between them."""
+    """A residual block of two convolutions; `scale` and `shift`, (N, C, 1, 1), modulate the maps between them.
+
+    Without gradients the result may take the place of `maps`.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -99,6 +103,8 @@ class Block(nn.Module):
     def forward(
         self, maps: torch.Tensor, scale: torch.Tensor | None = None, shift: torch.Tensor | None = None
     ) -> torch.Tensor:
+        if scale is None and can_fuse(self.conv1, maps):
+            return conv_add_(self.conv2, conv_relu(self.conv1, maps), maps)
         inner = self.conv1(maps)
         if scale is not None and shift is not None:
             inner = torch.addcmul(shift, 1 + scale, inner)
@@ -192,22 +198,54 @@ class UNet(Network):
         return {"conv1": 1.0, "conv2": 0.1, "tail": 0.01}.get(layer.rpartition(".")[2], math.sqrt(0.5))
 
     def forward(self, degraded: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        return self.forward_inner(degraded, condition)
+
+    def forward_inner(
+        self, degraded: torch.Tensor, condition: torch.Tensor | None = None, inner: tuple[slice, slice] | None = None
+    ) -> torch.Tensor:
+        """What `forward` computes at the rows and columns `inner`, without what only the pixels around them need on the
+        way up: of a tile of 768 pixels with its halo a tenth of the work.
+        """
         height, width = degraded.shape[-2:]
         pixels = degraded - CENTRE if self.centred else degraded
         # torch.export traces these expressions, and the negative padding below, for any size.
         step, edge = self.multiple, self.config.unshuffle
         right, bottom = (step * ((side + step - 1) // step) - side for side in (width, height))
         pixels = functional.pad(pixels, (edge, edge + right, edge, edge + bottom), mode="replicate")
-        maps = self.head(self.to_planes(pixels))
-        modulations = self._modulations(condition, degraded.shape[0])  # len() would be a constant to torch.export
-        num_skips, skipped = len(self.down), []
+        margins, around = [0, right, 0, bottom], [0] * 4  # pixels around `inner`: left, right, top, bottom; and steps
+        if inner is not None:
+            rows, columns = inner
+            margins = [columns.start, width + right - columns.stop, rows.start, height + bottom - rows.stop]
+            around = [margin // step for margin in margins]
+        maps = self.head(self.to_planes(pixels).to(self.head.weight.dtype))
+        maps, kept = self._down_and_up(maps, self._modulations(condition, degraded.shape[0]), around)
+        spare = [margin - step * num + edge * rest for margin, num, rest in zip(margins, around, kept, strict=True)]
+        change = functional.pad(self.to_pixels(self.tail(maps)), [-num for num in spare])
+        return (degraded if inner is None else degraded[..., inner[0], inner[1]]) + change
+
+    def _down_and_up(
+        self, maps: torch.Tensor, modulations: Sequence[torch.Tensor | None], around: list[int]
+    ) -> tuple[torch.Tensor, list[int]]:
+        """From the first layer to the last. `around`: positions of the smallest maps at the left, right, top and bottom
+        whose output is not needed; returned: those of the largest maps that are left of them.
+        """
+        num_skips, kept, skipped = len(self.down), around, []
         for before, down, modulation in zip(self.before, self.down, modulations, strict=False):
             skipped.append(before(maps, modulation))
             maps = down(skipped[-1])
         maps = self.bottom(maps, modulations[num_skips])
         for number in reversed(range(num_skips)):
-            maps = self.after[number](self.up[number](maps).add_(skipped.pop()), modulations[num_skips + 1 + number])
-        return degraded + functional.pad(self.to_pixels(self.tail(maps)), (0, -right, 0, -bottom))
+            fewer = [min(num, -(-self._reach(number) // 2)) for num in kept]
+            maps = self.up[number](_crop(maps, kept, fewer))
+            kept = [2 * num for num in fewer]
+            skip = _crop(skipped.pop(), [num * 2 ** (num_skips - number) for num in around], kept)
+            maps = self.after[number](maps.add_(skip), modulations[num_skips + 1 + number])
+        return maps, kept
+
+    def _reach(self, number: int) -> int:
+        """Positions to each side that the output depends on, of the maps that the way up has at this scale."""
+        below = 1 if number == 0 else -(-self._reach(number - 1) // 2)
+        return below + 2 * self.config.num_blocks
 
     def to_planes(self, pixels: torch.Tensor) -> torch.Tensor:
         """The input of the first layer: pixels converted to YCbCr and unshuffled, as the config says."""
@@ -244,6 +282,26 @@ class UNet(Network):
         return model.train(self.training)
 
     @torch.no_grad()
+    def for_inference(self, dtype: torch.dtype) -> UNet:
+        """A copy with weights of `dtype`, with the conversions to YCbCr and back in the first and last layer's."""
+        with torch.device("meta"):
+            model = UNet(replace(self.config, ycbcr=False), self.centred)
+        weights = {name: tensor.clone() for name, tensor in self.state_dict().items()}
+        if self.config.ycbcr:
+            colours = torch.eye(3, dtype=self.head.weight.dtype, device=self.head.weight.device)[..., None, None]
+            into, back = to_ycbcr(colours)[..., 0, 0], to_rgb(colours)[..., 0, 0]  # rows: a colour converted
+
+            def mix(tensor: torch.Tensor, colours: torch.Tensor, axis: int) -> torch.Tensor:
+                planes = tensor.reshape(*tensor.shape[:axis], 3, -1, *tensor.shape[axis + 1 :])
+                return torch.tensordot(colours, planes, ([1], [axis])).movedim(0, axis).flatten(axis, axis + 1)
+
+            weights["head.weight"] = mix(weights["head.weight"], into, 1)
+            for name in ("tail.weight", "tail.bias"):
+                weights[name] = mix(weights[name], back.T, 0)
+        model.load_state_dict(weights, assign=True)
+        return model.to(dtype).to(memory_format=torch.channels_last).eval()
+
+    @torch.no_grad()
     def _shift_bias(self, shift: float) -> None:
         if not self.config.ycbcr:
             super()._shift_bias(shift)
@@ -278,6 +336,13 @@ class UNet(Network):
         channels, unshuffle = _split_planes(shapes[0][1], metadata.get("channels"))
         return UNetConfig(tuple(shape[0] for shape in shapes), num_blocks, channels, unshuffle,
                           metadata.get("ycbcr") is True, "modulation.0.weight" in state)
+
+
+def _crop(maps: torch.Tensor, found: Sequence[int], wanted: Sequence[int]) -> torch.Tensor:
+    """Maps with `wanted` positions at the left, right, top and bottom instead of those `found` there."""
+    left, right, top, bottom = (before - after for before, after in zip(found, wanted, strict=True))
+    height, width = maps.shape[-2:]
+    return maps[..., top : height - bottom, left : width - right] if left or right or top or bottom else maps
 
 
 def _split_planes(num_planes: int, channels: Any) -> tuple[int, int]:

@@ -56,14 +56,17 @@ class Window(NamedTuple):
     target: tuple[slice, slice]
 
 
-def windows(height: int, width: int, tile_pixels: int, halo: int) -> Iterator[Window]:
+def windows(height: int, width: int, tile_pixels: int | tuple[int, int], halo: int) -> Iterator[Window]:
     """Windows whose targets cover the photo once, row by row. There is no halo beyond the photo's edges.
+
+    `tile_pixels`: the side of a tile, or its height and width.
 
     With a halo of at least the network's receptive radius, the stitched tiles equal the result of the whole photo:
     every output pixel depends on the same input pixels, and on the same padding at the photo's edges.
     """
-    for top, bottom in spans(height, tile_pixels):
-        for left, right in spans(width, tile_pixels):
+    rows, columns = (tile_pixels, tile_pixels) if isinstance(tile_pixels, int) else tile_pixels
+    for top, bottom in spans(height, rows):
+        for left, right in spans(width, columns):
             first_row, first_column = max(0, top - halo), max(0, left - halo)
             yield Window(
                 (slice(first_row, min(height, bottom + halo)), slice(first_column, min(width, right + halo))),

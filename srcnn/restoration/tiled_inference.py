@@ -12,9 +12,8 @@ import torch
 from torch.nn import functional
 
 from srcnn.models.base import Network
-from srcnn.models.device import full_precision, prefers_bf16, raise_malloc_threshold, release_cached_memory
-from srcnn.models.srcnn import SRCNN, fused_bf16, supports_fused_bf16
-from srcnn.models.unet import LUMA_WEIGHTS, to_luma
+from srcnn.models.device import full_precision, raise_malloc_threshold, release_cached_memory, restores_in_bf16
+from srcnn.models.unet import LUMA_WEIGHTS, UNet, to_luma
 from srcnn.photos.jpeg_quality import JpegSave
 from srcnn.photos.tiling import JPEG_BLOCK_PIXELS, Window, spans, windows
 from srcnn.restoration.chroma import REACH, smooth_chroma
@@ -23,7 +22,7 @@ from srcnn.runtime.errors import UserError, is_out_of_memory
 from srcnn.runtime.parallel import in_order, single_threaded_pool
 
 TILE_PIXELS = {"cpu": 256, "cuda": 1024}  # on a CPU the fastest of 96 to 384 in both precisions
-TILE_HALOS = 8  # a tile is at least this many halos wide, so that halos add at most 60 % of work
+TILE_HALOS = 16  # a tile is at least this many halos wide, so that halos add at most a quarter of work
 MIN_TILE_PIXELS = 16  # tiles are not halved below this when memory runs out
 MAX_THREADS = {"cuda": 4, "mps": 1}  # sharing one device; on a CPU as many as PyTorch uses
 MAX_LEVEL = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.float32): 1.0}
@@ -95,10 +94,10 @@ def restore_tiles(
     restorer = TileRestorer(pixels.dtype, model, options)
     if restorer.multiple > 1 and options.damage is not None and any(options.damage.offset):
         pixels = _on_grid(pixels, options.damage.offset)
-    parts = list(windows(pixels.height, pixels.width, restorer.tile_pixels, restorer.halo))
+    rows, columns = (restorer.even_side(length) for length in (pixels.height, pixels.width))
+    parts = list(windows(pixels.height, pixels.width, (rows, columns), restorer.halo))
     # A tile may be overwritten only when the last tile whose halo overlaps it has been read: the lower right neighbour.
-    tiles_across = -(-pixels.width // restorer.tile_pixels)
-    ahead = -(-restorer.halo // restorer.tile_pixels) * (tiles_across + 1)
+    ahead = -(-restorer.halo // rows) * -(-pixels.width // columns) + -(-restorer.halo // columns)
     num_threads = min(len(parts), torch.get_num_threads(), MAX_THREADS.get(restorer.device.type, len(parts)))
 
     raise_malloc_threshold()
@@ -141,8 +140,9 @@ class TileRestorer:
             raise UserError(f"the network restores {channels} channels; expected one for luma (1) or RGB (3)")
         condition = None if options.damage is None else options.damage.condition
         self.model, self.options, self.dtype = model.with_condition(condition), options, dtype
-        self.bf16 = (not options.exact and model.residual and dtype == np.uint8
-                     and prefers_bf16(model.config, self.device))
+        self.bf16 = not options.exact and model.residual and dtype == np.uint8 and restores_in_bf16(self.device)
+        if self.device.type == "cpu":
+            self.model = self.model.for_inference(torch.bfloat16 if self.bf16 else torch.float32)
         self.chroma_quality = options.damage.quality if options.damage and options.smooth_chroma else None
         smooths = self.chroma_quality is not None and channels == 1
         self.halo = model.multiple * -(-(model.halo + (REACH if smooths else 0)) // model.multiple)
@@ -150,12 +150,17 @@ class TileRestorer:
         self.steps = None if steps is None else torch.tensor(steps, dtype=torch.float32, device=self.device)
         self.multiple = model.multiple if steps is None else math.lcm(model.multiple, JPEG_BLOCK_PIXELS)
         default = max(TILE_PIXELS.get(self.device.type, 512), TILE_HALOS * self.halo)
-        least = JPEG_BLOCK_PIXELS if self.multiple > 1 else 1  # or a tile could lie before the photo: `_on_grid`
-        self.tile_pixels = self._round_up(max(least, options.tile_pixels or default))
+        self.least = JPEG_BLOCK_PIXELS if self.multiple > 1 else 1  # or a tile could lie before the photo: `_on_grid`
+        self.tile_pixels = self._round_up(max(self.least, options.tile_pixels or default))
 
     def _round_up(self, pixels: int) -> int:
         """Rounded up, so that tiles start at multiples of the network's `multiple`, and of a block where it matters."""
         return self.multiple * -(-pixels // self.multiple)
+
+    def even_side(self, length: int) -> int:
+        """The side of the fewest tiles that cover `length` pixels, of about one size: threads finish together."""
+        side = -(-length // -(-length // self.tile_pixels))
+        return min(self.tile_pixels, self._round_up(max(self.least, side)))
 
     def restore(self, tile: tuple[Window, np.ndarray]) -> np.ndarray:
         """A tile with its halo -> the tile without the halo, restored, clipped and rounded to the photo's dtype."""
@@ -198,9 +203,10 @@ class TileRestorer:
         planes = planes.to(torch.float32, memory_format=torch.contiguous_format)
         inner = slice(None), *window.inner
         if len(planes) == self.model.config.channels:
-            restored = run_network(planes / levels, self.model, self.bf16)[inner] * levels
+            restored = run_network(planes / levels, self.model, self.bf16, window.inner) * levels
         elif len(planes) == 1:  # greyscale as R = G = B
-            restored = to_luma(run_network(planes.expand(3, -1, -1) / levels, self.model, self.bf16)[inner]) * levels
+            colours = planes.expand(3, -1, -1) / levels
+            restored = to_luma(run_network(colours, self.model, self.bf16, window.inner)) * levels
         else:
             restored = planes[inner] + self._change_of_luma(planes / levels, inner).mul_(levels)
         if self.steps is not None:
@@ -233,15 +239,21 @@ class TileRestorer:
         return torch.stack([by_red, by_green, by_blue]) + change
 
 
-def run_network(pixels: torch.Tensor, model: Network, bf16: bool = False) -> torch.Tensor:
-    """float32 (C, H, W) in [0, 1], of any size -> the network's output, same shape, float32, not clipped."""
+def run_network(
+    pixels: torch.Tensor, model: Network, bf16: bool = False, inner: Part | None = None
+) -> torch.Tensor:
+    """float32 (C, H, W) in [0, 1], of any size -> the network's output, same shape, float32, not clipped.
+
+    Args:
+        bf16: compute in bfloat16.
+        inner: the rows and columns to return.
+    """
     height, width = pixels.shape[-2:]
+    rows, columns = inner or (slice(0, height), slice(0, width))
     missing = max(0, model.min_pixels - width), max(0, model.min_pixels - height)
     if any(missing):
         pixels = functional.pad(pixels, (0, missing[0], 0, missing[1]), mode="replicate")
-    if bf16 and pixels.device.type == "cpu" and isinstance(model, SRCNN) and supports_fused_bf16(model):
-        restored = fused_bf16(pixels, model)
-    else:
-        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bf16):
-            restored = model(pixels[None])[0]
-    return restored[:, :height, :width].float()
+    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bf16 and not model.is_bf16):
+        if isinstance(model, UNet):
+            return model.forward_inner(pixels[None], inner=(rows, columns))[0].float()
+        return model(pixels[None])[0, :, rows, columns].float()

@@ -14,6 +14,9 @@ from typing import Any
 import torch
 
 X86 = ("x86_64", "AMD64")  # values of platform.machine()
+# oneDNN's convolution with what follows it in one pass, as torch.compile calls it; None in a build without oneDNN.
+FUSED_CONV: Any = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
+FUSED_CONV_ADD: Any = getattr(getattr(torch.ops.mkldnn, "_convolution_pointwise_", None), "binary", None)
 
 
 def cpu_has(feature: str) -> bool:
@@ -28,6 +31,11 @@ def cpu_has_bf16() -> bool:
     if platform.machine() in X86:
         return cpu_has("avx512_bf16") or cpu_has("amx_tile")
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def cpu_convolves_bf16() -> bool:
+    """Whether this CPU has AMX, and oneDNN may use it (it heeds ONEDNN_MAX_CPU_ISA)."""
+    return platform.machine() in X86 and cpu_has("amx_tile") and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def skip_update_if(optimizer: torch.optim.Optimizer, condition: torch.Tensor) -> None:

@@ -17,8 +17,9 @@ from PIL import Image
 from small import changing_network, draw_photo, random_photo
 
 from srcnn.commands.output_paths import output_paths
-from srcnn.models.device import computes_bf16
-from srcnn.models.srcnn import SRCNN, ModelConfig, fused_bf16, supports_fused_bf16
+from srcnn.models.device import full_precision, restores_in_bf16
+from srcnn.models.srcnn import SRCNN, ModelConfig
+from srcnn.models.unet import UNet, UNetConfig
 from srcnn.models.weights import initialize, load_model
 from srcnn.photos.degradation import Degradation, degrade
 from srcnn.photos.metrics import psnr
@@ -26,6 +27,7 @@ from srcnn.photos.reading import PhotoRefused
 from srcnn.restoration.jpeg_damage import JpegRestorer
 from srcnn.restoration.restore import restore
 from srcnn.restoration.restore_files import RestoreFile
+from srcnn.restoration.tiled_inference import run_network
 from srcnn.restoration.upscale import upscale
 from srcnn.runtime.errors import UserError
 
@@ -163,9 +165,9 @@ def test_progress_counts_every_tile(model, num_threads):
     assert calls == [(number, 6) for number in range(1, 7)]
 
 
-@pytest.mark.parametrize("weights", ["srcnn-915-q20", "srcnn-915-q80"])
+@pytest.mark.parametrize("weights", ["srcnn-915-q20", "srcnn-915-q80", "unet-jpeg"])
 def test_the_fast_path_is_within_a_hundredth_of_a_decibel(weights):
-    if not computes_bf16(torch.device("cpu")):
+    if not restores_in_bf16(torch.device("cpu")):
         pytest.skip("this processor computes no bfloat16: one path only")
     network = load_model(weights)
     for seed in range(3):
@@ -176,20 +178,44 @@ def test_the_fast_path_is_within_a_hundredth_of_a_decibel(weights):
         assert abs(psnr(clean, exact) - psnr(clean, fast)) < 0.01
 
 
-@pytest.mark.parametrize("kernels", [(9, 1, 5), (11, 1, 3)])
-@pytest.mark.parametrize("size", [(9, 300), (201, 77), (12, 13)])
-@pytest.mark.parametrize("channels", [1, 3])
-@torch.inference_mode()
-def test_strips_give_what_the_network_gives_in_bfloat16(monkeypatch, kernels, size, channels):
-    monkeypatch.setattr("srcnn.models.srcnn.STRIP_PIXELS", 1000)
-    network = SRCNN(ModelConfig(kernels, (16, 8), channels, residual=True))
+NETWORKS = {
+    "9-1-5": SRCNN(ModelConfig((9, 1, 5), (16, 8), residual=True)),
+    "RGB 9-5-5, centred": SRCNN(ModelConfig((9, 5, 5), (16, 8), 3), centred=True),
+    "U-Net": UNet(UNetConfig((8, 12, 16), 2)),
+    "U-Net in YCbCr, centred": UNet(UNetConfig((8, 12), 1, 3, 2, ycbcr=True), centred=True),
+    "U-Net of one scale": UNet(UNetConfig((8,), 1, 3, 4)),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("size", [(9, 90), (61, 77), (12, 13)])
+def test_for_inference_a_network_gives_the_same_in_both_precisions(name, size):
+    network = NETWORKS[name]
     initialize(network, "pytorch", 0)
-    pixels = torch.rand(channels, *size, generator=torch.Generator().manual_seed(1))
-    with torch.autocast("cpu", torch.bfloat16):
-        expected = network(pixels[None])[0]
-    assert supports_fused_bf16(network)
-    torch.testing.assert_close(fused_bf16(pixels, network), expected, rtol=0, atol=2e-3)
+    pixels = torch.rand(network.config.channels, *size, generator=torch.Generator().manual_seed(1))
+    expected = network(pixels[None])[0].detach()
     assert (expected - pixels).abs().max() > 0.05
+    with torch.inference_mode(), full_precision():
+        exact = run_network(pixels, network.for_inference(torch.float32))
+        torch.testing.assert_close(exact, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(run_network(pixels, network), expected, rtol=1e-5, atol=1e-5)
+        if restores_in_bf16(torch.device("cpu")):
+            fast = network.for_inference(torch.bfloat16)
+            assert fast.is_bf16 and not network.is_bf16
+            torch.testing.assert_close(run_network(pixels, fast, bf16=True), expected, rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("rows,columns", [
+    ((0, 61), (0, 77)), ((16, 48), (32, 64)), ((16, 61), (0, 45)), ((5, 6), (70, 77)),
+])
+@torch.inference_mode()
+def test_the_inner_part_alone_is_as_in_the_whole(name, rows, columns):
+    network, inner = NETWORKS[name], (slice(*rows), slice(*columns))
+    initialize(network, "pytorch", 0)
+    pixels = torch.rand(network.config.channels, 61, 77, generator=torch.Generator().manual_seed(1))
+    found = run_network(pixels, network, inner=inner)
+    torch.testing.assert_close(found, run_network(pixels, network)[:, inner[0], inner[1]], rtol=1e-5, atol=1e-5)
 
 
 def test_a_network_without_residual_is_always_exact():
