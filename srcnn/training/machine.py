@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from accelerate import Accelerator
 
 GIT_SECONDS = 5.0
+LOOKS, LOOK_SECONDS = 5, 0.02  # for other programs on the cores
 LIBRARIES = ("torch", "accelerate", "numpy", "pillow")
 
 
@@ -40,6 +42,27 @@ def device_name(device: torch.device) -> str:
         return f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB"
     threads = torch.get_num_threads()
     return f"{processor_name()}, {threads} thread{'s' * (threads > 1)}"
+
+
+def busy_cores(device: torch.device) -> str:
+    """What to do where other programs take cores from PyTorch's threads: each operation waits for the last of these.
+    "" where they do not.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1:
+        return ""
+    others = sorted(_num_runnable() - 1 for _ in range(LOOKS))[LOOKS // 2]
+    if others + threads <= (os.cpu_count() or threads):
+        return ""
+    return f"{others} other programs use the cores; if they go on, OMP_NUM_THREADS=1 is several times as fast"
+
+
+def _num_runnable() -> int:
+    """How many threads of the machine run or wait for a core a moment later; 1, this one, where no system tells."""
+    time.sleep(LOOK_SECONDS)
+    with suppress(OSError, ValueError, IndexError), open("/proc/loadavg", encoding="ascii") as file:
+        return int(file.read().split()[3].partition("/")[0])
+    return 1
 
 
 def processor_name() -> str:

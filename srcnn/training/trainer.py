@@ -32,7 +32,7 @@ from srcnn.tracking.run_log import Tracking
 from srcnn.tracking.tracker import DatasetRecord
 from srcnn.training.components import Components
 from srcnn.training.config import TrainConfig
-from srcnn.training.machine import describe_machine, device_name
+from srcnn.training.machine import busy_cores, describe_machine, device_name
 from srcnn.training.report import pair_rows, write_report
 from srcnn.training.resume import (
     LAST_SAVE_SECONDS,
@@ -261,6 +261,8 @@ class Trainer(Components):
             return
         for title, text in self.summary().items():
             logger.info("%-10s %s", title, text)
+        if hint := busy_cores(self.accelerator.device):
+            logger.warning(hint)
         if self.is_done:
             logger.info("%s is complete: nothing to train (--total_samples, or another --run)", self.config.run)
 
