@@ -75,7 +75,9 @@ export function readDamage(bytes) {
   if (!luma || (components.length > 1 && !chroma) || [...luma, ...(chroma ?? [])].some((step) => step < 1)) return null;
   const subsampled = new Set(components.map((component) => component.sampling)).size > 1;
   const turn = (table) => (orientation >= 5 ? table && TRANSPOSED.map((index) => table[index]) : table);
-  return { quality: nearestQuality(luma), condition: condition(turn(luma), turn(chroma), subsampled), orientation };
+  const quality = nearestQuality(luma); // networks are trained on libjpeg's tables
+  const [told, toldChroma] = [tableOf(quality, ANNEX_K_LUMA), chroma && tableOf(quality, ANNEX_K_CHROMA)];
+  return { quality, condition: condition(turn(told), turn(toldChroma), subsampled), orientation };
 }
 
 function readTables(view, start, end, tables) {

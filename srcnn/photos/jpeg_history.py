@@ -21,14 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from srcnn.photos.jpeg_quality import (
-    ANNEX_K_CHROMA,
-    ANNEX_K_LUMA,
-    MAX_STEP,
-    JpegSave,
-    condition_of,
-    quality_tables,
-)
+from srcnn.photos.jpeg_quality import ANNEX_K_LUMA, MAX_STEP, JpegSave, condition_of_quality, quality_tables
 
 BLOCK_PIXELS = 8
 NUM_OFFSETS = BLOCK_PIXELS**2
@@ -96,10 +89,8 @@ def worst_save(pixels: np.ndarray, file: JpegSave | None) -> JpegSave | None:
     if found is None:
         return file
     quality, is_grey = int(found.quality), pixels.ndim == 2
-    luma, chroma = (quality_tables(table)[quality - 1] for table in (ANNEX_K_LUMA, ANNEX_K_CHROMA))
-    steps = np.where(found.steps > 0, found.steps, luma.reshape(8, 8))
-    condition = condition_of(steps.reshape(-1), None if is_grey else chroma, not is_grey)
-    return JpegSave(quality, condition, found.offset, steps)
+    steps = np.where(found.steps > 0, found.steps, quality_tables(ANNEX_K_LUMA)[quality - 1].reshape(8, 8))
+    return JpegSave(quality, condition_of_quality(quality, not is_grey, is_grey), found.offset, steps)
 
 
 def original_quality(pixels: np.ndarray, file: JpegSave | None, thorough: bool) -> int | None:

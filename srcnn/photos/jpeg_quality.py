@@ -130,11 +130,15 @@ def conditions_of_qualities(subsampled: bool = True, grey: bool = False) -> np.n
 
 
 def condition_of_image(image: Image.Image) -> np.ndarray | None:
-    """The condition vector of an opened JPEG (see `quality_of`); None without valid tables."""
-    if (tables := _tables_of(image)) is None:
+    """The condition vector of an opened JPEG: that of its quality (see `quality_of`); None without valid tables.
+
+    Networks are trained on libjpeg's tables. Told others, such as those of cameras, they restore up to 0.7 dB worse.
+    """
+    if (quality := quality_of(image)) is None:
         return None
-    sampling = {(component.across, component.down) for component in jpeg_components(image)}
-    return condition_of(*tables, subsampled=len(sampling) > 1)
+    components = jpeg_components(image)
+    sampling = {(component.across, component.down) for component in components}
+    return condition_of_quality(quality, subsampled=len(sampling) > 1, grey=len(components) == 1)
 
 
 def _tables_of(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None] | None:

@@ -1,5 +1,7 @@
 """What each way of restoring tells a network of the JPEG, and greyscale through a network for RGB."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from srcnn.models.device import to_device
 from srcnn.models.srcnn import SRCNN, ModelConfig
 from srcnn.models.weights import initialize, save_model
 from srcnn.photos.degradation import Degradation, degrade
-from srcnn.photos.jpeg_quality import JpegSave, condition_of_image, condition_of_quality, jpeg_save
+from srcnn.photos.jpeg_quality import JpegSave, condition_of_image, condition_of_quality, jpeg_save, jpeg_save_of
 from srcnn.photos.metrics import psnr
 from srcnn.restoration.jpeg_damage import JpegRestorer
 from srcnn.restoration.restore import restore, restore_array
@@ -139,3 +141,13 @@ def test_scores_are_of_the_network_that_knows_the_quality(model, luma, subsampli
 def test_enlarging_takes_networks_for_rgb_too(rgb_network):
     assert upscale(random_photo(9, 14), rgb_network, 2).shape == (18, 28)
     assert upscale(random_photo(9, 14, 3), rgb_network, 3).shape == (27, 42, 3)
+
+
+def test_tables_that_are_not_libjpegs_tell_the_network_the_nearest_quality():
+    """It was trained on libjpeg's; told a camera's flat table, it restored a photo to less than it was."""
+    camera = [[5 + row * column // 4 for row in range(8) for column in range(8)]] * 2
+    Image.fromarray(draw_photo(0, 64, 64)).save(buffer := io.BytesIO(), "JPEG", qtables=camera)
+    with Image.open(buffer) as image:
+        save = jpeg_save_of(image)
+    assert np.array_equal(save.condition, condition_of_quality(save.quality))
+    assert np.array_equal(save.luma_steps, np.reshape(camera[0], (8, 8)))
