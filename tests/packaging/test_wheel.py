@@ -94,7 +94,7 @@ def test_an_editable_installation_is_found_beside_a_checkout_called_srcnn(unpack
         file.extractall(tmp_path / "packages")
     code = f"import site; site.addsitedir({str(tmp_path / 'packages')!r}); import srcnn, shards; print(srcnn.__file__)"
     without = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=checkout.parent, env=without, capture_output=True,
+    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=checkout.parent, env=without, capture_output=True,
                           text=True, timeout=60)
     assert done.stdout.strip() == str(checkout / "srcnn/__init__.py"), done.stderr
 
