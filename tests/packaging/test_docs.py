@@ -99,7 +99,7 @@ def prepared(tmp_path_factory):
     for name in ("data/shards", "data/clean", "data/free", "S"):
         shutil.copytree(shards, folder / name)
     train(small_config(folder / "runs/mine", folder / "data/shards"))
-    for name in ("runs/unet-q20", "runs/NAME", "R"):
+    for name in ("runs/unet-q20", "runs/source", "runs/NAME", "R"):
         shutil.copytree(folder / "runs/mine", folder / name)
     for name in ("C", "MINE", "mine.yaml", "my.yaml"):
         shutil.copy(ROOT / "configs/demo.yaml", folder / name)
