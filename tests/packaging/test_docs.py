@@ -93,7 +93,7 @@ def prepared(tmp_path_factory):
     photo.save(folder / "scans/page.tif")
     write_photos(folder / "photos", 2, 61, 83)
     for name in ("PHOTOS", "OTHER_PHOTOS", "dir", "DIR/train", "DIR/both", "DIR/set5", "DIR/live1_y", "DIR/live1_color",
-                 "DIR/val/city20", "DIR/val/live1_y", "data/val/live1_y"):
+                 "DIR/city20", "DIR/val/city20", "DIR/val/live1_y", "data/val/live1_y"):
         write_photos(folder / name, 1, 62, 84)
     shards = small_shards(folder / "made")
     for name in ("data/shards", "data/clean", "data/free", "S"):
