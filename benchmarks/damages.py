@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from tqdm import tqdm
 
-from benchmarks.dataset import photos_below
+from benchmarks.dataset import photos_of
 from benchmarks.measure import Failed, table
 from srcnn.models.device import device_here
 from srcnn.models.pretrained import DEFAULT_MODEL, WeightSelector
@@ -194,7 +194,7 @@ def main() -> None:
                         "saved once are looked at (default: all, with the qualities that `restore` chooses)")
     options = parser.parse_args()
     try:
-        paths = [path for each in options.photos for path in ([each] if each.is_file() else photos_below(each))]
+        paths = photos_of(options.photos)
     except Failed as error:
         parser.error(str(error))
     restorer = JpegRestorer(WeightSelector(options.model, device_here()))

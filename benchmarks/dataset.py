@@ -35,6 +35,11 @@ def photos_below(folder: Path) -> list[Path]:
     return found
 
 
+def photos_of(places: list[Path]) -> list[Path]:
+    """The files among these, and all photos below the folders. Raises Failed for a folder without any."""
+    return [path for place in places for path in ([place] if place.is_file() else photos_below(place))]
+
+
 def make_shards(work: Path, photos: Path | None, num_pairs: int, encodings: tuple[str, ...] = ("npy",)) -> Path:
     """work/shards/ENCODING/train of at least `num_pairs` pairs for each encoding, made once; gives work/shards."""
     missing = [name for name in encodings if not (work / "shards" / name / "train" / "manifest.json").is_file()]

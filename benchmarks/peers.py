@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from benchmarks.dataset import photos_below
+from benchmarks.dataset import photos_of
 from benchmarks.measure import Failed, call, log, table
 from srcnn.photos.metrics import psnr
 from srcnn.photos.reading import read_photo
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=list(PROGRAMS), help="default: all")
     options = parser.parse_args()
     try:
-        photos = [path for each in options.photos for path in ([each] if each.is_file() else photos_below(each))]
+        photos = photos_of(options.photos)
     except Failed as error:
         parser.error(str(error))
     rows = [["JPEG", *(f"{mean_psnr(None, photos, quality):.2f}" for quality in options.quality)]]

@@ -188,7 +188,13 @@ def shards_of(options: argparse.Namespace) -> Path:
 
 
 def start_trainers(options: argparse.Namespace, variants: dict[str, Variant], stack: ExitStack) -> dict[str, Remote]:
-    """A process for each variant, on the first `options.cores` cores, that waits for calls of Trainer's methods."""
+    """A process for each variant, on the first `options.cores` cores, that waits for calls of Trainer's methods.
+
+    On a CPU without a unit for bfloat16, which would emulate it for minutes, its variants are left out.
+    """
+    if options.device == "cpu" and not cpu_has_bf16():
+        log("bf16 is left out: this processor has no unit for it")
+        variants = {name: variant for name, variant in variants.items() if variant is None or variant[0] != "bf16"}
     shards = shards_of(options) / "train"
     if options.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Accelerate would take a GPU that is there
@@ -323,11 +329,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     options = parse()
     with ExitStack() as stack:
-        variants = VARIANTS | (COMPILED if options.compiled else {})
-        if options.device == "cpu" and not cpu_has_bf16():
-            print("bf16 is left out: this processor has no unit for it, and emulates it for minutes.\n")
-            variants = {name: variant for name, variant in variants.items() if variant is None or variant[0] != "bf16"}
-        trainers = start_trainers(options, variants, stack)
+        trainers = start_trainers(options, VARIANTS | (COMPILED if options.compiled else {}), stack)
         if "step" in options.only:
             print(f"{measure_steps(options, trainers)}\n", flush=True)
         if "curves" in options.only:

@@ -74,10 +74,16 @@ def jpeg_save(quality: int, subsampled: bool = True, grey: bool = False) -> Jpeg
 
 
 def jpeg_save_of(image: Image.Image) -> JpegSave | None:
-    """The compression of an opened JPEG, by its quantization tables (see `quality_of`); None without valid tables."""
-    quality, condition, tables = quality_of(image), condition_of_image(image), _tables_of(image)
-    if quality is None or condition is None or tables is None:
+    """The compression of an opened JPEG, by its quantization tables (see `quality_of`); None without valid tables.
+
+    The condition is that of its quality: networks are trained on libjpeg's tables. Told others, such as those of
+    cameras, they restore up to 0.7 dB worse.
+    """
+    if (tables := _tables_of(image)) is None:
         return None
+    quality, components = _nearest_quality(tables[0]), jpeg_components(image)
+    sampling = {(component.across, component.down) for component in components}
+    condition = condition_of_quality(quality, subsampled=len(sampling) > 1, grey=len(components) == 1)
     return JpegSave(quality, condition, luma_steps=tables[0].reshape(8, 8))
 
 
@@ -94,9 +100,12 @@ def quality_of(image: Image.Image) -> int | None:
     Args:
         image: as Image.open returns it; copies and converted or rotated images have lost the tables.
     """
-    if (tables := _tables_of(image)) is None:
-        return None
-    ratios = np.log(_TABLES / np.minimum(tables[0], MAX_STEP))
+    tables = _tables_of(image)
+    return None if tables is None else _nearest_quality(tables[0])
+
+
+def _nearest_quality(luma: np.ndarray) -> int:
+    ratios = np.log(_TABLES / np.minimum(luma, MAX_STEP))
     return 1 + int(np.argmin(np.square(ratios).mean(axis=1)))
 
 
@@ -130,15 +139,9 @@ def conditions_of_qualities(subsampled: bool = True, grey: bool = False) -> np.n
 
 
 def condition_of_image(image: Image.Image) -> np.ndarray | None:
-    """The condition vector of an opened JPEG: that of its quality (see `quality_of`); None without valid tables.
-
-    Networks are trained on libjpeg's tables. Told others, such as those of cameras, they restore up to 0.7 dB worse.
-    """
-    if (quality := quality_of(image)) is None:
-        return None
-    components = jpeg_components(image)
-    sampling = {(component.across, component.down) for component in components}
-    return condition_of_quality(quality, subsampled=len(sampling) > 1, grey=len(components) == 1)
+    """The condition vector of an opened JPEG (see `jpeg_save_of`); None without valid tables."""
+    save = jpeg_save_of(image)
+    return None if save is None else save.condition
 
 
 def _tables_of(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None] | None:
