@@ -24,7 +24,8 @@ from tqdm import tqdm
 from benchmarks.dataset import photos_of
 from benchmarks.measure import Failed, table
 from srcnn.models.device import device_here
-from srcnn.models.pretrained import DEFAULT_MODEL, WeightSelector
+from srcnn.models.pretrained import WeightSelector
+from srcnn.models.weight_files import DEFAULT_MODEL
 from srcnn.photos.metrics import psnr
 from srcnn.photos.photo_file import read_photo_file
 from srcnn.photos.reading import read_photo

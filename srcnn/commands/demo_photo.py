@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from srcnn.models.device import restoring_device
-from srcnn.models.pretrained import DEFAULT_MODEL, FAMILY, GOOD_QUALITY_CONDITIONED, WeightSelector
-from srcnn.models.weight_files import WEIGHTS
+from srcnn.models.pretrained import FAMILY, GOOD_QUALITY_CONDITIONED, WeightSelector
+from srcnn.models.weight_files import DEFAULT_MODEL, WEIGHTS
 from srcnn.photos.degradation import Degradation
 from srcnn.photos.photo_file import PhotoFile, Region, read_photo_file, write_photo_file
 from srcnn.photos.reading import KINDS, luma_l, over_white, suffix_of

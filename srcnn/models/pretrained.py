@@ -13,7 +13,6 @@ from srcnn.models.device import to_device
 from srcnn.models.weight_files import WEIGHTS, find_weights
 from srcnn.models.weights import load_model
 
-DEFAULT_MODEL = "unet-jpeg"  # restores photos where no other weights are named
 FAMILY = "srcnn-915"  # the fast ones, by JPEG quality
 BLIND = "blind"  # weights trained over qualities 5 to 95, for photos of unknown quality
 # JPEGs of at least this quality are not changed: written as JPEG again some would lose (docs/results.md).

@@ -27,7 +27,7 @@ from srcnn.runtime.torch_internals import state_note
 from srcnn.runtime.untrusted import InvalidInput, open_regular, parse_json
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
-DEFAULT_WEIGHTS = "srcnn-915-q20"
+DEFAULT_MODEL = "unet-jpeg"  # restores photos where no other weights are named
 MAX_WEIGHTS_BYTES = 1 << 30  # of networks of other programs NAFNet and FBCNN have some 460 and 290 MB
 MAX_PARTS = 10_000  # tensors, or files in a .pth: Adam's state of a deep network has some thousands
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)

@@ -14,7 +14,7 @@ from torch import nn
 from srcnn.models.base import CENTRE, Network
 from srcnn.models.srcnn import SRCNN
 from srcnn.models.unet import UNet
-from srcnn.models.weight_files import DEFAULT_WEIGHTS, find_weights, read_weights, save_tensors, write_weights
+from srcnn.models.weight_files import DEFAULT_MODEL, find_weights, read_weights, save_tensors, write_weights
 from srcnn.models.wrapped import EXTRA, from_spandrel
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.torch_internals import set_state_note
@@ -76,7 +76,7 @@ def save_state_dict(model: Network, path: str | Path) -> None:
     save_tensors(state, path)
 
 
-def load_model(source: str | Path = DEFAULT_WEIGHTS, halo: int | None = None) -> Network:
+def load_model(source: str | Path = DEFAULT_MODEL, halo: int | None = None) -> Network:
     """Loads a network ready to restore with (eval mode, CPU): a shipped name, a run folder, .safetensors or .pth.
 
     A state_dict without a config is taken for an SRCNN without a residual connection, or else for a network that the

@@ -14,7 +14,8 @@ from torch import nn
 
 from srcnn.models.base import Network
 from srcnn.models.device import restoring_device
-from srcnn.models.pretrained import DEFAULT_MODEL, WeightSelector
+from srcnn.models.pretrained import WeightSelector
+from srcnn.models.weight_files import DEFAULT_MODEL
 from srcnn.models.wrapped import as_network
 from srcnn.photos.jpeg_quality import JpegSave, jpeg_save, jpeg_save_of
 from srcnn.photos.metadata import pillow_options

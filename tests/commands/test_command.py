@@ -15,8 +15,8 @@ from small import draw_photo, small_config, small_shards
 
 from srcnn.__main__ import command_line, main
 from srcnn.commands.photos import RESTORE_NOTES
-from srcnn.models.pretrained import DEFAULT_MODEL, FAMILY, GOOD_QUALITY_CONDITIONED
-from srcnn.models.weight_files import WEIGHTS
+from srcnn.models.pretrained import FAMILY, GOOD_QUALITY_CONDITIONED
+from srcnn.models.weight_files import DEFAULT_MODEL, WEIGHTS
 from srcnn.models.weights import load_model
 from srcnn.restoration.restore import restore
 from srcnn.restoration.score import NAMES

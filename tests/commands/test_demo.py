@@ -10,7 +10,8 @@ from small import draw_photo
 from uploads import BAD, MODEL, wait_until, write_jpeg
 
 from srcnn.models.device import restoring_device
-from srcnn.models.pretrained import DEFAULT_MODEL, WeightSelector
+from srcnn.models.pretrained import WeightSelector
+from srcnn.models.weight_files import DEFAULT_MODEL
 from srcnn.restoration.jpeg_damage import JpegRestorer
 from srcnn.restoration.restore_files import RestoreFile
 

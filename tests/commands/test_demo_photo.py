@@ -12,7 +12,8 @@ from uploads import BAD, MAKER, MODEL, write_jpeg
 
 from srcnn.commands.demo_photo import MAX_SIDE, PLACE_PIXELS, DemoPhoto, networks, visible
 from srcnn.models.device import restoring_device
-from srcnn.models.pretrained import DEFAULT_MODEL, FAMILY, WeightSelector
+from srcnn.models.pretrained import FAMILY, WeightSelector
+from srcnn.models.weight_files import DEFAULT_MODEL
 from srcnn.models.weights import load_model
 from srcnn.photos.photo_file import PhotoFile, read_photo_file, write_photo_file
 from srcnn.photos.reading import PhotoRefused

@@ -18,13 +18,14 @@ from wandb_server import closed_port
 
 from srcnn.models import hub
 from srcnn.models.srcnn import SRCNN, ModelConfig
-from srcnn.models.weight_files import DEFAULT_WEIGHTS, WEIGHTS
+from srcnn.models.weight_files import WEIGHTS
 from srcnn.models.weights import initialize, load_model, save_model
 from srcnn.runtime.settings import to_yaml
 from srcnn.runtime.strict_yaml import read_yaml
 from srcnn.tracking.history import STEP_KEY, read_metrics
 from srcnn.training.report import best_scores, training_card
 
+SHIPPED = "srcnn-915-q20"
 PUSH = """
 import sys
 from srcnn import SRCNN
@@ -207,7 +208,7 @@ def test_what_is_on_the_disk_goes_before_the_hub(tmp_path, monkeypatch, server):
     assert_same(SRCNN.from_pretrained("they/photos"), some_model())
     save_model(some_model(), tmp_path / "they" / "mine.safetensors")
     assert_same(SRCNN.from_pretrained("they/mine.safetensors"), some_model())
-    assert_same(SRCNN.from_pretrained(DEFAULT_WEIGHTS), load_model())
+    assert_same(SRCNN.from_pretrained(SHIPPED), load_model(SHIPPED))
     (tmp_path / "they" / "empty").mkdir()
     for nothing in ("they/empty", "nonesuch", "../no/such/run", "/no/such"):
         with pytest.raises(FileNotFoundError, match=re.escape(nothing)):
@@ -235,8 +236,8 @@ def header_and_text(folder):
 
 
 def test_a_card_is_taken_as_text_or_file_and_gets_a_header(tmp_path):
-    shipped = WEIGHTS / f"{DEFAULT_WEIGHTS}.md"
-    header, text = header_and_text(saved(tmp_path, load_model(), "shipped", card=shipped))
+    shipped = WEIGHTS / f"{SHIPPED}.md"
+    header, text = header_and_text(saved(tmp_path, load_model(SHIPPED), "shipped", card=shipped))
     assert text == "\n" + shipped.read_text(encoding="utf-8")
     assert header["metrics"] == ["psnr", "ssim"]
     own = "---\nlicense: mit\n---\n# Mine\n"
@@ -273,7 +274,7 @@ def test_shipped_weights_saved_again_keep_their_card_licence_and_scores(tmp_path
 
 
 def test_weights_that_were_trained_further_lose_the_shipped_card(tmp_path):
-    model = load_model()
+    model = load_model(SHIPPED)
     with torch.no_grad():
         model.conv3.bias += 1e-6
     header, text = header_and_text(saved(tmp_path, model))
@@ -290,7 +291,7 @@ def test_nothing_is_pushed_without_a_licence(server, options):
 
 def test_a_licence_comes_from_the_caller_the_card_or_the_shipped_weights(server):
     own = "---\nlicense: cc0-1.0\nlibrary_name: srcnn\ntags: [x]\n---\n# Mine"
-    for model, options, expected in ((some_model(), {"license": "mit"}, "mit"), (load_model(), {}, "apache-2.0"),
+    for model, options, expected in ((some_model(), {"license": "mit"}, "mit"), (load_model(SHIPPED), {}, "apache-2.0"),
                                      (some_model(), {"card": own}, "cc0-1.0")):
         model.push_to_hub("me/photos", token=TOKEN, **options)
         pushed = server.repositories["me/photos"]

@@ -41,7 +41,7 @@ print(peak() - before)
 
 @pytest.fixture(scope="module")
 def network():
-    return load_model()
+    return load_model("srcnn-915-q20")
 
 
 @pytest.fixture(params=[1, 2])

@@ -304,7 +304,7 @@ def targets() -> dict[str, Target]:
     """By name."""
     from shards.output import ShardsFailed
     from srcnn.data.manifest import ShardError
-    from srcnn.models.weight_files import DEFAULT_WEIGHTS, WEIGHTS
+    from srcnn.models.weight_files import DEFAULT_MODEL, WEIGHTS
     from srcnn.photos.reading import PhotoRefused
     from srcnn.runtime.object_store import ReadFailed
 
@@ -329,7 +329,7 @@ def targets() -> dict[str, Target]:
         "run-settings": Target(read_settings_of_a_run, refused, lambda: [run_settings(), *configs()]),
         "checkpoint-list": Target(read_list_of_a_checkpoint, (), lambda: [checkpoint_list()]),
         "photo-list": Target(read_photo_list, shard, lambda: [shard_files("png")["photos.jsonl"]]),
-        "card": Target(read_model_card, refused, lambda: [(WEIGHTS / f"{DEFAULT_WEIGHTS}.json").read_bytes()]),
+        "card": Target(read_model_card, refused, lambda: [(WEIGHTS / f"{DEFAULT_MODEL}.json").read_bytes()]),
         "plan": Target(read_plan, (ShardsFailed,), lambda: [plan_of_shards()]),
     }
 
