@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from functools import cache
 from itertools import product
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
@@ -46,7 +47,8 @@ MIN_EVIDENCE = 200.0  # nats, of all frequencies; clean photos and other formats
 MIN_STEP_EVIDENCE = 20.0  # nats, of one frequency
 MIN_KNOWN_STEPS = 4
 MIN_LEAD = 0.5  # of the best grid over the third, as a share of its evidence: two grids may be of two saves
-MIN_SHARES = (0.03, 0.3)  # evidence of an earlier save as a share of the last one's: on another grid, on the same
+MIN_SHARES = (0.005, 0.3)  # evidence of an earlier save as a share of the last one's: on another grid, on the same
+MIN_OUTSTANDING = 0.1  # the lead of an earlier save's grid over all others, as a share of how much these differ
 LOWER = 5  # an earlier save must have a quality lower by this
 UNSEEN_QUALITY = 95  # from here on the steps of a file are 1 or 2: an earlier save may seem to be the last
 POOR_QUALITY = 60  # photos that were JPEGs of a lower quality are poor originals to train on
@@ -357,12 +359,15 @@ def _find_on_another_grid(ratios: np.ndarray, last: _Save) -> _Save | None:
     of_tables = _ratios_of_tables(ratios)[:, : last.quality - LOWER]
     of_tables[last.grid] = -np.inf
     grid, index = np.unravel_index(of_tables.argmax(), of_tables.shape)
-    of_grids = of_tables.max(axis=1)
-    if not _is_clear(of_grids, 2) or of_grids.max() < MIN_SHARES[0] * last.evidence:
+    if index == of_tables.shape[1] - 1:  # the nearest to the last save's: a shadow of that one
+        return None
+    *others, second, best = np.sort(of_tables.max(axis=1)).tolist()
+    lead, spread = best - second, second - median(others)
+    if lead < max(MIN_EVIDENCE, MIN_SHARES[0] * last.evidence, MIN_OUTSTANDING * spread):
         return None
     quality = int(index) + 1
     steps, _ = _known_steps(ratios[grid], quality)
-    return _Save(quality, int(grid), steps, float(of_grids.max()), _lead(of_grids, 2), False)
+    return _Save(quality, int(grid), steps, lead, min(1.0, lead / (lead + spread)), False)
 
 
 def _find_on_same_grid(counts: np.ndarray, last: _Save) -> _Save | None:
