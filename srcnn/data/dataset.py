@@ -165,7 +165,7 @@ class ShardDataset:
             self.num_samples = min(max_samples, self.num_samples)
         if not self.num_samples:
             raise ShardError(f"{self.location}: has no samples; make shards of more photos, or give photos with --val")
-        self._starts = np.cumsum([0, *(shard.num_samples for shard in self.manifest.shards)])
+        self._starts = self.manifest.first_samples
         self._start_list: list[int] = self._starts.tolist()  # bisect is faster on a list
         self._shard_starts = np.cumsum([0, *(shard.bytes for shard in self.manifest.shards)])
         self.is_local = isinstance(self.storage, Folder)

@@ -42,7 +42,7 @@ def is_within(inner: str, outer: str) -> bool:
     return Path(inner).expanduser().resolve().is_relative_to(Path(outer).expanduser().resolve())
 
 
-def open_storage(location: str | Path, access: AccessConfig | None = None) -> Folder | ObjectStore:
+def open_storage(location: str | Path, access: AccessConfig | None = None) -> Storage:
     """Opens a folder or, with the settings in `access`, a URL.
 
     Raises:
@@ -51,7 +51,7 @@ def open_storage(location: str | Path, access: AccessConfig | None = None) -> Fo
     return _open(str(location), SCHEMES, access)
 
 
-def open_writable(location: str) -> Folder | ObjectStore:
+def open_writable(location: str) -> Storage:
     """Opens a folder, or a URL that can also be written and listed.
 
     Raises:
@@ -60,7 +60,7 @@ def open_writable(location: str) -> Folder | ObjectStore:
     return _open(location, WRITABLE_SCHEMES)
 
 
-def _open(location: str, schemes: Sequence[str], access: AccessConfig | None = None) -> Folder | ObjectStore:
+def _open(location: str, schemes: Sequence[str], access: AccessConfig | None = None) -> Storage:
     scheme, colon, _ = location.partition(":")
     if not is_url(location) and not (scheme == "pipe" and colon):
         return Folder(Path(location))

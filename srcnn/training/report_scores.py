@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 
 from srcnn.data.dataset import ShardDataset
-from srcnn.data.manifest import ShardError
 from srcnn.data.photo_list import read_photo_records
 from srcnn.models.base import Network
 from srcnn.photos.metrics import psnr
@@ -91,16 +90,10 @@ def score_split(reader: ShardDataset, model: Network) -> Scores:
 
 def list_photos(reader: ShardDataset) -> list[Scored]:
     """The first photos of a split, not measured; only those whose tiles the reader has."""
-    starts, num_samples = {}, 0
-    for shard in reader.manifest.shards:
-        starts[shard.name] = num_samples, num_samples + shard.num_samples
-        num_samples += shard.num_samples
+    starts = dict(zip((shard.name for shard in reader.manifest.shards), reader.manifest.first_samples.tolist()))
     photos = []
     for record in islice(read_photo_records(reader.storage, reader.manifest), MOST_CONSIDERED):
-        start, stop = starts[record.shard]
-        first = start + record.first_sample
-        if first + record.num_samples > stop:
-            raise ShardError(f"{reader.location}: photo {record.name!r:.99} has more pairs than its shard")
+        first = starts[record.shard] + record.first_sample
         rows, columns = grid(record.height, record.width, reader.tile_shape[0])
         if rows * columns != record.num_samples:  # an imported pair picture: one tile
             rows = columns = 1
@@ -108,7 +101,7 @@ def list_photos(reader: ShardDataset) -> list[Scored]:
         side = max(1, MAX_SIDE // reader.tile_shape[0])
         numbers = numbers[:side, :side]
         if numbers.size and numbers.max() < reader.num_samples:
-            photos.append(Scored(record.name, numbers.ravel(), *numbers.shape, record.quality))
+            photos.append(Scored(record.name, numbers.ravel(), len(numbers), numbers.shape[1], record.quality))
     return photos
 
 
