@@ -70,43 +70,43 @@ class Scores:
     num_photos: int
 
 
-def score_split(reader: ShardDataset, model: Network) -> Scores:
+def score_split(dataset: ShardDataset, model: Network) -> Scores:
     """Restores and measures photos of a split with `model`, which is not centred, in reach of MAX_PHOTOS, MAX_TILES.
 
     Raises:
         ShardError: the shards or their list of photos are damaged.
     """
-    found = list_photos(reader)
+    found = list_photos(dataset)
     chosen = spread(found, MAX_PHOTOS)
     while len(chosen) > 1 and sum(len(photo.samples) for photo in chosen) > MAX_TILES:
         chosen = spread(chosen, len(chosen) - 1 - len(chosen) // 8)
-    photos = [_measured(photo, restored_pair(reader, model, photo)) for photo in chosen]
-    parts = photos or [_measured(photo, restored_pair(reader, model, photo)) for photo in _lone_tiles(reader)]
+    photos = [_measured(photo, restored_pair(dataset, model, photo)) for photo in chosen]
+    parts = photos or [_measured(photo, restored_pair(dataset, model, photo)) for photo in _lone_tiles(dataset)]
     tiles = [(photo, number) for photo in parts for number in range(len(photo.tiles))]
-    num_photos = reader.manifest.photos.num_photos if reader.manifest.photos else 0
+    num_photos = dataset.manifest.photos.num_photos if dataset.manifest.photos else 0
     return Scores(sorted(photos, key=lambda photo: -photo.gain), sorted(tiles, key=_gain_of_tile, reverse=True),
                   num_photos if found else 0)
 
 
-def list_photos(reader: ShardDataset) -> list[Scored]:
-    """The first photos of a split, not measured; only those whose tiles the reader has."""
-    starts = dict(zip((shard.name for shard in reader.manifest.shards), reader.manifest.first_samples.tolist()))
+def list_photos(dataset: ShardDataset) -> list[Scored]:
+    """The first photos of a split, not measured; only those whose tiles the dataset has."""
+    starts = dict(zip((shard.name for shard in dataset.manifest.shards), dataset.manifest.first_samples.tolist()))
     photos = []
-    for record in islice(read_photo_records(reader.storage, reader.manifest), MOST_CONSIDERED):
+    for record in islice(read_photo_records(dataset.storage, dataset.manifest), MOST_CONSIDERED):
         first = starts[record.shard] + record.first_sample
-        rows, columns = grid(record.height, record.width, reader.tile_shape[0])
+        rows, columns = grid(record.height, record.width, dataset.tile_shape[0])
         if rows * columns != record.num_samples:  # an imported pair picture: one tile
             rows = columns = 1
         numbers = first + np.arange(rows * columns).reshape(rows, columns)
-        side = max(1, MAX_SIDE // reader.tile_shape[0])
+        side = max(1, MAX_SIDE // dataset.tile_shape[0])
         numbers = numbers[:side, :side]
-        if numbers.size and numbers.max() < reader.num_samples:
+        if numbers.size and numbers.max() < dataset.num_samples:
             photos.append(Scored(record.name, numbers.ravel(), len(numbers), numbers.shape[1], record.quality))
     return photos
 
 
-def _lone_tiles(reader: ShardDataset) -> list[Scored]:
-    chosen = np.unique(np.linspace(0, reader.num_samples - 1, min(MAX_TILES, reader.num_samples)).astype(np.int64))
+def _lone_tiles(dataset: ShardDataset) -> list[Scored]:
+    chosen = np.unique(np.linspace(0, dataset.num_samples - 1, min(MAX_TILES, dataset.num_samples)).astype(np.int64))
     return [Scored("", np.array([sample]), 1, 1, None) for sample in chosen]
 
 
@@ -115,9 +115,9 @@ def spread(items: list[Scored], count: int) -> list[Scored]:
     return [items[index] for index in np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).astype(int))]
 
 
-def restored_pair(reader: ShardDataset, model: Network, photo: Scored) -> Pair:
+def restored_pair(dataset: ShardDataset, model: Network, photo: Scored) -> Pair:
     """The photo put together from its tiles, and restored as a whole by the network alone, as it was validated."""
-    clean, degraded = (join(tiles, photo.rows, photo.columns) for tiles in reader.read(photo.samples))
+    clean, degraded = (join(tiles, photo.rows, photo.columns) for tiles in dataset.read(photo.samples))
     return Pair(degraded, restore(degraded, model, quality=photo.quality, consistent=False), clean)
 
 

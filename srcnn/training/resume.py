@@ -258,10 +258,10 @@ def _check_tensor(name: str, tensor: torch.Tensor, shape: torch.Size) -> None:
         raise UserError(f"{name} holds values that are not finite")
 
 
-def stream_state(config: TrainConfig, samples: int, reader: ShardDataset) -> LoaderState:
+def stream_state(config: TrainConfig, samples: int, dataset: ShardDataset) -> LoaderState:
     """The position of the stream after so many samples."""
-    order = str(config.stream.make_shuffle(config.seed, reader))
-    return LoaderState(config.seed, samples // reader.num_samples, samples, reader.manifest.hash(), order)
+    order = str(config.stream.make_shuffle(config.seed, dataset))
+    return LoaderState(config.seed, samples // dataset.num_samples, samples, dataset.manifest.hash(), order)
 
 
 def saved_config(config: TrainConfig) -> TrainConfig:

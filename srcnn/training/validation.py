@@ -30,7 +30,7 @@ LUMA_SCORES = ("psnr_luma_in", "psnr_luma")
 
 @torch.inference_mode()
 def validate(
-    model: Network, reader: ShardDataset, accelerator: Accelerator, stream: LoaderConfig | None = None,
+    model: Network, dataset: ShardDataset, accelerator: Accelerator, stream: LoaderConfig | None = None,
     group: Any = None, distances: Mapping[str, Distance] = MappingProxyType({}),
 ) -> dict[str, float]:
     """Scores the network in float32 on every pair of the split; exact means over the tiles of all ranks.
@@ -48,7 +48,7 @@ def validate(
     model = to_device(model.without_centering(), accelerator.device).eval()  # free of autocast
     size = BATCH_SIZE.get(accelerator.device.type, 64)
     batches = val_batches(
-        reader, stream or LoaderConfig(), size, accelerator.process_index, accelerator.num_processes
+        dataset, stream or LoaderConfig(), size, accelerator.process_index, accelerator.num_processes
     )
 
     def score() -> torch.Tensor:
@@ -59,11 +59,11 @@ def validate(
             sums += score_sums(model, *to_float_batch(batch), *conditions_for(model, batch), distances=distances)
         return sums
 
-    names: tuple[str, ...] = SCORES + LUMA_SCORES if len(reader.tile_shape) == 3 else SCORES
+    names: tuple[str, ...] = SCORES + LUMA_SCORES if len(dataset.tile_shape) == 3 else SCORES
     names += tuple(f"{name}{ending}" for name in distances for ending in ("_in", ""))
     *totals, num_tiles = accelerator.reduce(run_on_all_ranks(score, group)).tolist()
-    if num_tiles != reader.num_samples:
-        raise RuntimeError(f"validation counted {num_tiles:g} tiles of {reader.num_samples}")
+    if num_tiles != dataset.num_samples:
+        raise RuntimeError(f"validation counted {num_tiles:g} tiles of {dataset.num_samples}")
     values = {f"val/{name}": total / num_tiles for name, total in zip(names, totals, strict=True)}
     if not math.isfinite(values["val/loss"]):
         raise DivergedError("the network's output is no longer finite: lower optimizer.lr and start a new run")
