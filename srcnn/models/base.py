@@ -294,15 +294,14 @@ class Network(nn.Module):
             UserError, OSError: as `save_pretrained`.
         """
         with extra("hub"):
-            from srcnn.models import hub
-            from srcnn.runtime.hub_client import check_licensed
+            from srcnn.runtime.hub_client import check_licensed, upload_folder
 
         with TemporaryDirectory() as temporary:
             folder = Path(temporary)
             self.save_pretrained(folder, card=card, run=run, license=license)
             check_licensed((folder / hub_files.CARD).read_text(encoding="utf-8"),
                            'give license="mit" or another, or a card with it in the header')
-            return hub.upload(folder, repo_id, private, token, commit_message, revision)
+            return upload_folder(folder, repo_id, commit_message, private=private, token=token, revision=revision)[1]
 
     def _whole_card(self, card: str | Path | None, run: str | Path | None, license: str | None) -> str:
         """The card and its header."""

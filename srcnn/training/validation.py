@@ -17,7 +17,8 @@ from srcnn.data.transforms import to_float_batch
 from srcnn.models.base import Network
 from srcnn.models.device import full_precision, to_device
 from srcnn.models.perceptual import Distance
-from srcnn.photos.metrics import luma, ssim, tile_psnr
+from srcnn.models.unet import to_luma
+from srcnn.photos.metrics import ssim, tile_psnr
 from srcnn.runtime import signals
 from srcnn.runtime.distributed import run_on_all_ranks
 from srcnn.runtime.errors import DivergedError
@@ -38,7 +39,7 @@ def validate(
     Returns:
         val/psnr_in, val/psnr (dB; output clipped to [0, 1], not rounded), val/gain (dB), val/gain_percent, val/ssim_in,
         val/ssim, val/loss (mean squared error); of three channels also val/psnr_luma_in, val/psnr_luma (of
-        `metrics.luma`); val/lpips_in and the like for each of `distances`.
+        `to_luma`); val/lpips_in and the like for each of `distances`.
 
     Raises:
         DivergedError: the network's output is not finite; on all ranks alike.
@@ -90,7 +91,7 @@ def score_sums(
         (restored - clean).double().square().mean(dim=(1, 2, 3)),
     ]
     if clean.shape[1] == 3:
-        scores += [tile_psnr(luma(clean), luma(other)) for other in (degraded, shown)]
+        scores += [tile_psnr(to_luma(clean), to_luma(other)) for other in (degraded, shown)]
     ones = torch.ones(len(clean), device=clean.device)
     scores += [distance(clean, other) * ones for distance in distances.values() for other in (degraded, shown)]
     return torch.stack([score.double().sum().to(clean.device) for score in (*scores, ones)])
