@@ -18,7 +18,7 @@ from srcnn.models import hub_files
 from srcnn.models.weight_files import config_differs, find_weights, read_weights, write_weights
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.extras import extra
-from srcnn.runtime.files import atomic_file, write_json
+from srcnn.runtime.files import write_file, write_json
 from srcnn.runtime.plugins import NotRegistered, Registry
 from srcnn.runtime.run_folder import check_run_folder
 from srcnn.runtime.settings import plain
@@ -276,8 +276,7 @@ class Network(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         write_weights(folder / hub_files.MODEL, self.saved_state(), self.about)
         write_json(folder / hub_files.CONFIG, {"model_type": hub_files.MODEL_TYPE, **self.about})
-        with atomic_file(folder / hub_files.CARD) as file:
-            file.write(text.encode())
+        write_file(folder / hub_files.CARD, text.encode())
 
     def push_to_hub(
         self, repo_id: str, *, private: bool = False, token: str | bool | None = None,

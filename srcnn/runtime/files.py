@@ -111,9 +111,14 @@ def to_json(content: Any) -> bytes:
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_file(path: str | Path, content: bytes | memoryview) -> None:
+    """Writes a file whole or not at all, see `atomic_file`."""
     with atomic_file(path) as file:
-        file.write(to_json(content))
+        file.write(content)
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_file(path, to_json(content))
 
 
 def sha256_of(path: Path) -> str:

@@ -20,7 +20,7 @@ import psutil
 
 from srcnn.runtime.credentials import without_credentials
 from srcnn.runtime.errors import UserError
-from srcnn.runtime.files import atomic_file
+from srcnn.runtime.files import write_file
 from srcnn.runtime.parallel import call_with_timeout
 from srcnn.runtime.settings import flat
 from srcnn.runtime.untrusted import open_regular
@@ -113,8 +113,7 @@ class Wandb(Tracker):
             return
         if self.run.offline:
             end_wandb()  # completes the file
-            with atomic_file(folder / LAST_STEP) as file:
-                file.write(b"%d\n" % (self.next_step - 1))
+            write_file(folder / LAST_STEP, b"%d\n" % (self.next_step - 1))
             return
         deadline = time.monotonic() + CONFIRM_SECONDS
         while (last := self.wandb.Api(timeout=int(CONFIRM_SECONDS)).run(path).lastHistoryStep) < self.next_step - 1:

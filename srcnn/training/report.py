@@ -22,7 +22,7 @@ from srcnn.restoration.figures import COLUMNS, GAP_PIXELS, before_after, caption
 from srcnn.restoration.restore import restore
 from srcnn.runtime.credentials import without_credentials
 from srcnn.runtime.errors import UserError
-from srcnn.runtime.files import atomic_file
+from srcnn.runtime.files import atomic_file, write_file
 from srcnn.runtime.run_folder import check_run_folder
 from srcnn.runtime.settings import flat, plain
 from srcnn.runtime.storage import open_storage
@@ -65,14 +65,10 @@ def write_report(run: Path, dataset: ShardDataset) -> Path:
     table = results_table(points)
     for name, content in (("table.md", table), ("card.md", training_card(settings, points)),
                           ("scores.json", json.dumps(best_scores(points)))):
-        _write(folder / name, content)
-    _write(folder / "index.html", html_page(run.resolve().name, table, folder, "".join(body), subtitle))
+        write_file(folder / name, content.encode(errors="backslashreplace"))
+    page = html_page(run.resolve().name, table, folder, "".join(body), subtitle)
+    write_file(folder / "index.html", page.encode(errors="backslashreplace"))
     return folder / "index.html"
-
-
-def _write(path: Path, content: str) -> None:
-    with atomic_file(path) as file:
-        file.write(content.encode(errors="backslashreplace"))
 
 
 def draw_curves(points: list[dict[str, float]], folder: Path) -> None:

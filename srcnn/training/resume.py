@@ -60,8 +60,7 @@ def resume(trainer: Components) -> None:
 
 
 def write_config(config: TrainConfig) -> None:
-    with files.atomic_file(Path(config.run, "config.yaml")) as file:
-        file.write(to_yaml(saved_config(config)).encode())
+    files.write_file(Path(config.run, "config.yaml"), to_yaml(saved_config(config)).encode())
 
 
 def acquire_run_dir(trainer: Components, launchers: Sequence[str]) -> None:
