@@ -111,24 +111,21 @@ class AsyncCheckpointWriter:
         self._lock = None
 
     def _write(self, unsaved_best: Snapshot | None, snapshot: Snapshot) -> None:
-        with warn_if_slow(f"{self.run}: writing a checkpoint"):
-            self._write_both(unsaved_best, snapshot)
-
-    def _write_both(self, unsaved_best: Snapshot | None, snapshot: Snapshot) -> None:
-        if self._lock is None or not self._lock.is_held():
-            logger.warning("%s was removed or replaced; creating it again", self.run)
-            self.run.mkdir(parents=True, exist_ok=True)
-            self._lock = files.FolderLock(self.run, seconds=0)
-            self._lock.claim()
-            unsaved_best = unsaved_best or self._best
-        self._lock.check_alone()
         failure = None
-        for one in (unsaved_best, snapshot):
-            try:
-                if one is not None:
-                    save(self.run, one, self.keep)
-            except OSError as error:  # of the best: no reason not to save the latest
-                failure = error
+        with warn_if_slow(f"{self.run}: writing a checkpoint"):
+            if self._lock is None or not self._lock.is_held():
+                logger.warning("%s was removed or replaced; creating it again", self.run)
+                self.run.mkdir(parents=True, exist_ok=True)
+                self._lock = files.FolderLock(self.run, seconds=0)
+                self._lock.claim()
+                unsaved_best = unsaved_best or self._best
+            self._lock.check_alone()
+            for one in (unsaved_best, snapshot):
+                try:
+                    if one is not None:
+                        save(self.run, one, self.keep)
+                except OSError as error:  # of the best: no reason not to save the latest
+                    failure = error
         if failure is not None:
             raise failure
         self.written_step = snapshot.step
@@ -161,9 +158,9 @@ def save(run: Path, snapshot: Snapshot, keep: int) -> Path:
 def _fill(folder: Path, snapshot: Snapshot) -> None:
     save_model(snapshot.model, folder / MODEL, snapshot.about)
     save_tensors(dict(snapshot.training), folder / TRAINING)
-    sizes = {name: (folder / name).stat().st_size for name in (MODEL, TRAINING)}
-    hashes = {name: files.sha256_of(folder / name) for name in sizes}
-    files.write_json(folder / FILES, {name: {"bytes": sizes[name], "sha256": hashes[name]} for name in sizes})
+    listed = {path.name: {"bytes": path.stat().st_size, "sha256": files.sha256_of(path)}
+              for path in (folder / MODEL, folder / TRAINING)}
+    files.write_json(folder / FILES, listed)
     files.flush_folder(folder)
 
 
@@ -250,10 +247,8 @@ def find_corruption(folder: Path) -> str:
             if not path.is_file() or path.stat().st_size != entry["bytes"] or files.sha256_of(path) != entry["sha256"]:
                 return f"{name} is damaged"
         return ""
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, RecursionError) as error:
-        return f"incomplete ({error})"
-    except OSError as error:
-        if error.errno != errno.ELOOP:  # a link in a circle
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             raise
         return f"incomplete ({error})"
 

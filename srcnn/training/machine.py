@@ -20,12 +20,11 @@ LIBRARIES = ("torch", "accelerate", "numpy", "pillow")
 
 def describe_machine(accelerator: Accelerator, num_machines: int = 1) -> dict[str, str]:
     """Hardware, processes, precision, versions and commit of this training, by title, as people read them."""
-    ranks, precision = accelerator.num_processes, accelerator.mixed_precision
     machines = f" on {num_machines} machines" if num_machines > 1 else ""
     facts = {
         "device": device_name(accelerator.device),
-        "processes": f"{ranks}{machines}",
-        "precision": "float32" if precision == "no" else precision,
+        "processes": f"{accelerator.num_processes}{machines}",
+        "precision": precision_name(accelerator),
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
         "Python": platform.python_version(),
         "srcnn": version_of("srcnn"),
@@ -33,6 +32,10 @@ def describe_machine(accelerator: Accelerator, num_machines: int = 1) -> dict[st
         "commit": commit(),
     }
     return {title: fact for title, fact in facts.items() if fact}
+
+
+def precision_name(accelerator: Accelerator) -> str:
+    return "float32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
 
 
 def device_name(device: torch.device) -> str:

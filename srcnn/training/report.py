@@ -32,7 +32,7 @@ from srcnn.tracking.history import STEP_KEY, Values, best_validation, read_metri
 from srcnn.training.config import TrainConfig
 from srcnn.training.report_charts import CHARTS, NOISY, draw_chart, smooth, values_of
 from srcnn.training.report_page import cards, compared, facts, html_page, section, table_of, triple
-from srcnn.training.report_scores import Pair, Scored, Scores, restored_pair, score_split, tile_of
+from srcnn.training.report_scores import Pair, Scored, Scores, restored_pair, score_split, spread, tile_of
 
 LARGE, SMALL = 1200, 640  # pixels, widths of photos in the page
 MOST_STARTS = 20  # listed in the page
@@ -186,7 +186,7 @@ def pair_rows(dataset: ShardDataset, model: Network, num_pairs: int) -> np.ndarr
     """The pairs spread evenly over a split, a row each: degraded, restored, clean; uint8 (rows, columns, 3)."""
     from torchvision.utils import make_grid  # slow to import, and wanted only here
 
-    chosen = np.linspace(0, dataset.num_samples - 1, min(num_pairs, dataset.num_samples)).astype(np.int64)
+    chosen = np.array(spread(range(dataset.num_samples), num_pairs))
     plain = _ready(model)
     tiles = []
     for clean, degraded in zip(*dataset.read(chosen), strict=True):

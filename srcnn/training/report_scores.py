@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from srcnn.restoration.restore import restore
 MOST_CONSIDERED = 1000  # photos at the beginning of the list of a split
 MAX_PHOTOS, MAX_TILES = 100, 1000  # that are measured, spread evenly: seconds on a processor
 MAX_SIDE = 1600  # pixels of a photo; of larger ones the top left part is taken
+
+ItemT = TypeVar("ItemT")
 
 
 class Pair(NamedTuple):
@@ -80,12 +83,14 @@ def score_split(dataset: ShardDataset, model: Network) -> Scores:
     chosen = spread(found, MAX_PHOTOS)
     while len(chosen) > 1 and sum(len(photo.samples) for photo in chosen) > MAX_TILES:
         chosen = spread(chosen, len(chosen) - 1 - len(chosen) // 8)
+    if not found:
+        chosen = [Scored("", np.array([one]), 1, 1, None) for one in spread(range(dataset.num_samples), MAX_TILES)]
     photos = [_measured(photo, restored_pair(dataset, model, photo)) for photo in chosen]
-    parts = photos or [_measured(photo, restored_pair(dataset, model, photo)) for photo in _lone_tiles(dataset)]
-    tiles = [(photo, number) for photo in parts for number in range(len(photo.tiles))]
-    num_photos = dataset.manifest.photos.num_photos if dataset.manifest.photos else 0
-    return Scores(sorted(photos, key=lambda photo: -photo.gain), sorted(tiles, key=_gain_of_tile, reverse=True),
-                  num_photos if found else 0)
+    tiles = [(photo, number) for photo in photos for number in range(len(photo.tiles))]
+    tiles.sort(key=_gain_of_tile, reverse=True)
+    if dataset.manifest.photos is None or not found:
+        return Scores([], tiles, 0)
+    return Scores(sorted(photos, key=lambda photo: -photo.gain), tiles, dataset.manifest.photos.num_photos)
 
 
 def list_photos(dataset: ShardDataset) -> list[Scored]:
@@ -105,12 +110,7 @@ def list_photos(dataset: ShardDataset) -> list[Scored]:
     return photos
 
 
-def _lone_tiles(dataset: ShardDataset) -> list[Scored]:
-    chosen = np.unique(np.linspace(0, dataset.num_samples - 1, min(MAX_TILES, dataset.num_samples)).astype(np.int64))
-    return [Scored("", np.array([sample]), 1, 1, None) for sample in chosen]
-
-
-def spread(items: list[Scored], count: int) -> list[Scored]:
+def spread(items: Sequence[ItemT], count: int) -> list[ItemT]:
     """At most `count` of the items, evenly spread."""
     return [items[index] for index in np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).astype(int))]
 

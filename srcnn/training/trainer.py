@@ -32,7 +32,7 @@ from srcnn.tracking.run_log import Tracking
 from srcnn.tracking.tracker import DatasetRecord
 from srcnn.training.components import Components
 from srcnn.training.config import TrainConfig
-from srcnn.training.machine import busy_cores, describe_machine, device_name
+from srcnn.training.machine import busy_cores, describe_machine, device_name, precision_name
 from srcnn.training.report import pair_rows, write_report
 from srcnn.training.resume import (
     LAST_SAVE_SECONDS,
@@ -268,10 +268,9 @@ class Trainer(Components):
 
     def summary(self) -> dict[str, str]:
         """Network, data, machine and length, by title, as people read them."""
-        config, accelerator, network, samples = self.config, self.accelerator, self.network, self.state.samples
+        config, accelerator, network = self.config, self.accelerator, self.network
         num_weights = sum(parameter.numel() for parameter in network.parameters())
         size, ranks = config.global_batch_size(accelerator.num_processes), accelerator.num_processes
-        precision = "float32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
         shape = "x".join(map(str, self.dataset.tile_shape))
         epochs = config.total_samples / self.dataset.num_samples
         damage = ", ".join(config.degradation.damages) or self.dataset.manifest.damage or "damage unknown"
@@ -280,9 +279,10 @@ class Trainer(Components):
             "shards": f"{without_credentials(config.shards)}: {self.dataset.num_samples:,} tiles of {shape}, "
                       f"{self.val_dataset.num_samples:,} to validate; {damage}",
             "order": str(config.stream.make_shuffle(config.seed, self.dataset)),
-            "machine": f"{ranks} x {device_name(accelerator.device)}, {precision}",
+            "machine": f"{ranks} x {device_name(accelerator.device)}, {precision_name(accelerator)}",
+            # launch/slurm/train.sbatch reads the end of this:
             "length": f"{config.total_samples:,} tiles ({epochs:.3g} epochs) in batches of {size}; "
-                      f"starting at {samples} of {config.total_samples}",  # launch/slurm/train.sbatch reads this
+                      f"starting at {self.state.samples} of {config.total_samples}",
             "run": f"{config.run}, trackers: {', '.join(config.trackers) or 'none'}",
         }
 
