@@ -12,15 +12,7 @@ from shards.tar import member_names, scan_tar
 from shards.workers import WorkerPool
 from srcnn.commands.parser import CommandParser
 from srcnn.data.index import INDEX, encode_index, hash_entries, index_file
-from srcnn.data.manifest import (
-    MANIFEST,
-    Manifest,
-    Shard,
-    ShardError,
-    decode_picture,
-    library_versions,
-    read_manifest,
-)
+from srcnn.data.manifest import MANIFEST, Manifest, Shard, ShardError, decode_picture, library_versions, read_manifest
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.files import sha256_of, write_file
 from srcnn.runtime.parallel import num_cores

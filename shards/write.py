@@ -24,15 +24,7 @@ from srcnn.photos.degradation import crop_to_multiple, degrade
 from srcnn.photos.file_kinds import NAMES
 from srcnn.photos.jpeg_quality import jpeg_save_of
 from srcnn.photos.metrics import psnr
-from srcnn.photos.reading import (
-    SUFFIXES,
-    PhotoRefused,
-    find_photos,
-    luma_l,
-    open_image,
-    read_photo,
-    upright_size,
-)
+from srcnn.photos.reading import SUFFIXES, PhotoRefused, find_photos, luma_l, open_image, read_photo, upright_size
 from srcnn.runtime import files
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.parallel import num_cores

@@ -152,7 +152,7 @@ class Network(nn.Module):
         """The weights without centering, as files hold them: with a tensor of one element, 1, named after each of
         `marks` that is set, so that the tensors alone tell the network.
         """
-        state: dict[str, torch.Tensor] = self.without_centering().cpu().state_dict()
+        state: dict[str, torch.Tensor] = self.without_centering().state_dict()
         state.update((mark, torch.ones(1)) for mark in self.marks if getattr(self.config, mark))
         return state
 

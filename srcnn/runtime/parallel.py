@@ -35,10 +35,7 @@ def let_waiting_threads_sleep() -> None:
 
 
 def in_order(
-    pool: Executor | None,
-    function: Callable[[ItemT], ResultT],
-    items: Iterable[ItemT],
-    ahead: int,
+    pool: Executor | None, function: Callable[[ItemT], ResultT], items: Iterable[ItemT], ahead: int,
     result_of: Callable[[Future[ResultT]], ResultT] = Future.result,
 ) -> Generator[ResultT, None, None]:
     """Yields `function(item)` for each item, in their order; an exception of the function is raised at its turn.

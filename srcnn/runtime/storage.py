@@ -90,9 +90,7 @@ class Folder:
             raise ReadFailed(f"{self.path / name}: ends before byte {stop}")
         return content
 
-    def read_records(
-        self, records: Sequence[Record], spans: Sequence[slice], num_bytes: int, check: Check
-    ) -> None:
+    def read_records(self, records: Sequence[Record], spans: Sequence[slice], num_bytes: int, check: Check) -> None:
         """Reads records of `num_bytes` each, and copies the byte ranges `spans` of each into its buffers.
 
         Records in the page cache are read first, by one thread at a time: such a read takes microseconds, and threads

@@ -115,8 +115,8 @@ class Components:
         self.tracking: Tracking | None = None
 
     @property
-    def result(self) -> Network:
-        """The weights that are validated and saved."""
+    def eval_network(self) -> Network:
+        """The network with the weights that are validated and saved: the average, where there is one."""
         if self.average is None:
             return self.network
         if has_own_average(self.optimizer.optimizer):

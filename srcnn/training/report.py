@@ -32,7 +32,7 @@ from srcnn.tracking.history import STEP_KEY, Values, best_validation, read_metri
 from srcnn.training.config import TrainConfig
 from srcnn.training.report_charts import CHARTS, NOISY, draw_chart, smooth, values_of
 from srcnn.training.report_page import cards, compared, facts, html_page, section, table_of, triple
-from srcnn.training.report_scores import Pair, Scored, Scores, restored_pair, score_split, spread, tile_of
+from srcnn.training.report_scores import Pair, ScoredPhoto, SplitScores, restored_pair, score_split, spread, tile_of
 
 LARGE, SMALL = 1200, 640  # pixels, widths of photos in the page
 MOST_STARTS = 20  # listed in the page
@@ -134,7 +134,7 @@ def time_text(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
-def picture_sections(dataset: ShardDataset, model: Network, scores: Scores, folder: Path) -> list[str]:
+def picture_sections(dataset: ShardDataset, model: Network, scores: SplitScores, folder: Path) -> list[str]:
     """Photos under a slider and tiles beside each other, those that gained most, half and least; also as PNG files."""
     sections = []
     if photos := scores.photos:
@@ -159,7 +159,7 @@ def picture_sections(dataset: ShardDataset, model: Network, scores: Scores, fold
     return sections
 
 
-def _compared(pair: Pair, photo: Scored, rank: str, width: int) -> str:
+def _compared(pair: Pair, photo: ScoredPhoto, rank: str, width: int) -> str:
     title = f"{photo.name} ({rank})" if rank else photo.name
     return compared(pair, title, photo.psnr_in, photo.psnr_out, width)
 
@@ -172,7 +172,7 @@ def tile_rows(rows: Sequence[tuple[Pair, float, float]]) -> np.ndarray:
         for pair, before, after in rows])
 
 
-def photo_table(scores: Scores) -> str:
+def photo_table(scores: SplitScores) -> str:
     """The photos that were measured with their PSNR, best gain first."""
     rows = [(photo.name, len(photo.samples), f"{photo.psnr_in:.2f}", f"{photo.psnr_out:.2f}", f"{photo.gain:+.2f}")
             for photo in scores.photos]

@@ -32,7 +32,7 @@ class Pair(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredPhoto:
     """A photo with its PSNR in dB, or tiles of which no photo is known.
 
     Attributes:
@@ -59,7 +59,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Scores:
+class SplitScores:
     """What was measured.
 
     Attributes:
@@ -68,12 +68,12 @@ class Scores:
         num_photos: photos of the whole split.
     """
 
-    photos: list[Scored]
-    tiles: list[tuple[Scored, int]]
+    photos: list[ScoredPhoto]
+    tiles: list[tuple[ScoredPhoto, int]]
     num_photos: int
 
 
-def score_split(dataset: ShardDataset, model: Network) -> Scores:
+def score_split(dataset: ShardDataset, model: Network) -> SplitScores:
     """Restores and measures photos of a split with `model`, which is not centred, in reach of MAX_PHOTOS, MAX_TILES.
 
     Raises:
@@ -84,16 +84,16 @@ def score_split(dataset: ShardDataset, model: Network) -> Scores:
     while len(chosen) > 1 and sum(len(photo.samples) for photo in chosen) > MAX_TILES:
         chosen = spread(chosen, len(chosen) - 1 - len(chosen) // 8)
     if not found:
-        chosen = [Scored("", np.array([one]), 1, 1, None) for one in spread(range(dataset.num_samples), MAX_TILES)]
+        chosen = [ScoredPhoto("", np.array([one]), 1, 1, None) for one in spread(range(dataset.num_samples), MAX_TILES)]
     photos = [_measured(photo, restored_pair(dataset, model, photo)) for photo in chosen]
     tiles = [(photo, number) for photo in photos for number in range(len(photo.tiles))]
     tiles.sort(key=_gain_of_tile, reverse=True)
     if dataset.manifest.photos is None or not found:
-        return Scores([], tiles, 0)
-    return Scores(sorted(photos, key=lambda photo: -photo.gain), tiles, dataset.manifest.photos.num_photos)
+        return SplitScores([], tiles, 0)
+    return SplitScores(sorted(photos, key=lambda photo: -photo.gain), tiles, dataset.manifest.photos.num_photos)
 
 
-def list_photos(dataset: ShardDataset) -> list[Scored]:
+def list_photos(dataset: ShardDataset) -> list[ScoredPhoto]:
     """The first photos of a split, not measured; only those whose tiles the dataset has."""
     starts = dict(zip((shard.name for shard in dataset.manifest.shards), dataset.manifest.first_samples.tolist()))
     photos = []
@@ -106,7 +106,7 @@ def list_photos(dataset: ShardDataset) -> list[Scored]:
         side = max(1, MAX_SIDE // dataset.tile_shape[0])
         numbers = numbers[:side, :side]
         if numbers.size and numbers.max() < dataset.num_samples:
-            photos.append(Scored(record.name, numbers.ravel(), len(numbers), numbers.shape[1], record.quality))
+            photos.append(ScoredPhoto(record.name, numbers.ravel(), len(numbers), numbers.shape[1], record.quality))
     return photos
 
 
@@ -115,26 +115,26 @@ def spread(items: Sequence[ItemT], count: int) -> list[ItemT]:
     return [items[index] for index in np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).astype(int))]
 
 
-def restored_pair(dataset: ShardDataset, model: Network, photo: Scored) -> Pair:
+def restored_pair(dataset: ShardDataset, model: Network, photo: ScoredPhoto) -> Pair:
     """The photo put together from its tiles, and restored as a whole by the network alone, as it was validated."""
     clean, degraded = (join(tiles, photo.rows, photo.columns) for tiles in dataset.read(photo.samples))
     return Pair(degraded, restore(degraded, model, quality=photo.quality, consistent=False), clean)
 
 
-def tile_of(pair: Pair, photo: Scored, number: int, tile_pixels: int) -> Pair:
+def tile_of(pair: Pair, photo: ScoredPhoto, number: int, tile_pixels: int) -> Pair:
     """A tile cut out of a photo."""
     return Pair(*(cut(picture, tile_pixels)[number] for picture in pair)) if photo.name else pair
 
 
-def _measured(photo: Scored, pair: Pair) -> Scored:
+def _measured(photo: ScoredPhoto, pair: Pair) -> ScoredPhoto:
     side = pair.clean.shape[0] // photo.rows
     before, after, clean = (cut(picture, side) for picture in (pair.degraded, pair.restored, pair.clean))
     tiles = [[psnr(*both) for both in ((one, first), (one, second))]
              for one, first, second in zip(clean, before, after, strict=True)]
-    return Scored(photo.name, photo.samples, photo.rows, photo.columns, photo.quality,
+    return ScoredPhoto(photo.name, photo.samples, photo.rows, photo.columns, photo.quality,
                   psnr(pair.clean, pair.degraded), psnr(pair.clean, pair.restored), np.array(tiles))
 
 
-def _gain_of_tile(tile: tuple[Scored, int]) -> float:
+def _gain_of_tile(tile: tuple[ScoredPhoto, int]) -> float:
     photo, number = tile
     return float(photo.tiles[number, 1] - photo.tiles[number, 0])

@@ -36,8 +36,7 @@ DATA_KEYS = ("stream.", "shards", "run", "fresh")  # where the order and the dat
 JOB, MAX_JOB_BYTES = ".job", 1 << 20
 LOCK_SECONDS = 60.0  # a killed training needs some to end
 RETRY_SECONDS, LAST_SAVE_SECONDS = 5.0, 120.0  # how often, and how long, the last checkpoint of a run is tried
-COUNTERS = ("step", "samples", "skipped_steps", "skipped_in_a_row", "logged_samples", "validated_samples",
-            "best_step")
+COUNTERS = ("step", "samples", "skipped_steps", "skipped_in_a_row", "logged_samples", "validated_samples", "best_step")
 logger = logging.getLogger(__name__)
 
 
@@ -78,8 +77,7 @@ def acquire_run_dir(trainer: Components, launchers: Sequence[str]) -> None:
         if is_restart(folder, launchers):
             logger.info("--fresh: %s was started by this job already and is continued", folder)
         else:
-            kept = next(name for number in range(1, 10**6)
-                        if not (name := Path(f"{folder}.before-{number}")).exists())
+            kept = next(name for number in range(1, 10**6) if not (name := Path(f"{folder}.before-{number}")).exists())
             os.rename(folder, kept)
             logger.info("--fresh: moved %s to %s", folder, kept)
             folder.mkdir()
@@ -322,7 +320,7 @@ def changed_settings(trainer: Components) -> list[dict[str, Any]]:
 
 def snapshot(trainer: Components, sums: list[dict[str, Any]]) -> checkpoint.Snapshot:
     """All that continuing needs, copied; randomness comes from (seed, position) and needs nothing."""
-    result = trainer.result  # brings the average up to date
+    network = trainer.eval_network  # brings the average up to date
     state, scaler, average = trainer.state, trainer.accelerator.scaler, trainer.average
     training = {
         "format": FORMAT,
@@ -340,4 +338,4 @@ def snapshot(trainer: Components, sums: list[dict[str, Any]]) -> checkpoint.Snap
     }
     about = {key: f"{value:.4f}" for key, value in state.values.items()} | {"samples": str(state.samples)}
     is_best = bool(state.values) and state.validated_samples == state.samples and state.best_step == state.step
-    return checkpoint.Snapshot(state.step, result.without_centering().cpu(), training, about, is_best)
+    return checkpoint.Snapshot(state.step, network.without_centering(), training, about, is_best)

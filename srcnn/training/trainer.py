@@ -242,7 +242,7 @@ class Trainer(Components):
     def validate(self) -> dict[str, float]:
         """The scores of the weights that are saved; where these are averaged, the PSNR of the last ones too."""
         stream = self.config.stream
-        values = validate(self.result, self.val_dataset, self.accelerator, stream, self.group, self.distances)
+        values = validate(self.eval_network, self.val_dataset, self.accelerator, stream, self.group, self.distances)
         if self.average is not None:
             last = validate(self.network, self.val_dataset, self.accelerator, stream, self.group)
             values["val/psnr_last_weights"] = last["val/psnr"]
@@ -252,7 +252,7 @@ class Trainer(Components):
         """The first validation pairs for the trackers: degraded, restored, clean side by side."""
         config = self.config
         if self.accelerator.is_main_process and config.num_pictures and config.trackers:
-            return {"degraded, restored, clean": pair_rows(self.val_dataset, self.result, config.num_pictures)}
+            return {"degraded, restored, clean": pair_rows(self.val_dataset, self.eval_network, config.num_pictures)}
         return {}
 
     def announce(self) -> None:

@@ -48,9 +48,7 @@ def validate(
     """
     model = to_device(model.without_centering(), accelerator.device).eval()  # free of autocast
     size = BATCH_SIZE.get(accelerator.device.type, 64)
-    batches = val_batches(
-        dataset, stream or LoaderConfig(), size, accelerator.process_index, accelerator.num_processes
-    )
+    batches = val_batches(dataset, stream or LoaderConfig(), size, accelerator.process_index, accelerator.num_processes)
 
     def score() -> torch.Tensor:
         sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=accelerator.device)
