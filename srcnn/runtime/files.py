@@ -154,7 +154,7 @@ class FolderLock:
     """An exclusive lock (flock) on a folder, released when the object is deleted or the process ends in any way.
 
     Raises BlockingIOError if another process still holds it after `seconds`. Only warns where the file system or the
-    system has no locks. Some network disks grant every lock to everybody: there `claim` and `check_alone` tell.
+    system has no locks. Some network disks grant every lock to everybody: there `claim` and `check_alone` find out.
     """
 
     def __init__(self, folder: Path, seconds: float) -> None:

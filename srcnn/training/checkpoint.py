@@ -124,7 +124,7 @@ class AsyncCheckpointWriter:
                 try:
                     if one is not None:
                         save(self.run, one, self.keep)
-                except OSError as error:  # of the best: no reason not to save the latest
+                except OSError as error:  # if the best cannot be saved, the latest still may
                     failure = error
         if failure is not None:
             raise failure
@@ -221,7 +221,7 @@ def step_of(folder: Path) -> int:
 
 
 def latest(run: Path) -> Path | None:
-    """The newest checkpoint that is whole; damaged ones are reported and skipped. None where nothing is lost.
+    """The newest checkpoint that is whole; damaged ones are reported and skipped. None if no step was saved yet.
 
     Raises:
         UserError: there are checkpoints of some steps, but none that is whole.

@@ -48,8 +48,8 @@ def device_name(device: torch.device) -> str:
 
 
 def busy_cores(device: torch.device) -> str:
-    """What to do where other programs take cores from PyTorch's threads: each operation waits for the last of these.
-    "" where they do not.
+    """A hint, if other programs keep some of PyTorch's threads from their cores: every operation waits for the slowest
+    thread. "" if they do not.
     """
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads == 1:
@@ -61,7 +61,7 @@ def busy_cores(device: torch.device) -> str:
 
 
 def _num_runnable() -> int:
-    """How many threads of the machine run or wait for a core a moment later; 1, this one, where no system tells."""
+    """How many threads of the machine run or wait for a core, after LOOK_SECONDS; 1, this one, if that is not known."""
     time.sleep(LOOK_SECONDS)
     with suppress(OSError, ValueError, IndexError), open("/proc/loadavg", encoding="ascii") as file:
         return int(file.read().split()[3].partition("/")[0])

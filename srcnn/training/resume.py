@@ -313,7 +313,7 @@ def save_checkpoint(trainer: Components) -> None:
 
 
 def changed_settings(trainer: Components) -> list[dict[str, Any]]:
-    """What the optimizer's groups hold that is state, as those of schedulefree: what has changed since the start."""
+    """The settings of the optimizer's groups that have changed since the start: schedulefree keeps state there."""
     return [{key: value for key, value in group.items() if key in before and value != before[key]}
             for group, before in zip(group_settings(trainer.optimizer), trainer.optimizer_settings, strict=True)]
 

@@ -106,9 +106,7 @@ class Trainer(Components):
             raise
 
     def has_saved_since(self, first: TrainState) -> bool:
-        """Whether a checkpoint after that state is on the disk. Only the main process knows; others: whether one was
-        begun.
-        """
+        """Whether a later checkpoint than `first` was written; all but the main process only know of one begun."""
         if self.writer is None:
             return self.state.saved_samples > first.samples
         self.writer.wait()
@@ -188,12 +186,12 @@ class Trainer(Components):
         return batch
 
     def check_writer(self) -> None:
-        """Logs why checkpoints could not be written. Raises the error where that ends the run, as do all but those of
-        the disk.
+        """Logs why checkpoints could not be written. Raises an error that is not of the disk; with `on_save_failure`
+        "stop" any.
         """
         for error in self.writer.errors() if self.writer else ():
             logger.warning("a checkpoint cannot be written, the last good one is kept: %s", str(error) or repr(error))
-            is_of_disk = isinstance(error, OSError) and not isinstance(error, BlockingIOError)  # another's folder now
+            is_of_disk = isinstance(error, OSError) and not isinstance(error, BlockingIOError)  # of the lock
             if self.config.on_save_failure == "stop" or not is_of_disk:
                 raise error
 
