@@ -10,7 +10,7 @@ import mmap
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -162,11 +162,9 @@ class Folder:
         """The path of a local file with the content of this one: the file itself."""
         yield self.path / name
 
-    @contextmanager
-    def create(self, name: str) -> Iterator[IO[bytes]]:
+    def create(self, name: str) -> AbstractContextManager[IO[bytes]]:
         """A binary file to write and read; it gets its name at the end, and is deleted on an error."""
-        with atomic_file(self.path / name) as file:
-            yield file
+        return atomic_file(self.path / name)
 
     def remove(self, names: Iterable[str]) -> None:
         for name in names:
