@@ -227,6 +227,8 @@ def _family(address: str) -> socket.AddressFamily:
 
 def addresses_of(host: str) -> list[str]:
     """The addresses of a name. Raises OSError where there is none or no answer in RESOLVE_SECONDS."""
-    # The system's own wait can be minutes and has no limit.
-    entries = call_with_timeout(lambda: socket.getaddrinfo(host, None, type=socket.SOCK_STREAM), RESOLVE_SECONDS)
+    try:  # the system's own wait can be minutes and has no limit
+        entries = call_with_timeout(lambda: socket.getaddrinfo(host, None, type=socket.SOCK_STREAM), RESOLVE_SECONDS)
+    except UnicodeError as error:
+        raise OSError(f"not a host name: {error}") from error
     return [str(entry[4][0]) for entry in entries]
