@@ -8,7 +8,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -155,8 +155,8 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def plain(value: Any) -> Any:
-    """A nested value with its tuples as lists, as YAML and JSON read it back."""
+def plain(value: Any, leaf: Callable[[Any], Any] = lambda it: it) -> Any:
+    """A nested value with its tuples as lists, as YAML and JSON read it back, and what is no dict or list by `leaf`."""
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: plain(item, leaf) for key, item in value.items()}
+    return [plain(item, leaf) for item in value] if isinstance(value, (list, tuple)) else leaf(value)

@@ -24,6 +24,7 @@ from srcnn.models.weight_files import load_plain, save_tensors
 from srcnn.models.weights import save_model, save_state_dict
 from srcnn.runtime import files
 from srcnn.runtime.errors import UserError
+from srcnn.runtime.settings import plain
 from srcnn.runtime.untrusted import read_json
 from srcnn.runtime.watchdog import warn_if_slow
 
@@ -56,11 +57,7 @@ class Snapshot:
 
 def detach_to_cpu(value: Any) -> Any:
     """The same nested dicts and lists with copies of the tensors in the host's memory."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: detach_to_cpu(item) for key, item in value.items()}
-    return [detach_to_cpu(item) for item in value] if isinstance(value, (list, tuple)) else value
+    return plain(value, lambda it: it.detach().to("cpu", copy=True) if isinstance(it, torch.Tensor) else it)
 
 
 class AsyncCheckpointWriter:

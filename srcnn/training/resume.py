@@ -322,20 +322,17 @@ def snapshot(trainer: Components, sums: list[dict[str, Any]]) -> checkpoint.Snap
     """All that continuing needs, copied; randomness comes from (seed, position) and needs nothing."""
     network = trainer.eval_network  # brings the average up to date
     state, scaler, average = trainer.state, trainer.accelerator.scaler, trainer.average
-    training = {
+    training = checkpoint.detach_to_cpu({
         "format": FORMAT,
-        **{key: getattr(state, key) for key in COUNTERS},
-        "best_psnr": state.best_psnr,
-        "values": dict(state.values),
-        "tracker_id": state.tracker_id,
+        **{key: getattr(state, key) for key in (*COUNTERS, "best_psnr", "values", "tracker_id")},
         "meter": sums,
         "stream": asdict(stream_state(trainer.config, state.samples, trainer.dataset)),
-        "config": plain(asdict(saved_config(trainer.config))),
-        "network": checkpoint.detach_to_cpu(trainer.network.state_dict()),
-        "average": checkpoint.detach_to_cpu(average.state_dict()) if average is not None else None,
-        "optimizer": checkpoint.detach_to_cpu(trainer.optimizer.state_dict() | {"changed": changed_settings(trainer)}),
-        "scaler": checkpoint.detach_to_cpu(scaler.state_dict()) if scaler else None,
-    }
+        "config": asdict(saved_config(trainer.config)),
+        "network": trainer.network.state_dict(),
+        "average": average.state_dict() if average is not None else None,
+        "optimizer": trainer.optimizer.state_dict() | {"changed": changed_settings(trainer)},
+        "scaler": scaler.state_dict() if scaler else None,
+    })
     about = {key: f"{value:.4f}" for key, value in state.values.items()} | {"samples": str(state.samples)}
     is_best = bool(state.values) and state.validated_samples == state.samples and state.best_step == state.step
     return checkpoint.Snapshot(state.step, network.without_centering(), training, about, is_best)
