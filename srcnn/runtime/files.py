@@ -14,6 +14,7 @@ import re
 import secrets
 import stat
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -134,8 +135,8 @@ class OpenFile:
     """A file descriptor that is closed with the last reference to it, so that threads can share it."""
 
     def __init__(self, path: Path, flags: int = os.O_RDONLY) -> None:
-        self.fd = -1  # for `__del__`, where the next line fails
         self.fd = os.open(path, flags, 0o666)
+        weakref.finalize(self, os.close, self.fd).atexit = False  # at the exit threads may still read
 
     def pread(self, num_bytes: int, start: int) -> bytes:
         """As os.pread. The call holds a reference, so that the descriptor cannot be closed and reused meanwhile."""
@@ -144,10 +145,6 @@ class OpenFile:
     def preadv(self, buffers: Sequence[Any], start: int, flags: int = 0) -> int:
         """As os.preadv."""
         return os.preadv(self.fd, buffers, start, flags)
-
-    def __del__(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
 
 
 class FolderLock:
