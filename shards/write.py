@@ -41,7 +41,7 @@ class Summary(NamedTuple):
     manifests: dict[str, Manifest]
     num_ignored_files: int
     num_new_shards: int
-    resized: plan.ResizedPhotos = plan.ResizedPhotos(0, 0, 0, 0, 0)
+    resized: plan.ResizedPhotos
 
 
 def make_shards(config: ShardsConfig, show_progress: bool = True, executor: Executor | None = None) -> Summary:
