@@ -31,7 +31,7 @@ from PIL import Image, ImageOps
 from benchmarks.dataset import photos_below, photos_or_drawn
 from benchmarks.measure import WORK, alternate, call_json, log, machine, medians, table
 from shards import write
-from shards.decode import Decode, read_clean
+from shards.decode import Decode, read_original
 from shards.plan import ShardsConfig
 from shards.workers import WorkerPool
 from srcnn.photos.metrics import psnr
@@ -187,7 +187,7 @@ def compare_decoding(photos: Path) -> str:
     """How far the clean pictures of `--decode reduced` are from the exact ones, as a table."""
     rule, rows = Resize.parse(ShardsConfig.resize), []
     for path in photos_below(photos):
-        exact, reduced = (luma_l(read_clean(path, rule, scale, MAX_MEGAPIXELS)) for scale in DECODINGS)
+        exact, reduced = (luma_l(read_original(path, rule, scale, MAX_MEGAPIXELS)[0]) for scale in DECODINGS)
         if not np.array_equal(exact, reduced):
             rows.append((path.name, psnr(exact, reduced)))
     numbers = [number for _, number in rows]

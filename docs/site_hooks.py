@@ -12,8 +12,8 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from srcnn.commands.training import CONFIG_CLASSES, schema_of
-from srcnn.runtime.config_schema import keys
+from srcnn.commands.training import CONFIG_CLASSES, config_class, schema_of
+from srcnn.runtime.config_help import settings_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}  # files of the root that are pages
@@ -48,11 +48,12 @@ def mend_links(markdown: str, folder: Path, repository: str) -> str:
 
 
 def _table(kind: str) -> str:
-    """The keys of a kind of config with their types, defaults and texts."""
-    lines = ["| key | type | default | |", "|---|---|---|---|"]
-    for key in keys(schema_of(kind)):
-        name, kind_of_value, default, text = (part.replace("|", r"\|") for part in key)
-        lines.append(f"| `{name}` | {kind_of_value} | `{default}` | {text} |")
+    """The keys of a kind of config with what to give for them, their defaults and texts, as `--help-all` has them."""
+    lines = ["| key | value | default | |", "|---|---|---|---|"]
+    for setting in settings_of(config_class(kind)):
+        key, default, text, expected = (part.replace("|", r"\|") for part in (
+            setting.key, setting.default, setting.text, setting.expected))
+        lines.append(f"| `{key}` | {expected} | `{default}` | {text} |")
     return "\n".join(lines)
 
 

@@ -142,9 +142,10 @@ def train_on(shards: Path, run: Path) -> None:
 
 def conclude(own: Path | None, picture: Path, shards: Path, run: Path) -> None:
     """The gain, where to look, what to do next."""
-    from srcnn.tracking.history import read_metrics
+    from srcnn.tracking.history import best_validation, read_metrics
 
-    best = max((point for point in read_metrics(run) if "val/psnr" in point), key=lambda point: point["val/psnr"])
+    best = best_validation(read_metrics(run))
+    assert best
     photos = "Photos kept out of the training" if own else "Drawn photos kept out of the training"
     print(f"\n{photos}, as JPEGs of quality {JPEG_QUALITY}: PSNR {best['val/psnr_in']:.2f} dB, "
           f"restored by the network trained here {best['val/psnr']:.2f} dB: a gain of {best['val/gain']:+.2f} dB.")

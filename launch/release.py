@@ -9,7 +9,6 @@ classic5, live1_color in RGB and city20; a scale: set5, set14 and bsd100 by the 
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,7 +17,8 @@ from srcnn.models.weights import load_model, save_model
 from srcnn.restoration.model_cards import make_card, to_markdown
 from srcnn.runtime.files import write_json
 from srcnn.runtime.strict_yaml import read_yaml
-from srcnn.tracking.history import METRICS, STEP_KEY, read_metrics
+from srcnn.tracking.history import METRICS, STEP_KEY, best_validation, read_metrics
+from srcnn.training.machine import commit
 
 
 def main() -> int:
@@ -32,10 +32,9 @@ def main() -> int:
     if options.half:
         model.half().float()
     card = make_card(model, read_yaml(options.run / "config.yaml"), options.photos, commit())
-    has_metrics = (options.run / METRICS).is_file()
-    validations = [point for point in read_metrics(options.run) if "val/psnr" in point] if has_metrics else []
-    if validations:  # the best checkpoint of a run that is not at its end has seen fewer than `total_samples`
-        card["samples_seen"] = int(max(validations, key=lambda point: point["val/psnr"])[STEP_KEY])
+    points = read_metrics(options.run) if (options.run / METRICS).is_file() else []
+    if best := best_validation(points):  # before the end of a run its checkpoint has seen less than `total_samples`
+        card["samples_seen"] = int(best[STEP_KEY])
     options.out.mkdir(parents=True, exist_ok=True)
     name = options.run.resolve().name
     save_model(model, options.out / f"{name}.safetensors", half=options.half)
@@ -43,11 +42,6 @@ def main() -> int:
     (options.out / f"{name}.md").write_text(text := to_markdown(name, model, card), encoding="utf-8")
     print(text)
     return 0
-
-
-def commit() -> str:
-    """The current commit, marked "-dirty" where the tree has changes."""
-    return subprocess.check_output(["git", "describe", "--always", "--dirty", "--abbrev=12"], text=True).strip()
 
 
 if __name__ == "__main__":

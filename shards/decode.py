@@ -28,11 +28,6 @@ Decode = Literal["exact", "reduced"]
 MIN_REDUCED_SIZE = 1.4
 
 
-def read_clean(path: Path, rule: Resize, scale: Decode, max_megapixels: float) -> np.ndarray:
-    """The clean picture of `read_original`."""
-    return read_original(path, rule, scale, max_megapixels)[0]
-
-
 def read_original(
     path: Path, rule: Resize, scale: Decode, max_megapixels: float, thorough: bool = False
 ) -> tuple[np.ndarray, int | None]:

@@ -12,17 +12,9 @@ from shards.tar import member_names, scan_tar
 from shards.workers import WorkerPool
 from srcnn.commands.parser import CommandParser
 from srcnn.data.index import INDEX, encode_index, hash_entries, index_file
-from srcnn.data.manifest import (
-    MANIFEST,
-    Manifest,
-    Shard,
-    ShardError,
-    decode_picture,
-    library_versions,
-    read_manifest,
-)
+from srcnn.data.manifest import MANIFEST, Manifest, Shard, ShardError, decode_picture, library_versions, read_manifest
 from srcnn.runtime.errors import UserError
-from srcnn.runtime.files import atomic_file, sha256_of
+from srcnn.runtime.files import sha256_of, write_file
 from srcnn.runtime.parallel import num_cores
 from srcnn.runtime.storage import Folder
 from srcnn.runtime.untrusted import MAX_TILE_SIDE, InvalidInput, check_name
@@ -96,8 +88,7 @@ def index_folder(
     entries = np.concatenate([entries for _, entries, _ in results])
     if not len(entries):
         raise ShardError(f"{folder}: the shards contain no pairs")
-    with atomic_file(folder / INDEX) as file:
-        file.write(encode_index(entries))
+    write_file(folder / INDEX, encode_index(entries))
     manifest = Manifest(
         split=folder.resolve().name,
         tile_shape=shape,

@@ -280,6 +280,6 @@ def write_index(
                 entries = existing_index.shard_entries(numbers[shard])
             else:
                 with folder.local_copy(shard.name) as path:
-                    entries = index_tar(path, members)[0]
+                    entries = index_tar(path, members)
             file.write(entries.tobytes())
     return index_file(num_samples)

@@ -23,18 +23,8 @@ from srcnn.runtime.errors import UserError
 from srcnn.runtime.untrusted import MAX_TILE_SIDE
 
 # Keys that do not change the shards, only where they are and how fast they are made.
-KEYS_WITHOUT_EFFECT = (
-    "photos",
-    "pairs",
-    "val",
-    "out",
-    "num_workers",
-    "executor",
-    "allow_refused",
-    "num_sheet_pairs",
-    "max_megapixels",
-    "check_originals",
-)
+KEYS_WITHOUT_EFFECT = ("photos", "pairs", "val", "out", "num_workers", "executor", "allow_refused", "num_sheet_pairs",
+                       "max_megapixels", "check_originals")
 # Keys that older versions did not have, and the value that corresponds to them; not part of the identity at this value.
 ADDED_KEYS = {"decode": "exact", "contents": "pairs"}
 MAX_JPEG_SIDE = 65500  # pixels; JPEG_MAX_DIMENSION of libjpeg

@@ -83,16 +83,16 @@ def write_tar(
         return Shard(name, len(mapped), sha256, len(entries), hash_entries(entries)), entries
 
 
-def index_tar(path: Path, members: tuple[str, ...]) -> tuple[np.ndarray, list[str]]:
-    """The index entries and the keys of a shard's samples; `members` are the file extensions of a sample's members.
+def index_tar(path: Path, members: tuple[str, ...]) -> np.ndarray:
+    """The index entries of a shard's samples; `members` are the file extensions of a sample's members.
 
     Raises:
         ShardError: not a complete plain tar, samples that lack a member, repeated keys; names all of them.
     """
-    _, entries, keys, problems = scan_tar(path, members)
+    _, entries, _, problems = scan_tar(path, members)
     if problems:
         raise ShardError("\n".join(problems))
-    return entries, keys
+    return entries
 
 
 def scan_tar(path: Path, members: tuple[str, ...]) -> tuple[memoryview, np.ndarray, list[str], list[str]]:

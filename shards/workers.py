@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from srcnn.data.manifest import library_versions
 from srcnn.runtime.errors import UserError
+from srcnn.runtime.extras import extra
 from srcnn.runtime.parallel import in_order
 
 MAX_SUBMITTED = 4096  # chunks of tasks: enough for a cluster, and little memory for its scheduler
@@ -155,13 +156,11 @@ def dask_executor(address: str) -> Iterator[Executor]:
     that kills three (`distributed.scheduler.allowed-failures`) fails. Workers may join and leave.
 
     Raises:
-        ValueError: Dask is not installed.
+        UserError: Dask is not installed.
         ShardsFailed: the scheduler or its workers cannot be reached, or were lost.
     """
-    try:
+    with extra("cluster"):
         import distributed
-    except ImportError as error:
-        raise UserError(f"{address}: needs Dask: pip install 'srcnn[cluster]'") from error
     try:
         client = distributed.Client(  # type: ignore[no-untyped-call]  # Dask has few types
             address, timeout=SCHEDULER_SECONDS, set_as_default=False)

@@ -24,15 +24,7 @@ from srcnn.photos.degradation import crop_to_multiple, degrade
 from srcnn.photos.file_kinds import NAMES
 from srcnn.photos.jpeg_quality import jpeg_save_of
 from srcnn.photos.metrics import psnr
-from srcnn.photos.reading import (
-    SUFFIXES,
-    PhotoRefused,
-    find_photos,
-    luma_l,
-    open_image,
-    read_photo,
-    upright_size,
-)
+from srcnn.photos.reading import SUFFIXES, PhotoRefused, find_photos, luma_l, open_image, read_photo, upright_size
 from srcnn.runtime import files
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.parallel import num_cores
@@ -49,7 +41,7 @@ class Summary(NamedTuple):
     manifests: dict[str, Manifest]
     num_ignored_files: int
     num_new_shards: int
-    resized: plan.ResizedPhotos = plan.ResizedPhotos(0, 0, 0, 0, 0)
+    resized: plan.ResizedPhotos
 
 
 def make_shards(config: ShardsConfig, show_progress: bool = True, executor: Executor | None = None) -> Summary:
@@ -68,16 +60,11 @@ def make_shards(config: ShardsConfig, show_progress: bool = True, executor: Exec
             return make_shards(config, show_progress, executor)
     sources, num_ignored = list_sources(config)
     with WorkerPool(min(config.num_workers or num_cores(), len(sources)), executor) as workers:
-        manifests, num_new_shards, resized = fill_output(config, sources, workers, show_progress)
-    return Summary(manifests, num_ignored, num_new_shards, resized)
+        return fill_output(config, sources, workers, show_progress)._replace(num_ignored_files=num_ignored)
 
 
-def fill_output(
-    config: ShardsConfig, sources: list[Source], workers: WorkerPool, show_progress: bool
-) -> tuple[dict[str, Manifest], int, plan.ResizedPhotos]:
-    """Makes the shards that are missing; returns the manifest of each split, the number of new shards, and what
-    resizing did.
-    """
+def fill_output(config: ShardsConfig, sources: list[Source], workers: WorkerPool, show_progress: bool) -> Summary:
+    """Makes the shards that are missing, without counting ignored files."""
     scanned = workers.map_all(partial(scan_photo, config), sources, "photos scanned", show_progress)
     tasks, refused = plan_tasks(config, scanned)
     out = open_writable(config.out)
@@ -90,7 +77,8 @@ def fill_output(
         write_shards(config, missing, workers, show_progress)
         out.prepare(output.FOLDERS)  # removes unfinished files of workers that died
         manifests = {split: output.finish_split(config, split, tasks, refused) for split in SPLITS}
-    return manifests, len(missing), plan.count_resized(config, (item for item in scanned if isinstance(item, Source)))
+    resized = plan.count_resized(config, (item for item in scanned if isinstance(item, Source)))
+    return Summary(manifests, 0, len(missing), resized)
 
 
 def plan_tasks(

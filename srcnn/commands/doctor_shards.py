@@ -20,7 +20,7 @@ from srcnn.data.photo_list import read_photo_records, read_refused
 from srcnn.data.verify import verify_shards
 from srcnn.runtime.files import TEMPORARY_PREFIX
 from srcnn.runtime.object_store import ObjectStore, ReadFailed
-from srcnn.runtime.storage import Folder, is_url, join, open_storage
+from srcnn.runtime.storage import Folder, Storage, is_url, join, open_storage
 from srcnn.training.config import TrainConfig
 from srcnn.training.setup import check_samples, open_split
 
@@ -70,7 +70,7 @@ def _damages(config: TrainConfig, split: str) -> Iterator[str]:
             yield f"{file.name}: {file.problem}"
 
 
-def _size_problems(storage: Folder | ObjectStore, manifest: Manifest) -> Iterator[str]:
+def _size_problems(storage: Storage, manifest: Manifest) -> Iterator[str]:
     """Shards that are missing or of another size; on a server, MAX_REQUESTS evenly spaced ones are checked."""
     step, num_threads = 1, 1
     if isinstance(storage, ObjectStore):
@@ -79,7 +79,7 @@ def _size_problems(storage: Folder | ObjectStore, manifest: Manifest) -> Iterato
         yield from filter(None, pool.map(partial(_size_problem, storage), manifest.shards[::step]))
 
 
-def _size_problem(storage: Folder | ObjectStore, shard: Shard) -> str:
+def _size_problem(storage: Storage, shard: Shard) -> str:
     try:
         if isinstance(storage, Folder):
             check_file_size(storage.path / shard.name, shard)
@@ -128,7 +128,7 @@ def check_refused(config: TrainConfig, splits: Mapping[str, Split]) -> Iterator[
                            "see original_quality in photos.jsonl; take better originals, or reduce them further")
 
 
-def _open(config: TrainConfig, split: str) -> Folder | ObjectStore:
+def _open(config: TrainConfig, split: str) -> Storage:
     return open_storage(join(config.shards, split), config.stream.access)
 
 

@@ -172,8 +172,13 @@ def schema_of(kind: str) -> dict[str, Any]:
     """The JSON schema of the configs of a kind of CONFIG_CLASSES."""
     from srcnn.runtime.config_schema import json_schema
 
+    return json_schema(config_class(kind))
+
+
+def config_class(kind: str) -> Any:
+    """The dataclass of a kind of CONFIG_CLASSES."""
     module, _, name = CONFIG_CLASSES[kind].rpartition(".")
-    return json_schema(getattr(importlib.import_module(module), name))
+    return getattr(importlib.import_module(module), name)
 
 
 @extra("train")

@@ -160,12 +160,10 @@ class ShardDataset:
             for shard in self.manifest.shards:
                 check_file_size(self.storage.path / shard.name, shard)
         self.tile_shape, self.num_members = self.manifest.tile_shape, len(self.manifest.members)
-        self.num_samples = self.manifest.num_samples
-        if max_samples:
-            self.num_samples = min(max_samples, self.num_samples)
+        self.num_samples = min(max_samples or self.manifest.num_samples, self.manifest.num_samples)
         if not self.num_samples:
             raise ShardError(f"{self.location}: has no samples; make shards of more photos, or give photos with --val")
-        self._starts = np.cumsum([0, *(shard.num_samples for shard in self.manifest.shards)])
+        self._starts = self.manifest.first_samples
         self._start_list: list[int] = self._starts.tolist()  # bisect is faster on a list
         self._shard_starts = np.cumsum([0, *(shard.bytes for shard in self.manifest.shards)])
         self.is_local = isinstance(self.storage, Folder)

@@ -14,8 +14,7 @@ import numpy as np
 import xxhash
 
 from srcnn.data.manifest import IndexFile, Manifest, Shard, ShardError, check_file_size, encode_npy_header
-from srcnn.runtime.object_store import ObjectStore
-from srcnn.runtime.storage import Folder
+from srcnn.runtime.storage import Folder, Storage
 
 INDEX = "index.npy"
 INDEX_DTYPE = np.dtype(
@@ -97,9 +96,9 @@ class IndexReader:
         ShardError: the index is missing or of other shards. Damaged entries are found when they are read.
     """
 
-    def __init__(self, storage: Folder | ObjectStore, manifest: Manifest) -> None:
+    def __init__(self, storage: Storage, manifest: Manifest) -> None:
         self._storage, self._manifest = storage, manifest
-        self._starts = np.cumsum([0, *(shard.num_samples for shard in manifest.shards)])
+        self._starts = manifest.first_samples
         self._is_checked = np.zeros(len(manifest.shards), bool)
         self._entries: np.ndarray | None = None  # of all shards, unless they are read shard by shard
         self.path = f"{storage.location}/{manifest.index.name}"

@@ -22,8 +22,7 @@ from PIL import Image, features
 from srcnn.photos.reading import decode, open_image, over_white
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.files import to_json
-from srcnn.runtime.object_store import ObjectStore
-from srcnn.runtime.storage import Folder
+from srcnn.runtime.storage import Folder, Storage
 from srcnn.runtime.untrusted import (
     MAX_COUNT,
     MAX_MANIFEST_BYTES,
@@ -241,6 +240,11 @@ class Manifest:
         return sum(shard.num_samples for shard in self.shards)
 
     @property
+    def first_samples(self) -> np.ndarray:
+        """The number in the split of each shard's first sample, int64; and at the end the number of all samples."""
+        return np.cumsum([0, *(shard.num_samples for shard in self.shards)])
+
+    @property
     def damage(self) -> str:
         """How the degraded tiles were made, such as "JPEG quality 20"; "" where that is not known."""
         found = self.config.get("degradation")
@@ -254,7 +258,7 @@ class Manifest:
         identity = [[shard.sha256 for shard in self.shards], list(self.tile_shape), self.encoding]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
-    def write(self, storage: Folder | ObjectStore) -> None:
+    def write(self, storage: Storage) -> None:
         """Writes manifest.json to the split's folder."""
         content = {"format": FORMAT, "version": VERSION, "num_samples": self.num_samples}
         with storage.create(MANIFEST) as file:
@@ -271,7 +275,7 @@ class Manifest:
             raise ShardError(f"{where}: damaged: {str(error)[:99]}") from error
 
 
-def read_manifest(storage: Folder | ObjectStore) -> Manifest:
+def read_manifest(storage: Storage) -> Manifest:
     """Reads and checks the manifest of a split, but not whether its shards exist.
 
     Raises:

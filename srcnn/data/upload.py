@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from huggingface_hub import HfApi
-
 from srcnn.data.index import INDEX
 from srcnn.data.manifest import MANIFEST, read_manifest
 from srcnn.data.photo_list import PHOTOS
 from srcnn.runtime.errors import UserError
-from srcnn.runtime.hub_client import card_header, check_licensed, hub_errors
+from srcnn.runtime.hub_client import card_header, check_licensed, upload_folder
 from srcnn.runtime.storage import Folder
 
 CARD = "README.md"
@@ -35,14 +33,8 @@ def push_shards(
     files = shard_files(folder)
     card = read_card(folder)
     check_licensed(card, f"write it into `license` at the top of {folder / CARD}, with where the photographs are from")
-    api = HfApi(token=token)
-    with hub_errors(repo_id, revision):
-        address = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-        if revision is not None:
-            api.create_branch(address.repo_id, repo_type="dataset", branch=revision, exist_ok=True)
-        api.upload_folder(repo_id=address.repo_id, repo_type="dataset", folder_path=folder, revision=revision,
-                          allow_patterns=[CARD, *files], commit_message="Upload shards")
-    return str(address)
+    return upload_folder(folder, repo_id, "Upload shards", private=private, token=token, revision=revision,
+                         repo_type="dataset", patterns=[CARD, *files])[0]
 
 
 def read_card(folder: Path) -> str:

@@ -12,8 +12,8 @@ import numpy as np
 from srcnn.data.index import IndexReader, entry_problem, hash_bytes
 from srcnn.data.manifest import MANIFEST, PLAN, REPAIR_HINT, SPLITS, Manifest, Shard, ShardError, read_manifest
 from srcnn.data.photo_list import read_photo_records
-from srcnn.runtime.object_store import AccessConfig, ObjectStore
-from srcnn.runtime.storage import Folder, join, open_storage
+from srcnn.runtime.object_store import AccessConfig
+from srcnn.runtime.storage import Folder, Storage, join, open_storage
 from srcnn.runtime.untrusted import read_json
 
 CHUNK_BYTES = 16 << 20
@@ -34,7 +34,7 @@ def verify_shards(location: str | Path, access: AccessConfig | None = None) -> I
         FileNotFoundError: there is no manifest.
         ShardError: a manifest cannot be read.
     """
-    found: list[tuple[Folder | ObjectStore, Manifest]] = []
+    found: list[tuple[Storage, Manifest]] = []
     for folder in (str(location), *(join(location, split) for split in SPLITS)):
         storage = open_storage(folder, access)
         try:
@@ -49,7 +49,7 @@ def verify_shards(location: str | Path, access: AccessConfig | None = None) -> I
             storage.close()
 
 
-def _verify_split(storage: Folder | ObjectStore, manifest: Manifest) -> Iterator[FileCheck]:
+def _verify_split(storage: Storage, manifest: Manifest) -> Iterator[FileCheck]:
     yield FileCheck(join(storage.location, MANIFEST), _plan_problem(storage, manifest))
     if manifest.photos:
         yield FileCheck(join(storage.location, manifest.photos.name), _photo_list_problem(storage, manifest))
@@ -61,12 +61,10 @@ def _verify_split(storage: Folder | ObjectStore, manifest: Manifest) -> Iterator
     except (OSError, ShardError) as error:
         index, problem = None, str(error)
     yield FileCheck(join(storage.location, manifest.index.name), problem)
-    first_sample = 0
-    for number, shard in enumerate(manifest.shards):
+    for number, (shard, first_sample) in enumerate(zip(manifest.shards, manifest.first_samples.tolist())):
         entries = index.shard_entries(number) if index else None
         problem = _shard_problem(storage, manifest, shard, entries, first_sample)
         yield FileCheck(join(storage.location, shard.name), problem)
-        first_sample += shard.num_samples
     if isinstance(storage, Folder):
         known = {shard.name for shard in manifest.shards}
         for path in sorted(storage.path.glob("*.tar")):
@@ -74,7 +72,7 @@ def _verify_split(storage: Folder | ObjectStore, manifest: Manifest) -> Iterator
                 yield FileCheck(str(path), "is not in the manifest; remove it, or make or index the shards again")
 
 
-def _plan_problem(storage: Folder | ObjectStore, manifest: Manifest) -> str:
+def _plan_problem(storage: Storage, manifest: Manifest) -> str:
     """How the manifest's config differs from that of the plan beside the splits, if there is one."""
     plan = storage.path.parent / PLAN if isinstance(storage, Folder) else None
     if plan is None or not plan.is_file():
@@ -90,7 +88,7 @@ def _plan_problem(storage: Folder | ObjectStore, manifest: Manifest) -> str:
     return f"has another config than {plan} ({values}); make the shards again"
 
 
-def _photo_list_problem(storage: Folder | ObjectStore, manifest: Manifest) -> str:
+def _photo_list_problem(storage: Storage, manifest: Manifest) -> str:
     surplus = {shard.name: shard.num_samples for shard in manifest.shards}
     try:
         for photo in read_photo_records(storage, manifest):
@@ -105,7 +103,7 @@ def _photo_list_problem(storage: Folder | ObjectStore, manifest: Manifest) -> st
 
 
 def _shard_problem(
-    storage: Folder | ObjectStore, manifest: Manifest, shard: Shard, entries: np.ndarray | None, first_sample: int
+    storage: Storage, manifest: Manifest, shard: Shard, entries: np.ndarray | None, first_sample: int
 ) -> str:
     """What is wrong with a shard; `entries` is None if the index cannot be used."""
     if isinstance(storage, Folder):
@@ -146,7 +144,7 @@ def _size_problem(path: Path, shard: Shard, entries: np.ndarray | None, first_sa
     return f"has {size} bytes{lost}; the manifest says {shard.bytes} bytes. Copy it again"
 
 
-def _damaged_samples(storage: Folder | ObjectStore, shard: Shard, entries: np.ndarray) -> list[int]:
+def _damaged_samples(storage: Storage, shard: Shard, entries: np.ndarray) -> list[int]:
     """The numbers within the shard of the samples whose hash is not the one in the index."""
     spans = zip(entries["start"].tolist(), entries["bytes"].tolist(), strict=True)
     contents = (storage.read_range(shard.name, start, start + size, shard.bytes) for start, size in spans)

@@ -18,7 +18,7 @@ from srcnn.models import hub_files
 from srcnn.models.weight_files import config_differs, find_weights, read_weights, write_weights
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.extras import extra
-from srcnn.runtime.files import atomic_file, write_json
+from srcnn.runtime.files import write_file, write_json
 from srcnn.runtime.plugins import NotRegistered, Registry
 from srcnn.runtime.run_folder import check_run_folder
 from srcnn.runtime.settings import plain
@@ -152,7 +152,7 @@ class Network(nn.Module):
         """The weights without centering, as files hold them: with a tensor of one element, 1, named after each of
         `marks` that is set, so that the tensors alone tell the network.
         """
-        state: dict[str, torch.Tensor] = self.without_centering().cpu().state_dict()
+        state: dict[str, torch.Tensor] = self.without_centering().state_dict()
         state.update((mark, torch.ones(1)) for mark in self.marks if getattr(self.config, mark))
         return state
 
@@ -276,8 +276,7 @@ class Network(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         write_weights(folder / hub_files.MODEL, self.saved_state(), self.about)
         write_json(folder / hub_files.CONFIG, {"model_type": hub_files.MODEL_TYPE, **self.about})
-        with atomic_file(folder / hub_files.CARD) as file:
-            file.write(text.encode())
+        write_file(folder / hub_files.CARD, text.encode())
 
     def push_to_hub(
         self, repo_id: str, *, private: bool = False, token: str | bool | None = None,
@@ -294,15 +293,14 @@ class Network(nn.Module):
             UserError, OSError: as `save_pretrained`.
         """
         with extra("hub"):
-            from srcnn.models import hub
-            from srcnn.runtime.hub_client import check_licensed
+            from srcnn.runtime.hub_client import check_licensed, upload_folder
 
         with TemporaryDirectory() as temporary:
             folder = Path(temporary)
             self.save_pretrained(folder, card=card, run=run, license=license)
             check_licensed((folder / hub_files.CARD).read_text(encoding="utf-8"),
                            'give license="mit" or another, or a card with it in the header')
-            return hub.upload(folder, repo_id, private, token, commit_message, revision)
+            return upload_folder(folder, repo_id, commit_message, private=private, token=token, revision=revision)[1]
 
     def _whole_card(self, card: str | Path | None, run: str | Path | None, license: str | None) -> str:
         """The card and its header."""

@@ -19,7 +19,7 @@ from srcnn.models.base import Network
 from srcnn.models.unet import to_luma
 from srcnn.photos.jpeg_quality import CONDITION_SIZE
 from srcnn.runtime.errors import UserError
-from srcnn.runtime.files import atomic_file
+from srcnn.runtime.files import write_file
 from srcnn.runtime.torch_internals import sizes_of_one_are_dynamic
 
 TOLERANCE = 1e-5  # absolute for pixels in [0, 1], relative beyond
@@ -117,8 +117,7 @@ def export_onnx(
     function = _in_onnxruntime(content)
     difference = None if function is None else _largest_difference(
         whole, function, shape, path, plain.conditioned, tolerance)
-    with atomic_file(path) as file:
-        file.write(content)
+    write_file(path, content)
     return difference
 
 
@@ -148,8 +147,7 @@ def export_torch(
     buffer.seek(0)
     function = torch.export.load(buffer).module()
     difference = _largest_difference(whole, function, (channels, side), path, plain.conditioned)
-    with atomic_file(path) as file:
-        file.write(buffer.getbuffer())
+    write_file(path, buffer.getbuffer())
     return difference
 
 

@@ -1,4 +1,4 @@
-"""Downloads networks from the Hugging Face hub, and uploads them.
+"""Downloads networks from the Hugging Face hub.
 
 Only model.safetensors and config.json are downloaded, up to a maximum size; no pickle is read, and nothing executed.
 """
@@ -8,29 +8,15 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_download
+from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from srcnn.models.hub_files import CARD, CONFIG, MAX_BYTES, MODEL, without_weights
+from srcnn.models.hub_files import MAX_BYTES, MODEL, without_weights
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.hub_client import hub_errors
 
 HUB_SECONDS = 10.0  # timeout of the first request; the client alone would retry for minutes
 logger = logging.getLogger(__name__)
-
-
-def upload(
-    folder: Path, repo_id: str, private: bool, token: str | bool | None, commit_message: str, revision: str | None
-) -> str:
-    """Uploads weights, config and card of a folder in one commit and returns its URL; see `Network.push_to_hub`."""
-    api = HfApi(token=token)
-    with hub_errors(repo_id, revision):
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id  # adds a missing owner
-        if revision is not None:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        files = [CommitOperationAdd(name, folder / name) for name in (MODEL, CONFIG, CARD)]
-        commit = api.create_commit(repo_id, files, commit_message=commit_message, revision=revision)
-        return str(commit.commit_url)
 
 
 def download(

@@ -366,7 +366,7 @@ def _summary(config: UNetConfig) -> str:
 
 
 def to_luma(rgb: torch.Tensor) -> torch.Tensor:
-    """(..., 3, H, W) RGB -> (..., 1, H, W) Y, in the same range."""
+    """(..., 3, H, W) RGB -> (..., 1, H, W) Y, in the same range: Pillow's "L" without rounding."""
     red, green, blue = rgb.chunk(3, -3)
     return LUMA_WEIGHTS[0] * red + LUMA_WEIGHTS[1] * green + LUMA_WEIGHTS[2] * blue
 

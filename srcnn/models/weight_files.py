@@ -21,7 +21,7 @@ from safetensors.torch import save as safetensors_bytes
 
 from srcnn.runtime.credentials import without_credentials
 from srcnn.runtime.errors import UserError
-from srcnn.runtime.files import atomic_file
+from srcnn.runtime.files import write_file
 from srcnn.runtime.run_folder import is_inside
 from srcnn.runtime.torch_internals import state_note
 from srcnn.runtime.untrusted import InvalidInput, open_regular, parse_json
@@ -68,16 +68,14 @@ def write_weights(
         if half and not torch.isfinite(tensor).all():
             raise UserError(f"{path}: {name} has values too large for float16; write float32")
     header = {"format": "pt", "srcnn": json.dumps(about), **(metadata or {})}
-    with atomic_file(path) as file:
-        file.write(safetensors_bytes(tensors, header))
+    write_file(path, safetensors_bytes(tensors, header))
 
 
 def save_tensors(content: Any, path: str | Path) -> None:
     """torch.save through memory, so that a full disk is an OSError and not an error of torch's cleaning up."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    with atomic_file(path) as file:
-        file.write(buffer.getbuffer())
+    write_file(path, buffer.getbuffer())
 
 
 def read_weights(path: Path) -> tuple[State, dict[str, Any]]:

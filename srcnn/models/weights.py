@@ -52,9 +52,7 @@ def initialize(model: Network, how: Initialization, seed: int) -> None:
         nn.init.constant_(model.last_layer.get_parameter("bias"), CENTRE)
 
 
-def save_model(
-    model: Network, path: str | Path, metadata: Mapping[str, str] | None = None, half: bool = False
-) -> None:
+def save_model(model: Network, path: str | Path, metadata: Mapping[str, str] | None = None, half: bool = False) -> None:
     """Writes weights without centering as safetensors, with the model's config and `metadata` in the file's header.
 
     With `half` they are stored as float16, half the size; `load_model` gives float32 again.

@@ -74,11 +74,6 @@ def tile_psnr(clean: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return (-10 * mean_square.log10()).clamp(max=IDENTICAL_PSNR)
 
 
-def luma(pixels: torch.Tensor) -> torch.Tensor:
-    """(N, 3, H, W) RGB -> (N, 1, H, W) luma of ITU-R BT.601, full range: Pillow's "L" without rounding."""
-    return 0.299 * pixels[:, :1] + 0.587 * pixels[:, 1:2] + 0.114 * pixels[:, 2:]
-
-
 def ssim(clean: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """(N, C, H, W) in [0, 1] -> (N,) float64: mean SSIM. Raises ValueError if a side is below 11 pixels.
 

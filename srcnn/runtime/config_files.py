@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from srcnn.runtime.errors import UserError
-from srcnn.runtime.files import atomic_file
+from srcnn.runtime.files import write_file
 
 _PACKAGE = Path(__file__).parents[1]
 # In a checkout they lie beside srcnn/, and setup.py installs them within it.
@@ -37,6 +37,5 @@ def copy_config(name: str, folder: Path) -> Path:
     if target.exists():
         raise UserError(f"{target} exists already, and is not overwritten")
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_file(target) as file:
-        file.write((CONFIGS / name).read_bytes())
+    write_file(target, (CONFIGS / name).read_bytes())
     return target

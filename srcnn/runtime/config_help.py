@@ -41,7 +41,7 @@ class Setting(NamedTuple):
 def settings_of(config_class: Any, prefix: str = "") -> Iterator[Setting]:
     """The settings of a config dataclass and of those in it, in their order."""
     texts = {name: text for each in reversed(config_class.__mro__)  # a subclass explains its own fields only
-             for name, text in _texts(each.__doc__ or "").items()}
+             for name, text in texts_of(each.__doc__ or "").items()}
     hints = get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
         key = f"{prefix}{field.name}"
@@ -52,7 +52,8 @@ def settings_of(config_class: Any, prefix: str = "") -> Iterator[Setting]:
         yield Setting(key, _kinds(hints[field.name]), texts.get(field.name, ""), _as_yaml(default))
 
 
-def _texts(docstring: str) -> dict[str, str]:
+def texts_of(docstring: str) -> dict[str, str]:
+    """What a docstring says of each argument, on one line."""
     return {each.arg_name: " ".join((each.description or "").split())
             for each in docstring_parser.parse(docstring, docstring_parser.DocstringStyle.GOOGLE).params}
 

@@ -14,7 +14,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from queue import Empty, Queue
 from typing import Any, TypeVar, cast
 
 import psutil
@@ -23,6 +22,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # it does not list them
 
 from srcnn.runtime.errors import EXPECTED
+from srcnn.runtime.parallel import call_with_timeout
 from srcnn.runtime.signals import StopRequested, exit_now
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}  # Accelerate's
@@ -225,21 +225,10 @@ def _family(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
-def addresses_of(host: str, seconds: float = RESOLVE_SECONDS) -> list[str]:
-    """The addresses of a name. Raises OSError where there is none or no answer in time."""
-    answers: Queue[list[str] | OSError] = Queue()
-
-    def resolve() -> None:
-        try:
-            answers.put([str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)])
-        except OSError as error:
-            answers.put(error)
-
-    threading.Thread(target=resolve, daemon=True).start()  # the system's own wait can be minutes and has no limit
-    try:
-        answer = answers.get(timeout=seconds)
-    except Empty:
-        raise TimeoutError(f"no answer within {seconds:g} s") from None
-    if isinstance(answer, OSError):
-        raise answer
-    return answer
+def addresses_of(host: str) -> list[str]:
+    """The addresses of a name. Raises OSError where there is none or no answer in RESOLVE_SECONDS."""
+    try:  # the system's own wait can be minutes and has no limit
+        entries = call_with_timeout(lambda: socket.getaddrinfo(host, None, type=socket.SOCK_STREAM), RESOLVE_SECONDS)
+    except UnicodeError as error:
+        raise OSError(f"not a host name: {error}") from error
+    return [str(entry[4][0]) for entry in entries]

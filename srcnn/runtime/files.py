@@ -14,6 +14,7 @@ import re
 import secrets
 import stat
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -111,9 +112,14 @@ def to_json(content: Any) -> bytes:
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_file(path: str | Path, content: bytes | memoryview) -> None:
+    """Writes a file whole or not at all, see `atomic_file`."""
     with atomic_file(path) as file:
-        file.write(to_json(content))
+        file.write(content)
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_file(path, to_json(content))
 
 
 def sha256_of(path: Path) -> str:
@@ -129,8 +135,8 @@ class OpenFile:
     """A file descriptor that is closed with the last reference to it, so that threads can share it."""
 
     def __init__(self, path: Path, flags: int = os.O_RDONLY) -> None:
-        self.fd = -1  # for `__del__`, where the next line fails
         self.fd = os.open(path, flags, 0o666)
+        weakref.finalize(self, os.close, self.fd).atexit = False  # at the exit threads may still read
 
     def pread(self, num_bytes: int, start: int) -> bytes:
         """As os.pread. The call holds a reference, so that the descriptor cannot be closed and reused meanwhile."""
@@ -140,16 +146,12 @@ class OpenFile:
         """As os.preadv."""
         return os.preadv(self.fd, buffers, start, flags)
 
-    def __del__(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-
 
 class FolderLock:
     """An exclusive lock (flock) on a folder, released when the object is deleted or the process ends in any way.
 
     Raises BlockingIOError if another process still holds it after `seconds`. Only warns where the file system or the
-    system has no locks. Some network disks grant every lock to everybody: there `claim` and `check_alone` tell.
+    system has no locks. Some network disks grant every lock to everybody: there `claim` and `check_alone` find out.
     """
 
     def __init__(self, folder: Path, seconds: float) -> None:

@@ -1,14 +1,15 @@
-"""The errors of the Hugging Face hub's client in words, and the licence that an upload needs."""
+"""Uploads to the Hugging Face hub: the licence that they need, and the errors of the hub's client in words."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -49,6 +50,24 @@ def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
                                   "(`hf auth login`, or token=)") from error
         detail = " ".join(str(reason).split())[:200] or type(reason).__name__
         raise ConnectionError(f"cannot reach {hub}, or it failed ({detail})") from error
+
+
+def upload_folder(
+    folder: Path, repo_id: str, message: str, *, private: bool, token: str | bool | None, revision: str | None,
+    repo_type: str | None = None, patterns: list[str] | None = None,
+) -> tuple[str, str]:
+    """Uploads a folder (of it what fits one of `patterns`) in one commit; returns the URLs of repository and commit.
+
+    A missing repository (private if `private`) or branch `revision` is created. Raises as `hub_errors`.
+    """
+    api = HfApi(token=token)
+    with hub_errors(repo_id, revision):
+        address = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)  # adds a missing owner
+        if revision is not None:
+            api.create_branch(address.repo_id, repo_type=repo_type, branch=revision, exist_ok=True)
+        commit = api.upload_folder(repo_id=address.repo_id, repo_type=repo_type, folder_path=folder, revision=revision,
+                                   allow_patterns=patterns, commit_message=message)
+    return str(address), str(commit.commit_url)
 
 
 def card_header(card: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import IO, Any, TypeVar
 
 from srcnn.runtime.credentials import without_credentials
 from srcnn.runtime.errors import UserError
+from srcnn.runtime.extras import extra
 
 WRITABLE_SCHEMES = ("s3", "gs", "az")
 SCHEMES = ("http", "https", *WRITABLE_SCHEMES)
@@ -67,12 +68,9 @@ class ObjectStore:
     """
 
     def __init__(self, url: str, access: AccessConfig) -> None:
-        try:
+        with extra("remote"):
             import obstore
             from obstore.store import from_url
-        except ImportError as error:
-            hint = "object stores need the package obstore: pip install 'srcnn[remote]'"
-            raise UserError(f"{without_secrets(url)}: {hint}") from error
         self.location = without_secrets(url).rstrip("/")
         self.access = access
         self._closed, self._process = threading.Event(), os.getpid()

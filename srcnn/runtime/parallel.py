@@ -1,4 +1,4 @@
-"""Work in parallel: how many cores there are, and pools whose results come in the order of the inputs."""
+"""Work in parallel: how many cores there are, pools whose results come in the order of the inputs, a time limit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from threading import Barrier
+from threading import Barrier, Thread
 from typing import TypeVar
 
 from srcnn.runtime import signals
@@ -35,10 +35,7 @@ def let_waiting_threads_sleep() -> None:
 
 
 def in_order(
-    pool: Executor | None,
-    function: Callable[[ItemT], ResultT],
-    items: Iterable[ItemT],
-    ahead: int,
+    pool: Executor | None, function: Callable[[ItemT], ResultT], items: Iterable[ItemT], ahead: int,
     result_of: Callable[[Future[ResultT]], ResultT] = Future.result,
 ) -> Generator[ResultT, None, None]:
     """Yields `function(item)` for each item, in their order; an exception of the function is raised at its turn.
@@ -82,6 +79,22 @@ def result_or_stop(future: Future[ResultT]) -> ResultT:
     while not (future.done() or wait([future], POLL_SECONDS).done):
         if stop := signals.stop_requested():
             raise stop
+    return future.result()
+
+
+def call_with_timeout(work: Callable[[], ResultT], seconds: float) -> ResultT:
+    """`work()`, in a thread that is left behind if it takes longer. Raises TimeoutError then."""
+    future: Future[ResultT] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=run, name="with a timeout", daemon=True).start()
+    if not wait([future], seconds).done:
+        raise TimeoutError(f"no answer within {seconds:g} s")
     return future.result()
 
 

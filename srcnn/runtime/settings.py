@@ -8,7 +8,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -55,11 +55,11 @@ def parse(
             load_plugins(plugins)
         except UserError as error:
             parser.error(str(error))
-    arguments = _with_values(arguments, booleans)
-    arguments = _with_shipped_configs(arguments)
+    arguments, files = _with_config_paths(_with_values(arguments, booleans))
     try:
-        for file in _config_files(arguments):
-            _check_groups(config_class, read_yaml(file), f"{file}: ")
+        for path in files:
+            if (file := Path(os.path.expanduser(path))).exists():
+                _check_groups(config_class, read_yaml(file), f"{file}: ")
         values = vars(parser.instantiate(parser.parse_args(arguments)))
         if empty := [field.name for field in fields if values[field.name] is None and "None" not in str(field.type)]:
             parser.error(f"{empty[0]} has no value")
@@ -84,12 +84,18 @@ def _without_plugins(program: str, arguments: list[str]) -> tuple[list[str], lis
     return others, found.plugins
 
 
-def _config_files(arguments: list[str]) -> Iterator[Path]:
-    """The existing files among the values of `--config`."""
-    for argument, following in zip(arguments, [*arguments, ""][1:]):
-        key, _, value = argument.partition("=")
-        if key == "--config" and (file := Path(os.path.expanduser(value or following))).exists():
-            yield file
+def _with_config_paths(arguments: list[str]) -> tuple[list[str], list[Path]]:
+    """The arguments with the paths of shipped configs in place of their names, where no file has such a name; and the
+    paths of all configs.
+    """
+    result, files = [], []
+    for before, argument in zip(["", *arguments], arguments):
+        option = "--config=" if argument.startswith("--config=") else ""
+        if option or before == "--config":
+            files.append(find_config(argument.removeprefix(option)))
+            argument = f"{option}{files[-1]}"
+        result.append(argument)
+    return result, files
 
 
 def _check_groups(kind: Any, values: Mapping[str, Any], where: str) -> None:
@@ -105,16 +111,6 @@ def _check_groups(kind: Any, values: Mapping[str, Any], where: str) -> None:
             raise UserError(f"{where}{key}: expected keys and values: a config file names no other file")
         if name in groups:
             _check_groups(groups[name], {rest: value} if dot else value, f"{where}{name}.")
-
-
-def _with_shipped_configs(arguments: list[str]) -> list[str]:
-    """The paths of shipped configs in place of their names, where no file has such a name."""
-    result: list[str] = []
-    for before, argument in zip(["", *arguments], arguments):
-        key, equals, value = argument.partition("=") if argument.startswith("--config=") else ("", "", argument)
-        is_config = bool(equals) or before == "--config"
-        result.append(f"{key}{equals}{find_config(value)}" if is_config else argument)
-    return result
 
 
 def _with_values(arguments: list[str], booleans: set[str]) -> list[str]:
@@ -159,8 +155,8 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def plain(value: Any) -> Any:
-    """A nested value with its tuples as lists, as YAML and JSON read it back."""
+def plain(value: Any, leaf: Callable[[Any], Any] = lambda it: it) -> Any:
+    """A nested value with its tuples as lists, as YAML and JSON read it back, and what is no dict or list by `leaf`."""
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: plain(item, leaf) for key, item in value.items()}
+    return [plain(item, leaf) for item in value] if isinstance(value, (list, tuple)) else leaf(value)

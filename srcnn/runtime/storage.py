@@ -10,7 +10,7 @@ import mmap
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -42,7 +42,7 @@ def is_within(inner: str, outer: str) -> bool:
     return Path(inner).expanduser().resolve().is_relative_to(Path(outer).expanduser().resolve())
 
 
-def open_storage(location: str | Path, access: AccessConfig | None = None) -> Folder | ObjectStore:
+def open_storage(location: str | Path, access: AccessConfig | None = None) -> Storage:
     """Opens a folder or, with the settings in `access`, a URL.
 
     Raises:
@@ -51,7 +51,7 @@ def open_storage(location: str | Path, access: AccessConfig | None = None) -> Fo
     return _open(str(location), SCHEMES, access)
 
 
-def open_writable(location: str) -> Folder | ObjectStore:
+def open_writable(location: str) -> Storage:
     """Opens a folder, or a URL that can also be written and listed.
 
     Raises:
@@ -60,7 +60,7 @@ def open_writable(location: str) -> Folder | ObjectStore:
     return _open(location, WRITABLE_SCHEMES)
 
 
-def _open(location: str, schemes: Sequence[str], access: AccessConfig | None = None) -> Folder | ObjectStore:
+def _open(location: str, schemes: Sequence[str], access: AccessConfig | None = None) -> Storage:
     scheme, colon, _ = location.partition(":")
     if not is_url(location) and not (scheme == "pipe" and colon):
         return Folder(Path(location))
@@ -90,9 +90,7 @@ class Folder:
             raise ReadFailed(f"{self.path / name}: ends before byte {stop}")
         return content
 
-    def read_records(
-        self, records: Sequence[Record], spans: Sequence[slice], num_bytes: int, check: Check
-    ) -> None:
+    def read_records(self, records: Sequence[Record], spans: Sequence[slice], num_bytes: int, check: Check) -> None:
         """Reads records of `num_bytes` each, and copies the byte ranges `spans` of each into its buffers.
 
         Records in the page cache are read first, by one thread at a time: such a read takes microseconds, and threads
@@ -164,11 +162,9 @@ class Folder:
         """The path of a local file with the content of this one: the file itself."""
         yield self.path / name
 
-    @contextmanager
-    def create(self, name: str) -> Iterator[IO[bytes]]:
+    def create(self, name: str) -> AbstractContextManager[IO[bytes]]:
         """A binary file to write and read; it gets its name at the end, and is deleted on an error."""
-        with atomic_file(self.path / name) as file:
-            yield file
+        return atomic_file(self.path / name)
 
     def remove(self, names: Iterable[str]) -> None:
         for name in names:

@@ -64,14 +64,14 @@ def open_regular(path: Path, max_bytes: int = MAX_COUNT, *, follow: bool = True,
         raise
 
 
-def parse_json(content: str | bytes, object_hook: Any = None) -> Any:
+def parse_json(content: str | bytes) -> Any:
     """Parses JSON. Raises ValueError if it is invalid, too long, nested too deeply, or has integers of over 64 bits."""
     brackets: Any = ("{", "[") if isinstance(content, str) else (b"{", b"[")
     num_brackets = sum(content.count(bracket) for bracket in brackets)
     if len(content) > MAX_MANIFEST_BYTES or num_brackets > len(content) / _BYTES_PER_BRACKET + 1000:
         raise InvalidInput(f"{len(content)} bytes of JSON with {num_brackets} brackets, more than this program writes")
     try:
-        return json.loads(content, object_hook=object_hook, parse_int=_bounded_int)
+        return json.loads(content, parse_int=_bounded_int)
     except RecursionError as error:
         raise InvalidInput("nested too deeply") from error
 

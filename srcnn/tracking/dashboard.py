@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from srcnn.runtime.errors import UserError
+from srcnn.runtime.extras import extra
 from srcnn.tracking.history import STEP_KEY
 from srcnn.tracking.wandb_tracker import wandb_mode
 
@@ -42,12 +44,10 @@ LOADS = {
 
 
 def workspace(entity: str, project: str, name: str) -> Any:
-    """The workspace, not saved yet. Raises FileNotFoundError where wandb-workspaces is not installed."""
-    try:
+    """The workspace, not saved yet. Raises UserError if wandb-workspaces is not installed."""
+    with extra("dashboard"):
         import wandb_workspaces.reports.v2.interface as reports
         import wandb_workspaces.workspaces as workspaces
-    except ModuleNotFoundError as error:
-        raise FileNotFoundError(f"{error}: pip install 'srcnn[dashboard]'") from error
     sections = [
         workspaces.Section(name=title, is_open=True, panels=[
             reports.LinePlot(title=text, x=STEP_KEY, y=list(keys), log_y=keys[0] in LOGARITHMIC or None)
@@ -74,7 +74,7 @@ def save_workspace(entity: str, project: str, name: str) -> str:
     try:
         entity = entity or os.environ.get("WANDB_ENTITY") or wandb.Api().default_entity or ""
         return str(workspace(entity, project, name).save().url)
-    except FileNotFoundError:
+    except UserError:
         raise
     except Exception as error:  # the errors of wandb have no common base class
         raise OSError(f"{project}: the workspace could not be saved: {' '.join(str(error).split())}") from error

@@ -110,7 +110,7 @@ def parse_point(line: bytes) -> dict[str, float]:
 
 
 def _samples_of(line: bytes) -> float:
-    """The number of tiles seen at a point; infinity for a torn line, and for one that is none of a training."""
+    """The number of tiles seen at a point; infinity for a line that is torn or not a point."""
     with contextlib.suppress(UserError):
         if line.endswith(b"\n"):
             return parse_point(line)[STEP_KEY]

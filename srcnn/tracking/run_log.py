@@ -32,19 +32,9 @@ class Tracking:
     """
 
     def __init__(
-        self,
-        run: Path,
-        trackers: Sequence[str] | None,
-        config: Mapping[str, Any],
-        total_samples: int,
-        samples: int,
-        logged_samples: int,
-        run_id: str,
-        *,
-        hosts: Sequence[str] = (),
-        alerts: bool = True,
-        machine: Mapping[str, str] | None = None,
-        dataset: DatasetRecord | None = None,
+        self, run: Path, trackers: Sequence[str] | None, config: Mapping[str, Any], total_samples: int, samples: int,
+        logged_samples: int, run_id: str, *, hosts: Sequence[str] = (), alerts: bool = True,
+        machine: Mapping[str, str] | None = None, dataset: DatasetRecord | None = None,
     ) -> None:
         """
         Args:

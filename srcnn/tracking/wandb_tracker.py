@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import queue
 import shlex
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +20,8 @@ import psutil
 
 from srcnn.runtime.credentials import without_credentials
 from srcnn.runtime.errors import UserError
-from srcnn.runtime.files import atomic_file
+from srcnn.runtime.files import write_file
+from srcnn.runtime.parallel import call_with_timeout
 from srcnn.runtime.settings import flat
 from srcnn.runtime.untrusted import open_regular
 from srcnn.tracking.cluster_job import JobHistory
@@ -114,8 +113,7 @@ class Wandb(Tracker):
             return
         if self.run.offline:
             end_wandb()  # completes the file
-            with atomic_file(folder / LAST_STEP) as file:
-                file.write(b"%d\n" % (self.next_step - 1))
+            write_file(folder / LAST_STEP, b"%d\n" % (self.next_step - 1))
             return
         deadline = time.monotonic() + CONFIRM_SECONDS
         while (last := self.wandb.Api(timeout=int(CONFIRM_SECONDS)).run(path).lastHistoryStep) < self.next_step - 1:
@@ -131,22 +129,11 @@ def dataset_settings(dataset: DatasetRecord | None) -> dict[str, Any]:
 
 def send_artifact(what: str, send: Callable[[], object]) -> None:
     """Sends an artifact; warns where that fails, or takes long: wandb waits for its server without a limit."""
-    problems: queue.Queue[str] = queue.Queue()
-
-    def work() -> None:
-        try:
-            send()
-            problems.put("")
-        except Exception as error:  # whatever wandb raises
-            problems.put(" ".join(f"{type(error).__name__}: {error}".split()))
-
-    threading.Thread(target=work, name="wandb artifact", daemon=True).start()
     try:
-        problem = problems.get(timeout=ARTIFACT_SECONDS)
-    except queue.Empty:
-        problem = f"no answer within {ARTIFACT_SECONDS:.0f} s"
-    if problem:
-        logger.warning("wandb did not take %s: %s", what, without_credentials(problem))
+        call_with_timeout(send, ARTIFACT_SECONDS)
+    except Exception as error:  # whatever wandb raises
+        reason = without_credentials(" ".join(f"{type(error).__name__}: {error}".split()))
+        logger.warning("wandb did not take %s: %s", what, reason)
 
 
 def first_missing_step(folders: Sequence[Path]) -> int:

@@ -24,6 +24,7 @@ from srcnn.models.weight_files import load_plain, save_tensors
 from srcnn.models.weights import save_model, save_state_dict
 from srcnn.runtime import files
 from srcnn.runtime.errors import UserError
+from srcnn.runtime.settings import plain
 from srcnn.runtime.untrusted import read_json
 from srcnn.runtime.watchdog import warn_if_slow
 
@@ -56,11 +57,7 @@ class Snapshot:
 
 def detach_to_cpu(value: Any) -> Any:
     """The same nested dicts and lists with copies of the tensors in the host's memory."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: detach_to_cpu(item) for key, item in value.items()}
-    return [detach_to_cpu(item) for item in value] if isinstance(value, (list, tuple)) else value
+    return plain(value, lambda it: it.detach().to("cpu", copy=True) if isinstance(it, torch.Tensor) else it)
 
 
 class AsyncCheckpointWriter:
@@ -111,24 +108,21 @@ class AsyncCheckpointWriter:
         self._lock = None
 
     def _write(self, unsaved_best: Snapshot | None, snapshot: Snapshot) -> None:
-        with warn_if_slow(f"{self.run}: writing a checkpoint"):
-            self._write_both(unsaved_best, snapshot)
-
-    def _write_both(self, unsaved_best: Snapshot | None, snapshot: Snapshot) -> None:
-        if self._lock is None or not self._lock.is_held():
-            logger.warning("%s was removed or replaced; creating it again", self.run)
-            self.run.mkdir(parents=True, exist_ok=True)
-            self._lock = files.FolderLock(self.run, seconds=0)
-            self._lock.claim()
-            unsaved_best = unsaved_best or self._best
-        self._lock.check_alone()
         failure = None
-        for one in (unsaved_best, snapshot):
-            try:
-                if one is not None:
-                    save(self.run, one, self.keep)
-            except OSError as error:  # of the best: no reason not to save the latest
-                failure = error
+        with warn_if_slow(f"{self.run}: writing a checkpoint"):
+            if self._lock is None or not self._lock.is_held():
+                logger.warning("%s was removed or replaced; creating it again", self.run)
+                self.run.mkdir(parents=True, exist_ok=True)
+                self._lock = files.FolderLock(self.run, seconds=0)
+                self._lock.claim()
+                unsaved_best = unsaved_best or self._best
+            self._lock.check_alone()
+            for one in (unsaved_best, snapshot):
+                try:
+                    if one is not None:
+                        save(self.run, one, self.keep)
+                except OSError as error:  # if the best cannot be saved, the latest still may
+                    failure = error
         if failure is not None:
             raise failure
         self.written_step = snapshot.step
@@ -161,9 +155,9 @@ def save(run: Path, snapshot: Snapshot, keep: int) -> Path:
 def _fill(folder: Path, snapshot: Snapshot) -> None:
     save_model(snapshot.model, folder / MODEL, snapshot.about)
     save_tensors(dict(snapshot.training), folder / TRAINING)
-    sizes = {name: (folder / name).stat().st_size for name in (MODEL, TRAINING)}
-    hashes = {name: files.sha256_of(folder / name) for name in sizes}
-    files.write_json(folder / FILES, {name: {"bytes": sizes[name], "sha256": hashes[name]} for name in sizes})
+    listed = {path.name: {"bytes": path.stat().st_size, "sha256": files.sha256_of(path)}
+              for path in (folder / MODEL, folder / TRAINING)}
+    files.write_json(folder / FILES, listed)
     files.flush_folder(folder)
 
 
@@ -224,7 +218,7 @@ def step_of(folder: Path) -> int:
 
 
 def latest(run: Path) -> Path | None:
-    """The newest checkpoint that is whole; damaged ones are reported and skipped. None where nothing is lost.
+    """The newest checkpoint that is whole; damaged ones are reported and skipped. None if no step was saved yet.
 
     Raises:
         UserError: there are checkpoints of some steps, but none that is whole.
@@ -250,10 +244,8 @@ def find_corruption(folder: Path) -> str:
             if not path.is_file() or path.stat().st_size != entry["bytes"] or files.sha256_of(path) != entry["sha256"]:
                 return f"{name} is damaged"
         return ""
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, RecursionError) as error:
-        return f"incomplete ({error})"
-    except OSError as error:
-        if error.errno != errno.ELOOP:  # a link in a circle
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             raise
         return f"incomplete ({error})"
 

@@ -63,7 +63,7 @@ class Components:
         network: what is trained; `average`, its exponential average, or None.
         model: what a step calls: the network with its loss and scores, wrapped for all ranks.
         dataset, val_dataset: the training and the validation split.
-        optimizer_settings: what was in the optimizer's groups at its start; all else that comes is state.
+        optimizer_settings: the settings of the optimizer's groups at the start; what differs later is saved as state.
         distances: what the validation measures beside PSNR and SSIM.
         state: the counters; `meter`: what steps cost and give since the last log line.
         group: of all ranks, for messages between CPUs; None for a single one.
@@ -115,8 +115,8 @@ class Components:
         self.tracking: Tracking | None = None
 
     @property
-    def result(self) -> Network:
-        """The weights that are validated and saved."""
+    def eval_network(self) -> Network:
+        """The network with the weights that are validated and saved: the average, where there is one."""
         if self.average is None:
             return self.network
         if has_own_average(self.optimizer.optimizer):

@@ -11,6 +11,7 @@ from torch import nn
 
 from srcnn.data.loader import Batch
 from srcnn.models.base import Network
+from srcnn.models.unet import to_luma
 from srcnn.photos import metrics
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.plugins import Registry, as_kind
@@ -120,7 +121,7 @@ class LossAndScores(nn.Module):
         inner = crop(restored, self.border), crop(clean, self.border)
         loss = self.loss(*inner) * len(clean)
         if self.luma_weight:
-            loss = loss + self.luma_weight * self.loss(*map(metrics.luma, inner)) * len(clean)
+            loss = loss + self.luma_weight * self.loss(*map(to_luma, inner)) * len(clean)
         with torch.no_grad():
             psnr_in, psnr_out = (metrics.tile_psnr(clean, other).sum() for other in (degraded, restored.clamp(0, 1)))
             return loss, torch.stack([psnr_in, psnr_out, loss.double(), torch.full_like(psnr_in, len(clean))])

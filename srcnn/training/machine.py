@@ -20,12 +20,11 @@ LIBRARIES = ("torch", "accelerate", "numpy", "pillow")
 
 def describe_machine(accelerator: Accelerator, num_machines: int = 1) -> dict[str, str]:
     """Hardware, processes, precision, versions and commit of this training, by title, as people read them."""
-    ranks, precision = accelerator.num_processes, accelerator.mixed_precision
     machines = f" on {num_machines} machines" if num_machines > 1 else ""
     facts = {
         "device": device_name(accelerator.device),
-        "processes": f"{ranks}{machines}",
-        "precision": "float32" if precision == "no" else precision,
+        "processes": f"{accelerator.num_processes}{machines}",
+        "precision": precision_name(accelerator),
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
         "Python": platform.python_version(),
         "srcnn": version_of("srcnn"),
@@ -33,6 +32,10 @@ def describe_machine(accelerator: Accelerator, num_machines: int = 1) -> dict[st
         "commit": commit(),
     }
     return {title: fact for title, fact in facts.items() if fact}
+
+
+def precision_name(accelerator: Accelerator) -> str:
+    return "float32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
 
 
 def device_name(device: torch.device) -> str:
@@ -45,8 +48,8 @@ def device_name(device: torch.device) -> str:
 
 
 def busy_cores(device: torch.device) -> str:
-    """What to do where other programs take cores from PyTorch's threads: each operation waits for the last of these.
-    "" where they do not.
+    """A hint, if other programs keep some of PyTorch's threads from their cores: every operation waits for the slowest
+    thread. "" if they do not.
     """
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads == 1:
@@ -58,7 +61,7 @@ def busy_cores(device: torch.device) -> str:
 
 
 def _num_runnable() -> int:
-    """How many threads of the machine run or wait for a core a moment later; 1, this one, where no system tells."""
+    """How many threads of the machine run or wait for a core, after LOOK_SECONDS; 1, this one, if that is not known."""
     time.sleep(LOOK_SECONDS)
     with suppress(OSError, ValueError, IndexError), open("/proc/loadavg", encoding="ascii") as file:
         return int(file.read().split()[3].partition("/")[0])

@@ -26,7 +26,8 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
-        self.waited = self.tiles_before = 0.0  # tiles of an earlier process, whose time is not known
+        self.waited = 0.0  # seconds for data
+        self.tiles_before = 0.0  # of the sums: tiles of an earlier process, whose time is not known
         self.start = time.perf_counter()
         self.sums = torch.zeros(4, dtype=torch.float64, device=self.device)  # PSNR in, PSNR out, loss, tiles
 
@@ -45,7 +46,7 @@ class Meter:
         self.gradient_norm, self.learning_rate = gradient_norm, learning_rate
 
     def read(self, state: TrainState, save_overdue: bool = False) -> tuple[dict[str, float], bool]:
-        """The means over all ranks since the last restart, none of the tiles where every step was skipped; and whether
+        """The means over all ranks since the last restart (no loss and PSNR if all steps were skipped), and whether
         `save_overdue` is set on any rank, which is reduced with the sums.
         """
         seconds = time.perf_counter() - self.start

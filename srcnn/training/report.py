@@ -22,7 +22,7 @@ from srcnn.restoration.figures import COLUMNS, GAP_PIXELS, before_after, caption
 from srcnn.restoration.restore import restore
 from srcnn.runtime.credentials import without_credentials
 from srcnn.runtime.errors import UserError
-from srcnn.runtime.files import atomic_file
+from srcnn.runtime.files import atomic_file, write_file
 from srcnn.runtime.run_folder import check_run_folder
 from srcnn.runtime.settings import flat, plain
 from srcnn.runtime.storage import open_storage
@@ -32,7 +32,7 @@ from srcnn.tracking.history import STEP_KEY, Values, best_validation, read_metri
 from srcnn.training.config import TrainConfig
 from srcnn.training.report_charts import CHARTS, NOISY, draw_chart, smooth, values_of
 from srcnn.training.report_page import cards, compared, facts, html_page, section, table_of, triple
-from srcnn.training.report_scores import Pair, Scored, Scores, restored_pair, score_split, tile_of
+from srcnn.training.report_scores import Pair, ScoredPhoto, SplitScores, restored_pair, score_split, spread, tile_of
 
 LARGE, SMALL = 1200, 640  # pixels, widths of photos in the page
 MOST_STARTS = 20  # listed in the page
@@ -40,7 +40,7 @@ _WORD = re.compile(r"\w{1,40}")  # what a stranger's settings may put into a mod
 RANKS = ("largest gain", "median gain", "smallest gain")
 
 
-def write_report(run: Path, reader: ShardDataset) -> Path:
+def write_report(run: Path, dataset: ShardDataset) -> Path:
     """Writes `run`/report/ from metrics.jsonl, the best checkpoint and the validation shards; returns index.html.
 
     Raises:
@@ -52,27 +52,23 @@ def write_report(run: Path, reader: ShardDataset) -> Path:
     folder.mkdir(exist_ok=True)
     points, model = read_metrics(run), _ready(load_model(run))
     settings = read_yaml(run / "config.yaml") if (run / "config.yaml").is_file() else {}
-    scores = score_split(reader, model)
+    scores = score_split(dataset, model)
     draw_curves(points, folder)
     curves, speed = (f'<div class="two">{"".join(draw_chart(chart, points) for chart in charts)}</div>'
                      for charts in (CHARTS[:2], CHARTS[2:]))
-    body = [cards(headline(points, settings, run)), curves, *picture_sections(reader, model, scores, folder),
-            photo_table(scores), record_sections(run, settings, reader, points),
+    body = [cards(headline(points, settings, run)), curves, *picture_sections(dataset, model, scores, folder),
+            photo_table(scores), record_sections(run, settings, dataset, points),
             section("Learning rate and speed", speed)]
     num_weights = sum(parameter.numel() for parameter in model.parameters())
     subtitle = " · ".join(filter(None, (f"{model.name}, {model.summary}", f"{num_weights:,} weights",
-                                        reader.manifest.damage)))
+                                        dataset.manifest.damage)))
     table = results_table(points)
     for name, content in (("table.md", table), ("card.md", training_card(settings, points)),
                           ("scores.json", json.dumps(best_scores(points)))):
-        _write(folder / name, content)
-    _write(folder / "index.html", html_page(run.resolve().name, table, folder, "".join(body), subtitle))
+        write_file(folder / name, content.encode(errors="backslashreplace"))
+    page = html_page(run.resolve().name, table, folder, "".join(body), subtitle)
+    write_file(folder / "index.html", page.encode(errors="backslashreplace"))
     return folder / "index.html"
-
-
-def _write(path: Path, content: str) -> None:
-    with atomic_file(path) as file:
-        file.write(content.encode(errors="backslashreplace"))
 
 
 def draw_curves(points: list[dict[str, float]], folder: Path) -> None:
@@ -138,24 +134,24 @@ def time_text(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
-def picture_sections(reader: ShardDataset, model: Network, scores: Scores, folder: Path) -> list[str]:
+def picture_sections(dataset: ShardDataset, model: Network, scores: SplitScores, folder: Path) -> list[str]:
     """Photos under a slider and tiles beside each other, those that gained most, half and least; also as PNG files."""
     sections = []
     if photos := scores.photos:
         best, typical, worst = photos[0], photos[len(photos) // 2], photos[-1]
-        pair = restored_pair(reader, model, typical)
+        pair = restored_pair(dataset, model, typical)
         save_picture(before_after(*pair), folder / "photo.png")
         shown = _compared(pair, typical, RANKS[1] if len(photos) > 2 else "", LARGE)
         if len(photos) > 2:
             others = ((best, RANKS[0]), (worst, RANKS[2]))
-            shown += '<div class="two">' + "".join(
-                _compared(restored_pair(reader, model, photo), photo, rank, SMALL) for photo, rank in others) + "</div>"
+            small = (_compared(restored_pair(dataset, model, photo), photo, rank, SMALL) for photo, rank in others)
+            shown += f'<div class="two">{"".join(small)}</div>'
         sections.append(section("Before and after", shown, "Validation photos, which the network was not trained on. "
                                 "Drag the line: degraded on the left, restored on the right."))
     tiles = scores.tiles
     rows = []
     for rank, (photo, number) in zip(RANKS, (tiles[0], tiles[len(tiles) // 2], tiles[-1]), strict=True):
-        tile = tile_of(restored_pair(reader, model, photo), photo, number, reader.tile_shape[0])
+        tile = tile_of(restored_pair(dataset, model, photo), photo, number, dataset.tile_shape[0])
         rows.append((rank, tile, *photo.tiles[number]))
     save_picture(tile_rows([(tile, before, after) for _, tile, before, after in rows]), folder / "tiles.png")
     drawn = "".join(triple(tile, rank, before, after) for rank, tile, before, after in rows)
@@ -163,7 +159,7 @@ def picture_sections(reader: ShardDataset, model: Network, scores: Scores, folde
     return sections
 
 
-def _compared(pair: Pair, photo: Scored, rank: str, width: int) -> str:
+def _compared(pair: Pair, photo: ScoredPhoto, rank: str, width: int) -> str:
     title = f"{photo.name} ({rank})" if rank else photo.name
     return compared(pair, title, photo.psnr_in, photo.psnr_out, width)
 
@@ -176,7 +172,7 @@ def tile_rows(rows: Sequence[tuple[Pair, float, float]]) -> np.ndarray:
         for pair, before, after in rows])
 
 
-def photo_table(scores: Scores) -> str:
+def photo_table(scores: SplitScores) -> str:
     """The photos that were measured with their PSNR, best gain first."""
     rows = [(photo.name, len(photo.samples), f"{photo.psnr_in:.2f}", f"{photo.psnr_out:.2f}", f"{photo.gain:+.2f}")
             for photo in scores.photos]
@@ -186,14 +182,14 @@ def photo_table(scores: Scores) -> str:
     return section("Photos", table_of(("photo", "tiles", "degraded", "restored", "gain"), rows), note) if rows else ""
 
 
-def pair_rows(reader: ShardDataset, model: Network, num_pairs: int) -> np.ndarray:
+def pair_rows(dataset: ShardDataset, model: Network, num_pairs: int) -> np.ndarray:
     """The pairs spread evenly over a split, a row each: degraded, restored, clean; uint8 (rows, columns, 3)."""
     from torchvision.utils import make_grid  # slow to import, and wanted only here
 
-    chosen = np.linspace(0, reader.num_samples - 1, min(num_pairs, reader.num_samples)).astype(np.int64)
+    chosen = np.array(spread(range(dataset.num_samples), num_pairs))
     plain = _ready(model)
     tiles = []
-    for clean, degraded in zip(*reader.read(chosen), strict=True):
+    for clean, degraded in zip(*dataset.read(chosen), strict=True):
         tiles += [degraded, restore(degraded, plain), clean]
     stacked = torch.from_numpy(np.stack(tiles).reshape(len(tiles), *tiles[0].shape[:2], -1)).permute(0, 3, 1, 2)
     return make_grid(stacked, nrow=len(COLUMNS), padding=GAP_PIXELS, pad_value=255).permute(1, 2, 0).numpy()
@@ -228,7 +224,7 @@ def best_scores(points: Sequence[Values]) -> dict[str, float]:
     return {key: best[f"val/{key}"] for key in ("psnr_in", "psnr", "ssim_in", "ssim") if f"val/{key}" in best}
 
 
-def record_sections(run: Path, settings: Mapping[str, Any], reader: ShardDataset, points: Sequence[Values]) -> str:
+def record_sections(run: Path, settings: Mapping[str, Any], dataset: ShardDataset, points: Sequence[Values]) -> str:
     """Settings, data, time and machine."""
     changed, others = split_settings(settings)
     rest = f'<details><summary>All other settings, at their defaults</summary>{facts("", others)}</details>'
@@ -240,7 +236,7 @@ def record_sections(run: Path, settings: Mapping[str, Any], reader: ShardDataset
         known["memory used"] = f"{memory:.2f} GiB"
     if math.isfinite(wait := np.mean([point["data_wait"] for point in points if "data_wait" in point] or [math.nan])):
         known["waiting for data"] = f"{100 * wait:.1f} % of the time"
-    columns = facts("Data", data_facts(reader)) + facts("Machine", known)
+    columns = facts("Data", data_facts(dataset)) + facts("Machine", known)
     return (section("Settings", f'<div class="settings">{facts("", changed)}{rest}</div>',
                     "What differs from the defaults.")
             + section("Data and machine", f'<div class="columns">{columns}</div>')
@@ -259,16 +255,16 @@ def split_settings(settings: Mapping[str, Any]) -> tuple[dict[str, str], dict[st
             {key: text for key, text in shown.items() if not differs[key]})
 
 
-def data_facts(reader: ShardDataset) -> dict[str, str]:
+def data_facts(dataset: ShardDataset) -> dict[str, str]:
     """Both splits: where they lie, how many tiles and photos, how degraded, and their hashes."""
-    root = reader.location.rpartition("/")[0]
+    root = dataset.location.rpartition("/")[0]
     try:
         train: Manifest | None = read_manifest(open_storage(f"{root}/train"))
         problem = ""
     except (OSError, UserError) as error:
         train, problem = None, str(error)
     result = {"shards": without_credentials(root)}
-    for split, manifest in (("training", train), ("validation", reader.manifest)):
+    for split, manifest in (("training", train), ("validation", dataset.manifest)):
         if manifest is None:
             result[split] = f"cannot be read: {without_credentials(problem)}"
             continue
@@ -276,8 +272,8 @@ def data_facts(reader: ShardDataset) -> dict[str, str]:
         psnr = f", degraded {manifest.degraded_psnr:.2f} dB" if manifest.degraded_psnr else ""
         result[split] = f"{manifest.num_samples:,} tiles{photos} in {len(manifest.shards)} shards{psnr}"
         result[f"{split}, sha256"] = manifest.hash()
-    versions = ", ".join(f"{name} {version}" for name, version in reader.manifest.versions.items())
-    return result | {"tile": "x".join(map(str, reader.tile_shape)) + " pixels", "damage": reader.manifest.damage
+    versions = ", ".join(f"{name} {version}" for name, version in dataset.manifest.versions.items())
+    return result | {"tile": "x".join(map(str, dataset.tile_shape)) + " pixels", "damage": dataset.manifest.damage
                      or "unknown", "made with": versions}
 
 

@@ -113,7 +113,7 @@ def compared(pair: Pair, title: str, psnr_in: float, psnr_out: float, width: int
            f"height:{100 * (rows.stop - rows.start) / height_:.2f}%")
     before, after = (picture(_reduced(pixels, width), f"{title}, {name}", "JPEG")
                      for pixels, name in zip(pair[:2], TITLES, strict=False))
-    details = triple(Pair(*(pixels[place] for pixels in pair)), psnr_in=None, psnr_out=None)
+    details = triple(Pair(*(pixels[place] for pixels in pair)))
     return (f'<figure class="photo"><figcaption><b>{text(title)}</b><span>{psnr_in:.2f} dB &rarr; {psnr_out:.2f} dB'
             f'{badge(psnr_out - psnr_in)}</span></figcaption>'
             f'<div class="slider">{after}<div class="before">{before}</div>'

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from srcnn.data.dataset import ShardDataset
-from srcnn.data.manifest import ShardError
 from srcnn.data.photo_list import read_photo_records
 from srcnn.models.base import Network
 from srcnn.photos.metrics import psnr
@@ -19,6 +19,8 @@ from srcnn.restoration.restore import restore
 MOST_CONSIDERED = 1000  # photos at the beginning of the list of a split
 MAX_PHOTOS, MAX_TILES = 100, 1000  # that are measured, spread evenly: seconds on a processor
 MAX_SIDE = 1600  # pixels of a photo; of larger ones the top left part is taken
+
+ItemT = TypeVar("ItemT")
 
 
 class Pair(NamedTuple):
@@ -30,7 +32,7 @@ class Pair(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredPhoto:
     """A photo with its PSNR in dB, or tiles of which no photo is known.
 
     Attributes:
@@ -57,7 +59,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Scores:
+class SplitScores:
     """What was measured.
 
     Attributes:
@@ -66,82 +68,73 @@ class Scores:
         num_photos: photos of the whole split.
     """
 
-    photos: list[Scored]
-    tiles: list[tuple[Scored, int]]
+    photos: list[ScoredPhoto]
+    tiles: list[tuple[ScoredPhoto, int]]
     num_photos: int
 
 
-def score_split(reader: ShardDataset, model: Network) -> Scores:
+def score_split(dataset: ShardDataset, model: Network) -> SplitScores:
     """Restores and measures photos of a split with `model`, which is not centred, in reach of MAX_PHOTOS, MAX_TILES.
 
     Raises:
         ShardError: the shards or their list of photos are damaged.
     """
-    found = list_photos(reader)
+    found = list_photos(dataset)
     chosen = spread(found, MAX_PHOTOS)
     while len(chosen) > 1 and sum(len(photo.samples) for photo in chosen) > MAX_TILES:
         chosen = spread(chosen, len(chosen) - 1 - len(chosen) // 8)
-    photos = [_measured(photo, restored_pair(reader, model, photo)) for photo in chosen]
-    parts = photos or [_measured(photo, restored_pair(reader, model, photo)) for photo in _lone_tiles(reader)]
-    tiles = [(photo, number) for photo in parts for number in range(len(photo.tiles))]
-    num_photos = reader.manifest.photos.num_photos if reader.manifest.photos else 0
-    return Scores(sorted(photos, key=lambda photo: -photo.gain), sorted(tiles, key=_gain_of_tile, reverse=True),
-                  num_photos if found else 0)
+    if not found:
+        chosen = [ScoredPhoto("", np.array([one]), 1, 1, None) for one in spread(range(dataset.num_samples), MAX_TILES)]
+    photos = [_measured(photo, restored_pair(dataset, model, photo)) for photo in chosen]
+    tiles = [(photo, number) for photo in photos for number in range(len(photo.tiles))]
+    tiles.sort(key=_gain_of_tile, reverse=True)
+    if dataset.manifest.photos is None or not found:
+        return SplitScores([], tiles, 0)
+    return SplitScores(sorted(photos, key=lambda photo: -photo.gain), tiles, dataset.manifest.photos.num_photos)
 
 
-def list_photos(reader: ShardDataset) -> list[Scored]:
-    """The first photos of a split, not measured; only those whose tiles the reader has."""
-    starts, num_samples = {}, 0
-    for shard in reader.manifest.shards:
-        starts[shard.name] = num_samples, num_samples + shard.num_samples
-        num_samples += shard.num_samples
+def list_photos(dataset: ShardDataset) -> list[ScoredPhoto]:
+    """The first photos of a split, not measured; only those whose tiles the dataset has."""
+    starts = dict(zip((shard.name for shard in dataset.manifest.shards), dataset.manifest.first_samples.tolist()))
     photos = []
-    for record in islice(read_photo_records(reader.storage, reader.manifest), MOST_CONSIDERED):
-        start, stop = starts[record.shard]
-        first = start + record.first_sample
-        if first + record.num_samples > stop:
-            raise ShardError(f"{reader.location}: photo {record.name!r:.99} has more pairs than its shard")
-        rows, columns = grid(record.height, record.width, reader.tile_shape[0])
+    for record in islice(read_photo_records(dataset.storage, dataset.manifest), MOST_CONSIDERED):
+        first = starts[record.shard] + record.first_sample
+        rows, columns = grid(record.height, record.width, dataset.tile_shape[0])
         if rows * columns != record.num_samples:  # an imported pair picture: one tile
             rows = columns = 1
         numbers = first + np.arange(rows * columns).reshape(rows, columns)
-        side = max(1, MAX_SIDE // reader.tile_shape[0])
+        side = max(1, MAX_SIDE // dataset.tile_shape[0])
         numbers = numbers[:side, :side]
-        if numbers.size and numbers.max() < reader.num_samples:
-            photos.append(Scored(record.name, numbers.ravel(), *numbers.shape, record.quality))
+        if numbers.size and numbers.max() < dataset.num_samples:
+            photos.append(ScoredPhoto(record.name, numbers.ravel(), len(numbers), numbers.shape[1], record.quality))
     return photos
 
 
-def _lone_tiles(reader: ShardDataset) -> list[Scored]:
-    chosen = np.unique(np.linspace(0, reader.num_samples - 1, min(MAX_TILES, reader.num_samples)).astype(np.int64))
-    return [Scored("", np.array([sample]), 1, 1, None) for sample in chosen]
-
-
-def spread(items: list[Scored], count: int) -> list[Scored]:
+def spread(items: Sequence[ItemT], count: int) -> list[ItemT]:
     """At most `count` of the items, evenly spread."""
     return [items[index] for index in np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).astype(int))]
 
 
-def restored_pair(reader: ShardDataset, model: Network, photo: Scored) -> Pair:
+def restored_pair(dataset: ShardDataset, model: Network, photo: ScoredPhoto) -> Pair:
     """The photo put together from its tiles, and restored as a whole by the network alone, as it was validated."""
-    clean, degraded = (join(tiles, photo.rows, photo.columns) for tiles in reader.read(photo.samples))
+    clean, degraded = (join(tiles, photo.rows, photo.columns) for tiles in dataset.read(photo.samples))
     return Pair(degraded, restore(degraded, model, quality=photo.quality, consistent=False), clean)
 
 
-def tile_of(pair: Pair, photo: Scored, number: int, tile_pixels: int) -> Pair:
+def tile_of(pair: Pair, photo: ScoredPhoto, number: int, tile_pixels: int) -> Pair:
     """A tile cut out of a photo."""
     return Pair(*(cut(picture, tile_pixels)[number] for picture in pair)) if photo.name else pair
 
 
-def _measured(photo: Scored, pair: Pair) -> Scored:
+def _measured(photo: ScoredPhoto, pair: Pair) -> ScoredPhoto:
     side = pair.clean.shape[0] // photo.rows
     before, after, clean = (cut(picture, side) for picture in (pair.degraded, pair.restored, pair.clean))
     tiles = [[psnr(*both) for both in ((one, first), (one, second))]
              for one, first, second in zip(clean, before, after, strict=True)]
-    return Scored(photo.name, photo.samples, photo.rows, photo.columns, photo.quality,
+    return ScoredPhoto(photo.name, photo.samples, photo.rows, photo.columns, photo.quality,
                   psnr(pair.clean, pair.degraded), psnr(pair.clean, pair.restored), np.array(tiles))
 
 
-def _gain_of_tile(tile: tuple[Scored, int]) -> float:
+def _gain_of_tile(tile: tuple[ScoredPhoto, int]) -> float:
     photo, number = tile
     return float(photo.tiles[number, 1] - photo.tiles[number, 0])

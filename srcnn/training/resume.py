@@ -36,8 +36,7 @@ DATA_KEYS = ("stream.", "shards", "run", "fresh")  # where the order and the dat
 JOB, MAX_JOB_BYTES = ".job", 1 << 20
 LOCK_SECONDS = 60.0  # a killed training needs some to end
 RETRY_SECONDS, LAST_SAVE_SECONDS = 5.0, 120.0  # how often, and how long, the last checkpoint of a run is tried
-COUNTERS = ("step", "samples", "skipped_steps", "skipped_in_a_row", "logged_samples", "validated_samples",
-            "best_step")
+COUNTERS = ("step", "samples", "skipped_steps", "skipped_in_a_row", "logged_samples", "validated_samples", "best_step")
 logger = logging.getLogger(__name__)
 
 
@@ -60,8 +59,7 @@ def resume(trainer: Components) -> None:
 
 
 def write_config(config: TrainConfig) -> None:
-    with files.atomic_file(Path(config.run, "config.yaml")) as file:
-        file.write(to_yaml(saved_config(config)).encode())
+    files.write_file(Path(config.run, "config.yaml"), to_yaml(saved_config(config)).encode())
 
 
 def acquire_run_dir(trainer: Components, launchers: Sequence[str]) -> None:
@@ -79,8 +77,7 @@ def acquire_run_dir(trainer: Components, launchers: Sequence[str]) -> None:
         if is_restart(folder, launchers):
             logger.info("--fresh: %s was started by this job already and is continued", folder)
         else:
-            kept = next(name for number in range(1, 10**6)
-                        if not (name := Path(f"{folder}.before-{number}")).exists())
+            kept = next(name for number in range(1, 10**6) if not (name := Path(f"{folder}.before-{number}")).exists())
             os.rename(folder, kept)
             logger.info("--fresh: moved %s to %s", folder, kept)
             folder.mkdir()
@@ -258,10 +255,10 @@ def _check_tensor(name: str, tensor: torch.Tensor, shape: torch.Size) -> None:
         raise UserError(f"{name} holds values that are not finite")
 
 
-def stream_state(config: TrainConfig, samples: int, reader: ShardDataset) -> LoaderState:
+def stream_state(config: TrainConfig, samples: int, dataset: ShardDataset) -> LoaderState:
     """The position of the stream after so many samples."""
-    order = str(config.stream.make_shuffle(config.seed, reader))
-    return LoaderState(config.seed, samples // reader.num_samples, samples, reader.manifest.hash(), order)
+    order = str(config.stream.make_shuffle(config.seed, dataset))
+    return LoaderState(config.seed, samples // dataset.num_samples, samples, dataset.manifest.hash(), order)
 
 
 def saved_config(config: TrainConfig) -> TrainConfig:
@@ -316,29 +313,26 @@ def save_checkpoint(trainer: Components) -> None:
 
 
 def changed_settings(trainer: Components) -> list[dict[str, Any]]:
-    """What the optimizer's groups hold that is state, as those of schedulefree: what has changed since the start."""
+    """The settings of the optimizer's groups that have changed since the start: schedulefree keeps state there."""
     return [{key: value for key, value in group.items() if key in before and value != before[key]}
             for group, before in zip(group_settings(trainer.optimizer), trainer.optimizer_settings, strict=True)]
 
 
 def snapshot(trainer: Components, sums: list[dict[str, Any]]) -> checkpoint.Snapshot:
     """All that continuing needs, copied; randomness comes from (seed, position) and needs nothing."""
-    result = trainer.result  # brings the average up to date
+    network = trainer.eval_network  # brings the average up to date
     state, scaler, average = trainer.state, trainer.accelerator.scaler, trainer.average
-    training = {
+    training = checkpoint.detach_to_cpu({
         "format": FORMAT,
-        **{key: getattr(state, key) for key in COUNTERS},
-        "best_psnr": state.best_psnr,
-        "values": dict(state.values),
-        "tracker_id": state.tracker_id,
+        **{key: getattr(state, key) for key in (*COUNTERS, "best_psnr", "values", "tracker_id")},
         "meter": sums,
         "stream": asdict(stream_state(trainer.config, state.samples, trainer.dataset)),
-        "config": plain(asdict(saved_config(trainer.config))),
-        "network": checkpoint.detach_to_cpu(trainer.network.state_dict()),
-        "average": checkpoint.detach_to_cpu(average.state_dict()) if average is not None else None,
-        "optimizer": checkpoint.detach_to_cpu(trainer.optimizer.state_dict() | {"changed": changed_settings(trainer)}),
-        "scaler": checkpoint.detach_to_cpu(scaler.state_dict()) if scaler else None,
-    }
+        "config": asdict(saved_config(trainer.config)),
+        "network": trainer.network.state_dict(),
+        "average": average.state_dict() if average is not None else None,
+        "optimizer": trainer.optimizer.state_dict() | {"changed": changed_settings(trainer)},
+        "scaler": scaler.state_dict() if scaler else None,
+    })
     about = {key: f"{value:.4f}" for key, value in state.values.items()} | {"samples": str(state.samples)}
     is_best = bool(state.values) and state.validated_samples == state.samples and state.best_step == state.step
-    return checkpoint.Snapshot(state.step, result.without_centering().cpu(), training, about, is_best)
+    return checkpoint.Snapshot(state.step, network.without_centering(), training, about, is_best)

@@ -97,15 +97,15 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
 
 
 def open_shards(config: TrainConfig) -> tuple[ShardDataset, ShardDataset]:
-    """Readers of the training and the validation split; the same few training tiles twice when overfitting."""
+    """The datasets of both splits; the same few training tiles twice when overfitting."""
     return open_split(config, "train"), open_split(config, "train" if config.overfit_tiles else "val")
 
 
 def open_split(config: TrainConfig, split: str) -> ShardDataset:
-    """A reader of one split, whose samples fit the training."""
-    reader = ShardDataset(join(config.shards, split), config.overfit_tiles, config.stream.access)
-    check_samples(config, split, reader.manifest, reader.location)
-    return reader
+    """The dataset of one split, whose samples fit the training."""
+    dataset = ShardDataset(join(config.shards, split), config.overfit_tiles, config.stream.access)
+    check_samples(config, split, dataset.manifest, dataset.location)
+    return dataset
 
 
 def check_samples(config: TrainConfig, split: str, manifest: Manifest, location: str) -> None:

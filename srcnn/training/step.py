@@ -84,7 +84,7 @@ def compute_gradient(trainer: Components, batch: Batch) -> torch.Tensor:
     torch.default_generator.manual_seed(seed)
     if accelerator.device.type == "cuda":
         torch.cuda.manual_seed(seed)
-    # Gradients keep their memory: what a CUDA graph gave as one would be overwritten by the next micro-batch.
+    # Gradients keep their memory: a CUDA graph overwrites its own outputs with the next micro-batch's.
     trainer.model.zero_grad(set_to_none=False)
 
     def accumulate(*arrays: torch.Tensor) -> None:

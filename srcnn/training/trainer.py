@@ -32,7 +32,7 @@ from srcnn.tracking.run_log import Tracking
 from srcnn.tracking.tracker import DatasetRecord
 from srcnn.training.components import Components
 from srcnn.training.config import TrainConfig
-from srcnn.training.machine import busy_cores, describe_machine, device_name
+from srcnn.training.machine import busy_cores, describe_machine, device_name, precision_name
 from srcnn.training.report import pair_rows, write_report
 from srcnn.training.resume import (
     LAST_SAVE_SECONDS,
@@ -106,9 +106,7 @@ class Trainer(Components):
             raise
 
     def has_saved_since(self, first: TrainState) -> bool:
-        """Whether a checkpoint after that state is on the disk. Only the main process knows; others: whether one was
-        begun.
-        """
+        """Whether a later checkpoint than `first` was written; all but the main process only know of one begun."""
         if self.writer is None:
             return self.state.saved_samples > first.samples
         self.writer.wait()
@@ -188,12 +186,12 @@ class Trainer(Components):
         return batch
 
     def check_writer(self) -> None:
-        """Logs why checkpoints could not be written. Raises the error where that ends the run, as do all but those of
-        the disk.
+        """Logs why checkpoints could not be written. Raises an error that is not of the disk; with `on_save_failure`
+        "stop" any.
         """
         for error in self.writer.errors() if self.writer else ():
             logger.warning("a checkpoint cannot be written, the last good one is kept: %s", str(error) or repr(error))
-            is_of_disk = isinstance(error, OSError) and not isinstance(error, BlockingIOError)  # another's folder now
+            is_of_disk = isinstance(error, OSError) and not isinstance(error, BlockingIOError)  # of the lock
             if self.config.on_save_failure == "stop" or not is_of_disk:
                 raise error
 
@@ -242,7 +240,7 @@ class Trainer(Components):
     def validate(self) -> dict[str, float]:
         """The scores of the weights that are saved; where these are averaged, the PSNR of the last ones too."""
         stream = self.config.stream
-        values = validate(self.result, self.val_dataset, self.accelerator, stream, self.group, self.distances)
+        values = validate(self.eval_network, self.val_dataset, self.accelerator, stream, self.group, self.distances)
         if self.average is not None:
             last = validate(self.network, self.val_dataset, self.accelerator, stream, self.group)
             values["val/psnr_last_weights"] = last["val/psnr"]
@@ -252,7 +250,7 @@ class Trainer(Components):
         """The first validation pairs for the trackers: degraded, restored, clean side by side."""
         config = self.config
         if self.accelerator.is_main_process and config.num_pictures and config.trackers:
-            return {"degraded, restored, clean": pair_rows(self.val_dataset, self.result, config.num_pictures)}
+            return {"degraded, restored, clean": pair_rows(self.val_dataset, self.eval_network, config.num_pictures)}
         return {}
 
     def announce(self) -> None:
@@ -268,10 +266,9 @@ class Trainer(Components):
 
     def summary(self) -> dict[str, str]:
         """Network, data, machine and length, by title, as people read them."""
-        config, accelerator, network, samples = self.config, self.accelerator, self.network, self.state.samples
+        config, accelerator, network = self.config, self.accelerator, self.network
         num_weights = sum(parameter.numel() for parameter in network.parameters())
         size, ranks = config.global_batch_size(accelerator.num_processes), accelerator.num_processes
-        precision = "float32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
         shape = "x".join(map(str, self.dataset.tile_shape))
         epochs = config.total_samples / self.dataset.num_samples
         damage = ", ".join(config.degradation.damages) or self.dataset.manifest.damage or "damage unknown"
@@ -280,9 +277,10 @@ class Trainer(Components):
             "shards": f"{without_credentials(config.shards)}: {self.dataset.num_samples:,} tiles of {shape}, "
                       f"{self.val_dataset.num_samples:,} to validate; {damage}",
             "order": str(config.stream.make_shuffle(config.seed, self.dataset)),
-            "machine": f"{ranks} x {device_name(accelerator.device)}, {precision}",
+            "machine": f"{ranks} x {device_name(accelerator.device)}, {precision_name(accelerator)}",
+            # launch/slurm/train.sbatch reads the end of this:
             "length": f"{config.total_samples:,} tiles ({epochs:.3g} epochs) in batches of {size}; "
-                      f"starting at {samples} of {config.total_samples}",  # launch/slurm/train.sbatch reads this
+                      f"starting at {self.state.samples} of {config.total_samples}",
             "run": f"{config.run}, trackers: {', '.join(config.trackers) or 'none'}",
         }
 

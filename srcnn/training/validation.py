@@ -17,7 +17,8 @@ from srcnn.data.transforms import to_float_batch
 from srcnn.models.base import Network
 from srcnn.models.device import full_precision, to_device
 from srcnn.models.perceptual import Distance
-from srcnn.photos.metrics import luma, ssim, tile_psnr
+from srcnn.models.unet import to_luma
+from srcnn.photos.metrics import ssim, tile_psnr
 from srcnn.runtime import signals
 from srcnn.runtime.distributed import run_on_all_ranks
 from srcnn.runtime.errors import DivergedError
@@ -30,7 +31,7 @@ LUMA_SCORES = ("psnr_luma_in", "psnr_luma")
 
 @torch.inference_mode()
 def validate(
-    model: Network, reader: ShardDataset, accelerator: Accelerator, stream: LoaderConfig | None = None,
+    model: Network, dataset: ShardDataset, accelerator: Accelerator, stream: LoaderConfig | None = None,
     group: Any = None, distances: Mapping[str, Distance] = MappingProxyType({}),
 ) -> dict[str, float]:
     """Scores the network in float32 on every pair of the split; exact means over the tiles of all ranks.
@@ -38,7 +39,7 @@ def validate(
     Returns:
         val/psnr_in, val/psnr (dB; output clipped to [0, 1], not rounded), val/gain (dB), val/gain_percent, val/ssim_in,
         val/ssim, val/loss (mean squared error); of three channels also val/psnr_luma_in, val/psnr_luma (of
-        `metrics.luma`); val/lpips_in and the like for each of `distances`.
+        `to_luma`); val/lpips_in and the like for each of `distances`.
 
     Raises:
         DivergedError: the network's output is not finite; on all ranks alike.
@@ -47,9 +48,7 @@ def validate(
     """
     model = to_device(model.without_centering(), accelerator.device).eval()  # free of autocast
     size = BATCH_SIZE.get(accelerator.device.type, 64)
-    batches = val_batches(
-        reader, stream or LoaderConfig(), size, accelerator.process_index, accelerator.num_processes
-    )
+    batches = val_batches(dataset, stream or LoaderConfig(), size, accelerator.process_index, accelerator.num_processes)
 
     def score() -> torch.Tensor:
         sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=accelerator.device)
@@ -59,11 +58,11 @@ def validate(
             sums += score_sums(model, *to_float_batch(batch), *conditions_for(model, batch), distances=distances)
         return sums
 
-    names: tuple[str, ...] = SCORES + LUMA_SCORES if len(reader.tile_shape) == 3 else SCORES
+    names: tuple[str, ...] = SCORES + LUMA_SCORES if len(dataset.tile_shape) == 3 else SCORES
     names += tuple(f"{name}{ending}" for name in distances for ending in ("_in", ""))
     *totals, num_tiles = accelerator.reduce(run_on_all_ranks(score, group)).tolist()
-    if num_tiles != reader.num_samples:
-        raise RuntimeError(f"validation counted {num_tiles:g} tiles of {reader.num_samples}")
+    if num_tiles != dataset.num_samples:
+        raise RuntimeError(f"validation counted {num_tiles:g} tiles of {dataset.num_samples}")
     values = {f"val/{name}": total / num_tiles for name, total in zip(names, totals, strict=True)}
     if not math.isfinite(values["val/loss"]):
         raise DivergedError("the network's output is no longer finite: lower optimizer.lr and start a new run")
@@ -90,7 +89,7 @@ def score_sums(
         (restored - clean).double().square().mean(dim=(1, 2, 3)),
     ]
     if clean.shape[1] == 3:
-        scores += [tile_psnr(luma(clean), luma(other)) for other in (degraded, shown)]
+        scores += [tile_psnr(to_luma(clean), to_luma(other)) for other in (degraded, shown)]
     ones = torch.ones(len(clean), device=clean.device)
     scores += [distance(clean, other) * ones for distance in distances.values() for other in (degraded, shown)]
     return torch.stack([score.double().sum().to(clean.device) for score in (*scores, ones)])

@@ -159,9 +159,10 @@ def test_a_port_that_just_served_is_free_again(shards):
     assert examine(shards, "--ranks", 2, "--port", port)[0] == 0
 
 
-def test_a_first_machine_that_has_no_address_is_a_problem(shards, monkeypatch):
-    monkeypatch.setenv("MASTER_ADDR", "nowhere.invalid")
-    assert_problem(examine(shards, "--ranks", 2), "MASTER_ADDR", "nowhere.invalid", "--main_process_ip")
+@pytest.mark.parametrize("name", ["nowhere.invalid", "node..cluster", "n" * 64])
+def test_a_first_machine_that_has_no_address_is_a_problem(shards, monkeypatch, name):
+    monkeypatch.setenv("MASTER_ADDR", name)
+    assert_problem(examine(shards, "--ranks", 2), "MASTER_ADDR", name, "--main_process_ip")
 
 
 def test_a_name_is_resolved_as_the_system_does():

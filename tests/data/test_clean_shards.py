@@ -17,8 +17,8 @@ from PIL import Image
 from small import small_config, small_shards
 
 from shards.command import report
-from shards.plan import ShardsConfig
-from shards.tar import index_tar
+from shards.plan import ResizedPhotos, ShardsConfig
+from shards.tar import scan_tar
 from shards.workers import ShardsFailed
 from shards.write import Summary, make_shards
 from srcnn.commands.doctor import DoctorConfig, doctor
@@ -93,8 +93,9 @@ def test_a_sample_has_half_the_bytes_and_its_row_tells_where_its_tile_lies(both)
     pairs, clean = (read_manifest(Folder(out / "train")) for out in both)
     assert clean.stride is None or clean.stride == pairs.stride / 2
     assert clean.members == pairs.members[:1] and clean.degraded_psnr == 0
-    rows, keys = index_tar(both[1] / "train" / clean.shards[1].name, clean.members)
+    _, rows, keys, problems = scan_tar(both[1] / "train" / clean.shards[1].name, clean.members)
     assert np.array_equal(rows, ShardDataset(both[1] / "train").index.shard_entries(1)) and keys[0] == "0000000012"
+    assert not problems
     assert not rows["degraded"].any() and not rows["degraded_bytes"].any() and rows["clean_bytes"].all()
 
 
@@ -141,7 +142,7 @@ def test_pairs_made_already_cannot_be_clean():
 
 def test_what_was_made_is_told(both, capsys):
     manifests = {split: read_manifest(Folder(both[1] / split)) for split in ("train", "val")}
-    assert report(config_of(both[1]), Summary(manifests, 0, 5)) == 0
+    assert report(config_of(both[1]), Summary(manifests, 0, 5, ResizedPhotos(0, 0, 0, 0, 0))) == 0
     train, val = capsys.readouterr().out.splitlines()
     assert "60 clean tiles of 5 photos" in train and "dB" not in train
     assert "18 pairs of 3 photos" in val and "dB" in val

@@ -59,7 +59,8 @@ def test_a_photo_under_a_name_that_leads_elsewhere_is_refused(shards, name):
 IN_PHOTOS = [("shard", "none.tar"), ("shard", ""), ("shard", None), ("shard", 7), ("num_samples", -1),
              ("num_samples", 1.5),
              ("num_samples", True), ("num_samples", 2**64), ("width", -1), ("width", "9"), ("degraded_psnr", "high"),
-             ("degraded_psnr", float("nan")), ("reason", "too"), ("more", 1), ("name", 7)]
+             ("degraded_psnr", float("nan")), ("reason", "too"), ("more", 1), ("name", 7), ("quality", 101),
+             ("first_sample", 999)]
 
 
 @pytest.mark.parametrize(("key", "value"), IN_PHOTOS, ids=repr)

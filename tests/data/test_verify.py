@@ -220,7 +220,11 @@ def test_a_count_that_is_not_the_shards_is_found(shards):
         return lambda it: [entry.update(num_samples=entry["num_samples"] + more) for entry, more in
                            ((it[first], -1), (it[second], 1))]
 
-    edit_split(shards / "train", moved(1, 2), moved(2, 4))
+    def moved_photos(photos):
+        moved(2, 4)(photos)
+        photos[3]["first_sample"] -= 1
+
+    edit_split(shards / "train", moved(1, 2), moved_photos)
     assert_found(shards, "train/000002.tar")
 
 

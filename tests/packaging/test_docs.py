@@ -23,8 +23,8 @@ from small import draw_photo, small_config, small_shards, write_photos
 import srcnn
 from srcnn.__main__ import command_line, main
 from srcnn.commands.doctor import DoctorConfig
-from srcnn.commands.training import CONFIG_CLASSES, schema_of, split_processes
-from srcnn.runtime.config_schema import keys
+from srcnn.commands.training import CONFIG_CLASSES, config_class, schema_of, split_processes
+from srcnn.runtime.config_help import settings_of
 from srcnn.runtime.settings import parse
 from srcnn.runtime.strict_yaml import read_yaml
 from srcnn.training.benchmark import BenchmarkConfig
@@ -300,15 +300,28 @@ def test_the_schema_takes_keys_with_dots_and_what_a_run_saves(tmp_path):
 def test_every_key_has_a_text_and_the_default_of_its_class(kind, capsys):
     schema = schema_of(kind)
     jsonschema.Draft202012Validator.check_schema(schema)
-    assert all(key.text and key.type for key in keys(schema)) and len(keys(schema)) > 20
+    keys = [key for group in (schema, *schema["$defs"].values()) for key in group["properties"].values()]
+    assert len(keys) > 20 and all("$ref" in key or "default" in key and key["description"] for key in keys)
     assert main(["configs", "--schema", kind]) == 0
     assert json.loads(capsys.readouterr().out) == schema
 
 
-def test_the_keys_are_those_of_the_command_line():
-    named = {key.name: json.loads(key.default) for key in keys(schema_of("train"))}
-    assert named["optimizer.lr"] == 1e-3 and named["trackers"] == ["wandb"] and named["stream.access.cache"] == ""
-    assert "model" not in named and named["model.kernels"] == [9, 1, 5] and named["mixed_precision"] is None
+def test_the_defaults_of_the_schema_are_those_of_the_classes():
+    schema = schema_of("train")
+    train, groups = schema["properties"], {name: group["properties"] for name, group in schema["$defs"].items()}
+    assert train["trackers"]["default"] == ["wandb"] and train["mixed_precision"]["default"] is None
+    assert groups["OptimizerConfig"]["lr"]["default"] == 1e-3 and groups["AccessConfig"]["cache"]["default"] == ""
+    assert groups["ModelConfig"]["kernels"]["default"] == [9, 1, 5] and "$ref" in train["model"]
+
+
+@pytest.mark.parametrize("kind", CONFIG_CLASSES)
+def test_the_reference_has_a_row_for_every_key(kind):
+    pytest.importorskip("mkdocs")
+    _, _, *rows = runpy.run_path(str(ROOT / "docs/site_hooks.py"))["_table"](kind).splitlines()
+    settings = list(settings_of(config_class(kind)))
+    for row, setting in zip(rows, settings, strict=True):
+        assert setting.text and row.startswith(f"| `{setting.key}` | ")
+        assert row.replace(r"\|", "|").endswith(f" | `{setting.default}` | {setting.text} |")
 
 
 def test_the_reference_has_every_public_name():

@@ -11,7 +11,7 @@ from matrix_cases import CASES, REFUSED
 from messages import facts, says
 from PIL import Image
 
-from shards.decode import read_clean
+from shards.decode import read_original
 from srcnn.data.manifest import decode_picture
 from srcnn.photos.photo_file import read_photo_file
 from srcnn.photos.reading import PhotoRefused, Resize, eight_bit_image, over_white, read_photo
@@ -35,7 +35,7 @@ def read_everywhere(path):
     """The photo over white as each of the ways reads it."""
     photo = read_photo_file(path)
     ways = [np.asarray(over_white(eight_bit_image(photo.image))), read_photo(path)]
-    return photo, ways + [read_clean(path, Resize.parse("none"), decode, 250) for decode in ("exact", "reduced")]
+    return photo, ways + [read_original(path, Resize.parse("none"), decode, 250)[0] for decode in ("exact", "reduced")]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -50,7 +50,7 @@ def test_every_way_reads_the_same(tmp_path, case):
 def test_every_way_refuses_the_same(tmp_path, name):
     (tmp_path / name).write_bytes(REFUSED[name]())
     said = set()
-    for read in (read_photo_file, read_photo, lambda it: read_clean(it, Resize.parse("none"), "exact", 250)):
+    for read in (read_photo_file, read_photo, lambda it: read_original(it, Resize.parse("none"), "exact", 250)):
         with pytest.raises(PhotoRefused, match=facts(name)) as caught:
             read(tmp_path / name)
         said.add(str(caught.value))

@@ -8,7 +8,7 @@ from conftest import photo_pixels
 from messages import facts, says
 from PIL import Image, ImageFile
 
-from shards.decode import read_clean
+from shards.decode import read_original
 from srcnn.__main__ import main
 from srcnn.data.manifest import decode_picture
 from srcnn.photos.photo_file import read_photo_file
@@ -90,9 +90,9 @@ def test_reduced_decoding_refuses_what_is_cut_too(tmp_path):
     path, content = tmp_path / "a.jpg", jpeg()
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(PhotoRefused, match=facts("a.jpg", "cut off")):
-        read_clean(path, Resize.parse("x0.1"), "reduced", 250)
+        read_original(path, Resize.parse("x0.1"), "reduced", 250)
     path.write_bytes(content[:-2])
-    assert read_clean(path, Resize.parse("x0.1"), "reduced", 250).shape == (8, 10, 3)
+    assert read_original(path, Resize.parse("x0.1"), "reduced", 250)[0].shape == (8, 10, 3)
 
 
 def test_a_file_that_ends_before_its_pixels_is_called_that(tmp_path):

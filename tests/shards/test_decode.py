@@ -9,7 +9,7 @@ import pytest
 from conftest import photo_pixels
 from PIL import Image, ImageFilter
 
-from shards.decode import Decode, read_clean
+from shards.decode import Decode, read_original
 from srcnn.photos.metrics import psnr
 from srcnn.photos.reading import Resize, luma_l, read_photo
 
@@ -23,7 +23,7 @@ def resized(pixels: np.ndarray, rule: str) -> np.ndarray:
 
 
 def read(path: Path, rule: str, decode: Decode) -> np.ndarray:
-    return read_clean(path, Resize.parse(rule), decode, max_megapixels=250)
+    return read_original(path, Resize.parse(rule), decode, max_megapixels=250)[0]
 
 
 def write(path: Path, width: int, height: int, mode: str = "RGB", orientation: int = 1, seed: int = 1) -> Path:

@@ -36,4 +36,4 @@ def test_a_shard_is_what_tarfile_writes_and_its_rows_what_is_read_there(
     assert path.read_bytes() == expected.getvalue()
     sha256 = hashlib.sha256(expected.getvalue()).hexdigest()
     assert shard == Shard("a.tar", len(expected.getvalue()), sha256, num_pairs, hash_entries(rows))
-    np.testing.assert_array_equal(rows, index_tar(path, MEMBERS[encoding])[0])
+    np.testing.assert_array_equal(rows, index_tar(path, MEMBERS[encoding]))
