@@ -72,14 +72,14 @@ def test_the_coarser_save_is_found_under_a_later_one_of_the_same_grid(photo, las
     assert not history.is_last or last == 98
 
 
-@pytest.mark.parametrize("last", [75, 90])
-def test_the_coarser_save_is_found_under_a_later_one_of_another_grid(photo, last):
-    again = saved(saved(photo, quality=20)[3:, 3:], quality=last)
+@pytest.mark.parametrize("first, last", [(20, 75), (20, 90), (10, 30), (10, 50)])
+def test_the_coarser_save_is_found_under_a_later_one_of_another_grid(photo, first, last):
+    again = saved(saved(photo, quality=first)[3:, 3:], quality=last)
     history = estimate_history(again, last)
-    assert abs(history.quality - 20) <= 1 and history.offset == (5, 5) and not history.is_last
+    assert abs(history.quality - first) <= 1 and history.offset == (5, 5) and not history.is_last
 
 
-@pytest.mark.parametrize("quality", [10, 75, 95])
+@pytest.mark.parametrize("quality", [10, 30, 50, 75, 95])
 def test_a_jpeg_saved_once_has_no_earlier_save(photo, quality):
     assert estimate_history(saved(photo, quality=quality), quality) is None
 
