@@ -50,6 +50,7 @@ MIN_LEAD = 0.5  # of the best grid over the third, as a share of its evidence: t
 MIN_SHARES = (0.005, 0.3)  # evidence of an earlier save as a share of the last one's: on another grid, on the same
 MIN_OUTSTANDING = 0.1  # the lead of an earlier save's grid over all others, as a share of how much these differ
 LOWER = 5  # an earlier save must have a quality lower by this
+LOWEST_EARLIER = 5  # and at least this
 UNSEEN_QUALITY = 95  # from here on the steps of a file are 1 or 2: an earlier save may seem to be the last
 POOR_QUALITY = 60  # photos that were JPEGs of a lower quality are poor originals to train on
 QUIET_QUALITY = 75  # below, the blocks of a file itself hide those of an earlier one
@@ -353,11 +354,11 @@ def _nearest_quality(steps: np.ndarray, known: np.ndarray) -> int:
 
 def _find_on_another_grid(ratios: np.ndarray, last: _Save) -> _Save | None:
     """An earlier save with a table of libjpeg, its blocks elsewhere, with the noise of the last save."""
-    if last.quality <= LOWER:
+    if last.quality <= LOWEST_EARLIER + LOWER:
         return None
     ratios = ratios.max(axis=0)
     of_tables = _ratios_of_tables(ratios)[:, : last.quality - LOWER]
-    of_tables[last.grid] = -np.inf
+    of_tables[last.grid] = of_tables[:, : LOWEST_EARLIER - 1] = -np.inf
     grid, index = np.unravel_index(of_tables.argmax(), of_tables.shape)
     if index == of_tables.shape[1] - 1:  # the nearest to the last save's: a shadow of that one
         return None
