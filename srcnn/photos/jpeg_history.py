@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from srcnn.photos.jpeg_quality import ANNEX_K_LUMA, MAX_STEP, JpegSave, condition_of_quality, quality_tables
+from srcnn.photos.jpeg_quality import ANNEX_K_LUMA, MAX_STEP, JpegSave, jpeg_save, quality_tables
 
 BLOCK_PIXELS = 8
 NUM_OFFSETS = BLOCK_PIXELS**2
@@ -65,14 +65,12 @@ class JpegHistory(NamedTuple):
         quality: 1..100, of libjpeg's table that is nearest to the steps.
         offset: (row, column) in the pixels, 0..7, where its first whole block begins.
         steps: (8, 8) quantization steps of the luma, by vertical and horizontal frequency; 0 where unknown.
-        confidence: 0..1, how much better this grid explains the pixels than other grids do.
         is_last: the pixels are as this JPEG decodes; False if they were saved or slightly changed after it.
     """
 
-    quality: float
+    quality: int
     offset: tuple[int, int]
     steps: np.ndarray
-    confidence: float
     is_last: bool
 
 
@@ -88,9 +86,9 @@ def worst_save(pixels: np.ndarray, file: JpegSave | None) -> JpegSave | None:
     found = estimate_history(pixels, None if file is None else file.quality)
     if found is None:
         return file
-    quality, is_grey = int(found.quality), pixels.ndim == 2
-    steps = np.where(found.steps > 0, found.steps, quality_tables(ANNEX_K_LUMA)[quality - 1].reshape(8, 8))
-    return JpegSave(quality, condition_of_quality(quality, not is_grey, is_grey), found.offset, steps)
+    of_libjpeg = jpeg_save(found.quality, grey=pixels.ndim == 2)
+    steps = np.where(found.steps > 0, found.steps, of_libjpeg.luma_steps)
+    return of_libjpeg._replace(offset=found.offset, luma_steps=steps)
 
 
 def original_quality(pixels: np.ndarray, file: JpegSave | None, thorough: bool) -> int | None:
@@ -163,7 +161,6 @@ class _Save(NamedTuple):
     grid: int
     steps: np.ndarray
     evidence: float
-    confidence: float
     is_last: bool
 
 
@@ -198,7 +195,7 @@ def estimate_history(pixels: np.ndarray, file_quality: int | None = None) -> Jpe
             return None
     steps = np.zeros((BLOCK_PIXELS, BLOCK_PIXELS), int)
     steps[ROWS, COLUMNS] = save.steps
-    return JpegHistory(float(save.quality), divmod(save.grid, BLOCK_PIXELS), steps, save.confidence, save.is_last)
+    return JpegHistory(save.quality, divmod(save.grid, BLOCK_PIXELS), steps, save.is_last)
 
 
 def _sample_windows(pixels: np.ndarray, max_windows: int = MAX_WINDOWS) -> np.ndarray:
@@ -324,7 +321,7 @@ def _find_last(ratios: np.ndarray) -> _Save | None:
     with_noise = ratios[:, grid, known, steps[known] - STEPS[0]].sum(axis=1)
     if with_noise.max() < MIN_EVIDENCE:  # the frequencies do not agree on the noise
         return None
-    return _Save(quality, grid, steps, float(with_noise.max()), _lead(of_grids, 3), bool(with_noise.argmax() == 0))
+    return _Save(quality, grid, steps, float(with_noise.max()), bool(with_noise.argmax() == 0))
 
 
 def _known_steps(of_steps: np.ndarray, quality: int) -> tuple[np.ndarray, np.ndarray]:
@@ -335,13 +332,9 @@ def _known_steps(of_steps: np.ndarray, quality: int) -> tuple[np.ndarray, np.nda
 
 
 def _is_clear(evidence: np.ndarray, place: int) -> bool:
-    return bool(evidence.max() >= MIN_EVIDENCE and _lead(evidence, place) >= MIN_LEAD)
-
-
-def _lead(evidence: np.ndarray, place: int) -> float:
-    """0..1: of the best of all grids over the one in this place, as a share of the best one's evidence."""
+    """Whether the best of all grids has enough evidence, and enough more than the one in this place."""
     values = np.sort(evidence)
-    return float(1 - max(0, values[-place]) / values[-1])
+    return bool(values[-1] >= MIN_EVIDENCE and max(0, values[-place]) <= (1 - MIN_LEAD) * values[-1])
 
 
 def _nearest_quality(steps: np.ndarray, known: np.ndarray) -> int:
@@ -362,7 +355,7 @@ def _find_on_another_grid(ratios: np.ndarray, last: _Save) -> _Save | None:
         return None
     quality = int(index) + 1
     steps, _ = _known_steps(ratios[grid], quality)
-    return _Save(quality, int(grid), steps, float(of_grids.max()), _lead(of_grids, 2), False)
+    return _Save(quality, int(grid), steps, float(of_grids.max()), False)
 
 
 def _find_on_same_grid(counts: np.ndarray, last: _Save) -> _Save | None:
@@ -384,8 +377,7 @@ def _find_on_same_grid(counts: np.ndarray, last: _Save) -> _Save | None:
         ratios[:, number] = weights @ np.add.reduceat(count, starts)
     of_tables = ratios.sum(axis=1)
     index = int(of_tables.argmax())
-    share = of_tables[index] / last.evidence
-    if of_tables[index] < MIN_EVIDENCE or share < MIN_SHARES[1]:
+    if of_tables[index] < max(MIN_EVIDENCE, MIN_SHARES[1] * last.evidence):
         return None
     steps = np.where(ratios[index] >= MIN_STEP_EVIDENCE, tables[index], 0)
-    return _Save(index + 1, last.grid, steps, float(of_tables[index]), last.confidence * min(1, float(share)), False)
+    return _Save(index + 1, last.grid, steps, float(of_tables[index]), False)
