@@ -86,9 +86,9 @@ def worst_save(pixels: np.ndarray, file: JpegSave | None) -> JpegSave | None:
     found = estimate_history(pixels, None if file is None else file.quality)
     if found is None:
         return file
-    of_libjpeg = jpeg_save(found.quality, grey=pixels.ndim == 2)
-    steps = np.where(found.steps > 0, found.steps, of_libjpeg.luma_steps)
-    return of_libjpeg._replace(offset=found.offset, luma_steps=steps)
+    table = quality_tables(ANNEX_K_LUMA)[found.quality - 1].reshape(8, 8)
+    save = jpeg_save(found.quality, grey=pixels.ndim == 2)
+    return save._replace(offset=found.offset, luma_steps=np.where(found.steps > 0, found.steps, table))
 
 
 def original_quality(pixels: np.ndarray, file: JpegSave | None, thorough: bool) -> int | None:
