@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageFile, TiffImagePlugin
+from PIL import Image, ImageCms, ImageFile, TiffImagePlugin
+from PIL.ExifTags import Base as Tag
 
 from srcnn.photos.avif import colour_note
-from srcnn.photos.deep_pixels import PHOTOMETRIC_TAG, SAMPLES_TAG, bits_of, head_of, is_deep, read_deep
+from srcnn.photos.deep_pixels import bits_of, head_of, is_deep, read_deep
 from srcnn.photos.file_kinds import NAMES
 from srcnn.photos.heif import brands_of
 from srcnn.photos.opening import MAX_MEGAPIXELS as MAX_MEGAPIXELS
@@ -41,8 +42,6 @@ TURNS = {
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # EXIF 2.32, tag 0x0112
-ORIENTATION_TAG = 0x0112
-EXTRA_SAMPLES_TAG = 338
 NUM_COLOURS = {2: 3, 5: 4, 6: 3, 8: 3}  # of a TIFF, by its photometric interpretation: RGB, CMYK, YCbCr, LAB; else 1
 ALPHAS = (1, 2, 999)  # TIFF extra samples: premultiplied, not, as Corel Draw says it
 FLOATS = "floating-point pixels have no defined range; save it with 8 or 16 bits"
@@ -167,9 +166,9 @@ def _left_out(image: ImageFile.ImageFile) -> list[str]:
     if image.is_animated:
         notes.append("reduced copies or masks in the TIFF left out")
     tags = image.tag_v2
-    num_bands = NUM_COLOURS.get(tags.get(PHOTOMETRIC_TAG, 1), 1) + (
-        tags.get(EXTRA_SAMPLES_TAG, (ALPHAS[0],) if image.mode[-1] == "A" else (0,))[0] in ALPHAS)
-    if (num_extra := tags.get(SAMPLES_TAG, 1) - num_bands) > 0:
+    num_bands = NUM_COLOURS.get(tags.get(Tag.PhotometricInterpretation, 1), 1) + (
+        tags.get(Tag.ExtraSamples, (ALPHAS[0],) if image.mode[-1] == "A" else (0,))[0] in ALPHAS)
+    if (num_extra := tags.get(Tag.SamplesPerPixel, 1) - num_bands) > 0:
         notes.append(f"further bands of the TIFF left out: {num_extra}")
     return notes
 
@@ -225,7 +224,7 @@ def turn_upright(image: Image.Image) -> Image.Image:
 def orientation_of(image: Image.Image) -> int:
     """The orientation 1..8 of the EXIF, or of the XMP if it has none; 1 if there is none, or it is damaged."""
     try:
-        orientation = image.getexif().get(ORIENTATION_TAG, 1)
+        orientation = image.getexif().get(Tag.Orientation, 1)
     except Exception:  # struct.error, SyntaxError, ... of damaged EXIF, which is no reason to refuse the pixels
         return 1
     return orientation if orientation in range(1, 9) else 1
@@ -240,7 +239,7 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 def stored_size(image: Image.Image) -> tuple[int, int]:
     """(width, height) of the pixels in the file: of a TIFF, Pillow's `size` is that of the upright photo since 11."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
+        return image.tag_v2[Tag.ImageWidth], image.tag_v2[Tag.ImageLength]
     return image.size
 
 
