@@ -14,7 +14,7 @@ import numpy as np
 from PIL import ImageFile, PngImagePlugin, TiffImagePlugin
 from PIL.ExifTags import Base as Tag
 
-from srcnn.photos import avif, heif, jpeg2000, jpegxl
+from srcnn.photos import heif, jpeg2000, jpegxl
 from srcnn.runtime.extras import extra
 from srcnn.runtime.untrusted import InvalidInput
 
@@ -39,7 +39,7 @@ def bits_of(image: ImageFile.ImageFile) -> int:
     if image.format == "JPEG2000":
         return jpeg2000.bits_of(head_of(image))
     if image.format == "AVIF":
-        return avif.bits_of(head_of(image))
+        return heif.avif_bits(head_of(image))
     bits = image.info.get("bit_depth", 8) if image.format == "HEIF" else 8
     return bits if isinstance(bits, int) else 8
 
@@ -92,7 +92,7 @@ def _decoded(image: ImageFile.ImageFile, content: bytes) -> np.ndarray:
     if isinstance(image, jpegxl.JpegXlImage):
         return jpegxl.decode(content, image)
     if image.format == "HEIF":
-        return heif.decode(io.BytesIO(content), image.tell())
+        return heif.decode_heic(io.BytesIO(content), image.tell())
     with extra("formats"):
         import imagecodecs  # slow to import
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageFile
 from PIL.ExifTags import Base as Tag
 
-from srcnn.photos.iso_boxes import boxes
+from srcnn.photos.boxes import walk_boxes
 from srcnn.runtime.extras import extra
 from srcnn.runtime.untrusted import InvalidInput
 
@@ -89,7 +89,7 @@ class JpegXlImage(ImageFile.ImageFile):
         header = content[:HEADER_BYTES]
         if content.startswith(CONTAINER):
             header = b""
-            for kind, start, stop in boxes(content):
+            for kind, start, stop in walk_boxes(content):
                 if kind in (b"jxlc", b"jxlp"):  # of a part, the number comes first
                     header += content[start + 4 * (kind == b"jxlp") : stop][:HEADER_BYTES]
                 elif kind in (b"Exif", b"xml ", b"brob"):

@@ -18,8 +18,8 @@ from PIL import ExifTags, Image
 from PIL.ExifTags import Base as Tag
 
 from srcnn.photos import boxes, jpeg_parts, photoshop, png_chunks, tiff_tags, webp_chunks
-from srcnn.photos.avif import colour_space
 from srcnn.photos.bmp_header import read_profile
+from srcnn.photos.heif import colour_space
 from srcnn.photos.jpeg_parts import Appended
 from srcnn.photos.jpeg_turning import turn_appended
 from srcnn.photos.reading import TURNS, orientation_of

@@ -19,10 +19,9 @@ import numpy as np
 from PIL import Image, ImageCms, ImageFile, TiffImagePlugin
 from PIL.ExifTags import Base as Tag
 
-from srcnn.photos.avif import colour_note
 from srcnn.photos.deep_pixels import bits_of, head_of, is_deep, read_deep
 from srcnn.photos.file_kinds import NAMES
-from srcnn.photos.heif import brands_of
+from srcnn.photos.heif import brands_of, colour_note
 from srcnn.photos.opening import MAX_MEGAPIXELS as MAX_MEGAPIXELS
 from srcnn.photos.opening import PhotoRefused as PhotoRefused
 from srcnn.photos.opening import open_image as open_image

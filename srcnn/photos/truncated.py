@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Iterator
 from contextlib import suppress
 from functools import cached_property
 from typing import Any
@@ -18,15 +17,13 @@ import numpy as np
 from PIL import Image
 
 from srcnn.photos.jpeg_markers import EOI, SOS, has_all_scans, segments
-from srcnn.photos.png_chunks import chunk_bytes
+from srcnn.photos.png_chunks import SIGNATURE, chunk_bytes, walk_chunks
 from srcnn.runtime.untrusted import MAX_JPEG_SCANS, InvalidInput, check_size
 
-MAX_CHUNKS = 1_000_000  # of a PNG; writers put 8 KiB and more of the pixels into each
 JPEG_END = b"\xff\xd9"
 # Coded pixels of noise, beginning with a 1, where libjpeg takes zeros for what is missing.
 NOISE = bytes(byte for byte in np.random.default_rng(0).integers(0x80, 0xFF, 4096, np.uint8))
 MIN_PADDING = 16  # zero bytes at the end of a file that are taken for the padding of a recovered one
-PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_FRAMES = (b"IDAT", b"fdAT", b"acTL", b"fcTL")  # pixels, and animation
 PNG_DEPTHS = (1, 2, 4, 8, 16)  # bits
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
@@ -79,7 +76,7 @@ class CompletedPng(CompletedFile):
     """
 
     def __init__(self, content: Any, max_pixels: float) -> None:
-        chunks = [(kind, bytes(content[start:stop])) for kind, start, stop in png_chunks(content)]
+        chunks = [(kind, bytes(content[start:stop])) for kind, start, stop in walk_chunks(content)]
         header = next((data for kind, data in chunks if kind == b"IHDR"), b"")
         num_bytes, rows = png_bytes(header, max_pixels), b""
         with suppress(zlib.error):  # damaged as well
@@ -88,23 +85,11 @@ class CompletedPng(CompletedFile):
         self._share = len(rows) / num_bytes
         kept = [chunk for chunk in chunks[:-1] if chunk[0] not in PNG_FRAMES]  # of the last one not all is there
         kept += [(b"IDAT", zlib.compress(rows.ljust(num_bytes, b"\0"), 0)), (b"IEND", b"")]
-        super().__init__(PNG_START + b"".join(chunk_bytes(kind, data) for kind, data in kept))
+        super().__init__(SIGNATURE + b"".join(chunk_bytes(kind, data) for kind, data in kept))
 
     @cached_property
     def share(self) -> float:
         return self._share
-
-
-def png_chunks(content: Any) -> Iterator[tuple[bytes, int, int]]:
-    """The type of each chunk of a PNG, and where its data begin and end; the last one may be cut."""
-    position = len(PNG_START)
-    for _ in range(MAX_CHUNKS):
-        if position + 8 > len(content):
-            return
-        length, kind = struct.unpack_from(">I4s", content, position)
-        yield kind, position + 8, position + 8 + length
-        position += 12 + length
-    raise InvalidInput(f"a PNG with more than {MAX_CHUNKS} chunks")
 
 
 def png_bytes(header: bytes, max_pixels: float) -> int:
@@ -136,7 +121,7 @@ def completed(content: Any, max_pixels: float) -> CompletedFile | None:
             if num_scans > MAX_JPEG_SCANS:
                 raise InvalidInput(f"a JPEG with more than {MAX_JPEG_SCANS} scans")
         return CompletedJpeg(content) if num_scans and not has_end else None
-    if content[:8] == PNG_START and not any(kind == b"IEND" for kind, _, _ in png_chunks(content)):
+    if content[:8] == SIGNATURE and not any(kind == b"IEND" for kind, _, _ in walk_chunks(content)):
         with suppress(struct.error, KeyError):  # cut or damaged in its header
             return CompletedPng(content, max_pixels)
     return None
