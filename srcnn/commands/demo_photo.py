@@ -18,9 +18,9 @@ from srcnn.models.device import restoring_device
 from srcnn.models.pretrained import FAMILY, GOOD_QUALITY_CONDITIONED, WeightSelector
 from srcnn.models.weight_files import DEFAULT_MODEL, WEIGHTS
 from srcnn.photos.degradation import Degradation
-from srcnn.photos.photo_file import PhotoFile, Region, read_photo_file, write_photo_file
+from srcnn.photos.photo_file import PhotoFile, read_photo_file, write_photo_file
 from srcnn.photos.reading import KINDS, luma_l, suffix_of
-from srcnn.photos.tiling import windows
+from srcnn.photos.tiling import Region, windows
 from srcnn.restoration.figures import psnr_luma
 from srcnn.restoration.jpeg_damage import JpegRestorer, Treatment, find_damage
 from srcnn.restoration.restore import access_to_file

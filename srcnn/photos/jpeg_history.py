@@ -22,8 +22,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from srcnn.photos.jpeg_quality import ANNEX_K_LUMA, MAX_STEP, JpegSave, jpeg_save, quality_tables
+from srcnn.photos.tiling import JPEG_BLOCK_PIXELS as BLOCK_PIXELS
 
-BLOCK_PIXELS = 8
 NUM_OFFSETS = BLOCK_PIXELS**2
 WINDOW_PIXELS = 2 * BLOCK_PIXELS - 1  # holds one block of each offset
 MAX_WINDOWS, MIN_WINDOWS = 4096, 16

@@ -28,6 +28,7 @@ from srcnn.photos.reading import (
     to_plain_mode,
 )
 from srcnn.photos.tiff_tags import Content
+from srcnn.photos.tiling import Region
 from srcnn.photos.truncated import CompletedFile
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.files import atomic_file
@@ -37,7 +38,6 @@ MAX_SIDES = {"WEBP": 16_383, "JPEG": 65_500}  # pixels, of libwebp and libjpeg
 LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")  # as Pillow names TIFF compressions
 LOSSY_QUALITY = 95  # of JPEG and WebP, where nothing else is asked for
 SIXTEEN_BIT_KINDS = ("PNG", "TIFF")
-Region = tuple[slice, slice]  # (rows, columns)
 
 
 @dataclass

@@ -10,6 +10,7 @@ import numpy as np
 from srcnn.photos.degradation import crop_to_multiple
 
 JPEG_BLOCK_PIXELS = 8
+Region = tuple[slice, slice]  # (rows, columns)
 
 
 def grid(height: int, width: int, tile_pixels: int) -> tuple[int, int]:
@@ -43,7 +44,7 @@ def cut_to_cover(pixels: np.ndarray, tile_pixels: int) -> np.ndarray:
 
 
 class Window(NamedTuple):
-    """One tile of a photo to be restored, as slices (rows, columns).
+    """One tile of a photo to be restored.
 
     Attributes:
         source: the tile and its halo, clipped at the photo's edges, in the photo.
@@ -51,9 +52,9 @@ class Window(NamedTuple):
         target: the tile in the photo.
     """
 
-    source: tuple[slice, slice]
-    inner: tuple[slice, slice]
-    target: tuple[slice, slice]
+    source: Region
+    inner: Region
+    target: Region
 
 
 def windows(height: int, width: int, tile_pixels: int | tuple[int, int], halo: int) -> Iterator[Window]:
