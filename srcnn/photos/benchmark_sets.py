@@ -7,7 +7,6 @@ cropped or compressed does. Nothing is downloaded: most of the photographs have 
 from __future__ import annotations
 
 import hashlib
-import io
 import stat
 import zipfile
 from collections.abc import Iterator
@@ -120,11 +119,9 @@ def prepare(wanted: BenchmarkSet, source: Path, out: Path) -> list[str]:
             continue
         found = [(name, pixels) for pixels in forms if (name := names.get(pixel_hash(pixels))) in missing]
         for name, pixels in found[:1]:
-            content = io.BytesIO()
-            Image.fromarray(pixels).save(content, "PNG")
             out.mkdir(parents=True, exist_ok=True)
             with atomic_file(out / name) as file:
-                file.write(content.getvalue())
+                Image.fromarray(pixels).save(file, "PNG")
             missing.remove(name)
     return missing
 

@@ -35,14 +35,11 @@ class CompletedFile(io.BytesIO):
 
     Attributes:
         is_allowed: whether a picture of which something is missing is to be decoded.
+        share: of the picture that is there: 1.0 if nothing but the end marker is missing.
     """
 
     is_allowed = False
-
-    @cached_property
-    def share(self) -> float:
-        """The share of the picture that is there: 1.0 if nothing but the end marker is missing."""
-        raise NotImplementedError
+    share: float
 
 
 class CompletedJpeg(CompletedFile):
@@ -55,7 +52,7 @@ class CompletedJpeg(CompletedFile):
         super().__init__(body + JPEG_END)
 
     @cached_property
-    def share(self) -> float:
+    def share(self) -> float:  # type: ignore[override]  # computed when it is asked for
         """What decodes to the same, whatever follows the data, is there; counted in rows from the top."""
         body = self.getvalue().removesuffix(JPEG_END)
         pictures = []
@@ -82,14 +79,10 @@ class CompletedPng(CompletedFile):
         with suppress(zlib.error):  # damaged as well
             stored = b"".join(data for kind, data in chunks if kind == b"IDAT")
             rows = zlib.decompressobj().decompress(stored, num_bytes)
-        self._share = len(rows) / num_bytes
+        self.share = len(rows) / num_bytes
         kept = [chunk for chunk in chunks[:-1] if chunk[0] not in PNG_FRAMES]  # of the last one not all is there
         kept += [(b"IDAT", zlib.compress(rows.ljust(num_bytes, b"\0"), 0)), (b"IEND", b"")]
         super().__init__(SIGNATURE + b"".join(chunk_bytes(kind, data) for kind, data in kept))
-
-    @cached_property
-    def share(self) -> float:
-        return self._share
 
 
 def png_bytes(header: bytes, max_pixels: float) -> int:

@@ -127,12 +127,12 @@ def score_photo(
     Args:
         consistent: as in RestoreOptions; without it the network alone is measured, as in the papers and model cards.
     """
-    photo, spoilt = degraded_pair(pixels, kind, degradation, earlier)
-    clean, degraded = (compared(each, kind) for each in (photo, spoilt))
-    source = spoilt if model.config.channels == 3 else degraded
-    damage = _last_save(spoilt, degradation)
+    photo, degraded_photo = degraded_pair(pixels, kind, degradation, earlier)
+    clean, degraded = (compared(each, kind) for each in (photo, degraded_photo))
+    source = degraded_photo if model.config.channels == 3 else degraded
+    damage = _last_save(degraded_photo, degradation)
     if earlier is not None:
-        damage = find_damage(access_to_array(spoilt), damage)
+        damage = find_damage(access_to_array(degraded_photo), damage)
     options = RestoreOptions(exact=True, damage=damage, consistent=consistent)
     if source.dtype == np.uint8:
         restored = compared(restore_array(source, model, options), kind)
@@ -148,11 +148,11 @@ def score_photo(
     return Score(name, before[0], after[0], before[1], after[1], before[2], after[2], perceived)
 
 
-def _last_save(spoilt: np.ndarray, degradation: Degradation) -> JpegSave | None:
+def _last_save(degraded: np.ndarray, degradation: Degradation) -> JpegSave | None:
     """The JPEG compression of a degraded photo, (H, W) or (H, W, 3); None without one."""
     quality = degradation.quality("0" * 64)
     is_subsampled = degradation.jpeg_subsampling != "4:4:4"
-    return None if quality is None else jpeg_save(quality, is_subsampled, grey=spoilt.ndim == 2)
+    return None if quality is None else jpeg_save(quality, is_subsampled, grey=degraded.ndim == 2)
 
 
 def score_folder(
