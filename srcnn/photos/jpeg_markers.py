@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
+from srcnn.photos.tiff_tags import Content
 from srcnn.runtime.untrusted import InvalidInput
 
 MAX_SEGMENTS = 10_000
@@ -16,7 +16,7 @@ NUM_COEFFICIENTS = 64
 _MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # not a stuffed FF 00, a restart marker or a fill byte
 
 
-def segments(content: Any, position: int = 0) -> Iterator[tuple[int, int, int]]:
+def segments(content: Content, position: int = 0) -> Iterator[tuple[int, int, int]]:
     """The segments of a JPEG from a position up to its end marker: the marker, and where its content begins (after the
     marker and the length) and ends. Coded pixels between them, and what follows the end, are skipped.
 
@@ -44,7 +44,7 @@ def segments(content: Any, position: int = 0) -> Iterator[tuple[int, int, int]]:
     raise InvalidInput(f"a JPEG with more than {MAX_SEGMENTS} segments")
 
 
-def has_all_scans(content: Any) -> bool:
+def has_all_scans(content: Content) -> bool:
     """Whether the scans that begin in a JPEG cover every coefficient of every component to its last bit.
 
     Those of a progressive JPEG (annex G) bring a band of coefficients each, first without, then with the last bits.

@@ -89,11 +89,11 @@ class PhotoFile:
     def is_grey(self) -> bool:
         return self.num_channels < 3
 
-    def blank(self, height: int, width: int) -> PhotoFile:
-        """A black photo of the same mode or dtype and another size, without metadata."""
+    def blank_image(self, height: int, width: int) -> Image.Image | np.ndarray:
+        """A black image of the same mode or dtype and another size."""
         if isinstance(self.image, Image.Image):
-            return PhotoFile(Image.new(self.image.mode, (width, height)))
-        return PhotoFile(np.zeros((height, width, *self.image.shape[2:]), self.dtype))
+            return Image.new(self.image.mode, (width, height))
+        return np.zeros((height, width, *self.image.shape[2:]), self.dtype)
 
     def eight_bit_image(self) -> Image.Image:
         """The image, with its levels reduced if they have 16 bits."""

@@ -11,13 +11,13 @@ import struct
 import zlib
 from contextlib import suppress
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from srcnn.photos.jpeg_markers import EOI, SOS, has_all_scans, segments
 from srcnn.photos.png_chunks import SIGNATURE, chunk_bytes, walk_chunks
+from srcnn.photos.tiff_tags import Content
 from srcnn.runtime.untrusted import MAX_JPEG_SCANS, InvalidInput, check_size
 
 JPEG_END = b"\xff\xd9"
@@ -45,7 +45,7 @@ class CompletedFile(io.BytesIO):
 class CompletedJpeg(CompletedFile):
     """A JPEG without an end marker; what is missing is grey, or coarse where it is the later scans."""
 
-    def __init__(self, content: Any) -> None:
+    def __init__(self, content: Content) -> None:
         body = bytes(content)
         unpadded = body.rstrip(b"\0")
         body = (unpadded if len(body) - len(unpadded) >= MIN_PADDING else body).rstrip(b"\xff")
@@ -72,7 +72,7 @@ class CompletedPng(CompletedFile):
         InvalidInput: more than `max_pixels`. struct.error, KeyError: its header is not whole.
     """
 
-    def __init__(self, content: Any, max_pixels: float) -> None:
+    def __init__(self, content: Content, max_pixels: float) -> None:
         chunks = [(kind, bytes(content[start:stop])) for kind, start, stop in walk_chunks(content)]
         header = next((data for kind, data in chunks if kind == b"IHDR"), b"")
         num_bytes, rows = png_bytes(header, max_pixels), b""
@@ -101,7 +101,7 @@ def png_bytes(header: bytes, max_pixels: float) -> int:
     return sum(rows * (1 + -(-columns * bits // 8)) for columns, rows in sizes if columns > 0 and rows > 0)
 
 
-def completed(content: Any, max_pixels: float) -> CompletedFile | None:
+def completed(content: Content, max_pixels: float) -> CompletedFile | None:
     """A JPEG or PNG whose end is missing, completed; None for any other file.
 
     Raises:

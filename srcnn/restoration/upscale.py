@@ -153,7 +153,7 @@ def upscale_photo_file(
         raise UserError(f"would become {width}x{height}, more than {MAX_MEGAPIXELS:.0f} megapixels; "
                         "use a smaller scale")
     metadata = with_size(photo.metadata, width, height, scale)
-    enlarged = replace(photo, image=photo.blank(height, width).image, metadata=metadata, jpeg=None)
+    enlarged = replace(photo, image=photo.blank_image(height, width), metadata=metadata, jpeg=None)
     source = PixelAccess(*photo.size, photo.read, enlarged.write_all, photo.dtype)
 
     def write_with_alpha(part: Region, pixels: np.ndarray) -> None:
