@@ -17,13 +17,13 @@ from PIL import Image
 from srcnn.models.device import restoring_device
 from srcnn.models.pretrained import FAMILY, GOOD_QUALITY_CONDITIONED, WeightSelector
 from srcnn.models.weight_files import DEFAULT_MODEL, WEIGHTS
-from srcnn.photos.degradation import Degradation
+from srcnn.photos.degradation import Degradation, to_uint8
 from srcnn.photos.photo_file import PhotoFile, read_photo_file, write_photo_file
 from srcnn.photos.reading import KINDS, luma_l, suffix_of
 from srcnn.photos.tiling import Region, windows
 from srcnn.restoration.figures import psnr_luma
 from srcnn.restoration.jpeg_damage import JpegRestorer, Treatment, find_damage
-from srcnn.restoration.restore import access_to_file
+from srcnn.restoration.restore import access_to_array, access_to_file
 from srcnn.restoration.restore_files import COPIED, jpeg_quality_for
 from srcnn.restoration.tiled_inference import PixelAccess
 from srcnn.restoration.upscale import check_scale, network_for_scale, upscale_photo_file, upscaled_part
@@ -149,10 +149,7 @@ class DemoPhoto:
         pixels = shown(self.path if result is None else result.source)
         if result is None or result.scale == 1:
             return pixels[part]
-        height, width = pixels.shape[:2]
-        access = PixelAccess(height, width, pixels.__getitem__, pixels.__setitem__)
-        enlarged = upscaled_part(access, part, result.scale)
-        return np.rint(enlarged).clip(0, 255).astype(np.uint8)
+        return to_uint8(upscaled_part(access_to_array(pixels), part, result.scale))
 
     def after(self, part: Region = (slice(None), slice(None))) -> np.ndarray:
         """A part of the result, as `before`."""

@@ -15,7 +15,7 @@ from srcnn.models.base import Network
 from srcnn.models.device import full_precision, raise_malloc_threshold, release_cached_memory, restores_in_bf16
 from srcnn.models.unet import LUMA_WEIGHTS, UNet, to_luma
 from srcnn.photos.jpeg_quality import JpegSave
-from srcnn.photos.tiling import JPEG_BLOCK_PIXELS, Region, Window, spans, windows
+from srcnn.photos.tiling import JPEG_BLOCK_PIXELS, Region, Window, windows
 from srcnn.restoration.chroma import REACH, smooth_chroma
 from srcnn.restoration.quantization import bound_change
 from srcnn.runtime.errors import UserError, is_out_of_memory
@@ -174,25 +174,11 @@ class TileRestorer:
                 self.tile_pixels = min(self.tile_pixels, self._round_up(-(-longest // 2)))
         # Outside the except clause: only now is the memory of the failed attempt free.
         release_cached_memory(self.device)
-        rows, columns = window.inner
+        (height, width), (rows, columns) = source.shape[:2], window.inner
         restored = np.empty((rows.stop - rows.start, columns.stop - columns.start, *source.shape[2:]), self.dtype)
-        side = self.tile_pixels  # another thread may halve it meanwhile
-        for top, bottom in spans(restored.shape[0], side):
-            for left, right in spans(restored.shape[1], side):
-                target = slice(top, bottom), slice(left, right)
-                part = self._window(target, window.inner, source.shape)
-                restored[target] = self.restore((part, source[part.source]))
+        for part in windows(height, width, self.tile_pixels, self.halo, window.inner):
+            restored[part.target] = self.restore((part, source[part.source]))
         return restored
-
-    def _window(self, target: Region, inner: Region, shape: tuple[int, ...]) -> Window:
-        """The window of a part `target` of a tile that lies at `inner` in an array of this shape."""
-        sources, insides = [], []
-        for side, offset, length in zip(target, (inner[0].start, inner[1].start), shape, strict=False):
-            first, last = offset + side.start, offset + side.stop
-            start = max(0, first - self.halo)
-            sources.append(slice(start, min(length, last + self.halo)))
-            insides.append(slice(first - start, last - start))
-        return Window((sources[0], sources[1]), (insides[0], insides[1]), target)
 
     @torch.inference_mode()
     def _restore_at_once(self, window: Window, source: np.ndarray) -> np.ndarray:
