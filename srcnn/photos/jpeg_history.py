@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from srcnn.photos.jpeg_quality import ANNEX_K_LUMA, MAX_STEP, JpegSave, jpeg_save, quality_tables
+from srcnn.photos.jpeg_quality import ANNEX_K_LUMA, DCT, MAX_STEP, JpegSave, jpeg_save, quality_tables
 from srcnn.photos.tiling import JPEG_BLOCK_PIXELS as BLOCK_PIXELS
 
 NUM_OFFSETS = BLOCK_PIXELS**2
@@ -120,7 +120,7 @@ def _shows_poor_save(pixels: np.ndarray) -> bool:
 
 def _evidence_of_poor(blocks: np.ndarray) -> float:
     """(N, 8, 8) luma on one grid -> the most evidence for a table of libjpeg of a quality below POOR_QUALITY, nats."""
-    dct = _transform()[: MAX_FREQUENCY + 1, :BLOCK_PIXELS]
+    dct = DCT[: MAX_FREQUENCY + 1]
     coefficients = (dct @ blocks @ dct.T)[:, ROWS, COLUMNS]
     counts = _histograms(coefficients.T)
     of_steps = [_fold(counts, noise) @ _weights_of_steps(noise, _fold_of(noise)) for noise in NOISES]
@@ -222,12 +222,9 @@ def _thinned(values: np.ndarray, num: int) -> np.ndarray:
 @cache
 def _transform() -> np.ndarray:
     """(8 offsets * 7 frequencies, 15): the orthonormal DCT of 8 pixels at each offset in a window's side."""
-    frequency, pixel = np.arange(MAX_FREQUENCY + 1)[:, None], np.arange(BLOCK_PIXELS)
-    dct = np.cos((2 * pixel + 1) * frequency * np.pi / 16) / 2
-    dct[0] /= np.sqrt(2)
-    transform = np.zeros((BLOCK_PIXELS, len(dct), WINDOW_PIXELS), np.float32)
+    transform = np.zeros((BLOCK_PIXELS, MAX_FREQUENCY + 1, WINDOW_PIXELS), np.float32)
     for offset in range(BLOCK_PIXELS):
-        transform[offset, :, offset : offset + BLOCK_PIXELS] = dct
+        transform[offset, :, offset : offset + BLOCK_PIXELS] = DCT[: MAX_FREQUENCY + 1]
     return transform.reshape(-1, WINDOW_PIXELS)
 
 

@@ -31,6 +31,9 @@ ANNEX_K_LUMA = np.array([
 ANNEX_K_CHROMA = np.pad(
     [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]], (0, 4), constant_values=99
 ).reshape(-1)
+# (8 frequencies, 8 pixels) float32, orthonormal: the DCT of ITU-T T.81, A.3.3, in one dimension.
+DCT = (np.cos(np.outer(np.arange(8), np.arange(1, 16, 2)) * np.pi / 16) / 2).astype(np.float32)
+DCT[0] = 8**-0.5
 # Indices of the first ten frequencies, in zigzag order, in such a table.
 LOW_FREQUENCIES = (0, 1, 8, 16, 9, 2, 3, 10, 17, 24)
 TRANSPOSED = [LOW_FREQUENCIES.index(8 * (index % 8) + index // 8) for index in LOW_FREQUENCIES]
