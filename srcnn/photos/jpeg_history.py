@@ -172,7 +172,7 @@ def estimate_history(pixels: np.ndarray, file_quality: int | None = None) -> Jpe
 
     Args:
         pixels: (H, W) grey or (H, W, 3) RGB, uint8.
-        file_quality: of the JPEG file that was decoded, by its own tables (`jpeg_quality.quality_of`). Then only an
+        file_quality: of the JPEG file that was decoded, by its own tables (`jpeg_quality.jpeg_save_of`). Then only an
             earlier and coarser save is returned.
 
     Raises ValueError if the pixels have another shape or type.
