@@ -164,9 +164,8 @@ def run_system(job: dict[str, Any], files: Path, device: torch.device) -> dict[s
     pixels = np.load(files / "pixels.npy")
     if name in (OURS, EXACT):
         model, exact = to_device(load_model(network), device), name == EXACT
-        function: Function = partial(restore, model=model, exact=exact, quality=QUALITY)
-        if network == LUMA_NETWORK:
-            function = partial(restore, model=model, exact=exact)
+        quality = None if network == LUMA_NETWORK else QUALITY
+        function: Function = partial(restore, model=model, exact=exact, quality=quality)
         restorer = JpegRestorer(model, RestoreOptions(exact=exact, smooth_chroma=False))
         from_file: Callable[[Path, Path], object] = RestoreFile(restorer, quality=95)
     else:
@@ -225,7 +224,7 @@ def in_process(options: argparse.Namespace, network: str, name: str, variant: st
     job = {"name": name, "network": network, "variant": variant, "photo": str(photo or options.files / "photo.jpg"),
            "files": str(options.files / network), "cores": options.cores, "device": options.device}
     return call_json([sys.executable, "-m", "benchmarks.restoring", "--job", json.dumps(job)], options.cores,
-                     {"PYTHONPATH": str(Path(__file__).parents[1])}, TIMEOUT_SECONDS)
+                     timeout_seconds=TIMEOUT_SECONDS)
 
 
 def run_job(job: dict[str, Any]) -> dict[str, float]:

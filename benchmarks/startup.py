@@ -42,7 +42,6 @@ def peak_mb(used: resource.struct_rusage) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measures how long srcnn takes to start.")
-    parser.add_argument("--photos", type=Path, help="not used: a photo is drawn")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="one round: does it work?")
     options = parser.parse_args()

@@ -70,9 +70,9 @@ class PageServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, host: str, port: int, folder: Path, max_upload_bytes: int = MAX_UPLOAD_BYTES) -> None:
+    def __init__(self, host: str, port: int, folder: Path) -> None:
         """Raises OSError if the port is in use."""
-        self.folder, self.max_upload_bytes = folder, max_upload_bytes
+        self.folder = folder
         self.photos: dict[str, DemoPhoto] = {}
         self.decoding = threading.BoundedSemaphore(MAX_DECODERS)
         self.restoring, self.writing = threading.Lock(), threading.Lock()
@@ -206,7 +206,7 @@ class PageHandler(BaseHTTPRequestHandler):
         self.send_file(path, TYPES[path.suffix])
 
     def send_settings(self) -> None:
-        self.send_json({"networks": networks(), "kinds": NAMES, "maxBytes": self.server.max_upload_bytes,
+        self.send_json({"networks": networks(), "kinds": NAMES, "maxBytes": MAX_UPLOAD_BYTES,
                         "maxMegapixels": MAX_MEGAPIXELS, "isLocal": self.server.is_local})
 
     def send_picture(self, photo_id: str, which: str) -> None:
@@ -241,7 +241,7 @@ class PageHandler(BaseHTTPRequestHandler):
 
     def upload(self) -> None:
         """Takes a photo of the name in the query; answers with what it is."""
-        missing, name = self.length(self.server.max_upload_bytes), clean_name(self.query.get("name", ""))
+        missing, name = self.length(MAX_UPLOAD_BYTES), clean_name(self.query.get("name", ""))
         self.server.check_room()
         suffix = Path(name).suffix
         folder = Path(tempfile.mkdtemp(dir=self.server.folder))
@@ -384,9 +384,7 @@ def write_zip(photos: list[DemoPhoto], target: Path, format_name: str, strength:
     return tuple(notes)
 
 
-def serve(
-    host: str = "127.0.0.1", port: int = 7860, open_browser: bool = False, max_upload_bytes: int = MAX_UPLOAD_BYTES
-) -> None:
+def serve(host: str, port: int, open_browser: bool = False) -> None:
     """Serves the page until Ctrl-C or SIGTERM, then removes its temporary files.
 
     Raises:
@@ -396,7 +394,7 @@ def serve(
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="srcnn-demo-", ignore_cleanup_errors=True) as folder:
         try:
-            server = PageServer(host, port, Path(folder), max_upload_bytes)
+            server = PageServer(host, port, Path(folder))
         except (OSError, OverflowError) as error:
             reason = "is in use" if getattr(error, "errno", None) == errno.EADDRINUSE else f"cannot be used: {error}"
             raise UserError(f"port {port} of {host} {reason}; give another with --port or --host") from error

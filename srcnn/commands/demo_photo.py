@@ -17,13 +17,13 @@ from PIL import Image
 from srcnn.models.device import restoring_device
 from srcnn.models.pretrained import FAMILY, GOOD_QUALITY_CONDITIONED, WeightSelector
 from srcnn.models.weight_files import DEFAULT_MODEL, WEIGHTS
-from srcnn.photos.degradation import Degradation
-from srcnn.photos.photo_file import PhotoFile, Region, read_photo_file, write_photo_file
-from srcnn.photos.reading import KINDS, luma_l, over_white, suffix_of
-from srcnn.photos.tiling import windows
+from srcnn.photos.degradation import Degradation, to_uint8
+from srcnn.photos.photo_file import PhotoFile, read_photo_file, write_photo_file
+from srcnn.photos.reading import KINDS, luma_l, suffix_of
+from srcnn.photos.tiling import Region, windows
 from srcnn.restoration.figures import psnr_luma
 from srcnn.restoration.jpeg_damage import JpegRestorer, Treatment, find_damage
-from srcnn.restoration.restore import access_to_file
+from srcnn.restoration.restore import access_to_array, access_to_file
 from srcnn.restoration.restore_files import COPIED, jpeg_quality_for
 from srcnn.restoration.tiled_inference import PixelAccess
 from srcnn.restoration.upscale import check_scale, network_for_scale, upscale_photo_file, upscaled_part
@@ -149,15 +149,12 @@ class DemoPhoto:
         pixels = shown(self.path if result is None else result.source)
         if result is None or result.scale == 1:
             return pixels[part]
-        height, width = pixels.shape[:2]
-        access = PixelAccess(height, width, pixels.__getitem__, pixels.__setitem__)
-        enlarged = upscaled_part(access, part, result.scale)
-        return np.rint(enlarged).clip(0, 255).astype(np.uint8)
+        return to_uint8(upscaled_part(access_to_array(pixels), part, result.scale))
 
     def after(self, part: Region = (slice(None), slice(None))) -> np.ndarray:
         """A part of the result, as `before`."""
         pixels = np.load(self.result_or_refuse().pixels, mmap_mode="r")
-        return visible(PhotoFile(image_of(pixels[part])))
+        return PhotoFile(image_of(pixels[part])).visible()
 
     def changed_most(self) -> tuple[int, int]:
         """The middle (column, row) of the place whose luma changed most."""
@@ -234,12 +231,7 @@ def blend_with(photo: PhotoFile, pixels: np.ndarray, scale: int, strength: float
 @lru_cache(2)
 def shown(path: Path) -> np.ndarray:
     """What a viewer shows of a photo file, uint8 (H, W) or (H, W, 3)."""
-    return visible(read_photo_file(path))
-
-
-def visible(photo: PhotoFile) -> np.ndarray:
-    """What a viewer shows: uint8 (H, W) or (H, W, 3), over white where it is transparent."""
-    return np.asarray(over_white(photo.eight_bit_image()))
+    return read_photo_file(path).visible()
 
 
 def image_of(pixels: np.ndarray) -> Image.Image | np.ndarray:

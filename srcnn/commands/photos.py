@@ -314,19 +314,18 @@ def compare_photo(
     from srcnn.models.pretrained import WeightSelector
     from srcnn.photos.degradation import Degradation, degrade
     from srcnn.photos.photo_file import PhotoFile, read_photo_file, write_photo_file
-    from srcnn.photos.reading import over_white
     from srcnn.restoration.figures import before_after, comparison, psnr_luma
     from srcnn.restoration.jpeg_damage import JpegRestorer, find_damage
     from srcnn.restoration.restore import access_to_file, restore
 
     photo = read_photo_file(source)
-    before = np.asarray(over_white(photo.eight_bit_image()))
+    before = photo.visible()
     treatment = damage = None
     pixels, weights = access_to_file(photo), WeightSelector(model, restoring_device())
     if quality is None and (damage := find_damage(pixels, photo.jpeg)) is not None:
         treatment = JpegRestorer(weights)(pixels, photo.jpeg, damage)
     if damage and treatment and treatment.was_restored:
-        after = np.asarray(over_white(photo.eight_bit_image()))
+        after = photo.visible()
         change = np.square(after.astype(float) - before)
         restored_by = f"restored by {treatment.weights or Path(model).name}"
         as_it_is = f"as it is, JPEG quality {damage.quality}"

@@ -7,7 +7,6 @@ cropped or compressed does. Nothing is downloaded: most of the photographs have 
 from __future__ import annotations
 
 import hashlib
-import io
 import stat
 import zipfile
 from collections.abc import Iterator
@@ -18,8 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from srcnn.photos.opening import PhotoRefused, open_image
-from srcnn.photos.reading import SUFFIXES, decode, eight_bit_image, find_photos, over_white
+from srcnn.photos.reading import SUFFIXES, PhotoRefused, find_photos, read_photo
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.files import atomic_file
 from srcnn.runtime.untrusted import read_json
@@ -64,12 +62,6 @@ def find_set(name: str) -> BenchmarkSet:
 def pixel_hash(pixels: np.ndarray) -> str:
     """SHA-256 of shape and levels of a photo, uint8 (H, W) or (H, W, 3)."""
     return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
-
-
-def read_pixels(content: Path | bytes) -> np.ndarray:
-    """Decodes a photo, a file or its bytes: uint8 (H, W) or (H, W, 3). Raises PhotoRefused."""
-    with open_image(content, MAX_MEGAPIXELS) as image:
-        return np.asarray(over_white(eight_bit_image(decode(image)[0])))
 
 
 def forms_of(pixels: np.ndarray) -> list[np.ndarray]:
@@ -122,16 +114,14 @@ def prepare(wanted: BenchmarkSet, source: Path, out: Path) -> list[str]:
         if not missing:
             break
         try:
-            forms = forms_of(read_pixels(photo))
+            forms = forms_of(read_photo(photo, MAX_MEGAPIXELS))
         except PhotoRefused:  # not what a photo of a set looks like: one that is wanted stays missing
             continue
         found = [(name, pixels) for pixels in forms if (name := names.get(pixel_hash(pixels))) in missing]
         for name, pixels in found[:1]:
-            content = io.BytesIO()
-            Image.fromarray(pixels).save(content, "PNG")
             out.mkdir(parents=True, exist_ok=True)
             with atomic_file(out / name) as file:
-                file.write(content.getvalue())
+                Image.fromarray(pixels).save(file, "PNG")
             missing.remove(name)
     return missing
 
@@ -147,6 +137,6 @@ def check(wanted: BenchmarkSet, folder: Path) -> tuple[list[str], list[str]]:
     for name, photo in photos_of(folder):
         if name not in wanted.photos:
             others.append(name)
-        elif pixel_hash(read_pixels(photo)) != missing.pop(name):
+        elif pixel_hash(read_photo(photo, MAX_MEGAPIXELS)) != missing.pop(name):
             raise UserError(f"{folder / name}: not the photo {name} of {wanted.name}: its pixels differ; remove it")
     return list(missing), others

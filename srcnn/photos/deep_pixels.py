@@ -12,12 +12,12 @@ from typing import IO, Any
 
 import numpy as np
 from PIL import ImageFile, PngImagePlugin, TiffImagePlugin
+from PIL.ExifTags import Base as Tag
 
-from srcnn.photos import avif, heif, jpeg2000, jpegxl
+from srcnn.photos import heif, jpeg2000, jpegxl
 from srcnn.runtime.extras import extra
 from srcnn.runtime.untrusted import InvalidInput
 
-BITS_TAG, FORMAT_TAG, PHOTOMETRIC_TAG, SAMPLES_TAG = 258, 339, 262, 277
 MIN_IS_WHITE, MIN_IS_BLACK, RGB = 0, 1, 2
 # TIFF compression: none, LZW, deflate (two codes), packbits, LZMA, zstd. Others have a header with a size of its own.
 CODECS = {1, 5, 8, 32946, 32773, 34925, 50000}
@@ -31,7 +31,7 @@ HEAD_BYTES = 1 << 16
 def bits_of(image: ImageFile.ImageFile) -> int:
     """The bits a channel of an opened, not yet decoded image; 8 for formats that have no more."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return max(image.tag_v2.get(BITS_TAG, (1,)))
+        return max(image.tag_v2.get(Tag.BitsPerSample, (1,)))
     if isinstance(image, PngImagePlugin.PngImageFile):
         return head_of(image)[24]  # of the chunk IHDR, which is the first
     if isinstance(image, jpegxl.JpegXlImage):
@@ -39,7 +39,7 @@ def bits_of(image: ImageFile.ImageFile) -> int:
     if image.format == "JPEG2000":
         return jpeg2000.bits_of(head_of(image))
     if image.format == "AVIF":
-        return avif.bits_of(head_of(image))
+        return heif.avif_bits(head_of(image))
     bits = image.info.get("bit_depth", 8) if image.format == "HEIF" else 8
     return bits if isinstance(bits, int) else 8
 
@@ -55,8 +55,8 @@ def is_deep(image: ImageFile.ImageFile, bits: int) -> bool:
     """Whether `read_deep` reads an opened image: grey or RGB, unsigned integers of 9 to 16 bits."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         tags = image.tag_v2
-        if set(tags.get(BITS_TAG, ())) != {bits} or set(tags.get(FORMAT_TAG, (1,))) != {1} \
-                or tags.get(PHOTOMETRIC_TAG) not in (MIN_IS_WHITE, MIN_IS_BLACK, RGB):
+        if set(tags.get(Tag.BitsPerSample, ())) != {bits} or set(tags.get(Tag.SampleFormat, (1,))) != {1} \
+                or tags.get(Tag.PhotometricInterpretation) not in (MIN_IS_WHITE, MIN_IS_BLACK, RGB):
             return False
     return 8 < bits <= MAX_BITS and image.mode not in ("CMYK", "P", "PA", "LAB")
 
@@ -92,7 +92,7 @@ def _decoded(image: ImageFile.ImageFile, content: bytes) -> np.ndarray:
     if isinstance(image, jpegxl.JpegXlImage):
         return jpegxl.decode(content, image)
     if image.format == "HEIF":
-        return heif.decode(io.BytesIO(content), image.tell())
+        return heif.decode_heic(io.BytesIO(content), image.tell())
     with extra("formats"):
         import imagecodecs  # slow to import
 

@@ -8,12 +8,14 @@ import re
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from PIL import TiffImagePlugin, features
+from PIL import features
+from PIL.ExifTags import Base as Tag
 
 from srcnn.photos.heif import AVIF_BRANDS, MISSING, brands_of, is_heic
 from srcnn.photos.jpeg_markers import FRAMES, segments
+from srcnn.photos.tiff_pages import directories
 from srcnn.runtime.untrusted import open_regular
 
 HEAD_BYTES = 256
@@ -116,8 +118,8 @@ def unidentified(path: Path) -> str:
     """What to say of a file that neither Pillow identified nor `content_problem` names."""
     with suppress(Exception), open_regular(path) as file:
         if re.match(TIFF, file.read(4), re.DOTALL):
-            tags = _tiff_tags(file)
-            depth = f"{tags.get(277, 1)} bands of {max(tags.get(258, (1,)))} bits"
+            tags = next(directories(file))
+            depth = f"{tags.get(Tag.SamplesPerPixel, 1)} bands of {max(tags.get(Tag.BitsPerSample, (1,)))} bits"
             return f"a TIFF with {depth} that is not read, or damaged; save it as grey or RGB of 8 or 16 bits"
     return f"not a photo in one of the formats {NAMES}, or damaged"
 
@@ -126,27 +128,16 @@ def _match(kinds: dict[bytes, str], head: bytes) -> str:
     return next((kind for pattern, kind in kinds.items() if re.match(pattern, head, re.DOTALL)), "")
 
 
-def _tiff_tags(file: IO[bytes]) -> Any:
-    file.seek(0)
-    header = file.read(8)
-    if b"+" in header[2:4]:  # BigTIFF, whose header has 16 bytes
-        header += file.read(8)
-    directory = TiffImagePlugin.ImageFileDirectory_v2(header)
-    file.seek(directory.next)
-    directory.load(file)
-    return directory
-
-
 def _unread_tiff(file: IO[bytes]) -> str:
-    directory = _tiff_tags(file)
-    compression, bits = directory.get(259, 1), max(directory.get(258, (1,)))
+    tags = next(directories(file))
+    compression, bits = tags.get(Tag.Compression, 1), max(tags.get(Tag.BitsPerSample, (1,)))
     if compression in TIFF_COMPRESSIONS:
         return f"a TIFF compressed as {TIFF_COMPRESSIONS[compression]}, which is not read; save it uncompressed"
-    if directory.get(339, (1,))[0] in FLOATS:
+    if tags.get(Tag.SampleFormat, (1,))[0] in FLOATS:
         return "a TIFF of floating-point numbers, which have no defined range; save it with 8 or 16 bits"
     if bits > 16:
         return f"a TIFF of {bits} bits a channel, which is not read; save it with 8 or 16 bits"
-    num_bands = directory.get(277, 1)
+    num_bands = tags.get(Tag.SamplesPerPixel, 1)
     is_read = num_bands <= MAX_BANDS[bits > 8]
     return "" if is_read else f"a TIFF of {num_bands} bands, too many to be read; save its colours alone"
 

@@ -5,22 +5,19 @@ ISO/IEC 15444-1: annex A.5.1 (the segment SIZ of a codestream), annex I (the box
 
 from __future__ import annotations
 
-from typing import Any
-
 from PIL import ImageFile
 
-from srcnn.photos.iso_boxes import boxes
+from srcnn.photos.boxes import EXIF_UUID, XMP_UUID, walk_boxes
+from srcnn.photos.tiff_tags import Content
 from srcnn.runtime.untrusted import InvalidInput, check_size
 
 SIZ = b"\xff\x4f\xff\x51"
-XMP = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
-EXIF = b"JpgTiffExif->JP2"
 EMBEDDED_PROFILE = 2
 
 
-def check_codestream(content: Any, max_pixels: float) -> None:
+def check_codestream(content: Content, max_pixels: float) -> None:
     """Raises InvalidInput if the picture or a tile is too large, or has too many components, whatever the boxes say."""
-    start = 0 if content[:4] == SIZ else next((start for kind, start, _ in boxes(content) if kind == b"jp2c"), 0)
+    start = 0 if content[:4] == SIZ else next((start for kind, start, _ in walk_boxes(content) if kind == b"jp2c"), 0)
     if content[start : start + 4] != SIZ or len(content) < start + 42:
         raise InvalidInput("a JPEG 2000 without an image")
     start += len(SIZ) + 4
@@ -38,14 +35,14 @@ def bits_of(head: bytes) -> int:
     return (head[start] & 0x7F) + 1 if start >= 42 and len(head) > start else 8
 
 
-def add_metadata(image: ImageFile.ImageFile, content: Any) -> None:
+def add_metadata(image: ImageFile.ImageFile, content: Content) -> None:
     """Adds what Pillow does not read to `info`: EXIF, XMP and ICC profile."""
-    for kind, start, stop in boxes(content):
+    for kind, start, stop in walk_boxes(content):
         if kind == b"jp2h":
-            for inner, first, last in boxes(content, start, stop):
+            for inner, first, last in walk_boxes(content, start, stop):
                 if inner == b"colr" and content[first] == EMBEDDED_PROFILE:
                     image.info["icc_profile"] = bytes(content[first + 3 : last])
-        elif kind == b"uuid" and content[start : start + 16] == EXIF:
+        elif kind == b"uuid" and content[start : start + 16] == EXIF_UUID:
             image.info["exif"] = b"Exif\0\0" + bytes(content[start + 16 : stop])
-        elif kind == b"uuid" and content[start : start + 16] == XMP:
+        elif kind == b"uuid" and content[start : start + 16] == XMP_UUID:
             image.info["xmp"] = bytes(content[start + 16 : stop])

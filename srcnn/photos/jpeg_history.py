@@ -22,9 +22,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from srcnn.photos.jpeg_quality import ANNEX_K_LUMA, MAX_STEP, JpegSave, condition_of_quality, quality_tables
+from srcnn.photos.jpeg_quality import ANNEX_K_LUMA, DCT, MAX_STEP, JpegSave, jpeg_save, quality_tables
+from srcnn.photos.tiling import JPEG_BLOCK_PIXELS as BLOCK_PIXELS
 
-BLOCK_PIXELS = 8
 NUM_OFFSETS = BLOCK_PIXELS**2
 WINDOW_PIXELS = 2 * BLOCK_PIXELS - 1  # holds one block of each offset
 MAX_WINDOWS, MIN_WINDOWS = 4096, 16
@@ -68,14 +68,12 @@ class JpegHistory(NamedTuple):
         quality: 1..100, of libjpeg's table that is nearest to the steps.
         offset: (row, column) in the pixels, 0..7, where its first whole block begins.
         steps: (8, 8) quantization steps of the luma, by vertical and horizontal frequency; 0 where unknown.
-        confidence: 0..1, how much better this grid explains the pixels than other grids do.
         is_last: the pixels are as this JPEG decodes; False if they were saved or slightly changed after it.
     """
 
-    quality: float
+    quality: int
     offset: tuple[int, int]
     steps: np.ndarray
-    confidence: float
     is_last: bool
 
 
@@ -91,9 +89,9 @@ def worst_save(pixels: np.ndarray, file: JpegSave | None) -> JpegSave | None:
     found = estimate_history(pixels, None if file is None else file.quality)
     if found is None:
         return file
-    quality, is_grey = int(found.quality), pixels.ndim == 2
-    steps = np.where(found.steps > 0, found.steps, quality_tables(ANNEX_K_LUMA)[quality - 1].reshape(8, 8))
-    return JpegSave(quality, condition_of_quality(quality, not is_grey, is_grey), found.offset, steps)
+    table = quality_tables(ANNEX_K_LUMA)[found.quality - 1].reshape(8, 8)
+    save = jpeg_save(found.quality, grey=pixels.ndim == 2)
+    return save._replace(offset=found.offset, luma_steps=np.where(found.steps > 0, found.steps, table))
 
 
 def original_quality(pixels: np.ndarray, file: JpegSave | None, thorough: bool) -> int | None:
@@ -125,7 +123,7 @@ def _shows_poor_save(pixels: np.ndarray) -> bool:
 
 def _evidence_of_poor(blocks: np.ndarray) -> float:
     """(N, 8, 8) luma on one grid -> the most evidence for a table of libjpeg of a quality below POOR_QUALITY, nats."""
-    dct = _transform()[: MAX_FREQUENCY + 1, :BLOCK_PIXELS]
+    dct = DCT[: MAX_FREQUENCY + 1]
     coefficients = (dct @ blocks @ dct.T)[:, ROWS, COLUMNS]
     counts = _histograms(coefficients.T)
     of_steps = [_fold(counts, noise) @ _weights_of_steps(noise, _fold_of(noise)) for noise in NOISES]
@@ -166,7 +164,6 @@ class _Save(NamedTuple):
     grid: int
     steps: np.ndarray
     evidence: float
-    confidence: float
     is_last: bool
 
 
@@ -178,7 +175,7 @@ def estimate_history(pixels: np.ndarray, file_quality: int | None = None) -> Jpe
 
     Args:
         pixels: (H, W) grey or (H, W, 3) RGB, uint8.
-        file_quality: of the JPEG file that was decoded, by its own tables (`jpeg_quality.quality_of`). Then only an
+        file_quality: of the JPEG file that was decoded, by its own tables (`jpeg_quality.jpeg_save_of`). Then only an
             earlier and coarser save is returned.
 
     Raises ValueError if the pixels have another shape or type.
@@ -201,7 +198,7 @@ def estimate_history(pixels: np.ndarray, file_quality: int | None = None) -> Jpe
             return None
     steps = np.zeros((BLOCK_PIXELS, BLOCK_PIXELS), int)
     steps[ROWS, COLUMNS] = save.steps
-    return JpegHistory(float(save.quality), divmod(save.grid, BLOCK_PIXELS), steps, save.confidence, save.is_last)
+    return JpegHistory(save.quality, divmod(save.grid, BLOCK_PIXELS), steps, save.is_last)
 
 
 def _sample_windows(pixels: np.ndarray, max_windows: int = MAX_WINDOWS) -> np.ndarray:
@@ -228,12 +225,9 @@ def _thinned(values: np.ndarray, num: int) -> np.ndarray:
 @cache
 def _transform() -> np.ndarray:
     """(8 offsets * 7 frequencies, 15): the orthonormal DCT of 8 pixels at each offset in a window's side."""
-    frequency, pixel = np.arange(MAX_FREQUENCY + 1)[:, None], np.arange(BLOCK_PIXELS)
-    dct = np.cos((2 * pixel + 1) * frequency * np.pi / 16) / 2
-    dct[0] /= np.sqrt(2)
-    transform = np.zeros((BLOCK_PIXELS, len(dct), WINDOW_PIXELS), np.float32)
+    transform = np.zeros((BLOCK_PIXELS, MAX_FREQUENCY + 1, WINDOW_PIXELS), np.float32)
     for offset in range(BLOCK_PIXELS):
-        transform[offset, :, offset : offset + BLOCK_PIXELS] = dct
+        transform[offset, :, offset : offset + BLOCK_PIXELS] = DCT[: MAX_FREQUENCY + 1]
     return transform.reshape(-1, WINDOW_PIXELS)
 
 
@@ -327,7 +321,7 @@ def _find_last(ratios: np.ndarray) -> _Save | None:
     with_noise = ratios[:, grid, known, steps[known] - STEPS[0]].sum(axis=1)
     if with_noise.max() < MIN_EVIDENCE:  # the frequencies do not agree on the noise
         return None
-    return _Save(quality, grid, steps, float(with_noise.max()), _lead(of_grids, 3), bool(with_noise.argmax() == 0))
+    return _Save(quality, grid, steps, float(with_noise.max()), bool(with_noise.argmax() == 0))
 
 
 def _known_steps(of_steps: np.ndarray, quality: int) -> tuple[np.ndarray, np.ndarray]:
@@ -338,13 +332,9 @@ def _known_steps(of_steps: np.ndarray, quality: int) -> tuple[np.ndarray, np.nda
 
 
 def _is_clear(evidence: np.ndarray, place: int) -> bool:
-    return bool(evidence.max() >= MIN_EVIDENCE and _lead(evidence, place) >= MIN_LEAD)
-
-
-def _lead(evidence: np.ndarray, place: int) -> float:
-    """0..1: of the best of all grids over the one in this place, as a share of the best one's evidence."""
+    """Whether the best of all grids has enough evidence, and enough more than the one in this place."""
     values = np.sort(evidence)
-    return float(1 - max(0, values[-place]) / values[-1])
+    return bool(values[-1] >= MIN_EVIDENCE and max(0, values[-place]) <= (1 - MIN_LEAD) * values[-1])
 
 
 def _nearest_quality(steps: np.ndarray, known: np.ndarray) -> int:
@@ -368,7 +358,7 @@ def _find_on_another_grid(ratios: np.ndarray, last: _Save) -> _Save | None:
         return None
     quality = int(index) + 1
     steps, _ = _known_steps(ratios[grid], quality)
-    return _Save(quality, int(grid), steps, lead, min(1.0, lead / (lead + spread)), False)
+    return _Save(quality, int(grid), steps, lead, False)
 
 
 def _find_on_same_grid(counts: np.ndarray, last: _Save) -> _Save | None:
@@ -390,8 +380,7 @@ def _find_on_same_grid(counts: np.ndarray, last: _Save) -> _Save | None:
         ratios[:, number] = weights @ np.add.reduceat(count, starts)
     of_tables = ratios.sum(axis=1)
     index = int(of_tables.argmax())
-    share = of_tables[index] / last.evidence
-    if of_tables[index] < MIN_EVIDENCE or share < MIN_SHARES[1]:
+    if of_tables[index] < max(MIN_EVIDENCE, MIN_SHARES[1] * last.evidence):
         return None
     steps = np.where(ratios[index] >= MIN_STEP_EVIDENCE, tables[index], 0)
-    return _Save(index + 1, last.grid, steps, float(of_tables[index]), last.confidence * min(1, float(share)), False)
+    return _Save(index + 1, last.grid, steps, float(of_tables[index]), False)

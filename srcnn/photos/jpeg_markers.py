@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
 
+from srcnn.photos.tiff_tags import Content
 from srcnn.runtime.untrusted import InvalidInput
 
 MAX_SEGMENTS = 10_000
@@ -16,17 +16,9 @@ NUM_COEFFICIENTS = 64
 _MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # not a stuffed FF 00, a restart marker or a fill byte
 
 
-class Segment(NamedTuple):
-    """A marker, and where its content begins (after the marker and the length) and ends."""
-
-    marker: int
-    start: int
-    stop: int
-
-
-def segments(content: Any, position: int = 0) -> Iterator[Segment]:
-    """The segments of a JPEG from a position up to its end marker; coded pixels between them, and what follows the end,
-    are skipped.
+def segments(content: Content, position: int = 0) -> Iterator[tuple[int, int, int]]:
+    """The segments of a JPEG from a position up to its end marker: the marker, and where its content begins (after the
+    marker and the length) and ends. Coded pixels between them, and what follows the end, are skipped.
 
     Ends early where the content ends, or at a segment that is not whole.
 
@@ -46,13 +38,13 @@ def segments(content: Any, position: int = 0) -> Iterator[Segment]:
             start, position = start + 2, start + length
             if length < 2 or position > len(content):
                 return
-        yield Segment(marker, start, position)
+        yield marker, start, position
         if marker == EOI:
             return
     raise InvalidInput(f"a JPEG with more than {MAX_SEGMENTS} segments")
 
 
-def has_all_scans(content: Any) -> bool:
+def has_all_scans(content: Content) -> bool:
     """Whether the scans that begin in a JPEG cover every coefficient of every component to its last bit.
 
     Those of a progressive JPEG (annex G) bring a band of coefficients each, first without, then with the last bits.

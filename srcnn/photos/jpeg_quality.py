@@ -31,6 +31,9 @@ ANNEX_K_LUMA = np.array([
 ANNEX_K_CHROMA = np.pad(
     [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]], (0, 4), constant_values=99
 ).reshape(-1)
+# (8 frequencies, 8 pixels) float32, orthonormal: the DCT of ITU-T T.81, A.3.3, in one dimension.
+DCT = (np.cos(np.outer(np.arange(8), np.arange(1, 16, 2)) * np.pi / 16) / 2).astype(np.float32)
+DCT[0] = 8**-0.5
 # Indices of the first ten frequencies, in zigzag order, in such a table.
 LOW_FREQUENCIES = (0, 1, 8, 16, 9, 2, 3, 10, 17, 24)
 TRANSPOSED = [LOW_FREQUENCIES.index(8 * (index % 8) + index // 8) for index in LOW_FREQUENCIES]
@@ -41,7 +44,7 @@ class JpegSave(NamedTuple):
     """A JPEG compression that a photo went through.
 
     Attributes:
-        quality: 1..100 on libjpeg's scale, as `quality_of` computes it.
+        quality: 1..100 on libjpeg's scale, as `jpeg_save_of` computes it.
         condition: float32 (CONDITION_SIZE,), as `condition_of` computes it.
         offset: (row, column), each 0..7, of the first whole 8x8 block in the photo.
         luma_steps: (8, 8) quantization steps by vertical and horizontal frequency; None: unknown.
@@ -74,39 +77,33 @@ def jpeg_save(quality: int, subsampled: bool = True, grey: bool = False) -> Jpeg
 
 
 def jpeg_save_of(image: Image.Image) -> JpegSave | None:
-    """The compression of an opened JPEG, by its quantization tables (see `quality_of`); None without valid tables.
+    """The compression of an opened JPEG by its luma quantization table; None without a valid one.
 
-    The condition is that of its quality: networks are trained on libjpeg's tables. Told others, such as those of
+    The quality is exact for libjpeg's own tables. For others (Photoshop, cameras, mozjpeg) it is that with the nearest
+    table, by the mean square of the logarithms of the ratios of steps: the damage is proportional to the step, and
+    plain differences would be dominated by the coarse steps of the highest frequencies, where photos have little. It is
+    within some 3 of the quality with equal PSNR on average, and up to 17 off for flat or very coarse tables.
+
+    The table is that of the last JPEG: a photo saved at a low and then at a high quality counts as good.
+
+    The condition is that of the quality: networks are trained on libjpeg's tables. Told others, such as those of
     cameras, they restore up to 0.7 dB worse.
-    """
-    if (tables := _tables_of(image)) is None:
-        return None
-    quality, components = _nearest_quality(tables[0]), jpeg_components(image)
-    sampling = {(component.across, component.down) for component in components}
-    condition = condition_of_quality(quality, subsampled=len(sampling) > 1, grey=len(components) == 1)
-    return JpegSave(quality, condition, luma_steps=tables[0].reshape(8, 8))
-
-
-def quality_of(image: Image.Image) -> int | None:
-    """The quality 1..100, on libjpeg's scale, of an opened JPEG by its luma table; None without a valid table.
-
-    Exact for libjpeg's own tables. For others (Photoshop, cameras, mozjpeg) the quality with the nearest table, by the
-    mean square of the logarithms of the ratios of steps: the damage is proportional to the step, and plain differences
-    would be dominated by the coarse steps of the highest frequencies, where photos have little. The result is within
-    some 3 of the quality with equal PSNR on average, and up to 17 off for flat or very coarse tables.
-
-    The tables are those of the last JPEG: a photo saved at a low and then at a high quality counts as good.
 
     Args:
         image: as Image.open returns it; copies and converted or rotated images have lost the tables.
     """
-    tables = _tables_of(image)
-    return None if tables is None else _nearest_quality(tables[0])
-
-
-def _nearest_quality(luma: np.ndarray) -> int:
+    components = jpeg_components(image)
+    if not isinstance(image, JpegImageFile) or not components:
+        return None
+    table = image.quantization.get(components[0].table)  # of Y or grey, or of R or C in files without chroma
+    if table is None or len(table) != ANNEX_K_LUMA.size or min(table) < 1:
+        return None
+    luma = np.asarray(table)
     ratios = np.log(_TABLES / np.minimum(luma, MAX_STEP))
-    return 1 + int(np.argmin(np.square(ratios).mean(axis=1)))
+    quality = 1 + int(np.square(ratios).mean(axis=1).argmin())
+    sampling = {(component.across, component.down) for component in components}
+    condition = condition_of_quality(quality, subsampled=len(sampling) > 1, grey=len(components) == 1)
+    return JpegSave(quality, condition, luma_steps=luma.reshape(8, 8))
 
 
 def condition_of(luma: np.ndarray, chroma: np.ndarray | None, subsampled: bool) -> np.ndarray:
@@ -136,25 +133,6 @@ def conditions_of_qualities(subsampled: bool = True, grey: bool = False) -> np.n
     conditions = np.stack([np.zeros(CONDITION_SIZE, np.float32), *known])
     conditions.flags.writeable = False
     return conditions
-
-
-def condition_of_image(image: Image.Image) -> np.ndarray | None:
-    """The condition vector of an opened JPEG (see `jpeg_save_of`); None without valid tables."""
-    save = jpeg_save_of(image)
-    return None if save is None else save.condition
-
-
-def _tables_of(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None] | None:
-    """The luma table, and the chroma table or None for greyscale; None for other files and invalid tables."""
-    components = jpeg_components(image)
-    if not isinstance(image, JpegImageFile) or not components:
-        return None
-    # Component 0 is Y or grey, or R or C of files without chroma.
-    tables = [image.quantization.get(component.table) for component in components[:2]]
-    if any(table is None or len(table) != ANNEX_K_LUMA.size or min(table) < 1 for table in tables):
-        return None
-    luma, *chroma = (np.asarray(table) for table in tables)
-    return luma, chroma[0] if chroma else None
 
 
 def quality_tables(base: np.ndarray) -> np.ndarray:

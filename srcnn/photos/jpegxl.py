@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile
+from PIL.ExifTags import Base as Tag
 
-from srcnn.photos.iso_boxes import boxes
+from srcnn.photos.boxes import walk_boxes
 from srcnn.runtime.extras import extra
 from srcnn.runtime.untrusted import InvalidInput
 
@@ -21,7 +22,6 @@ RATIOS = {1: (1, 1), 2: (12, 10), 3: (4, 3), 4: (3, 2), 5: (16, 9), 6: (5, 4), 7
 SIZES = ((1, 9), (1, 13), (1, 18), (1, 30))  # (offset, bits) of a number with a selector of two bits
 ENUM = ((0, 0), (1, 0), (2, 4), (18, 6))
 ALPHA, GREY, D65, SRGB_PRIMARIES, SRGB_CURVE = 0, 1, 1, 1, 13  # values of enumerations
-ORIENTATION_TAG = 0x0112
 
 
 class _Bits:
@@ -89,7 +89,7 @@ class JpegXlImage(ImageFile.ImageFile):
         header = content[:HEADER_BYTES]
         if content.startswith(CONTAINER):
             header = b""
-            for kind, start, stop in boxes(content):
+            for kind, start, stop in walk_boxes(content):
                 if kind in (b"jxlc", b"jxlp"):  # of a part, the number comes first
                     header += content[start + 4 * (kind == b"jxlp") : stop][:HEADER_BYTES]
                 elif kind in (b"Exif", b"xml ", b"brob"):
@@ -111,7 +111,7 @@ class JpegXlImage(ImageFile.ImageFile):
         if kind == b"Exif":  # the orientation is that of the header, which libjxl heeds
             exif = Image.Exif()
             exif.load(content[4 + int.from_bytes(content[:4], "big") :])
-            exif.pop(ORIENTATION_TAG, None)
+            exif.pop(Tag.Orientation, None)
             self.info["exif"] = exif.tobytes()
         elif kind == b"xml ":
             self.info["xmp"] = content

@@ -15,13 +15,14 @@ from functools import partial
 from typing import Any
 
 from PIL import ExifTags, Image
+from PIL.ExifTags import Base as Tag
 
 from srcnn.photos import boxes, jpeg_parts, photoshop, png_chunks, tiff_tags, webp_chunks
-from srcnn.photos.avif import colour_space
 from srcnn.photos.bmp_header import read_profile
+from srcnn.photos.heif import colour_space
 from srcnn.photos.jpeg_parts import Appended
 from srcnn.photos.jpeg_turning import turn_appended
-from srcnn.photos.reading import ORIENTATION_TAG, TURNS, orientation_of
+from srcnn.photos.reading import TURNS, orientation_of
 from srcnn.photos.tiff_tags import LONG, SHORT, Content, Value, read_tags, write_tags
 from srcnn.photos.xmp_claims import without_claims
 
@@ -126,13 +127,13 @@ def metadata_of(image: Image.Image, content: Content) -> tuple[Metadata, Lost]:
 
 def _upright_exif(exif: bytes, orientation: int, width: int, height: int) -> tuple[bytes, Lost]:
     """The EXIF changed to that of the upright photo, whose size this is if it lay on its side."""
-    values = {ORIENTATION_TAG: 1} | (size_tags(width, height) if orientation >= 5 else {})
+    values = {Tag.Orientation: 1} | (size_tags(width, height) if orientation >= 5 else {})
     try:
         return patch_exif(exif, values, keep_thumbnail=orientation == 1), ()
     except (struct.error, ValueError):
         pass
     try:  # what is not damaged of it, written anew
-        order, directory, _, damaged = read_tags(exif)
+        order, directory, damaged = read_tags(exif)
     except ValueError:
         return b"", ("damaged EXIF",)
     for part in (directory, directory.get(int(ExifTags.IFD.Exif))):
@@ -173,9 +174,9 @@ def _with_png_chunks(metadata: Metadata, content: Content, orientation: int) -> 
 
 
 def _with_tiff_tags(metadata: Metadata, content: Content, orientation: int, page: int) -> tuple[Metadata, Lost]:
-    skipped = tiff_tags.STORAGE | {tiff_tags.ICC_TAG, tiff_tags.XMP_TAG, ORIENTATION_TAG}
+    skipped = tiff_tags.STORAGE | {tiff_tags.ICC_TAG, tiff_tags.XMP_TAG, Tag.Orientation}
     skipped |= tiff_tags.RESOLUTION_TAGS if metadata.dpi else set()
-    order, directory, _, damaged = read_tags(content, skipped, page)
+    order, directory, damaged = read_tags(content, skipped, page)
     unfit = tiff_tags.UNFIT | (tiff_tags.GEOREFERENCE if orientation != 1 else {})
     lost = [name for tag, name in unfit.items() if directory.pop(tag, None)]
     if damaged:
@@ -198,8 +199,7 @@ def _with_bmp_profile(metadata: Metadata, content: Content, _: int) -> tuple[Met
 
 def size_tags(width: int, height: int) -> dict[int, int]:
     """The EXIF tags that hold a photo's size, with these values."""
-    return {int(ExifTags.Base.ExifImageWidth): width, int(ExifTags.Base.ExifImageHeight): height,
-            int(ExifTags.Base.ImageWidth): width, int(ExifTags.Base.ImageLength): height}
+    return {Tag.ExifImageWidth: width, Tag.ExifImageHeight: height, Tag.ImageWidth: width, Tag.ImageLength: height}
 
 
 def with_size(metadata: Metadata, width: int, height: int, scale: float = 1.0) -> Metadata:
@@ -312,7 +312,7 @@ def _exif_in_tiff(metadata: Metadata) -> tuple[bytes, list[str]]:
     """The EXIF without tags that a TIFF has for itself, and names of those that do not fit."""
     skipped = tiff_tags.STORAGE | tiff_tags.OWN_FIELDS | (tiff_tags.RESOLUTION_TAGS if metadata.dpi else set())
     try:
-        order, directory, _, damaged = read_tags(metadata.exif, skipped)
+        order, directory, damaged = read_tags(metadata.exif, skipped)
     except ValueError:
         return b"", ["EXIF"]
     lost = [name for tag, name in tiff_tags.UNFIT.items() if directory.pop(tag, None)]

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from srcnn.photos.tiling import JPEG_BLOCK_PIXELS as BLOCK_PIXELS
+
 if TYPE_CHECKING:
     import torch
 
 IDENTICAL_PSNR = 100.0  # dB of identical tiles or photos, instead of infinity: the source project's convention
-BLOCK_PIXELS = 8
-SSIM_WINDOW = 11
+SSIM_WINDOW = 11  # pixels a side
 _GAUSSIAN = np.exp(-((np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2) ** 2) / (2 * 1.5**2))
 SSIM_WEIGHTS: list[float] = (_GAUSSIAN / _GAUSSIAN.sum()).tolist()
 

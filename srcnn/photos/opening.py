@@ -9,22 +9,23 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
+from PIL.ExifTags import Base as Tag
 
 from srcnn.photos import jpeg2000
 from srcnn.photos.file_kinds import FORMATS, HEAD_BYTES, content_problem, pillow_formats, unidentified
 from srcnn.photos.heif import is_heic, open_heic
 from srcnn.photos.jpegxl import JpegXlImage, is_jpegxl
 from srcnn.photos.tiff_pages import select_photo
+from srcnn.photos.tiff_tags import Content
 from srcnn.photos.truncated import completed
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.untrusted import MAX_PHOTO_BYTES, InvalidInput, check_size, open_regular, without_pillow_limit
 
 WITH_SEVERAL = ("TIFF", "MPO", "HEIF")  # formats of which one of several pictures may be the photo
 MAX_MEGAPIXELS = 250.0  # which take 750 MB as RGB; a file that claims more is taken for a decompression bomb
-TIFF_TILE_TAGS = (322, 323)  # tile width and length: libtiff decodes whole tiles, however small the picture
 
 
 class PhotoRefused(UserError):
@@ -66,7 +67,7 @@ def open_image(
 
 
 @contextmanager
-def _content(source: Path | bytes | memoryview) -> Iterator[tuple[IO[bytes], Any]]:
+def _content(source: Path | bytes | memoryview) -> Iterator[tuple[IO[bytes], Content]]:
     """A photo as a file and as bytes, which are memory-mapped."""
     if not isinstance(source, Path):
         content = bytes(source)
@@ -92,13 +93,13 @@ def _open_format(file: IO[bytes], formats: tuple[str, ...]) -> ImageFile.ImageFi
     return Image.open(file, formats=[name for name in formats if name in pillow_formats()])
 
 
-def check_header(image: ImageFile.ImageFile, content: Any, max_pixels: float) -> None:
+def check_header(image: ImageFile.ImageFile, content: Content, max_pixels: float) -> None:
     """Raises InvalidInput if an opened photo, whose file's bytes are `content`, is too expensive to decode."""
     check_size(image.size, max_pixels)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        tile = [image.tag_v2.get(tag, 0) for tag in TIFF_TILE_TAGS]
-        if image.tile and image.tile[0][0] == "libtiff" and all(tile):
-            check_size((tile[0], tile[1]), max_pixels)
+        width, length = (image.tag_v2.get(tag, 0) for tag in (Tag.TileWidth, Tag.TileLength))
+        if image.tile and image.tile[0][0] == "libtiff" and width and length:
+            check_size((width, length), max_pixels)  # it decodes whole tiles, however small the picture
     elif image.format == "JPEG2000":
         jpeg2000.check_codestream(content, max_pixels)
 

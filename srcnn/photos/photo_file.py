@@ -16,17 +16,19 @@ from srcnn.photos.jpeg_quality import JpegSave, jpeg_save_of
 from srcnn.photos.metadata import Metadata, drop_unsupported, metadata_of, note_of
 from srcnn.photos.pillow_internals import forget_source
 from srcnn.photos.reading import (
+    FLOATS,
     KINDS,
     MAX_MEGAPIXELS,
+    PhotoRefused,
     decode,
     eight_bit_image,
-    managed_plain_mode,
     open_image,
     orientation_of,
     over_white,
-    sixteen_bit_levels,
+    to_plain_mode,
 )
 from srcnn.photos.tiff_tags import Content
+from srcnn.photos.tiling import Region
 from srcnn.photos.truncated import CompletedFile
 from srcnn.runtime.errors import UserError
 from srcnn.runtime.files import atomic_file
@@ -36,7 +38,6 @@ MAX_SIDES = {"WEBP": 16_383, "JPEG": 65_500}  # pixels, of libwebp and libjpeg
 LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")  # as Pillow names TIFF compressions
 LOSSY_QUALITY = 95  # of JPEG and WebP, where nothing else is asked for
 SIXTEEN_BIT_KINDS = ("PNG", "TIFF")
-Region = tuple[slice, slice]  # (rows, columns)
 
 
 @dataclass
@@ -88,15 +89,19 @@ class PhotoFile:
     def is_grey(self) -> bool:
         return self.num_channels < 3
 
-    def blank(self, height: int, width: int) -> PhotoFile:
-        """A black photo of the same mode or dtype and another size, without metadata."""
+    def blank_image(self, height: int, width: int) -> Image.Image | np.ndarray:
+        """A black image of the same mode or dtype and another size."""
         if isinstance(self.image, Image.Image):
-            return PhotoFile(Image.new(self.image.mode, (width, height)))
-        return PhotoFile(np.zeros((height, width, *self.image.shape[2:]), self.dtype))
+            return Image.new(self.image.mode, (width, height))
+        return np.zeros((height, width, *self.image.shape[2:]), self.dtype)
 
     def eight_bit_image(self) -> Image.Image:
         """The image, with its levels reduced if they have 16 bits."""
         return eight_bit_image(self.image)
+
+    def visible(self) -> np.ndarray:
+        """What a viewer shows: uint8 (H, W) or (H, W, 3), over white where it is transparent."""
+        return np.asarray(over_white(self.eight_bit_image()))
 
     def to_image(self, photo: Image.Image) -> Image.Image:
         """A Pillow image with the `info` of `photo`, except for entries that do not fit the mode."""
@@ -140,11 +145,16 @@ def photo_file_of(image: Image.Image) -> PhotoFile:
     """A PhotoFile of an image in memory, without a copy if its mode is one of PLAIN_MODES.
 
     Raises:
-        PhotoRefused: as `srcnn.photos.reading.to_plain_mode`.
+        PhotoRefused: pixels that are floating-point numbers or exceed 16 bits.
     """
-    if image.mode.startswith("I"):
-        return PhotoFile(sixteen_bit_levels(image))
-    return PhotoFile(managed_plain_mode(image)[0])
+    if image.mode == "F":
+        raise PhotoRefused(f"image: {FLOATS}")
+    if not image.mode.startswith("I"):
+        return PhotoFile(to_plain_mode(image)[0])
+    levels = np.asarray(image)
+    if levels.dtype.itemsize > 2 and not 0 <= levels.min() <= levels.max() <= 65535:
+        raise PhotoRefused(f"image: levels from {levels.min()} to {levels.max()}; save it with 8 or 16 bits")
+    return PhotoFile(levels.astype(np.uint16))
 
 
 def read_photo_file(

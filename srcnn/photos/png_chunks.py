@@ -8,13 +8,15 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import IO, NamedTuple
 
 from srcnn.photos.tiff_tags import Content
+from srcnn.runtime.untrusted import InvalidInput
 
-SIGNATURE_BYTES, HEADER_END, END_BYTES = 8, 8 + 25, 12  # HEADER_END: behind the chunk IHDR
-MAX_CHUNKS = 100_000
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+HEADER_END, END_BYTES = 8 + 25, 12  # behind the chunk IHDR; of the chunk IEND
+MAX_CHUNKS = 1_000_000  # writers put 8 KiB and more of the pixels into each
 MAX_CHUNK_BYTES = 256 << 20
 MAX_TEXT_BYTES = 64 << 20  # decompressed
 PALETTE = 3  # a colour type
@@ -50,14 +52,13 @@ def read_chunks(content: Content) -> PngParts:
     after: list[Chunk] = []
     lost: list[str] = []
     profiles: dict[str, bytes] = {}
-    kept, place = before, SIGNATURE_BYTES
+    kept = before
     has_alpha_key = False
     bits, colours = content[24], content[25]
-    for _ in range(MAX_CHUNKS):
-        length, kind = int.from_bytes(content[place : place + 4], "big"), content[place + 4 : place + 8]
-        end = place + 12 + length
+    for kind, start, stop in walk_chunks(content):
+        end = stop + 4  # of the checksum
         if end > len(content):
-            lost += ["chunks behind a damaged one"] if kind not in (b"", b"IDAT", b"IEND") else []  # or a cut file
+            lost += ["chunks behind a damaged one"] if kind not in (b"IDAT", b"IEND") else []  # or a cut file
             break
         if kind == b"IDAT":
             kept = after
@@ -67,18 +68,34 @@ def read_chunks(content: Content) -> PngParts:
         has_alpha_key |= kind == b"tRNS"
         is_palette = kind == b"PLTE" and colours == PALETTE
         if kind not in STORAGE and not is_palette:
-            body = bytes(content[place + 8 : end - 4]) if length <= MAX_CHUNK_BYTES else b""
+            is_short = stop - start <= MAX_CHUNK_BYTES
+            body = bytes(content[start:stop]) if is_short else b""
             if (profile := _raw_profile(kind, body)) is not None:
                 profiles[profile[0]] = profile[1]
-            elif _is_kept(kind, body, bits, colours, has_alpha_key):
+            elif is_short and _is_kept(kind, body, bits, colours, has_alpha_key):
                 kept.append((kind, body))
             elif not (kind == b"iTXt" and body.startswith(XMP_KEY + b"\0")):
                 lost.append(UNFIT.get(kind) or f"chunk {_printable(kind)}")
-        place = end
     if has_alpha_key:  # which becomes a channel that has no such bits
         lost += ["chunk sBIT" for kind, _ in before if kind == b"sBIT"]
         before = [chunk for chunk in before if chunk[0] != b"sBIT"]
     return PngParts(tuple(before), tuple(after), profiles, tuple(dict.fromkeys(lost)))
+
+
+def walk_chunks(content: Content) -> Iterator[tuple[bytes, int, int]]:
+    """The type of each chunk of a PNG, and where its content begins and ends; the last one may be cut.
+
+    Raises:
+        InvalidInput: more than MAX_CHUNKS.
+    """
+    position = len(SIGNATURE)
+    for _ in range(MAX_CHUNKS):
+        if position + 8 > len(content):
+            return
+        length, kind = struct.unpack_from(">I4s", content, position)
+        yield kind, position + 8, position + 8 + length
+        position += 12 + length
+    raise InvalidInput(f"a PNG with more than {MAX_CHUNKS} chunks")
 
 
 def _is_kept(kind: bytes, body: bytes, bits: int, colours: int, has_alpha_key: bool) -> bool:

@@ -13,15 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import NoReturn
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageFile, TiffImagePlugin
+from PIL import Image, ImageCms, ImageFile, TiffImagePlugin
+from PIL.ExifTags import Base as Tag
 
-from srcnn.photos.avif import colour_note
-from srcnn.photos.deep_pixels import PHOTOMETRIC_TAG, SAMPLES_TAG, bits_of, head_of, is_deep, read_deep
+from srcnn.photos.deep_pixels import bits_of, head_of, is_deep, read_deep
 from srcnn.photos.file_kinds import NAMES
-from srcnn.photos.heif import brands_of
+from srcnn.photos.heif import brands_of, colour_note
 from srcnn.photos.opening import MAX_MEGAPIXELS as MAX_MEGAPIXELS
 from srcnn.photos.opening import PhotoRefused as PhotoRefused
 from srcnn.photos.opening import open_image as open_image
@@ -41,13 +41,10 @@ TURNS = {
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # EXIF 2.32, tag 0x0112
-ORIENTATION_TAG = 0x0112
-EXTRA_SAMPLES_TAG = 338
 NUM_COLOURS = {2: 3, 5: 4, 6: 3, 8: 3}  # of a TIFF, by its photometric interpretation: RGB, CMYK, YCbCr, LAB; else 1
 ALPHAS = (1, 2, 999)  # TIFF extra samples: premultiplied, not, as Corel Draw says it
+FLOATS = "floating-point pixels have no defined range; save it with 8 or 16 bits"
 HIDDEN = "alpha of 0 everywhere ignored"
-
-LumaKind = Literal["l", "y"]
 
 
 def _raise(error: OSError) -> NoReturn:
@@ -86,9 +83,9 @@ def find_photos(
     return photos, others
 
 
-def photos_below(folder: Path, exclude: Path | None = None) -> list[Path]:
+def photos_below(folder: Path) -> list[Path]:
     """The photos that `find_photos` finds. Raises FileNotFoundError if there are none."""
-    photos, _ = find_photos(folder, exclude)
+    photos, _ = find_photos(folder)
     if not photos:
         raise FileNotFoundError(f"{folder}: no photo ({NAMES}) in this folder or below it")
     return photos
@@ -110,13 +107,13 @@ def result_suffix(path: Path) -> str:
     return READ_ONLY_RESULT if path.suffix.lower() in READ_ONLY_KINDS else path.suffix
 
 
-def read_photo(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> np.ndarray:
-    """Decodes a photo upright and over white: uint8, (H, W) or (H, W, 3) RGB.
+def read_photo(source: Path | bytes, max_megapixels: float = MAX_MEGAPIXELS) -> np.ndarray:
+    """Decodes a photo, a file or its bytes, upright and over white: uint8, (H, W) or (H, W, 3) RGB.
 
     Raises:
         PhotoRefused: unreadable, truncated, several frames, pixels of more than 16 bits, or too many pixels.
     """
-    with open_image(path, max_megapixels) as image:
+    with open_image(source, max_megapixels) as image:
         return np.asarray(over_white(eight_bit_image(decode(image)[0])))
 
 
@@ -140,7 +137,7 @@ def decode(
         pixels = read_deep(image, stored_size(image), bits)
         return _shown(upright_array(pixels, orientation_of(image) if turn else 1), image.format, notes)
     if image.mode == "F":
-        raise InvalidInput("floating-point pixels have no defined range; save it with 8 or 16 bits")
+        raise InvalidInput(FLOATS)
     if image.mode.startswith("I"):
         raise InvalidInput("levels of more than 16 bits, or below zero; save it with 8 or 16 bits")
     size = image.size
@@ -149,7 +146,7 @@ def decode(
         raise InvalidInput(f"{image.width}x{image.height} pixels, unlike its header")
     if bits > 8:
         notes.append(f"{bits} bits reduced to 8")
-    decoded, conversions = managed_plain_mode(turn_upright(image) if turn else image)
+    decoded, conversions = to_plain_mode(turn_upright(image) if turn else image)
     return _shown(decoded, image.format, [*notes, *conversions])
 
 
@@ -168,9 +165,9 @@ def _left_out(image: ImageFile.ImageFile) -> list[str]:
     if image.is_animated:
         notes.append("reduced copies or masks in the TIFF left out")
     tags = image.tag_v2
-    num_bands = NUM_COLOURS.get(tags.get(PHOTOMETRIC_TAG, 1), 1) + (
-        tags.get(EXTRA_SAMPLES_TAG, (ALPHAS[0],) if image.mode[-1] == "A" else (0,))[0] in ALPHAS)
-    if (num_extra := tags.get(SAMPLES_TAG, 1) - num_bands) > 0:
+    num_bands = NUM_COLOURS.get(tags.get(Tag.PhotometricInterpretation, 1), 1) + (
+        tags.get(Tag.ExtraSamples, (ALPHAS[0],) if image.mode[-1] == "A" else (0,))[0] in ALPHAS)
+    if (num_extra := tags.get(Tag.SamplesPerPixel, 1) - num_bands) > 0:
         notes.append(f"further bands of the TIFF left out: {num_extra}")
     return notes
 
@@ -202,13 +199,6 @@ def _shown(
     return np.ascontiguousarray(colours), (*notes, HIDDEN)
 
 
-def managed_plain_mode(image: Image.Image, name: object = "image") -> tuple[Image.Image, tuple[str, ...]]:
-    """As `to_plain_mode`, but CMYK by its ICC profile if it has one."""
-    if image.mode == "CMYK" and (managed := _managed(image)):
-        return managed, ("CMYK converted to sRGB by its profile",)
-    return to_plain_mode(image, name)
-
-
 def _managed(image: Image.Image) -> Image.Image | None:
     """CMYK -> sRGB by the image's ICC profile; None without a usable one."""
     if not (profile := image.info.get("icc_profile")):
@@ -233,7 +223,7 @@ def turn_upright(image: Image.Image) -> Image.Image:
 def orientation_of(image: Image.Image) -> int:
     """The orientation 1..8 of the EXIF, or of the XMP if it has none; 1 if there is none, or it is damaged."""
     try:
-        orientation = image.getexif().get(ORIENTATION_TAG, 1)
+        orientation = image.getexif().get(Tag.Orientation, 1)
     except Exception:  # struct.error, SyntaxError, ... of damaged EXIF, which is no reason to refuse the pixels
         return 1
     return orientation if orientation in range(1, 9) else 1
@@ -248,7 +238,7 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 def stored_size(image: Image.Image) -> tuple[int, int]:
     """(width, height) of the pixels in the file: of a TIFF, Pillow's `size` is that of the upright photo since 11."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
+        return image.tag_v2[Tag.ImageWidth], image.tag_v2[Tag.ImageLength]
     return image.size
 
 
@@ -263,16 +253,12 @@ def upright_array(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def to_plain_mode(image: Image.Image, name: object = "image") -> tuple[Image.Image, tuple[str, ...]]:
-    """An image of one of PLAIN_MODES, the same where it has such a mode already; and notes on conversions.
-
-    Raises:
-        PhotoRefused: pixels that are floating-point numbers or exceed 16 bits; `name` is the image's in the message.
+def to_plain_mode(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
+    """An image of at most 8 bits a channel in one of PLAIN_MODES, the same where it has such a mode already; and notes
+    on conversions. CMYK is converted by its ICC profile, if it has a usable one.
     """
-    if image.mode == "F":
-        raise PhotoRefused(f"{name}: floating-point pixels have no defined range; save it with 8 or 16 bits")
-    if image.mode.startswith("I"):
-        return Image.fromarray(to_eight_bits(sixteen_bit_levels(image, name))), ("16 bits reduced to 8",)
+    if image.mode == "CMYK" and (managed := _managed(image)):
+        return managed, ("CMYK converted to sRGB by its profile",)
     if image.mode in ("LA", "RGBA") or image.mode in PLAIN_MODES and "transparency" not in image.info:
         return image, ()
     is_grey = image.mode in ("1", "L", "La")
@@ -283,14 +269,6 @@ def to_plain_mode(image: Image.Image, name: object = "image") -> tuple[Image.Ima
     return converted, () if is_grey or image.mode == "RGB" else (f"{image.mode} converted to RGB",)
 
 
-def sixteen_bit_levels(image: Image.Image, name: object = "image") -> np.ndarray:
-    """The pixels of an image of a mode "I..." as uint16 (H, W). Raises PhotoRefused if they do not fit."""
-    levels = np.asarray(image)
-    if levels.dtype.itemsize > 2 and not 0 <= levels.min() <= levels.max() <= 65535:
-        raise PhotoRefused(f"{name}: levels from {levels.min()} to {levels.max()}; save it with 8 or 16 bits")
-    return levels.astype(np.uint16)
-
-
 def to_eight_bits(levels: np.ndarray) -> np.ndarray:
     """uint16 -> uint8, rounded: level v is v / 257. Row by row, as a whole photo of floats takes gigabytes."""
     reduced = np.empty(levels.shape, np.uint8)
@@ -299,13 +277,9 @@ def to_eight_bits(levels: np.ndarray) -> np.ndarray:
     return reduced
 
 
-def over_white(image: Image.Image, name: object = "image") -> Image.Image:
-    """The image as L or RGB, transparent parts blended with white; the image itself if it is that already.
-
-    Raises:
-        PhotoRefused: as `to_plain_mode`.
+def over_white(image: Image.Image) -> Image.Image:
+    """An image of one of PLAIN_MODES as L or RGB, with transparent parts blended with white; itself if it has no alpha.
     """
-    image, _ = to_plain_mode(image, name)
     if image.mode in ("L", "RGB"):
         return image
     white = Image.new(image.mode[:-1], image.size, "white")

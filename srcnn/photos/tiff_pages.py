@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import IO
 
+from PIL.ExifTags import Base as Tag
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 from srcnn.runtime.untrusted import InvalidInput
 
-KIND_TAG, OLD_KIND_TAG = 254, 255  # TIFF 6.0: NewSubfileType; SubfileType
-REDUCED, MASK, OLD_REDUCED = 1, 4, 2
+REDUCED, MASK, OLD_REDUCED = 1, 4, 2  # TIFF 6.0: bits of NewSubfileType; SubfileType
 MAX_PAGES = 20  # pyramids have some ten
 
 
@@ -27,18 +28,22 @@ def select_photo(image: TiffImageFile) -> None:
         image.seek(chosen)
 
 
-def _are_photos(image: TiffImageFile) -> Iterator[bool]:
-    file = image.fp
-    assert file is not None
+def directories(file: IO[bytes]) -> Iterator[ImageFileDirectory_v2]:
+    """The directory of each page of a TIFF; one object, loaded anew. Raises SyntaxError, ... if it is damaged."""
     file.seek(0)
     header = file.read(8)
-    header += file.read(8) if header[2:3] == b"+" or header[3:4] == b"+" else b""  # BigTIFF
-    directory, seen, position = ImageFileDirectory_v2(header), set[int](), 0
-    position = directory.next
+    directory = ImageFileDirectory_v2(header + file.read(8) if b"+" in header[2:4] else header)  # BigTIFF
+    position, seen = directory.next, set[int]()
     while position and position not in seen:
         seen.add(position)
         file.seek(position)
         directory.load(file)
-        kind, old_kind = directory.get(KIND_TAG, 0), directory.get(OLD_KIND_TAG, 0)
-        yield not (isinstance(kind, int) and kind & (REDUCED | MASK) or old_kind == OLD_REDUCED)
+        yield directory
         position = directory.next
+
+
+def _are_photos(image: TiffImageFile) -> Iterator[bool]:
+    assert image.fp is not None
+    for directory in directories(image.fp):
+        kind, old_kind = directory.get(Tag.NewSubfileType, 0), directory.get(Tag.SubfileType, 0)
+        yield not (isinstance(kind, int) and kind & (REDUCED | MASK) or old_kind == OLD_REDUCED)

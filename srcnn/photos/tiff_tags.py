@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Union
 
 from PIL import ExifTags, TiffTags
+from PIL.ExifTags import Base as Tag
 
 Content = Union[bytes, mmap.mmap]
 SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
@@ -19,10 +20,9 @@ NARROW = {16: (LONG, "I"), 17: (9, "i"), IFD8: (IFD, "I")}  # types of BigTIFF a
 MAX_DEPTH, MAX_ENTRIES, MAX_VALUE_BYTES = 4, 65_535, 64 << 20  # the latter two of all directories together
 INTEROPERABILITY = 40965
 SUB_DIRECTORIES = {int(ExifTags.IFD.Exif), int(ExifTags.IFD.GPSInfo), INTEROPERABILITY}
-DESCRIPTION_TAG, ORIENTATION_TAG = 270, 274
 XMP_TAG, IPTC_TAG, PHOTOSHOP_TAG, ICC_TAG = 700, 33723, 34377, 34675
 RESOLUTION_TAGS = {282, 283, 296}  # across, down, unit
-OWN_FIELDS = {XMP_TAG, IPTC_TAG, PHOTOSHOP_TAG, ICC_TAG, ORIENTATION_TAG}  # each a field of `Metadata`, or applied
+OWN_FIELDS = {XMP_TAG, IPTC_TAG, PHOTOSHOP_TAG, ICC_TAG, Tag.Orientation}  # each a field of `Metadata`, or applied
 # How pixels are stored: subfile type, size, bits, compression, strips and tiles, levels, palette, inks, extra samples,
 # old JPEG, YCbCr, Pixar's and SGI's sizes; a thumbnail.
 STORAGE = {254, 255, *range(256, 260), 262, *range(263, 267), 273, 277, 278, 279, 280, 281, 284, *range(288, 294),
@@ -45,11 +45,10 @@ Directory = dict[int, Union[Value, "Directory"]]
 
 
 class Tags(NamedTuple):
-    """A directory that was read: byte order "<" or ">", tags, whether another follows, names of damaged tags."""
+    """A directory that was read: byte order "<" or ">", tags, names of damaged tags."""
 
     order: str
     directory: Directory
-    has_next: bool = False
     damaged: tuple[str, ...] = ()
 
 
@@ -74,17 +73,17 @@ def read_tags(content: Content, skip: Iterable[int] = (), page: int = 0) -> Tags
     for _ in range(page):
         if (start := reader.integer(reader.entries(start).stop)) == 0:
             raise ValueError("no directory for this page")
-    directory, following = reader.read(start, frozenset(skip))
-    return Tags(order, directory, following != 0, tuple(dict.fromkeys(reader.damaged)))
+    directory = reader.read(start, frozenset(skip))
+    return Tags(order, directory, tuple(dict.fromkeys(reader.damaged)))
 
 
 def orientation_of(content: Content, page: int = 0) -> int:
     """The orientation 1..8 in a TIFF, which Pillow forgets when it decodes one; 1 without one, or if it is damaged."""
     try:
-        order, directory, *_ = read_tags(content, STORAGE | OWN_FIELDS - {ORIENTATION_TAG}, page)
+        order, directory, *_ = read_tags(content, STORAGE | OWN_FIELDS - {Tag.Orientation}, page)
     except ValueError:
         return 1
-    value = directory.get(ORIENTATION_TAG)
+    value = directory.get(Tag.Orientation)
     data = value.data if isinstance(value, Value) else b""
     orientation = int.from_bytes(data, "little" if order == "<" else "big")
     return orientation if orientation in range(1, 9) else 1
@@ -111,8 +110,8 @@ class _Reader:
         first = start + head
         return range(first, first + self.integer(start, head) * size, size)
 
-    def read(self, start: int, skip: frozenset[int] = frozenset(), depth: int = 0) -> tuple[Directory, int]:
-        """The directory at `start`, and the offset of the next."""
+    def read(self, start: int, skip: frozenset[int] = frozenset(), depth: int = 0) -> Directory:
+        """The directory at `start`."""
         if start in self.seen or depth > MAX_DEPTH:
             raise ValueError("directories that contain each other")
         self.seen.add(start)
@@ -125,7 +124,7 @@ class _Reader:
         for place in entries:
             if place + size > len(self.content):
                 self.damaged.append("the last tags")
-                return directory, 0
+                break
             tag = self.integer(place, 2)
             if tag in skip or tag in directory:
                 continue
@@ -133,10 +132,7 @@ class _Reader:
                 directory[tag] = self.value(tag, place, depth)
             except ValueError:
                 self.damaged.append(name_of(tag))
-        try:
-            return directory, self.integer(entries.stop)
-        except ValueError:  # some writers leave it out
-            return directory, 0
+        return directory
 
     def value(self, tag: int, place: int, depth: int) -> Value | Directory:
         kind, count = self.integer(place + 2, 2), self.integer(place + 4)
@@ -146,7 +142,7 @@ class _Reader:
         if tag in SUB_DIRECTORIES or kind in (IFD, IFD8):
             if count != 1:
                 raise ValueError("several directories")
-            return self.read(self.integer(field), depth=depth + 1)[0]
+            return self.read(self.integer(field), depth=depth + 1)
         if not 0 < size <= self.bytes_left or start + size > len(self.content):
             raise ValueError("a value that is not in the file")
         self.bytes_left -= size
@@ -231,8 +227,8 @@ def rescale(directory: Directory, order: str, scale: float) -> bool:
             layout = f"{order}{value.number}d"
             numbers = change(list(struct.unpack(layout, value.data)))
             directory[tag], has_changed = value._replace(data=struct.pack(layout, *numbers)), True
-    description = directory.get(DESCRIPTION_TAG)
+    description = directory.get(Tag.ImageDescription)
     if isinstance(description, Value) and description.data.startswith(b'{"shape": ['):
-        del directory[DESCRIPTION_TAG]
+        del directory[Tag.ImageDescription]
         has_changed = True
     return has_changed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from srcnn.photos.degradation import crop_to_multiple
 
 JPEG_BLOCK_PIXELS = 8
+Region = tuple[slice, slice]  # (rows, columns)
 
 
 def grid(height: int, width: int, tile_pixels: int) -> tuple[int, int]:
@@ -43,7 +45,7 @@ def cut_to_cover(pixels: np.ndarray, tile_pixels: int) -> np.ndarray:
 
 
 class Window(NamedTuple):
-    """One tile of a photo to be restored, as slices (rows, columns).
+    """One tile of a photo to be restored.
 
     Attributes:
         source: the tile and its halo, clipped at the photo's edges, in the photo.
@@ -51,34 +53,36 @@ class Window(NamedTuple):
         target: the tile in the photo.
     """
 
-    source: tuple[slice, slice]
-    inner: tuple[slice, slice]
-    target: tuple[slice, slice]
+    source: Region
+    inner: Region
+    target: Region
 
 
-def windows(height: int, width: int, tile_pixels: int | tuple[int, int], halo: int) -> Iterator[Window]:
-    """Windows whose targets cover the photo once, row by row. There is no halo beyond the photo's edges.
-
-    `tile_pixels`: the side of a tile, or its height and width.
+def windows(
+    height: int, width: int, tile_pixels: int | tuple[int, int], halo: int, region: Region | None = None
+) -> Iterator[Window]:
+    """Windows whose targets cover a photo once, row by row. There is no halo beyond the photo's edges.
 
     With a halo of at least the network's receptive radius, the stitched tiles equal the result of the whole photo:
     every output pixel depends on the same input pixels, and on the same padding at the photo's edges.
+
+    Args:
+        tile_pixels: the side of a tile, or its height and width.
+        region: what is covered instead of the whole photo; targets are counted from its upper left corner.
     """
-    rows, columns = (tile_pixels, tile_pixels) if isinstance(tile_pixels, int) else tile_pixels
-    for top, bottom in spans(height, rows):
-        for left, right in spans(width, columns):
-            first_row, first_column = max(0, top - halo), max(0, left - halo)
-            yield Window(
-                (slice(first_row, min(height, bottom + halo)), slice(first_column, min(width, right + halo))),
-                (slice(top - first_row, bottom - first_row), slice(left - first_column, right - first_column)),
-                (slice(top, bottom), slice(left, right)),
-            )
+    sides = (tile_pixels, tile_pixels) if isinstance(tile_pixels, int) else tile_pixels
+    covered = region or (slice(0, height), slice(0, width))
+    spans = (_spans(*each, halo) for each in zip(covered, (height, width), sides, strict=True))
+    for rows, columns in product(*spans):
+        yield Window(*zip(rows, columns, strict=True))
 
 
-def spans(length: int, tile_pixels: int) -> Iterator[tuple[int, int]]:
-    """(start, end) of each tile along one side of `length` pixels; the last may be shorter."""
-    for start in range(0, length, tile_pixels):
-        yield start, min(length, start + tile_pixels)
+def _spans(covered: slice, length: int, tile_pixels: int, halo: int) -> Iterator[tuple[slice, slice, slice]]:
+    """`Window` along one side of `length` pixels: source, inner and target of each tile; the last may be shorter."""
+    for start in range(covered.start, covered.stop, tile_pixels):
+        stop, first = min(covered.stop, start + tile_pixels), max(0, start - halo)
+        yield (slice(first, min(length, stop + halo)), slice(start - first, stop - first),
+               slice(start - covered.start, stop - covered.start))
 
 
 def join(tiles: np.ndarray, rows: int, columns: int) -> np.ndarray:

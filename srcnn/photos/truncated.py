@@ -9,24 +9,21 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Iterator
 from contextlib import suppress
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from srcnn.photos.jpeg_markers import EOI, SOS, has_all_scans, segments
-from srcnn.photos.png_chunks import chunk_bytes
+from srcnn.photos.png_chunks import SIGNATURE, chunk_bytes, walk_chunks
+from srcnn.photos.tiff_tags import Content
 from srcnn.runtime.untrusted import MAX_JPEG_SCANS, InvalidInput, check_size
 
-MAX_CHUNKS = 1_000_000  # of a PNG; writers put 8 KiB and more of the pixels into each
 JPEG_END = b"\xff\xd9"
 # Coded pixels of noise, beginning with a 1, where libjpeg takes zeros for what is missing.
 NOISE = bytes(byte for byte in np.random.default_rng(0).integers(0x80, 0xFF, 4096, np.uint8))
 MIN_PADDING = 16  # zero bytes at the end of a file that are taken for the padding of a recovered one
-PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_FRAMES = (b"IDAT", b"fdAT", b"acTL", b"fcTL")  # pixels, and animation
 PNG_DEPTHS = (1, 2, 4, 8, 16)  # bits
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
@@ -38,27 +35,24 @@ class CompletedFile(io.BytesIO):
 
     Attributes:
         is_allowed: whether a picture of which something is missing is to be decoded.
+        share: of the picture that is there: 1.0 if nothing but the end marker is missing.
     """
 
     is_allowed = False
-
-    @cached_property
-    def share(self) -> float:
-        """The share of the picture that is there: 1.0 if nothing but the end marker is missing."""
-        raise NotImplementedError
+    share: float
 
 
 class CompletedJpeg(CompletedFile):
     """A JPEG without an end marker; what is missing is grey, or coarse where it is the later scans."""
 
-    def __init__(self, content: Any) -> None:
+    def __init__(self, content: Content) -> None:
         body = bytes(content)
         unpadded = body.rstrip(b"\0")
         body = (unpadded if len(body) - len(unpadded) >= MIN_PADDING else body).rstrip(b"\xff")
         super().__init__(body + JPEG_END)
 
     @cached_property
-    def share(self) -> float:
+    def share(self) -> float:  # type: ignore[override]  # computed when it is asked for
         """What decodes to the same, whatever follows the data, is there; counted in rows from the top."""
         body = self.getvalue().removesuffix(JPEG_END)
         pictures = []
@@ -78,33 +72,17 @@ class CompletedPng(CompletedFile):
         InvalidInput: more than `max_pixels`. struct.error, KeyError: its header is not whole.
     """
 
-    def __init__(self, content: Any, max_pixels: float) -> None:
-        chunks = [(kind, bytes(content[start:stop])) for kind, start, stop in png_chunks(content)]
+    def __init__(self, content: Content, max_pixels: float) -> None:
+        chunks = [(kind, bytes(content[start:stop])) for kind, start, stop in walk_chunks(content)]
         header = next((data for kind, data in chunks if kind == b"IHDR"), b"")
         num_bytes, rows = png_bytes(header, max_pixels), b""
         with suppress(zlib.error):  # damaged as well
             stored = b"".join(data for kind, data in chunks if kind == b"IDAT")
             rows = zlib.decompressobj().decompress(stored, num_bytes)
-        self._share = len(rows) / num_bytes
+        self.share = len(rows) / num_bytes
         kept = [chunk for chunk in chunks[:-1] if chunk[0] not in PNG_FRAMES]  # of the last one not all is there
         kept += [(b"IDAT", zlib.compress(rows.ljust(num_bytes, b"\0"), 0)), (b"IEND", b"")]
-        super().__init__(PNG_START + b"".join(chunk_bytes(kind, data) for kind, data in kept))
-
-    @cached_property
-    def share(self) -> float:
-        return self._share
-
-
-def png_chunks(content: Any) -> Iterator[tuple[bytes, int, int]]:
-    """The type of each chunk of a PNG, and where its data begin and end; the last one may be cut."""
-    position = len(PNG_START)
-    for _ in range(MAX_CHUNKS):
-        if position + 8 > len(content):
-            return
-        length, kind = struct.unpack_from(">I4s", content, position)
-        yield kind, position + 8, position + 8 + length
-        position += 12 + length
-    raise InvalidInput(f"a PNG with more than {MAX_CHUNKS} chunks")
+        super().__init__(SIGNATURE + b"".join(chunk_bytes(kind, data) for kind, data in kept))
 
 
 def png_bytes(header: bytes, max_pixels: float) -> int:
@@ -123,7 +101,7 @@ def png_bytes(header: bytes, max_pixels: float) -> int:
     return sum(rows * (1 + -(-columns * bits // 8)) for columns, rows in sizes if columns > 0 and rows > 0)
 
 
-def completed(content: Any, max_pixels: float) -> CompletedFile | None:
+def completed(content: Content, max_pixels: float) -> CompletedFile | None:
     """A JPEG or PNG whose end is missing, completed; None for any other file.
 
     Raises:
@@ -136,7 +114,7 @@ def completed(content: Any, max_pixels: float) -> CompletedFile | None:
             if num_scans > MAX_JPEG_SCANS:
                 raise InvalidInput(f"a JPEG with more than {MAX_JPEG_SCANS} scans")
         return CompletedJpeg(content) if num_scans and not has_end else None
-    if content[:8] == PNG_START and not any(kind == b"IEND" for kind, _, _ in png_chunks(content)):
+    if content[:8] == SIGNATURE and not any(kind == b"IEND" for kind, _, _ in walk_chunks(content)):
         with suppress(struct.error, KeyError):  # cut or damaged in its header
             return CompletedPng(content, max_pixels)
     return None

@@ -32,6 +32,7 @@ def read_chunks(content: Content) -> WebpParts:
     file_end = min(len(content), 8 + int.from_bytes(content[4:8], "little"))
     if content[file_end : file_end + 64].strip(b"\0"):
         lost.append("bytes behind the picture")
+    end = file_end
     for kind, start, end in walk_chunks(content, file_end):
         size = end - start
         if end > file_end:
@@ -41,6 +42,8 @@ def read_chunks(content: Content) -> WebpParts:
             lost.append(UNFIT.get(kind) or chunk_name(kind))
         elif kind not in STORAGE:
             chunks.append((kind, bytes(content[start:end])))
+    if end + 9 <= file_end:  # one more, behind a byte of padding
+        lost.append(f"chunks behind the first {MAX_CHUNKS} of the WebP")
     return WebpParts(tuple(chunks), tuple(dict.fromkeys(lost)))
 
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from srcnn.photos.metrics import psnr
 from srcnn.photos.reading import luma_l
-from srcnn.photos.tiling import windows
+from srcnn.photos.tiling import Region, windows
 from srcnn.runtime.files import atomic_file
 
 GAP_PIXELS = 8
@@ -65,7 +65,7 @@ def psnr_luma(photo: np.ndarray, clean: np.ndarray) -> float:
     return psnr(luma_l(clean), luma_l(photo))
 
 
-def strongest_part(amount: np.ndarray, side: int) -> tuple[slice, slice]:
+def strongest_part(amount: np.ndarray, side: int) -> Region:
     """Rows and columns of the cell with the largest sum of `amount`, (H, W) or (H, W, 3), in a grid of cells of `side`
     pixels; cells at the right and lower edge are smaller.
     """
@@ -104,7 +104,7 @@ def _reduce(photo: np.ndarray, width: int) -> np.ndarray:
     return np.asarray(Image.fromarray(photo).resize((width, height), Image.Resampling.LANCZOS))
 
 
-def _framed(picture: np.ndarray, place: tuple[slice, slice], photo_width: int) -> np.ndarray:
+def _framed(picture: np.ndarray, place: Region, photo_width: int) -> np.ndarray:
     """The picture, reduced from a photo of that width, with a white frame in a dark one around a place in the photo."""
     image, scale = Image.fromarray(picture), picture.shape[1] / photo_width
     top, bottom, left, right = (round(scale * edge) for part in place for edge in (part.start, part.stop))

@@ -98,7 +98,8 @@ class JpegRestorer:
             return True
         selector = self.networks
         network = selector if isinstance(selector, Network) else selector.load(selector.source)
-        return self.options.smooth_chroma and network.config.channels == 1 and not is_grey(photo)
+        is_colour = photo.read((slice(0, 1), slice(0, 1))).ndim == 3
+        return self.options.smooth_chroma and network.config.channels == 1 and is_colour
 
 
 def find_damage(photo: PixelAccess, file: JpegSave | None) -> JpegSave | None:
@@ -117,8 +118,3 @@ def _middle(length: int) -> slice:
     start = max(0, length - MAX_SAMPLE_SIDE) // 2
     start -= start % JPEG_BLOCK_PIXELS
     return slice(start, min(length, start + MAX_SAMPLE_SIDE))
-
-
-def is_grey(photo: PixelAccess) -> bool:
-    """Whether a photo has one channel."""
-    return photo.read((slice(0, 1), slice(0, 1))).ndim == 2

@@ -12,11 +12,10 @@ rounding of the pixels only; and so wrong steps or a wrong grid cannot do more t
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch.nn import functional
 
+from srcnn.photos.jpeg_quality import DCT
 from srcnn.photos.tiling import JPEG_BLOCK_PIXELS as BLOCK
 
 BOUND = 0.35  # quantization steps; best of 0.25 to 0.5 on nine training photos, for luma and RGB, at qualities 10 to 80
@@ -33,18 +32,10 @@ def bound_change(change: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
     height, width = change.shape[-2:]
     padded = functional.pad(change[None], (0, -width % BLOCK, 0, -height % BLOCK), mode="replicate")
     rows, columns = padded.shape[-2] // BLOCK, padded.shape[-1] // BLOCK
-    dct, bounds = _dct().to(change.device), BOUND * steps[:, None]
+    dct, bounds = torch.from_numpy(DCT).to(change.device), BOUND * steps[:, None]
     # One long product for all rows, then one for each row of blocks: several times as fast as products of 8x8 blocks.
     coefficients = dct @ (padded.view(-1, BLOCK) @ dct.T).view(rows, BLOCK, -1)
     bounded = coefficients.view(rows, BLOCK, columns, BLOCK).clamp_(-bounds, bounds)
     bounded = (dct.T @ bounded.view(rows, BLOCK, -1)).view(-1, BLOCK) @ dct
     return bounded.view(1, rows * BLOCK, -1)[:, :height, :width]
 
-
-@cache
-def _dct() -> torch.Tensor:
-    """(8 frequencies, 8 pixels) float32, orthonormal: the DCT of ITU-T T.81, A.3.3, in one dimension."""
-    frequency, pixel = torch.arange(BLOCK, dtype=torch.float64)[:, None], torch.arange(BLOCK, dtype=torch.float64)
-    matrix = torch.cos((2 * pixel + 1) * frequency * torch.pi / 16) / 2
-    matrix[0] /= 2**0.5
-    return matrix.float()

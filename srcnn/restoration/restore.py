@@ -162,13 +162,10 @@ def map_arrays(photo: torch.Tensor, result: torch.Tensor, work: Callable[[np.nda
     return result
 
 
-def restore_array(
-    pixels: np.ndarray, model: Network, options: RestoreOptions = RestoreOptions(), in_place: bool = False,
-    on_progress: Progress | None = None,
-) -> np.ndarray:
+def restore_array(pixels: np.ndarray, model: Network, options: RestoreOptions = RestoreOptions()) -> np.ndarray:
     """(H, W) or (H, W, 3), uint8, uint16 or float32 in [0, 1] -> the same shape and dtype, restored."""
-    restored = _writable(pixels, in_place)
-    restore_tiles(access_to_array(restored), model, options, on_progress)
+    restored = _writable(pixels, in_place=False)
+    restore_tiles(access_to_array(restored), model, options)
     return restored
 
 

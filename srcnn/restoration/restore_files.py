@@ -131,16 +131,13 @@ class UpscaleFile:
 class Outcome(NamedTuple):
     """The result for one photo: written to `target` with notes, or why it was skipped or failed."""
 
-    source: Path
     target: Path
     notes: tuple[str, ...] = ()
     skipped: str = ""
     error: str = ""
 
 
-def process_one(
-    work: Work, source: Path, target: Path, overwrite: bool = True, on_progress: Progress | None = None
-) -> Outcome:
+def process_one(work: Work, source: Path, target: Path, overwrite: bool, on_progress: Progress | None) -> Outcome:
     """`work(source, target, on_progress)`, creating the folder of the target. Errors of the photo become an outcome.
 
     Raises:
@@ -149,9 +146,9 @@ def process_one(
     try:
         if not overwrite and target.exists():
             is_older = source.exists() and target.stat().st_mtime < source.stat().st_mtime
-            return Outcome(source, target, skipped="exists, older than the photo" if is_older else "exists")
+            return Outcome(target, skipped="exists, older than the photo" if is_older else "exists")
         target.parent.mkdir(parents=True, exist_ok=True)
-        return Outcome(source, target, work(source, target, on_progress))
+        return Outcome(target, work(source, target, on_progress))
     except OSError as error:
         if error.errno is None:  # of a decoder or an encoder
             reason = str(error)
@@ -164,7 +161,7 @@ def process_one(
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
         reason = "out of memory" if is_out_of_memory(error) else str(error)
-    return Outcome(source, target, error=reason if str(source) in reason else f"{source}: {reason}")
+    return Outcome(target, error=reason if str(source) in reason else f"{source}: {reason}")
 
 
 def work_on_files(
@@ -188,7 +185,7 @@ def work_on_files(
 
     def work_on_one(item: tuple[Path, Path], alone: bool = False) -> Outcome:
         progress = partial(on_progress, item[0]) if on_progress and alone else None
-        return process_one(work, *item, overwrite=overwrite, on_progress=progress)
+        return process_one(work, *item, overwrite, progress)
 
     with single_threaded_pool(num_threads) as pool:
         for small, group in groupby(targets.items(), lambda item: megapixels(item[0]) <= most):

@@ -16,7 +16,7 @@ from srcnn.models.base import Network
 from srcnn.models.perceptual import Distance
 from srcnn.photos.degradation import Degradation, bicubic_levels, crop_to_multiple, degrade, jpeg, to_uint8
 from srcnn.photos.jpeg_quality import JpegSave, jpeg_save
-from srcnn.photos.metrics import psnr, psnr_b, ssim
+from srcnn.photos.metrics import SSIM_WINDOW, psnr, psnr_b, ssim
 from srcnn.photos.reading import LUMA, photos_below, read_photo
 from srcnn.restoration.jpeg_damage import find_damage
 from srcnn.restoration.restore import access_to_array, restore_array
@@ -26,7 +26,6 @@ from srcnn.runtime.errors import UserError
 Compared = Literal["l", "y", "rgb"]
 NAMES: dict[Compared, str] = {"l": "luma L (full range, Pillow)", "y": "luma Y (limited range, BT.601, as the papers)",
                               "rgb": "RGB"}
-SSIM_PIXELS = 11  # side of SSIM's window; a photo may not be smaller
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def degraded_pair(
     if kind == "rgb" and degradation.scale > 1:
         raise UserError("RGB is not compared at a scale; compare the luma")
     clean = crop_to_multiple(pixels, degradation.scale)
-    if degradation.scale > 1 and min(clean.shape[:2]) < 2 * degradation.scale + SSIM_PIXELS:
+    if degradation.scale > 1 and min(clean.shape[:2]) < 2 * degradation.scale + SSIM_WINDOW:
         height, width = pixels.shape[:2]
         raise UserError(f"{width}x{height} pixels: too small to be measured at scale {degradation.scale}")
     quality = degradation.quality("0" * 64)
@@ -104,7 +103,7 @@ def degraded_pair(
     photo = compared(clean, "y") if kind == "y" else clean
     if earlier is None:
         return photo, degrade(photo, degradation, quality)
-    if min(photo.shape[:2]) < earlier.shift + SSIM_PIXELS:
+    if min(photo.shape[:2]) < earlier.shift + SSIM_WINDOW:
         raise UserError(f"{photo.shape[1]}x{photo.shape[0]} pixels: too small to be measured after a shift of "
                         f"{earlier.shift}")
     inner = (slice(earlier.shift, None), slice(earlier.shift, None))
@@ -128,12 +127,12 @@ def score_photo(
     Args:
         consistent: as in RestoreOptions; without it the network alone is measured, as in the papers and model cards.
     """
-    photo, spoilt = degraded_pair(pixels, kind, degradation, earlier)
-    clean, degraded = (compared(each, kind) for each in (photo, spoilt))
-    source = spoilt if model.config.channels == 3 else degraded
-    damage = _last_save(spoilt, degradation)
+    photo, degraded_photo = degraded_pair(pixels, kind, degradation, earlier)
+    clean, degraded = (compared(each, kind) for each in (photo, degraded_photo))
+    source = degraded_photo if model.config.channels == 3 else degraded
+    damage = _last_save(degraded_photo, degradation)
     if earlier is not None:
-        damage = find_damage(access_to_array(spoilt), damage)
+        damage = find_damage(access_to_array(degraded_photo), damage)
     options = RestoreOptions(exact=True, damage=damage, consistent=consistent)
     if source.dtype == np.uint8:
         restored = compared(restore_array(source, model, options), kind)
@@ -149,11 +148,11 @@ def score_photo(
     return Score(name, before[0], after[0], before[1], after[1], before[2], after[2], perceived)
 
 
-def _last_save(spoilt: np.ndarray, degradation: Degradation) -> JpegSave | None:
+def _last_save(degraded: np.ndarray, degradation: Degradation) -> JpegSave | None:
     """The JPEG compression of a degraded photo, (H, W) or (H, W, 3); None without one."""
     quality = degradation.quality("0" * 64)
     is_subsampled = degradation.jpeg_subsampling != "4:4:4"
-    return None if quality is None else jpeg_save(quality, is_subsampled, grey=spoilt.ndim == 2)
+    return None if quality is None else jpeg_save(quality, is_subsampled, grey=degraded.ndim == 2)
 
 
 def score_folder(

@@ -15,7 +15,7 @@ from srcnn.models.base import Network
 from srcnn.models.device import full_precision, raise_malloc_threshold, release_cached_memory, restores_in_bf16
 from srcnn.models.unet import LUMA_WEIGHTS, UNet, to_luma
 from srcnn.photos.jpeg_quality import JpegSave
-from srcnn.photos.tiling import JPEG_BLOCK_PIXELS, Window, spans, windows
+from srcnn.photos.tiling import JPEG_BLOCK_PIXELS, Region, Window, windows
 from srcnn.restoration.chroma import REACH, smooth_chroma
 from srcnn.restoration.quantization import bound_change
 from srcnn.runtime.errors import UserError, is_out_of_memory
@@ -27,7 +27,6 @@ MIN_TILE_PIXELS = 16  # tiles are not halved below this when memory runs out
 MAX_THREADS = {"cuda": 4, "mps": 1}  # sharing one device; on a CPU as many as PyTorch uses
 MAX_LEVEL = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.float32): 1.0}
 
-Part = tuple[slice, slice]
 Progress = Callable[[int, int], None]
 
 
@@ -41,8 +40,8 @@ class PixelAccess(NamedTuple):
 
     height: int
     width: int
-    read: Callable[[Part], np.ndarray]
-    write: Callable[[Part, np.ndarray], None]
+    read: Callable[[Region], np.ndarray]
+    write: Callable[[Region, np.ndarray], None]
     dtype: np.dtype[Any] = np.dtype(np.uint8)
 
 
@@ -114,17 +113,17 @@ def _on_grid(photo: PixelAccess, offset: tuple[int, int]) -> PixelAccess:
     """The photo with its first row and column repeated until the JPEG's blocks begin at multiples of 8."""
     added = [-first % JPEG_BLOCK_PIXELS for first in offset]
 
-    def inside(part: Part) -> tuple[Part, list[int]]:
+    def inside(part: Region) -> tuple[Region, list[int]]:
         """The part's rectangle in the photo, and how many rows and columns of the part lie before it."""
         rows, columns = (slice(max(0, side.start - num), side.stop - num) for side, num in zip(part, added))
         return (rows, columns), [max(0, num - side.start) for side, num in zip(part, added)]
 
-    def read(part: Part) -> np.ndarray:
+    def read(part: Region) -> np.ndarray:
         region, (above, before) = inside(part)
         pixels = photo.read(region)
         return np.pad(pixels, [(above, 0), (before, 0), (0, 0)][: pixels.ndim], "edge")
 
-    def write(part: Part, pixels: np.ndarray) -> None:
+    def write(part: Region, pixels: np.ndarray) -> None:
         region, (above, before) = inside(part)
         photo.write(region, np.ascontiguousarray(pixels[above:, before:]))
 
@@ -175,25 +174,11 @@ class TileRestorer:
                 self.tile_pixels = min(self.tile_pixels, self._round_up(-(-longest // 2)))
         # Outside the except clause: only now is the memory of the failed attempt free.
         release_cached_memory(self.device)
-        rows, columns = window.inner
+        (height, width), (rows, columns) = source.shape[:2], window.inner
         restored = np.empty((rows.stop - rows.start, columns.stop - columns.start, *source.shape[2:]), self.dtype)
-        side = self.tile_pixels  # another thread may halve it meanwhile
-        for top, bottom in spans(restored.shape[0], side):
-            for left, right in spans(restored.shape[1], side):
-                target = slice(top, bottom), slice(left, right)
-                part = self._window(target, window.inner, source.shape)
-                restored[target] = self.restore((part, source[part.source]))
+        for part in windows(height, width, self.tile_pixels, self.halo, window.inner):
+            restored[part.target] = self.restore((part, source[part.source]))
         return restored
-
-    def _window(self, target: Part, inner: Part, shape: tuple[int, ...]) -> Window:
-        """The window of a part `target` of a tile that lies at `inner` in an array of this shape."""
-        sources, insides = [], []
-        for side, offset, length in zip(target, (inner[0].start, inner[1].start), shape, strict=False):
-            first, last = offset + side.start, offset + side.stop
-            start = max(0, first - self.halo)
-            sources.append(slice(start, min(length, last + self.halo)))
-            insides.append(slice(first - start, last - start))
-        return Window((sources[0], sources[1]), (insides[0], insides[1]), target)
 
     @torch.inference_mode()
     def _restore_at_once(self, window: Window, source: np.ndarray) -> np.ndarray:
@@ -240,7 +225,7 @@ class TileRestorer:
 
 
 def run_network(
-    pixels: torch.Tensor, model: Network, bf16: bool = False, inner: Part | None = None
+    pixels: torch.Tensor, model: Network, bf16: bool = False, inner: Region | None = None
 ) -> torch.Tensor:
     """float32 (C, H, W) in [0, 1], of any size -> the network's output, same shape, float32, not clipped.
 

@@ -23,6 +23,7 @@ from srcnn.models.wrapped import as_network
 from srcnn.photos.metadata import with_size
 from srcnn.photos.photo_file import PhotoFile, photo_file_of, read_photo_file
 from srcnn.photos.reading import MAX_MEGAPIXELS
+from srcnn.photos.tiling import Region
 from srcnn.restoration.jpeg_damage import JpegRestorer
 from srcnn.restoration.restore import (
     ModelSource,
@@ -34,7 +35,7 @@ from srcnn.restoration.restore import (
     map_arrays,
     restore,
 )
-from srcnn.restoration.tiled_inference import Part, PixelAccess, Progress, RestoreOptions, restore_tiles
+from srcnn.restoration.tiled_inference import PixelAccess, Progress, RestoreOptions, restore_tiles
 from srcnn.runtime.errors import UserError
 
 SCALES = (2, 3, 4)
@@ -152,10 +153,10 @@ def upscale_photo_file(
         raise UserError(f"would become {width}x{height}, more than {MAX_MEGAPIXELS:.0f} megapixels; "
                         "use a smaller scale")
     metadata = with_size(photo.metadata, width, height, scale)
-    enlarged = replace(photo, image=photo.blank(height, width).image, metadata=metadata, jpeg=None)
+    enlarged = replace(photo, image=photo.blank_image(height, width), metadata=metadata, jpeg=None)
     source = PixelAccess(*photo.size, photo.read, enlarged.write_all, photo.dtype)
 
-    def write_with_alpha(part: Part, pixels: np.ndarray) -> None:
+    def write_with_alpha(part: Region, pixels: np.ndarray) -> None:
         alpha = upscaled_part(source._replace(read=lambda side: photo.read_all(side)[..., -1]), part, scale)
         levels = np.clip(np.rint(alpha), 0, np.iinfo(photo.dtype).max).astype(photo.dtype)
         enlarged.write_all(part, np.dstack([pixels, levels]))
@@ -171,7 +172,7 @@ def _enlarged(source: PixelAccess, scale: int) -> PixelAccess:
     return source._replace(height=source.height * scale, width=source.width * scale, read=read)
 
 
-def upscaled_part(source: PixelAccess, part: Part, scale: int) -> np.ndarray:
+def upscaled_part(source: PixelAccess, part: Region, scale: int) -> np.ndarray:
     """A part of the photo enlarged by Pillow's bicubic: (h, w) or (h, w, 3), float32, neither rounded nor clipped.
 
     Equal to that part of the whole photo enlarged at once.

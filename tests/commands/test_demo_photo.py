@@ -10,7 +10,7 @@ from PIL import Image
 from small import draw_photo
 from uploads import BAD, MAKER, MODEL, write_jpeg
 
-from srcnn.commands.demo_photo import MAX_SIDE, PLACE_PIXELS, DemoPhoto, networks, visible
+from srcnn.commands.demo_photo import MAX_SIDE, PLACE_PIXELS, DemoPhoto, networks
 from srcnn.models.device import restoring_device
 from srcnn.models.pretrained import FAMILY, WeightSelector
 from srcnn.models.weight_files import DEFAULT_MODEL
@@ -137,7 +137,7 @@ def test_what_is_shown_has_eight_bits_and_lies_over_white():
     deep = np.zeros((3, 5, 4), np.uint16)
     deep[..., :3], deep[..., 3] = 257 * 100, 65535
     deep[1, 2, 3] = 0
-    shown = visible(PhotoFile(deep))
+    shown = PhotoFile(deep).visible()
     assert shown.dtype == np.uint8 and shown.shape == (3, 5, 3)
     assert (shown[1, 2] == 255).all() and (shown[0] == 100).all()
 

@@ -63,10 +63,11 @@ class Client:
 
 
 @pytest.fixture
-def client(tmp_path):
+def client(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "MAX_UPLOAD_BYTES", MAX_BYTES)
     folder = tmp_path / "served"
     folder.mkdir()
-    with PageServer("127.0.0.1", 0, folder, MAX_BYTES) as server:
+    with PageServer("127.0.0.1", 0, folder) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         yield Client(server)

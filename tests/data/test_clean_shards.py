@@ -30,7 +30,7 @@ from srcnn.data.verify import verify_shards
 from srcnn.models.srcnn import SRCNN, ModelConfig
 from srcnn.models.weights import initialize
 from srcnn.photos.degradation import Degradation
-from srcnn.photos.jpeg_quality import condition_of_image
+from srcnn.photos.jpeg_quality import jpeg_save_of
 from srcnn.photos.metrics import psnr
 from srcnn.photos.tiling import cut_to_cover, starts_to_cover
 from srcnn.runtime.files import sha256_of
@@ -188,7 +188,7 @@ def test_pairs_are_told_by_the_tables_of_their_photos_quality(tmp_path, color, s
         buffer = io.BytesIO()
         options = {"subsampling": subsampling} if color == "rgb" else {}
         Image.new("RGB" if color == "rgb" else "L", (16, 16)).save(buffer, "JPEG", quality=photo.quality, **options)
-        expected = condition_of_image(Image.open(buffer))
+        expected = jpeg_save_of(Image.open(buffer)).condition
         assert np.array_equal(told[6 * number : 6 * number + 6], np.tile(expected, (6, 1)))
 
 

@@ -20,7 +20,7 @@ from srcnn.data.transforms import apply_symmetries
 from srcnn.models.srcnn import ModelConfig
 from srcnn.photos import damages
 from srcnn.photos.damages import DAMAGES, Damaged, check_damage, damage
-from srcnn.photos.jpeg_quality import CONDITION_SIZE, condition_of_image
+from srcnn.photos.jpeg_quality import CONDITION_SIZE, jpeg_save_of
 from srcnn.runtime import signals
 from srcnn.runtime.signals import StopRequested
 from srcnn.training.config import TrainConfig
@@ -132,7 +132,7 @@ def saved(pixels, quality, subsampling):
     options = {"subsampling": subsampling} if pixels.ndim == 3 else {}
     Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, **options)
     image = Image.open(buffer)
-    return np.asarray(image), condition_of_image(image)
+    return np.asarray(image), jpeg_save_of(image).condition
 
 
 @pytest.mark.parametrize("pixels", [PHOTO, PHOTO[..., 1]], ids=["rgb", "grey"])
@@ -191,7 +191,7 @@ def test_clean_samples_are_unchanged_and_come_as_often_as_asked():
     assert not told[~is_clean].any(), "a file with noise that is no JPEG tells nothing"
     known = told[is_clean].any(1)
     assert known.mean() == pytest.approx(0.75, abs=0.08)
-    finest = condition_of_image(Image.open(io.BytesIO(jpeg_bytes(PHOTO[:24, :24], 100))))
+    finest = jpeg_save_of(Image.open(io.BytesIO(jpeg_bytes(PHOTO[:24, :24], 100)))).condition
     assert np.array_equal(np.unique(told[is_clean][known], axis=0), [finest])
 
 
@@ -205,7 +205,7 @@ def test_a_share_of_colour_samples_is_grey_and_damaged_as_a_grey_photo():
     buffer = io.BytesIO()
     Image.fromarray(clean[..., 0]).save(buffer, "JPEG", quality=30)
     saved = Image.open(buffer)
-    assert np.array_equal(condition, condition_of_image(saved))
+    assert np.array_equal(condition, jpeg_save_of(saved).condition)
     assert np.array_equal(degraded, np.dstack([saved] * 3))
 
 

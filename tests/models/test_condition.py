@@ -15,7 +15,7 @@ from srcnn.models.device import to_device
 from srcnn.models.srcnn import SRCNN, ModelConfig
 from srcnn.models.weights import initialize, save_model
 from srcnn.photos.degradation import Degradation, degrade
-from srcnn.photos.jpeg_quality import JpegSave, condition_of_image, condition_of_quality, jpeg_save, jpeg_save_of
+from srcnn.photos.jpeg_quality import JpegSave, condition_of_quality, jpeg_save, jpeg_save_of
 from srcnn.photos.metrics import psnr
 from srcnn.restoration.jpeg_damage import JpegRestorer
 from srcnn.restoration.restore import restore, restore_array
@@ -91,7 +91,7 @@ def test_a_jpeg_tells_the_network_its_tables(tmp_path, model, subsampling):
     else:
         photo.convert("L").save(path, quality=15)
     with Image.open(path) as image:
-        told, pixels = condition_of_image(image), np.asarray(image)
+        told, pixels = jpeg_save_of(image).condition, np.asarray(image)
         restored = np.asarray(restore(image, model, exact=True))
     assert np.array_equal(told, condition_of_quality(15, subsampling == "4:2:0", grey=subsampling is None))
     steps = jpeg_save(15).luma_steps

@@ -27,7 +27,8 @@ KINDS = {"baseline": {}, "grey": {"mode": "L"}, "restarts": {"restart_marker_blo
 def test_segments_end_at_the_end_of_the_picture_and_hold_all_its_scans(kind):
     content = jpeg(**KINDS[kind])
     found = list(segments(content + b"\xff\xda\0\x08" * 9999))
-    assert found[-1].marker == EOI and found[-1].stop == len(content)
+    marker, _, stop = found[-1]
+    assert (marker, stop) == (EOI, len(content))
     num_scans = {"progressive": 10, "progressive grey": 6}.get(kind, 1)
     assert [marker for marker, _, _ in found].count(SOS) == num_scans
     assert all(content[start - 4 : start - 3] == b"\xff" for marker, start, _ in found if marker == SOS)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, JpegPresets
 from small import draw_photo
 
-from srcnn.photos.jpeg_quality import ANNEX_K_LUMA, condition_of_image, condition_of_quality, quality_of, quality_tables
+from srcnn.photos.jpeg_quality import ANNEX_K_LUMA, condition_of_quality, jpeg_save_of, quality_tables
 
 QUALITIES = range(1, 101)
 
@@ -23,7 +23,8 @@ def saved(mode="RGB", **options):
 
 def told(content):
     with Image.open(io.BytesIO(content)) as image:
-        return quality_of(image)
+        save = jpeg_save_of(image)
+        return save and save.quality
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
@@ -80,12 +81,12 @@ def test_damaged_tables_tell_nothing():
 
 def test_what_is_no_jpeg_tells_nothing():
     image = Image.fromarray(draw_photo(0, 19, 27))
-    assert quality_of(image) is None
+    assert jpeg_save_of(image) is None
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     assert told(buffer.getvalue()) is None
     with Image.open(io.BytesIO(saved(quality=30))) as opened:
-        assert quality_of(opened.copy()) is None, "a copy has no tables"
+        assert jpeg_save_of(opened.copy()) is None, "a copy has no tables"
 
 
 def test_photos_of_real_cameras(shared_data):
@@ -93,7 +94,7 @@ def test_photos_of_real_cameras(shared_data):
     found = []
     for path in paths:
         with Image.open(path) as image:
-            found.append(quality_of(image))
+            found.append(jpeg_save_of(image).quality)
     assert len(found) > 100 and min(found) >= 88 and max(found) <= 98 and np.median(found) >= 90
 
 
@@ -106,12 +107,11 @@ def test_it_starts_without_torch():
 def test_what_a_network_is_told_of_a_file_is_what_it_is_told_of_its_quality(mode, subsampling):
     for quality in QUALITIES:
         with Image.open(io.BytesIO(saved(mode, quality=quality, subsampling=subsampling))) as image:
-            found = condition_of_image(image)
+            found = jpeg_save_of(image).condition
         expected = condition_of_quality(quality, subsampled=subsampling != "4:4:4", grey=mode == "L")
         assert np.array_equal(found, expected)
         assert found.dtype == np.float32 and 0 <= found.min() <= found.max() <= 1
 
 
-def test_a_picture_that_is_no_jpeg_tells_a_network_nothing():
-    assert condition_of_image(Image.new("RGB", (8, 8))) is None
+def test_the_best_quality_tells_a_network_that_nothing_was_quantized():
     assert condition_of_quality(100).tolist() == [1, 1] + [0] * 20

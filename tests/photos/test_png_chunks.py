@@ -89,6 +89,18 @@ def test_what_does_not_fit_other_pixels_is_left_out_and_named(tmp_path, before, 
     assert len(notes) == 1 and says(notes, word) and before not in written
 
 
+def test_of_any_number_of_chunks_the_last_is_kept():
+    content = png(drawn(9, 17), after=[chunk(b"tEXt", b"a\0b")] * 100_000 + [chunk(b"prVt", b"last")])
+    parts = read_chunks(content)
+    assert len(parts.after) == 100_001 and parts.after[-1] == (b"prVt", b"last") and not parts.lost
+
+
+def test_a_chunk_that_is_too_long_is_left_out_and_named(monkeypatch):
+    monkeypatch.setattr("srcnn.photos.png_chunks.MAX_CHUNK_BYTES", 9)
+    parts = read_chunks(png(drawn(9, 17), before=[chunk(b"prVt", bytes(9)), chunk(b"loNg", bytes(10))]))
+    assert parts.before == ((b"prVt", bytes(9)),) and says(parts.lost, "loNg")
+
+
 def test_how_the_pixels_were_stored_is_no_metadata(tmp_path):
     parts = [chunk(b"iDOT", bytes(28)), chunk(b"acTL", struct.pack(">II", 1, 0))]
     written, notes = restored(tmp_path, png(drawn(9, 17), before=parts[:1]), ".png")
@@ -160,6 +172,15 @@ def test_a_chunk_of_webp_is_kept_or_named(tmp_path, options):
     if shutil.which("webpinfo"):
         checked = subprocess.run(["webpinfo", str(tmp_path / "out.webp")], capture_output=True, timeout=100)
         assert checked.returncode == 0 and b"No error detected" in checked.stdout, checked.stdout
+
+
+def test_of_too_many_chunks_of_webp_the_rest_is_named():
+    content = encoded(drawn(9, 17), "WEBP")
+    num_before = sum(1 for _ in webp_chunks.walk_chunks(content, len(content)))
+    for num_more, has_more in ((webp_chunks.MAX_CHUNKS - num_before, False), (webp_chunks.MAX_CHUNKS, True)):
+        body = content[8:] + (b"ABCD" + struct.pack("<I", 1) + b"x\0") * num_more
+        chunks, lost = webp_chunks.read_chunks(b"RIFF" + struct.pack("<I", len(body)) + body)
+        assert bool(lost) == has_more and len(chunks) == webp_chunks.MAX_CHUNKS - num_before
 
 
 def bmp(space: bytes, profile_bytes: bytes = b"") -> bytes:

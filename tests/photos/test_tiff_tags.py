@@ -138,7 +138,7 @@ def test_tags_are_those_of_the_page(big):
     content = file.getvalue()
     for page in range(3):
         found = read_tags(content, page=page)
-        assert found.directory[270].data == b"page %d\0" % page and found.has_next == (page < 2)
+        assert found.directory[270].data == b"page %d\0" % page
     with pytest.raises(ValueError, match="director"):
         read_tags(content, page=4)
 
@@ -207,7 +207,7 @@ def test_directories_that_contain_themselves_or_each_other_end():
     itself = struct.pack("<HHII", 34665, 4, 1, 8) + struct.pack("<HHII", 34853, 4, 1, 8)
     for content in (b"II*\0\x08\0\0\0\2\0" + itself,
                     b"II*\0\x08\0\0\0\xff\xff" + struct.pack("<HHII", 65000, 13, 1, 8) * 99):
-        order, directory, _, damaged = read_tags(content)
+        order, directory, damaged = read_tags(content)
         assert directory == {} and damaged
     deep = {1: Value(3, 1, b"\1\0")}
     for _ in range(40):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srcnn.photos.tiling import JPEG_BLOCK_PIXELS, cut, grid, join, spans, windows
+from srcnn.photos.tiling import JPEG_BLOCK_PIXELS, cut, grid, join, windows
 
 SIDES, COLOURS = st.integers(1, 70), st.sampled_from([(), (3,)])
 
@@ -76,8 +76,26 @@ def test_a_box_filter_over_windows_equals_one_over_the_whole_photo(side: int) ->
 
 
 @given(length=SIDES, tile=st.integers(1, 24))
-def test_spans_follow_each_other_and_only_the_last_is_short(length: int, tile: int) -> None:
-    ends = list(spans(length, tile))
+def test_tiles_follow_each_other_and_only_the_last_is_short(length: int, tile: int) -> None:
+    ends = [(window.target[0].start, window.target[0].stop) for window in windows(length, 1, tile, 0)]
     assert ends[0][0] == 0 and ends[-1][1] == length
     assert all(end == start for (_, end), (start, _) in zip(ends, ends[1:], strict=False))
     assert all(end - start == tile for start, end in ends[:-1]) and 0 < ends[-1][1] - ends[-1][0] <= tile
+
+
+@given(height=SIDES, width=SIDES, tile=st.integers(1, 24), halo=st.integers(0, 9), data=st.data())
+def test_windows_of_a_region_cover_it_alone_with_halos_beyond_it(
+    height: int, width: int, tile: int, halo: int, data: st.DataObject
+) -> None:
+    photo = numbered(height, width)
+    top, left = (data.draw(st.integers(0, side - 1)) for side in (height, width))
+    bottom, right = (data.draw(st.integers(start + 1, side)) for start, side in ((top, height), (left, width)))
+    region = slice(top, bottom), slice(left, right)
+    stitched = np.full(photo[region].shape, -1)
+    for window in windows(height, width, tile, halo, region):
+        assert (stitched[window.target] == -1).all()
+        stitched[window.target] = photo[window.source][window.inner]
+        first, last = (int(photo[window.source].ravel()[index]) for index in (0, -1))
+        assert first // width == max(0, top + window.target[0].start - halo)
+        assert last % width == min(width, left + window.target[1].stop + halo) - 1
+    np.testing.assert_array_equal(stitched, photo[region])

@@ -37,8 +37,9 @@ def guarded(real, place):
     return call
 socket.socket.connect = guarded(socket.socket.connect, 1)
 socket.getaddrinfo = guarded(socket.getaddrinfo, 0)
-from srcnn.commands.demo import serve
-serve(port=int(sys.argv[1]), max_upload_bytes={MAX_UPLOAD_BYTES})
+from srcnn.commands import demo
+demo.MAX_UPLOAD_BYTES = {MAX_UPLOAD_BYTES}
+demo.serve("127.0.0.1", int(sys.argv[1]))
 """
 
 
