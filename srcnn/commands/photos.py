@@ -96,6 +96,8 @@ def _add_format_options(command: CommandParser, ending: str) -> None:
                          help="side of the tiles that go through the network (default: chosen for speed)")
     command.add_argument("--allow-truncated", action="store_true",
                          help="save what is there of JPEGs and PNGs that are cut off (default: refuse them)")
+    command.add_argument("--ensemble", action="store_true", help="average what the network makes of the photo and of "
+                         "its three mirror images: better, in four times the time")
     command.add_argument("--exact", action="store_true",
                          help="float32 throughout (default: bfloat16 where the hardware has it, within 0.01 dB)")
 
@@ -133,7 +135,7 @@ def restore_command(options: argparse.Namespace) -> int:
 
     check_quality(options.quality)
     treatment = RestoreOptions(options.tile, options.exact, options.strength, smooth_chroma=not options.keep_chroma,
-                               consistent=not options.no_consistency)
+                               consistent=not options.no_consistency, ensemble=options.ensemble)
 
     def prepare() -> Work:
         weights = WeightSelector(options.model, restoring_device(), options.halo)
@@ -154,7 +156,7 @@ def upscale_command(options: argparse.Namespace) -> int:
     from srcnn.restoration.upscale import network_for_scale
 
     check_quality(options.quality)
-    treatment = RestoreOptions(options.tile, options.exact)
+    treatment = RestoreOptions(options.tile, options.exact, ensemble=options.ensemble)
 
     def prepare() -> Work:
         weights = WeightSelector(DEFAULT_MODEL, restoring_device())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,8 @@ def add_weight_commands(commands: Any) -> None:
                        f" (default: {DEFAULT_MODEL}, or those for the scale)")
     score.add_argument("--consistent", action="store_true", help="keep the luma within what the JPEG allows, as "
                        "restore does (default: measure the network alone, as the model cards do)")
+    score.add_argument("--ensemble", action="store_true", help="average what the network makes of a photo and of its "
+                       "three mirror images, as restore --ensemble does")
     score.add_argument("--metric", action="append", choices=("lpips", "dists"), default=[], help="also this distance; "
                        "again for both (needs srcnn[metrics], and downloads weights when first used)")
     score.add_argument("--json", type=Path, metavar="FILE", help="write the table as JSON too")
@@ -114,7 +117,7 @@ def score_command(options: argparse.Namespace) -> int:
     from srcnn.models.perceptual import perceptual_distances
     from srcnn.models.weights import load_model
     from srcnn.photos.degradation import Degradation
-    from srcnn.restoration.score import NAMES, EarlierSave, score_folder, to_json, to_markdown
+    from srcnn.restoration.score import NAMES, NETWORK_ALONE, EarlierSave, score_folder, to_json, to_markdown
     from srcnn.restoration.upscale import weights_for_scale
     from srcnn.runtime.files import write_json
 
@@ -128,9 +131,10 @@ def score_command(options: argparse.Namespace) -> int:
     name = options.model or (weights_for_scale(scale) if scale > 1 else DEFAULT_MODEL)
     network = to_device(load_model(name), restoring_device())
     distances = perceptual_distances(options.metric, network.device)
+    treatment = replace(NETWORK_ALONE, consistent=options.consistent, ensemble=options.ensemble)
     try:
         scores, refused = score_folder(options.source, network, options.luma, degradation, True, distances, earlier,
-                                       options.consistent)
+                                       treatment)
     except FileNotFoundError as error:
         raise UserError(f"{error}; `srcnn datasets` says where the usual test sets come from") from error
     for reason in refused:

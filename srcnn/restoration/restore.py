@@ -33,31 +33,23 @@ MODEL_TYPES = "srcnn.SRCNN, srcnn.UNet, another nn.Module (srcnn.wrap), or the n
 @overload
 def restore(
     photo: str | Path, model: ModelSource | None = None, tile_pixels: int = 0, *, quality: int | None = None,
-    strength: float = 1.0, force: bool = False, exact: bool = False, consistent: bool = True, in_place: bool = False,
-    on_progress: Progress | None = None,
+    strength: float = 1.0, force: bool = False, exact: bool = False, consistent: bool = True, ensemble: bool = False,
+    in_place: bool = False, on_progress: Progress | None = None,
 ) -> Image.Image: ...
 
 
 @overload
 def restore(
     photo: PhotoT, model: ModelSource | None = None, tile_pixels: int = 0, *, quality: int | None = None,
-    strength: float = 1.0, force: bool = False, exact: bool = False, consistent: bool = True, in_place: bool = False,
-    on_progress: Progress | None = None,
+    strength: float = 1.0, force: bool = False, exact: bool = False, consistent: bool = True, ensemble: bool = False,
+    in_place: bool = False, on_progress: Progress | None = None,
 ) -> PhotoT: ...
 
 
 def restore(
-    photo: np.ndarray | torch.Tensor | Image.Image | str | Path,
-    model: ModelSource | None = None,
-    tile_pixels: int = 0,
-    *,
-    quality: int | None = None,
-    strength: float = 1.0,
-    force: bool = False,
-    exact: bool = False,
-    consistent: bool = True,
-    in_place: bool = False,
-    on_progress: Progress | None = None,
+    photo: np.ndarray | torch.Tensor | Image.Image | str | Path, model: ModelSource | None = None, tile_pixels: int = 0,
+    *, quality: int | None = None, strength: float = 1.0, force: bool = False, exact: bool = False,
+    consistent: bool = True, ensemble: bool = False, in_place: bool = False, on_progress: Progress | None = None,
 ) -> np.ndarray | torch.Tensor | Image.Image:
     """Restores a degraded photo; the result has the same type, size and range, and of a path it is a Pillow image.
 
@@ -78,6 +70,7 @@ def restore(
             unchanged, if `model` is a family, or the name or file of a conditioned network.
         exact: compute in float32; else in bfloat16 where the device is faster with it, within 0.01 dB.
         consistent: keep the luma within what the JPEG allows, if `model` is a family or a conditioned network.
+        ensemble: average what the network makes of the photo and of its three mirror images: in four times the time.
         in_place: change the photo itself and return it, without a second copy of its pixels.
         on_progress: called with the number of tiles done and of all tiles.
 
@@ -89,7 +82,8 @@ def restore(
     check_types(photo, model)
     networks = (as_network(model) if isinstance(model, nn.Module)
                 else WeightSelector(str(model or DEFAULT_MODEL), restoring_device()))
-    restorer = JpegRestorer(networks, RestoreOptions(tile_pixels, exact, strength, consistent=consistent), force=force)
+    options = RestoreOptions(tile_pixels, exact, strength, consistent=consistent, ensemble=ensemble)
+    restorer = JpegRestorer(networks, options, force=force)
     source = read_photo_file(Path(photo)) if isinstance(photo, (str, Path)) else photo
     known = None if quality is None else jpeg_save(quality, grey=_is_grey(source))
     if isinstance(source, PhotoFile):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from srcnn.runtime.errors import UserError
 Compared = Literal["l", "y", "rgb"]
 NAMES: dict[Compared, str] = {"l": "luma L (full range, Pillow)", "y": "luma Y (limited range, BT.601, as the papers)",
                               "rgb": "RGB"}
+NETWORK_ALONE = RestoreOptions(exact=True, consistent=False)
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def degraded_pair(
 def score_photo(
     name: str, pixels: np.ndarray, model: Network, kind: Compared, degradation: Degradation,
     distances: Mapping[str, Distance] = MappingProxyType({}), earlier: EarlierSave | None = None,
-    consistent: bool = False,
+    options: RestoreOptions = NETWORK_ALONE,
 ) -> Score:
     """Degrades, restores and measures one clean photo, uint8 (H, W) or (H, W, 3).
 
@@ -125,7 +126,7 @@ def score_photo(
     paper; else none. Restored in float32, so that published scores do not depend on the processor.
 
     Args:
-        consistent: as in RestoreOptions; without it the network alone is measured, as in the papers and model cards.
+        options: how it is restored; by default the network alone is measured, as in the papers and model cards.
     """
     photo, degraded_photo = degraded_pair(pixels, kind, degradation, earlier)
     clean, degraded = (compared(each, kind) for each in (photo, degraded_photo))
@@ -133,7 +134,7 @@ def score_photo(
     damage = _last_save(degraded_photo, degradation)
     if earlier is not None:
         damage = find_damage(access_to_array(degraded_photo), damage)
-    options = RestoreOptions(exact=True, damage=damage, consistent=consistent)
+    options = replace(options, damage=damage)
     if source.dtype == np.uint8:
         restored = compared(restore_array(source, model, options), kind)
     else:  # scaled, float32: goes into the network without rounding
@@ -158,7 +159,7 @@ def _last_save(degraded: np.ndarray, degradation: Degradation) -> JpegSave | Non
 def score_folder(
     folder: Path, model: Network, kind: Compared, degradation: Degradation, show_progress: bool = False,
     distances: Mapping[str, Distance] = MappingProxyType({}), earlier: EarlierSave | None = None,
-    consistent: bool = False,
+    options: RestoreOptions = NETWORK_ALONE,
 ) -> tuple[list[Score], list[str]]:
     """Scores every photo in a folder and its subfolders: (scores, an error for each photo that cannot be scored).
 
@@ -172,7 +173,7 @@ def score_folder(
     for path in tqdm(photos, "photos scored", disable=not show_progress or None):
         name = path.relative_to(folder).as_posix()
         try:
-            scores.append(score_photo(name, read_photo(path), model, kind, degradation, distances, earlier, consistent))
+            scores.append(score_photo(name, read_photo(path), model, kind, degradation, distances, earlier, options))
         except ValueError as error:
             refused.append(f"{name}: {str(error).removeprefix(f'{path}: ')}")
     if not scores:

@@ -60,6 +60,7 @@ class RestoreOptions:
             (srcnn/restoration/chroma.py).
         consistent: keep the luma within what the quantization of known damage allows
             (srcnn/restoration/quantization.py).
+        ensemble: average what the network makes of the photo and of its mirror images (`run_mirrored`).
     """
 
     tile_pixels: int = 0
@@ -68,6 +69,7 @@ class RestoreOptions:
     damage: JpegSave | None = None
     smooth_chroma: bool = True
     consistent: bool = True
+    ensemble: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 1:
@@ -188,10 +190,10 @@ class TileRestorer:
         planes = planes.to(torch.float32, memory_format=torch.contiguous_format)
         inner = slice(None), *window.inner
         if len(planes) == self.model.config.channels:
-            restored = run_network(planes / levels, self.model, self.bf16, window.inner) * levels
+            restored = self._run(planes / levels, window.inner) * levels
         elif len(planes) == 1:  # greyscale as R = G = B
             colours = planes.expand(3, -1, -1) / levels
-            restored = to_luma(run_network(colours, self.model, self.bf16, window.inner)) * levels
+            restored = to_luma(self._run(colours, window.inner)) * levels
         else:
             restored = planes[inner] + self._change_of_luma(planes / levels, inner).mul_(levels)
         if self.steps is not None:
@@ -206,6 +208,11 @@ class TileRestorer:
         result = restored.permute(1, 2, 0).to(torch.uint8 if self.dtype == np.uint8 else torch.float32)
         return result.cpu().numpy().astype(self.dtype, copy=False).reshape(*result.shape[:2], *source.shape[2:])
 
+    def _run(self, pixels: torch.Tensor, inner: Region | None = None) -> torch.Tensor:
+        """As `run_network`."""
+        run = run_mirrored if self.options.ensemble else run_network
+        return run(pixels, self.model, self.bf16, inner)
+
     def _change_of_luma(self, planes: torch.Tensor, inner: tuple[slice, ...]) -> torch.Tensor:
         """The change of R, G and B, in [0, 1], when the network restores the luma.
 
@@ -213,7 +220,7 @@ class TileRestorer:
         """
         red, _, blue = planes
         luma = to_luma(planes)
-        restored = run_network(luma, self.model, self.bf16)
+        restored = self._run(luma)
         change = (restored - luma)[inner]
         if self.chroma_quality is None:
             return change
@@ -242,3 +249,26 @@ def run_network(
         if isinstance(model, UNet):
             return model.forward_inner(pixels[None], inner=(rows, columns))[0].float()
         return model(pixels[None])[0, :, rows, columns].float()
+
+
+def run_mirrored(
+    pixels: torch.Tensor, model: Network, bf16: bool = False, inner: Region | None = None
+) -> torch.Tensor:
+    """As `run_network`: the mean of its outputs for the pixels and their three mirror images, in four times the time.
+
+    Those four of the eight images of Timofte et al., "Seven Ways to Improve Example-Based Single Image Super
+    Resolution", CVPR 2016, in which rows stay rows: the quantization tables of a JPEG are not symmetrical.
+    """
+    height, width = pixels.shape[-2:]
+    rows, columns = inner or (slice(0, height), slice(0, width))
+    # The blocks of a mirror image begin at multiples, too.
+    block = math.lcm(model.multiple, JPEG_BLOCK_PIXELS) if model.multiple > 1 else 1
+    pixels = functional.pad(pixels, (0, -width % block, 0, -height % block), mode="replicate")
+    height, width = pixels.shape[-2:]
+    mirrored_rows = slice(height - rows.stop, height - rows.start)
+    mirrored_columns = slice(width - columns.stop, width - columns.start)
+    mean = torch.zeros_like(pixels[..., rows, columns])
+    for axes in ((), (-1,), (-2,), (-2, -1)):
+        region = mirrored_rows if -2 in axes else rows, mirrored_columns if -1 in axes else columns
+        mean += run_network(pixels.flip(axes), model, bf16, region).flip(axes) / 4
+    return mean

@@ -56,14 +56,14 @@ def check_scale(scale: int) -> None:
 @overload
 def upscale(
     photo: str | Path, model: ModelSource | None = None, scale: int = 2, tile_pixels: int = 0, *,
-    restore_first: bool = True, exact: bool = False, on_progress: Progress | None = None,
+    restore_first: bool = True, exact: bool = False, ensemble: bool = False, on_progress: Progress | None = None,
 ) -> Image.Image: ...
 
 
 @overload
 def upscale(
     photo: PhotoT, model: ModelSource | None = None, scale: int = 2, tile_pixels: int = 0, *,
-    restore_first: bool = True, exact: bool = False, on_progress: Progress | None = None,
+    restore_first: bool = True, exact: bool = False, ensemble: bool = False, on_progress: Progress | None = None,
 ) -> PhotoT: ...
 
 
@@ -75,6 +75,7 @@ def upscale(
     *,
     restore_first: bool = True,
     exact: bool = False,
+    ensemble: bool = False,
     on_progress: Progress | None = None,
 ) -> np.ndarray | torch.Tensor | Image.Image:
     """Enlarges a photo; the result has the same type, of a path a Pillow image, and is `scale` times as wide and high.
@@ -83,7 +84,7 @@ def upscale(
         photo: as for `restore`: a path, a Pillow image, pixels or a tensor; any size from 1x1.
         model: a network for this scale, or a name or file of weights; None: the shipped weights for the scale. With
             one channel it restores the luma, and chroma is bicubic, as transparency always is.
-        tile_pixels: as in `restore`, as are `exact` and `on_progress`.
+        tile_pixels: as in `restore`, as are `exact`, `ensemble` and `on_progress`.
         restore_first: undo JPEG damage first, as `restore` does with shipped weights; enlarged, it would only grow.
 
     Raises:
@@ -94,14 +95,14 @@ def upscale(
     check_scale(scale)
     check_types(photo, model)
     network = as_network(model) if isinstance(model, nn.Module) else network_for_scale(model, scale)
-    options = RestoreOptions(tile_pixels, exact)
+    options = RestoreOptions(tile_pixels, exact, ensemble=ensemble)
     if isinstance(photo, (str, Path)):
         file = read_photo_file(Path(photo))
         if restore_first:
             JpegRestorer(WeightSelector(DEFAULT_MODEL, restoring_device()), options)(access_to_file(file), file.jpeg)
         return image_of(upscale_photo_file(file, network, scale, options, on_progress))
     if restore_first:
-        photo = restore(photo, tile_pixels=tile_pixels, exact=exact)
+        photo = restore(photo, tile_pixels=tile_pixels, exact=exact, ensemble=ensemble)
     if isinstance(photo, torch.Tensor):
         enlarged = photo.new_empty((*photo.shape[:-2], *(side * scale for side in photo.shape[-2:])))
         return map_arrays(photo, enlarged,

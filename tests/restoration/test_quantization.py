@@ -1,6 +1,7 @@
 """The restored luma stays within what the JPEG's quantization allows."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from srcnn.photos.metrics import psnr
 from srcnn.restoration.jpeg_damage import JpegRestorer
 from srcnn.restoration.quantization import BOUND, bound_change
 from srcnn.restoration.restore import access_to_array, restore_array
-from srcnn.restoration.score import Degradation, score_photo
+from srcnn.restoration.score import NETWORK_ALONE, Degradation, score_photo
 from srcnn.restoration.tiled_inference import RestoreOptions, run_network
 
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -113,10 +114,10 @@ def test_tiles_halved_as_memory_runs_out_are_bounded_as_the_whole(clean, network
     pixels, options = clean.astype(np.float32) / 255, RestoreOptions(200, damage=jpeg_save(30))
     expected = restore_array(pixels, network, options)
 
-    def scarce(planes, model, bf16=False):
+    def scarce(planes, *options):
         if max(planes.shape[1:]) > 60:
             raise torch.OutOfMemoryError("no more")
-        return run_network(planes, model, bf16)
+        return run_network(planes, *options)
 
     monkeypatch.setattr("srcnn.restoration.tiled_inference.run_network", scarce)
     np.testing.assert_allclose(restore_array(pixels, network, options), expected, atol=1e-5)
@@ -175,6 +176,7 @@ def test_the_commands_bound_and_do_not(tmp_path, clean, capsys):
         score = ["score", str(tmp_path / "photos"), "--model", "unet-jpeg", "--json", str(tmp_path / "score.json")]
         assert main([*score, *options]) == 0
         printed.append((tmp_path / "score.json").read_text())
-        expected = score_photo("clean.png", clean, network, "l", Degradation(jpeg_quality=20), consistent=consistent)
+        expected = score_photo("clean.png", clean, network, "l", Degradation(jpeg_quality=20),
+                               options=replace(NETWORK_ALONE, consistent=consistent))
         assert str(expected.psnr) in printed[-1]
     assert printed[0] != printed[1]
