@@ -33,7 +33,7 @@ COMPARED_QUALITY = 20
 RESTORE_NOTES = """\
 The damage of each photo is estimated from its pixels, so that PNGs made of JPEGs and JPEGs that were saved again are
 restored, too; photos without JPEG damage and JPEGs of quality 91 and better are copied unchanged. The network
-is unet-jpeg, which is told what the damage is. `--model srcnn-915` is twice as fast and gains less: SRCNN, of which each
+is unet-jpeg, which is told what the damage is. `--model srcnn-915` is twice as fast and gains less: SRCNN, of which a
 photo gets the weights for its quality, 10, 20, 30, 40, 60 or 80. `srcnn models` lists all weights."""
 
 
