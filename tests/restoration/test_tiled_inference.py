@@ -31,7 +31,7 @@ photo = numpy.load(sys.argv[1])
 restore(photo[:40, :40], model, exact=True)
 expected = restore(photo, model, 64, exact=True)
 held = int(next(line for line in open("/proc/self/statm")).split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (held + (128 << 20), -1)  # a layer of the whole photo has 230 MB)
+resource.setrlimit(resource.RLIMIT_AS, (held + (128 << 20), -1))  # a layer of the whole photo has 230 MB
 found = restore(photo, model, 1000, exact=True)
 difference = numpy.abs(found.astype(int) - expected)
 print(difference.max(), (difference > 0).mean())
