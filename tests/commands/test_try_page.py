@@ -199,10 +199,11 @@ def test_a_photo_is_restored_as_by_the_package(page, tmp_path, settings):
         page.locator("#save-png").click()
     assert found.value.suggested_filename == "holiday.2024-restored.png"
     restored = np.asarray(Image.open(found.value.path()).convert("RGB"), int)
-    expected = np.asarray(restore(path, NETWORK).convert("RGB"), int)
+    expected = np.asarray(restore(path, NETWORK, exact=True).convert("RGB"), int)
     assert restored.shape == expected.shape
     difference = np.abs(restored - expected)
-    assert difference.max() <= 3 and difference.mean() < 0.5
+    # Its weights have 8 bits.
+    assert difference.max() <= 6 and (difference > 2).mean() < 1e-3 and difference.mean() < 0.5
 
 
 @pytest.mark.slow
